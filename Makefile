@@ -1,0 +1,33 @@
+# Two commands matter: `make chat` (set up, then talk) and `make test` (set up, then prove).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: chat test test-model check clean
+.DELETE_ON_ERROR:
+
+chat: $(VENV)/.installed
+	@$(BIN)/edgellm chat $(if $(PROMPT),--prompt "$$PROMPT")
+
+test: $(VENV)/.installed-dev
+	$(BIN)/pytest -q
+
+test-model: $(VENV)/.installed-dev
+	$(BIN)/pytest -q -m model
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+$(VENV)/.installed: pyproject.toml
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+export PROMPT

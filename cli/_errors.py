@@ -1,0 +1,34 @@
+"""Which failures are the user's to mend, and the exit code of each. Everything else is a bug and keeps its traceback."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+DONE, FAILED, USAGE, DOES_NOT_FIT, INTERRUPTED = 0, 1, 2, 3, 130
+
+# Class -> exit code. By name, so that `--help` need not import the rooms; only a module that is loaded can have raised.
+_KNOWN: dict[str, int] = {
+    "edgellm.memory.units.BadSize": USAGE,
+    "edgellm.memory.gguf.GgufError": FAILED,
+    "edgellm.runtime.backends.base.LoadError": FAILED,
+    "edgellm.runtime.backends.base.EngineError": FAILED,
+}
+
+
+def exit_code(error: BaseException) -> int | None:
+    """The documented code of a known failure, None for a bug."""
+    for name, code in _KNOWN.items():
+        module, _, attribute = name.rpartition(".")
+        if module in sys.modules and isinstance(error, getattr(importlib.import_module(module), attribute)):
+            return code
+    return FAILED if isinstance(error, OSError) else None
+
+
+def sentence(error: BaseException) -> str:
+    """The failure in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        remedy = " (free some space and run the same command again: it resumes)" if error.errno == 28 else ""
+        return f"{place}{error.strerror}{remedy}"
+    return " ".join(str(error).split())

@@ -1,0 +1,85 @@
+"""One way to print: data on stdout, talk on stderr, `--json` for machines, `--quiet` for silence."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Output:
+    """What the commands print through. `quiet` silences talk, never data and never errors."""
+
+    quiet: bool = False
+    verbose: bool = False
+
+    def text(self, text: str, end: str = "\n") -> None:
+        """Data for people, or the answer itself."""
+        sys.stdout.write(text + end)
+        sys.stdout.flush()
+
+    def json(self, value: Any) -> None:
+        """Data for machines: one object, indented."""
+        self.text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+    def jsonl(self, value: Any) -> None:
+        """One event of a stream, on one line."""
+        self.text(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
+        """A table on stdout; columns whose header ends in a space are aligned to the right."""
+        from rich import box
+        from rich.table import Table
+
+        table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+        for column in columns:
+            table.add_column(column.rstrip(), justify="right" if column.endswith(" ") else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(_cell(value) for value in row))
+        self.console().print(table)
+
+    def note(self, text: str) -> None:
+        """Talk: progress, hints, what was chosen and why."""
+        if not self.quiet:
+            self._stderr(text)
+
+    def detail(self, text: str) -> None:
+        """Talk that only `--verbose` wants."""
+        if self.verbose and not self.quiet:
+            self._stderr(text)
+
+    def warning(self, text: str) -> None:
+        if not self.quiet:
+            self._stderr(f"warning: {text}")
+
+    def error(self, text: str) -> None:
+        self._stderr(f"error: {text}")
+
+    def console(self, *, stderr: bool = False) -> Console:
+        """A rich console that honours NO_COLOR and pipes."""
+        from rich.console import Console
+
+        return Console(stderr=stderr, highlight=False, soft_wrap=not (sys.stderr if stderr else sys.stdout).isatty())
+
+    def _stderr(self, text: str) -> None:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def _cell(value: object) -> str:
+    from rich.markup import escape
+
+    return "" if value is None else escape(str(value))
+
+
+def wants_colour(stream: Any) -> bool:
+    """A terminal that takes colour, and a user who has not said NO_COLOR."""
+    return bool(stream.isatty()) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+out = Output()

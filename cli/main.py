@@ -1,0 +1,57 @@
+"""The command. Command modules import nothing heavy at the top, so that `--help` stays instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from edgellm.cli import _errors
+from edgellm.cli._output import out
+
+app = typer.Typer(
+    name="edgellm",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Speculative LLM inference on small devices: any drafter for any target, the output unchanged.",
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        out.text(f"edgellm {version('edgellm')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global(
+    quiet: bool = typer.Option(False, "--quiet", "-q", envvar="EDGELLM_QUIET", help="Only data and errors."),
+    verbose: bool = typer.Option(False, "--verbose", "-v", envvar="EDGELLM_VERBOSE", help="Also the engine's own log."),
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    out.quiet, out.verbose = quiet, verbose
+
+
+def main() -> None:
+    """Run the command; known failures become one sentence on stderr and a documented exit code."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(_errors.INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left, as `| head` does
+        sys.exit(_errors.FAILED)
+    except Exception as error:
+        code = _errors.exit_code(error)
+        if code is None or os.environ.get("EDGELLM_DEBUG"):
+            raise
+        out.error(_errors.sentence(error))
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

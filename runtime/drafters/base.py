@@ -1,0 +1,69 @@
+"""The seam between the loop and whatever guesses ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A proposal: tokens of the *target's* vocabulary that may follow.
+
+    `probs` is None for tokens that are simply given, which is lossless for any drafter; otherwise shape
+    (len(tokens), n_vocab) and row i must be the very distribution that token i was drawn from.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    probs: NDArray[np.float32] | None = None
+    source: str = "none"
+
+
+class Drafter(Protocol):
+    """Guesses the continuation of a token sequence that it follows along."""
+
+    busy_s: (
+        float  # seconds spent inside a draft model's forward passes so far; the rest of a drafter's time is translation
+    )
+
+    def begin(self, prompt: Sequence[int], own_prompt: Sequence[int] | None = None) -> None:
+        """A turn starts with these target ids.
+
+        `own_prompt` is the same conversation in the drafter's own vocabulary and chat template; drafters without a
+        vocabulary of their own ignore it, a translating one without it translates the target's text.
+        """
+        ...
+
+    def propose(self, tokens: Sequence[int], limit: int) -> Draft:
+        """At most `limit` tokens to follow `tokens` (the whole sequence, prompt included)."""
+        ...
+
+    def observe(self, tokens: Sequence[int], n_new: int) -> None:
+        """The last `n_new` of `tokens` are now settled: verified draft tokens and the target's own one."""
+        ...
+
+    def close(self) -> None:
+        """Free what the drafter holds."""
+        ...
+
+
+class NoDrafter:
+    """Plain decoding is speculation of length 0."""
+
+    busy_s = 0.0
+
+    def begin(self, prompt: Sequence[int], own_prompt: Sequence[int] | None = None) -> None:
+        return None
+
+    def propose(self, tokens: Sequence[int], limit: int) -> Draft:
+        return Draft()
+
+    def observe(self, tokens: Sequence[int], n_new: int) -> None:
+        return None
+
+    def close(self) -> None:
+        return None

@@ -1,0 +1,66 @@
+"""The rooms and which may import which. A new edge is a decision: change ALLOWED in the same commit."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ALLOWED: dict[str, set[str]] = {
+    "memory": set(),
+    "export": {"memory"},
+    "runtime": {"memory"},
+    "cli": {"memory", "export", "runtime"},
+}
+# A heavy library is imported by its adapter alone.
+ADAPTERS = {
+    "llama_cpp": {"runtime/backends/llama_cpp.py"},
+}
+
+
+def modules_imported_by(source: Path) -> list[str]:
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{source}: imports are absolute"
+            names.append(node.module or "")
+        elif isinstance(node, ast.Import):
+            names.extend(alias.name for alias in node.names)
+    return names
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_rooms_import_only_downwards(room: str) -> None:
+    for source in (ROOT / room).rglob("*.py"):
+        rooms = {name.split(".")[1] for name in modules_imported_by(source) if name.startswith("edgellm.")}
+        assert rooms <= ALLOWED[room] | {room}, source
+
+
+@pytest.mark.parametrize("library", ADAPTERS)
+def test_heavy_libraries_are_imported_by_their_adapters_alone(library: str) -> None:
+    importers = {
+        source.relative_to(ROOT).as_posix()
+        for room in ALLOWED
+        for source in (ROOT / room).rglob("*.py")
+        if any(name.split(".")[0] == library for name in modules_imported_by(source))
+    }
+    assert importers <= ADAPTERS[library]
+
+
+def test_every_package_ships() -> None:
+    """setuptools cannot discover mapped packages, and an editable install hides a forgotten one."""
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    found = {
+        ".".join(["edgellm", *init.parent.relative_to(ROOT).parts])
+        for room in ALLOWED
+        for init in (ROOT / room).rglob("__init__.py")
+    }
+    assert listed == found | {"edgellm"}
+
+
+def test_no_python_file_lies_at_the_root() -> None:
+    """It would ship inside the wheel as edgellm/<name>.py."""
+    assert [path.name for path in ROOT.glob("*.py") if path.name != "setup.py"] == []
