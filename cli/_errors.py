@@ -1,4 +1,4 @@
-"""Which failures are the user's to mend, and the exit code of each. Everything else is a bug and keeps its traceback."""
+"""Which failures are the user's to mend, and the exit code of each. All else is a bug and keeps its traceback."""
 
 from __future__ import annotations
 

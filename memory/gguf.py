@@ -1,7 +1,7 @@
 """Read a GGUF header: metadata and tensor directory, never the weights.
 
-The file comes from outside and is taken as hostile: every length is checked against the bytes that are there before it is
-used, so a damaged or malicious header costs an error and never memory. Format: ggml's `docs/gguf.md`, versions 2 and 3.
+The file comes from outside and is taken as hostile: every length is checked against the bytes that are there before it
+is used, so a damaged or malicious header costs an error and never memory. Format: ggml's `docs/gguf.md`, versions 2, 3.
 """
 
 from __future__ import annotations
@@ -123,8 +123,7 @@ class _Cursor:
         """The offset of the next `n_bytes`, which are consumed."""
         start = self.offset
         if n_bytes < 0 or n_bytes > len(self.data) - start:
-            raise GgufError(f"{self.path} ends inside its header ({len(self.data):,} bytes): the download is incomplete, "
-                            "pull or copy it again")  # fmt: skip
+            raise GgufError(f"{self.path} ends inside its header ({len(self.data):,} bytes): pull or copy it again")
         self.offset = start + n_bytes
         return start
 
