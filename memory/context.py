@@ -1,0 +1,43 @@
+"""What one model is run with: everything about a context that decides how much memory it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+KvType = Literal["f16", "q8_0", "q4_0"]
+
+# (elements a block, bytes a block), as ggml lays them out
+KV_BLOCKS: dict[str, tuple[int, int]] = {"f16": (1, 2), "q8_0": (32, 34), "q4_0": (32, 18)}
+CELL_PAD = 256  # llama.cpp rounds the context up to this many tokens
+
+
+@dataclass(frozen=True, slots=True)
+class ContextSettings:
+    """How one model's context is set up. Counts are tokens.
+
+    Flash attention is always on: without it the scores of every head are held, and a quantised V cache is refused.
+    """
+
+    n_ctx: int
+    n_ubatch: int = 128  # tokens computed at once; a prompt is cut into pieces of this size
+    n_outputs: int = 1  # rows of logits that one pass may return: draft length + 1 for a target, 1 for a drafter
+    kv: KvType = "f16"
+    n_rs_seq: int = 0  # snapshots of the recurrent state, which cutting back a hybrid model needs
+    n_threads: int = 2
+
+    @property
+    def n_cells(self) -> int:
+        """Tokens the cache has room for: `n_ctx` rounded up."""
+        return pad(self.n_ctx, CELL_PAD)
+
+
+def pad(value: int, multiple: int) -> int:
+    """`value` rounded up to a whole multiple."""
+    return -(-value // multiple) * multiple
+
+
+def kv_row_bytes(n_elements: int, kv: str) -> int:
+    """Bytes of one row of the cache. Quantised rows are whole blocks; ggml refuses others."""
+    block_elements, block_bytes = KV_BLOCKS[kv]
+    return -(-n_elements // block_elements) * block_bytes
