@@ -6,20 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from edgellm.runtime.sampling import Distribution
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
     """A proposal: tokens of the *target's* vocabulary that may follow.
 
-    `probs` is None for tokens that are simply given, which is lossless for any drafter; otherwise shape
-    (len(tokens), n_vocab) and row i must be the very distribution that token i was drawn from.
+    `probs` is None for tokens that are simply given, which is lossless for any drafter; otherwise item i must be the
+    very distribution that token i was drawn from.
     """
 
     tokens: list[int] = field(default_factory=list)
-    probs: NDArray[np.float32] | None = None
+    probs: list[Distribution] | None = None
     source: str = "none"
 
 

@@ -1,0 +1,315 @@
+"""llama.cpp through llama-cpp-python's low-level API, pinned to the release whose structs and semantics were checked.
+
+The library's own `Llama` class is not used: it keeps n_ctx x n_vocab logits and ignores failed truncations.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from llama_cpp import llama_cpp as api
+from numpy.typing import NDArray
+
+from edgellm.memory.cpu import usable_cores
+from edgellm.memory.gguf import GgufError, GgufHeader, read_header
+from edgellm.runtime.backends.base import CannotTruncate, ContextFull, EngineError, LoadError, Logits
+from edgellm.runtime.vocabulary import TokenKind, Vocabulary
+
+KvType = Literal["f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+KV_TYPES: dict[KvType, int] = {"f32": 0, "f16": 1, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2}
+
+log = logging.getLogger("edgellm.llama_cpp")
+_recent: deque[str] = deque(maxlen=20)  # warnings and errors, for the sentence that explains a failed load
+_level = logging.DEBUG
+
+
+@api.llama_log_callback  # type: ignore[untyped-decorator]
+def _on_log(level: int, text: bytes, _user_data: Any) -> None:
+    global _level
+    if level != 5:  # 5 continues the line before
+        _level = {1: logging.DEBUG, 2: logging.WARNING, 3: logging.ERROR}.get(level, logging.DEBUG)
+    line = text.decode("utf-8", "replace").rstrip("\n")
+    if not line.strip("."):
+        return
+    if _level >= logging.WARNING:
+        _recent.append(line)
+    log.debug(line)
+
+
+_initialised = False
+
+
+def _initialise() -> None:
+    global _initialised
+    if not _initialised:
+        api.llama_log_set(_on_log, ctypes.c_void_p(0))
+        api.llama_backend_init()
+        _initialised = True
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """How weights are loaded. `repack` lets the engine keep a second, faster layout of some types."""
+
+    n_gpu_layers: int = -1  # -1: all that the device takes
+    main_gpu: int = 0
+    mmap: bool = True
+    repack: bool = True
+    vocabulary_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ContextOptions:
+    """What one sequence may use. Every allocation follows from these numbers."""
+
+    n_ctx: int = 4096  # tokens
+    max_keep: int = 1  # logits rows a pass: the widest verification
+    n_ubatch: int = 128  # tokens a pass; more costs memory and gains nothing on a CPU
+    kv: KvType = "f16"
+    flash_attention: bool = True
+    n_threads: int | None = None  # None: the physical cores that this process may use
+    pad_single: bool = False  # run single tokens as two, so that they agree in every bit with wider passes
+
+
+class LlamaModel:
+    """Weights and vocabulary of one GGUF file.
+
+    Raises:
+        LoadError: the file is no GGUF, damaged, truncated, of an unknown architecture, or too large for the memory.
+    """
+
+    def __init__(self, path: Path, options: ModelOptions = ModelOptions()) -> None:
+        self.path, self.options = path, options
+        self.header = _checked_header(path)
+        _initialise()
+        params = api.llama_model_default_params()
+        params.n_gpu_layers = options.n_gpu_layers if api.llama_supports_gpu_offload() else 0
+        params.main_gpu = options.main_gpu
+        params.load_mode = api.LLAMA_LOAD_MODE_MMAP if options.mmap else api.LLAMA_LOAD_MODE_NONE
+        params.use_extra_bufts = options.repack
+        params.vocab_only = options.vocabulary_only
+        _recent.clear()
+        self._model = api.llama_model_load_from_file(str(path).encode(), params)
+        if not self._model:
+            raise LoadError(f"{path} could not be loaded: {_reason()}")
+        self.vocabulary = Vocabulary(_LlamaTokenizer(api.llama_model_get_vocab(self._model)))
+        self.chat_template = self.header.metadata.get("tokenizer.chat_template") or None
+        self.n_ctx_train = int(api.llama_model_n_ctx_train(self._model))
+        self.is_recurrent = bool(api.llama_model_is_recurrent(self._model) or api.llama_model_is_hybrid(self._model))
+
+    @property
+    def handle(self) -> Any:
+        if self._model is None:
+            raise EngineError(f"{self.path} is closed")
+        return self._model
+
+    def close(self) -> None:
+        if self._model:
+            api.llama_model_free(self._model)
+        self._model = None
+
+
+class LlamaBackend:
+    """One sequence on llama.cpp. See `Backend` for the contract.
+
+    Raises:
+        LoadError: the context's memory could not be had.
+    """
+
+    def __init__(self, model: LlamaModel, options: ContextOptions = ContextOptions()) -> None:
+        self.model, self.options = model, options
+        self.n_vocab = model.vocabulary.n_tokens
+        self.max_keep = max(options.max_keep, 2 if options.pad_single else 1)
+        self.busy_s = 0.0
+        self.n_threads = options.n_threads or usable_cores()
+        self._n_batch = max(options.n_ubatch, self.max_keep)
+        self._length = 0
+        self._ctx: Any = None
+        params = api.llama_context_default_params()
+        params.n_ctx = options.n_ctx
+        params.n_batch = params.n_ubatch = self._n_batch
+        params.n_seq_max = 1
+        params.n_outputs_max = self.max_keep
+        params.n_threads = params.n_threads_batch = self.n_threads
+        params.flash_attn_type = (
+            api.LLAMA_FLASH_ATTN_TYPE_ENABLED if options.flash_attention else api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
+        params.type_k = params.type_v = KV_TYPES[options.kv]
+        params.no_perf = True
+        # A sliding window keeps n_ubatch spare cells, more than one rejected draft ever needs.
+        params.swa_full = False
+        params.n_rs_seq = self.max_keep if model.is_recurrent else 0
+        _recent.clear()
+        self._ctx = api.llama_init_from_model(model.handle, params)
+        if not self._ctx:
+            raise LoadError(
+                f"{model.path.name}: no context of {options.n_ctx:,} tokens could be made: {_reason()}; "
+                "try a smaller --ctx or --kv q8_0"
+            )
+        self._memory = api.llama_get_memory(self._ctx)
+        self.n_ctx = int(api.llama_n_ctx(self._ctx))
+        self._batch = api.llama_batch_init(self._n_batch, 0, 1)
+        self._tokens: NDArray[np.int32] = np.ctypeslib.as_array(self._batch.token, (self._n_batch,))
+        self._positions: NDArray[np.int32] = np.ctypeslib.as_array(self._batch.pos, (self._n_batch,))
+        self._wanted: NDArray[np.int8] = np.ctypeslib.as_array(self._batch.logits, (self._n_batch,))
+        for i in range(self._n_batch):
+            self._batch.n_seq_id[i] = 1
+            self._batch.seq_id[i][0] = 0
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+    def forward(self, tokens: Sequence[int], keep: int) -> Logits:
+        if keep > self.max_keep or keep > len(tokens):
+            raise EngineError(f"{keep} rows of logits asked for, {min(self.max_keep, len(tokens))} are to be had")
+        n_body = len(tokens) - keep
+        for start in range(0, n_body, self._n_batch):
+            self._decode(tokens[start : min(start + self._n_batch, n_body)], 0)
+        if not keep:
+            return np.empty((0, self.n_vocab), np.float32)
+        if keep == 1 and self.options.pad_single:
+            self._decode([tokens[-1], tokens[-1]], 1)
+            self.truncate(self._length - 1)
+        else:
+            self._decode(tokens[n_body:], keep)
+        return np.ctypeslib.as_array(api.llama_get_logits(self._ctx), (keep, self.n_vocab))
+
+    def _decode(self, tokens: Sequence[int], n_rows: int) -> None:
+        """One engine call over at most n_batch tokens; logits of the first `n_rows`."""
+        n = len(tokens)
+        if not n:
+            return
+        if self._ctx is None:
+            raise EngineError(f"{self.model.path.name} is closed")
+        if self._length + n > self.n_ctx:
+            raise ContextFull(f"the context of {self.n_ctx:,} tokens is full: raise --ctx or /clear the conversation")
+        self._tokens[:n] = tokens
+        self._positions[:n] = range(self._length, self._length + n)
+        self._wanted[:n_rows] = 1
+        self._wanted[n_rows:n] = 0
+        self._batch.n_tokens = n
+        started = time.perf_counter()
+        status = api.llama_decode(self._ctx, self._batch)
+        self.busy_s += time.perf_counter() - started
+        if status == 0:
+            self._length += n
+        elif status == 1:
+            raise ContextFull(f"no room for {n} more tokens in a context of {self.n_ctx:,}: raise --ctx")
+        else:
+            api.llama_memory_seq_rm(self._memory, 0, self._length, -1)  # a failed call may leave part of its tokens
+            raise EngineError(f"{self.model.path.name}: the engine failed with status {status}: {_reason()}")
+
+    def truncate(self, length: int) -> None:
+        if length >= self._length:
+            return
+        if length <= 0:
+            api.llama_memory_clear(self._memory, False)
+            self._length = 0
+        elif api.llama_memory_seq_rm(self._memory, 0, length, -1):
+            self._length = length
+        else:
+            raise CannotTruncate(
+                f"{self.model.path.name} ({self.model.header.architecture}) keeps recurrent state that cannot be cut "
+                f"back from {self._length} to {length} tokens: use it with --draft none"
+            )
+
+    def warm_up(self) -> None:
+        """One pass over one token, so that the first answer does not pay for paging the weights in."""
+        vocabulary = self.model.vocabulary
+        token = vocabulary.bos if vocabulary.bos is not None else 0
+        self.forward([token], keep=1)
+        self.truncate(0)
+        self.busy_s = 0.0
+
+    def close(self) -> None:
+        if self._ctx is not None:
+            api.llama_batch_free(self._batch)
+            api.llama_free(self._ctx)
+        self._ctx = None
+        self._length = 0
+
+
+class _LlamaTokenizer:
+    """llama.cpp's vocabulary as the `Tokenizer` that `Vocabulary` wants."""
+
+    def __init__(self, vocab: Any) -> None:
+        self._vocab = vocab
+        self.n_tokens = int(api.llama_vocab_n_tokens(vocab))
+        self.bos = _token_or_none(api.llama_vocab_bos(vocab))
+        self.adds_bos = bool(api.llama_vocab_get_add_bos(vocab))
+        self.end_tokens = frozenset(i for i in range(self.n_tokens) if api.llama_vocab_is_eog(vocab, i))
+        eot, eos = _token_or_none(api.llama_vocab_eot(vocab)), _token_or_none(api.llama_vocab_eos(vocab))
+        self.turn_end = eot if eot is not None else eos
+        self._buffer = ctypes.create_string_buffer(256)
+
+    def tokenize(self, text: bytes) -> list[int]:
+        n_max = len(text) + 8
+        tokens = (api.llama_token * n_max)()
+        n = api.llama_tokenize(self._vocab, text, len(text), tokens, n_max, False, False)
+        if n < 0:
+            raise EngineError(f"the tokenizer wanted {-n} tokens for {len(text)} bytes")
+        return list(tokens[:n])
+
+    def piece(self, token: int) -> bytes:
+        return self._piece(token, False)
+
+    def literal(self, token: int) -> bytes:
+        return self._piece(token, True)
+
+    def _piece(self, token: int, special: bool) -> bytes:
+        n = api.llama_token_to_piece(self._vocab, token, self._buffer, len(self._buffer), 0, special)
+        if n < 0:
+            self._buffer = ctypes.create_string_buffer(-n)
+            n = api.llama_token_to_piece(self._vocab, token, self._buffer, len(self._buffer), 0, special)
+        return self._buffer.raw[:n]
+
+    def kinds(self) -> list[TokenKind]:
+        attr_of, vocab = api.llama_vocab_get_attr, self._vocab
+        return [_kind(attr_of(vocab, token)) for token in range(self.n_tokens)]
+
+
+def _kind(attr: int) -> TokenKind:
+    if attr & api.LLAMA_TOKEN_ATTR_NORMAL:
+        return "normal"
+    if attr & api.LLAMA_TOKEN_ATTR_CONTROL:
+        return "control"
+    if attr & api.LLAMA_TOKEN_ATTR_USER_DEFINED:
+        return "user"
+    if attr & api.LLAMA_TOKEN_ATTR_BYTE:
+        return "byte"
+    return "unused" if attr & api.LLAMA_TOKEN_ATTR_UNUSED else "unknown"
+
+
+def _token_or_none(token: int) -> int | None:
+    return int(token) if token >= 0 else None
+
+
+def _checked_header(path: Path) -> GgufHeader:
+    try:
+        return read_header(path)
+    except GgufError as error:
+        raise LoadError(str(error)) from error
+    except OSError as error:
+        raise LoadError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _reason() -> str:
+    """The engine's own words for its last failure, in one line."""
+    words = [line.split(": ", 1)[-1] for line in _recent if "failed to load model" not in line]
+    if not words:
+        return "the engine gave no reason (run with --verbose)"
+    reason = words[0]
+    if "unknown model architecture" in reason:
+        reason += "; this engine does not know it, pull another model"
+    elif "alloc" in reason.lower():
+        reason += "; not enough memory"
+    return reason
