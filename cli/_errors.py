@@ -11,6 +11,7 @@ DONE, FAILED, USAGE, DOES_NOT_FIT, INTERRUPTED = 0, 1, 2, 3, 130
 _KNOWN: dict[str, int] = {
     "edgellm.memory.units.BadSize": USAGE,
     "edgellm.memory.gguf.GgufError": FAILED,
+    "edgellm.export.tokenizer.TokenizerError": FAILED,
     "edgellm.runtime.backends.base.LoadError": FAILED,
     "edgellm.runtime.backends.base.EngineError": FAILED,
 }
