@@ -12,6 +12,10 @@ _KNOWN: dict[str, int] = {
     "edgellm.memory.units.BadSize": USAGE,
     "edgellm.memory.gguf.GgufError": FAILED,
     "edgellm.export.tokenizer.TokenizerError": FAILED,
+    "edgellm.export.catalogue.UnknownModel": USAGE,
+    "edgellm.export.catalogue.CatalogueError": FAILED,
+    "edgellm.export.reference.BadReference": USAGE,
+    "edgellm.export.store.PullError": FAILED,
     "edgellm.runtime.backends.base.LoadError": FAILED,
     "edgellm.runtime.backends.base.EngineError": FAILED,
 }

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from edgellm.cli import _errors
+from edgellm.cli import _errors, pull
 from edgellm.cli._output import out
 
 app = typer.Typer(
@@ -34,6 +34,9 @@ def _global(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
     out.quiet, out.verbose = quiet, verbose
+
+
+app.command()(pull.pull)
 
 
 def main() -> None:

@@ -1,0 +1,53 @@
+"""Every test has folders of its own; the real models are pulled once for each machine, by the product's own command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+USER_ENV = dict(os.environ)  # before any test changes it
+_OURS = ("EDGELLM_", "HF_", "HUGGINGFACE_", "HUGGING_FACE_")
+NOWHERE = "http://127.0.0.1:9"  # the discard port: refused at once, so that no test asks the real Hub by accident
+
+
+@pytest.fixture(autouse=True)
+def private_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty EDGELLM_HOME and HF_HOME, and none of the user's own settings. Returns the folder that holds both."""
+    folder = tmp_path_factory.mktemp("private")
+    for name in [name for name in os.environ if name.startswith(_OURS)]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("EDGELLM_HOME", str(folder / "edgellm"))
+    monkeypatch.setenv("HF_HOME", str(folder / "hf"))
+    monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
+    if "huggingface_hub" in sys.modules:  # it read the environment when it was imported
+        constants = sys.modules["huggingface_hub"].constants
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hf" / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "hf" / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", NOWHERE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_path() -> Callable[[str], Path]:
+    """`model_path("qwen2.5-coder-0.5b-instruct")` is the real file, in the user's own cache (see `-m model`)."""
+
+    def pulled(name: str) -> Path:
+        command = [sys.executable, "-m", "edgellm.cli", "--quiet", "pull", name, "--json"]
+        done = subprocess.run(command, env=USER_ENV, capture_output=True, text=True, cwd=Path.home())
+        assert done.returncode == 0, done.stderr
+        return Path(json.loads(done.stdout)["path"])
+
+    return pulled
+
+
+@pytest.fixture(scope="session")
+def smollm2_path(model_path: Callable[[str], Path]) -> Path:
+    """SmolLM2-135M-Instruct Q4_1, 94 MiB: small enough for the default tests."""
+    return model_path("smollm2-135m-instruct")
