@@ -14,7 +14,7 @@ _KNOWN: dict[str, int] = {
     "edgellm.export.tokenizer.TokenizerError": FAILED,
     "edgellm.export.catalogue.UnknownModel": USAGE,
     "edgellm.export.catalogue.CatalogueError": FAILED,
-    "edgellm.export.reference.BadReference": USAGE,
+    "edgellm.export.naming.BadReference": USAGE,
     "edgellm.export.store.PullError": FAILED,
     "edgellm.runtime.backends.base.LoadError": FAILED,
     "edgellm.runtime.backends.base.EngineError": FAILED,

@@ -73,6 +73,7 @@ class ModelFacts:
     n_vocab: int
     n_ctx_train: int  # tokens
     n_params: int
+    tied: bool  # the output matrix is the embedding
     window: int | None = None  # tokens that a sliding-window layer attends to
 
 

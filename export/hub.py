@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgellm.export import reference as ref
+from edgellm.export import naming
 from edgellm.export.catalogue import FileEntry, HfSource
 from edgellm.export.download import CONNECT_S, READ_S, ChecksumError, Progress, SourceError, check, fetch
 
@@ -39,11 +39,11 @@ def find_file(repo: str, quant: str | None, *, token: str | None = None) -> tupl
     with _plain_errors(repo):
         info = _within(READ_S, lambda: api.model_info(repo, files_metadata=True, timeout=READ_S))
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
-    filename = ref.choose([name for name in siblings if ref.is_model_file(name)], quant, where=repo)
+    filename = naming.choose([name for name in siblings if naming.is_model_file(name)], quant, where=repo)
     sibling = siblings[filename]
     sha256 = sibling.lfs.sha256 if sibling.lfs else None
     licence = info.card_data.get("license") if info.card_data else None
-    file = FileEntry(ref.quant_of(filename) or "", filename, sibling.size, sha256, (HfSource(repo, filename),))
+    file = FileEntry(naming.quant_of(filename) or "", filename, sibling.size, sha256, (HfSource(repo, filename),))
     return licence, file
 
 
@@ -68,8 +68,6 @@ def pull(
     """
     import httpx2
     import huggingface_hub
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, not re-exported
 
     url = huggingface_hub.hf_hub_url(source.repo, source.filename, revision=source.revision, endpoint=_endpoint())
@@ -87,9 +85,7 @@ def pull(
         if sha256 not in (None, there.etag):
             raise ChecksumError(f"its file has the sha256 {there.etag[:12]}… where {sha256[:12]}… was expected")
         sha256 = there.etag
-    blob = (
-        Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=source.repo, repo_type="model") / "blobs" / there.etag
-    )
+    blob = _cache_folder(source.repo) / "blobs" / there.etag
     if blob.exists():
         with contextlib.suppress(SourceError):  # a damaged blob is deleted and fetched again
             check(blob, n_bytes=there.size, sha256=sha256)
@@ -113,14 +109,14 @@ def cached(source: HfSource) -> Path | None:
 
 
 def cached_files(repo: str) -> list[str]:
-    """The model files of a repository that lie in the Hub's cache."""
-    import huggingface_hub
-
+    """The model files of a repository's main branch that lie in the Hub's cache."""
+    folder = _cache_folder(repo)
     try:
-        folder = Path(huggingface_hub.snapshot_download(repo, local_files_only=True))
-    except (huggingface_hub.errors.LocalEntryNotFoundError, huggingface_hub.errors.HFValidationError):
+        commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+        names = [path.name for path in (folder / "snapshots" / commit).iterdir()]
+    except OSError:
         return []
-    return sorted(path.name for path in folder.iterdir() if ref.is_model_file(path.name))
+    return sorted(filter(naming.is_model_file, names))
 
 
 def sha256_of_name(path: Path) -> str | None:
@@ -138,6 +134,12 @@ def discard(path: Path) -> None:
                 name.unlink()
         blob.unlink(missing_ok=True)
     path.unlink(missing_ok=True)
+
+
+def _cache_folder(repo: str) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
 
 
 def _endpoint() -> str:

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgellm.export import reference as ref
+from edgellm.export import naming
 from edgellm.export.catalogue import FileEntry, HfSource, ModelEntry, Source, find
 from edgellm.export.download import ChecksumError, Progress, SourceError, Unwatched, digest, settle
-from edgellm.export.reference import BadReference
+from edgellm.export.naming import BadReference
 from edgellm.memory.units import format_bytes
 
 
@@ -87,10 +87,10 @@ def locate(reference: str) -> ModelFile | None:
     Raises:
         BadReference, UnknownModel: the reference stands for nothing, or for several things.
     """
-    parsed = ref.parse(reference)
+    parsed = naming.parse(reference)
     if parsed.path:
         path = parsed.path.resolve()
-        return ModelFile(path, path.stem, ref.quant_of(path.name), path.stat().st_size, None, None, "path")
+        return ModelFile(path, path.stem, naming.quant_of(path.name), path.stat().st_size, None, None, "path")
     if parsed.repo:
         return _locate_repo(parsed.repo, parsed.quant)
     return _locate_wanted(_wanted_of(find(parsed.name or ""), parsed.quant))
@@ -120,7 +120,7 @@ def pull(
     if offline:
         raise NotHere(f"{reference} is not on this machine: run `edgellm pull {reference}` where there is a network")
     progress = progress or Unwatched()
-    parsed = ref.parse(reference)
+    parsed = naming.parse(reference)
     if parsed.repo:
         from edgellm.export import hub
 
@@ -171,8 +171,8 @@ def _discard(path: Path, source: str) -> None:
 def _wanted_of(entry: ModelEntry, quant: str | None) -> _Wanted:
     if not entry.files:
         raise BadReference(
-            f"of {entry.name} the catalogue knows the checkpoint {entry.repo} alone, which is no GGUF: "
-            "name a repository that holds a GGUF of it"
+            f"{entry.name} is known as the checkpoint {entry.repo} alone: "
+            f"`edgellm export {entry.name}` makes a GGUF of it"
         )
     if quant is None:
         return _Wanted(entry.name, entry.licence, entry.files[0])
@@ -189,9 +189,9 @@ def _locate_repo(repo: str, quant: str | None) -> ModelFile | None:
     pulled = {model.path.name: model for model in installed() if model.name.casefold() == repo.casefold()}
     with contextlib.suppress(BadReference):  # what is here does not answer the reference; what the Hub has may
         if pulled:
-            return pulled[ref.choose(list(pulled), quant, where=repo)]
-        filename = ref.choose(hub.cached_files(repo), quant, where=repo)
-        file = FileEntry(ref.quant_of(filename) or "", filename, None, None, (HfSource(repo, filename),))
+            return pulled[naming.choose(list(pulled), quant, where=repo)]
+        filename = naming.choose(hub.cached_files(repo), quant, where=repo)
+        file = FileEntry(naming.quant_of(filename) or "", filename, None, None, (HfSource(repo, filename),))
         return _locate_wanted(_Wanted(repo, None, file))
     return None
 

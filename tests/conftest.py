@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from loopback_hub import LoopbackHub
 
 USER_ENV = dict(os.environ)  # before any test changes it
 _OURS = ("EDGELLM_", "HF_", "HUGGINGFACE_", "HUGGING_FACE_")
@@ -25,13 +27,32 @@ def private_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
     monkeypatch.setenv("EDGELLM_HOME", str(folder / "edgellm"))
     monkeypatch.setenv("HF_HOME", str(folder / "hf"))
     monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
-    if "huggingface_hub" in sys.modules:  # it read the environment when it was imported
-        constants = sys.modules["huggingface_hub"].constants
+    if constants := _hub_constants():
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hf" / "hub"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "hf" / "token"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", NOWHERE)
     return folder
+
+
+@pytest.fixture
+def hub(private_folders: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    """A Hub and a package index on the loopback; HF_ENDPOINT and pip point at them and at nothing else."""
+    with LoopbackHub() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        if constants := _hub_constants():
+            monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        for name in [name for name in os.environ if name.startswith("PIP_")]:
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+        monkeypatch.setenv("PIP_INDEX_URL", server.index)
+        yield server
+
+
+def _hub_constants() -> Any:
+    """huggingface_hub's settings, which it read from the environment if it has been imported."""
+    module = sys.modules.get("huggingface_hub")
+    return module.constants if module else None
 
 
 @pytest.fixture(scope="session")
