@@ -1,1 +1,43 @@
-"""Token ids in, token ids out; chat on top. Imports `memory` alone of the other rooms."""
+"""Token ids in, token ids out; chat on top. Imports `memory` alone of the other rooms.
+
+The Python API in five lines:
+
+    from edgellm.runtime import ChatSession, load
+
+    with load("target.gguf", "drafter.gguf") as engine:
+        for text in ChatSession(engine).reply("Why is the sky blue?"):
+            print(text, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgellm.runtime.chat import Answer as Answer
+    from edgellm.runtime.chat import ChatSession as ChatSession
+    from edgellm.runtime.chat import Stats as Stats
+    from edgellm.runtime.engine import Engine as Engine
+    from edgellm.runtime.engine import EngineOptions as EngineOptions
+    from edgellm.runtime.engine import load as load
+    from edgellm.runtime.sampling import Sampling as Sampling
+
+_HOMES = {
+    "Answer": "chat",
+    "ChatSession": "chat",
+    "Stats": "chat",
+    "Engine": "engine",
+    "EngineOptions": "engine",
+    "load": "engine",
+    "Sampling": "sampling",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Load the engine's libraries when they are first asked for, not when a planner asks for a sibling module."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

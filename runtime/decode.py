@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,6 +28,10 @@ class Step:
     verify_s: float  # in the target's forward pass
     sample_s: float  # choosing and checking tokens
 
+    @property
+    def total_s(self) -> float:
+        return self.draft_s + self.translate_s + self.verify_s + self.sample_s
+
 
 def generate(
     backend: Backend,
@@ -38,7 +42,7 @@ def generate(
     n_draft: int,
     max_new: int,
     stop: frozenset[int] = frozenset(),
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Yield one Step per target forward pass, `max_new` tokens at most or until a token of `stop` (which is yielded).
 
     `backend` holds any prefix of `prompt`, and not all of it. Between passes it holds every token but the last, so
@@ -51,7 +55,7 @@ def generate(
     tokens = list(prompt)
     end = min(len(tokens) + max_new, backend.n_ctx)
     n_draft = min(n_draft, backend.max_keep - 1)
-    backend.forward(tokens[backend.length : -1], keep=0)
+    backend.forward(tokens[len(backend.tokens) : -1], keep=0)
     while len(tokens) < end:
         started, draft_busy = time.perf_counter(), drafter.busy_s
         draft = drafter.propose(tokens, min(n_draft, end - len(tokens) - 1))

@@ -108,6 +108,9 @@ class Sampling:
         return Distribution(ids, _softmax(kept / self.temperature))
 
 
+GREEDY = Sampling()
+
+
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     weights: NDArray[np.float64] = np.exp(logits - logits.max())
     weights /= weights.sum()

@@ -35,10 +35,7 @@ class Backend(Protocol):
     max_keep: int  # logits rows that one forward pass can return; the widest verification is this many tokens
     busy_s: float  # seconds spent inside the engine so far
 
-    @property
-    def length(self) -> int:
-        """Tokens whose keys and values are cached."""
-        ...
+    tokens: list[int]  # whose keys and values are cached; only the backend changes it
 
     def forward(self, tokens: Sequence[int], keep: int) -> Logits:
         """Append `tokens` and return the logits of the last `keep` of them, shape (keep, n_vocab).
@@ -62,3 +59,19 @@ class Backend(Protocol):
     def close(self) -> None:
         """Free the engine's memory; the backend is unusable afterwards."""
         ...
+
+
+def keep_common_prefix(backend: Backend, tokens: Sequence[int], n_most: int, *, n_known: int = 0) -> int:
+    """Cut the backend back to what it shares with `tokens`, `n_most` at most; returns how many it keeps.
+
+    `n_known`: how many are known to be shared where both are that long.
+    """
+    n_max = max(0, min(n_most, len(backend.tokens)))
+    n = min(n_known, n_max)
+    while n < n_max and backend.tokens[n] == tokens[n]:
+        n += 1
+    try:
+        backend.truncate(n)
+    except CannotTruncate:  # recurrent state: begin again
+        backend.truncate(0)
+    return len(backend.tokens)

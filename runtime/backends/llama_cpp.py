@@ -131,7 +131,7 @@ class LlamaBackend:
         self.busy_s = 0.0
         self.n_threads = options.n_threads or usable_cores()
         self._n_batch = max(options.n_ubatch, self.max_keep)
-        self._length = 0
+        self.tokens: list[int] = []
         self._ctx: Any = None
         params = api.llama_context_default_params()
         params.n_ctx = options.n_ctx
@@ -164,10 +164,6 @@ class LlamaBackend:
             self._batch.n_seq_id[i] = 1
             self._batch.seq_id[i][0] = 0
 
-    @property
-    def length(self) -> int:
-        return self._length
-
     def forward(self, tokens: Sequence[int], keep: int) -> Logits:
         if keep > self.max_keep or keep > len(tokens):
             raise EngineError(f"{keep} rows of logits asked for, {min(self.max_keep, len(tokens))} are to be had")
@@ -178,22 +174,22 @@ class LlamaBackend:
             return np.empty((0, self.n_vocab), np.float32)
         if keep == 1 and self.options.pad_single:
             self._decode([tokens[-1], tokens[-1]], 1)
-            self.truncate(self._length - 1)
+            self.truncate(len(self.tokens) - 1)
         else:
             self._decode(tokens[n_body:], keep)
         return np.ctypeslib.as_array(api.llama_get_logits(self._ctx), (keep, self.n_vocab))
 
     def _decode(self, tokens: Sequence[int], n_rows: int) -> None:
         """One engine call over at most n_batch tokens; logits of the first `n_rows`."""
-        n = len(tokens)
+        n, n_held = len(tokens), len(self.tokens)
         if not n:
             return
         if self._ctx is None:
             raise EngineError(f"{self.model.path.name} is closed")
-        if self._length + n > self.n_ctx:
+        if n_held + n > self.n_ctx:
             raise ContextFull(f"the context of {self.n_ctx:,} tokens is full: raise --ctx or /clear the conversation")
         self._tokens[:n] = tokens
-        self._positions[:n] = range(self._length, self._length + n)
+        self._positions[:n] = range(n_held, n_held + n)
         self._wanted[:n_rows] = 1
         self._wanted[n_rows:n] = 0
         self._batch.n_tokens = n
@@ -201,26 +197,24 @@ class LlamaBackend:
         status = api.llama_decode(self._ctx, self._batch)
         self.busy_s += time.perf_counter() - started
         if status == 0:
-            self._length += n
+            self.tokens.extend(tokens)
         elif status == 1:
             raise ContextFull(f"no room for {n} more tokens in a context of {self.n_ctx:,}: raise --ctx")
         else:
-            api.llama_memory_seq_rm(self._memory, 0, self._length, -1)  # a failed call may leave part of its tokens
+            api.llama_memory_seq_rm(self._memory, 0, n_held, -1)  # a failed call may leave part of its tokens
             raise EngineError(f"{self.model.path.name}: the engine failed with status {status}: {_reason()}")
 
     def truncate(self, length: int) -> None:
-        if length >= self._length:
+        if length >= len(self.tokens):
             return
         if length <= 0:
             api.llama_memory_clear(self._memory, False)
-            self._length = 0
-        elif api.llama_memory_seq_rm(self._memory, 0, length, -1):
-            self._length = length
-        else:
+        elif not api.llama_memory_seq_rm(self._memory, 0, length, -1):
             raise CannotTruncate(
                 f"{self.model.path.name} ({self.model.header.architecture}) keeps recurrent state that cannot be cut "
-                f"back from {self._length} to {length} tokens: use it with --draft none"
+                f"back from {len(self.tokens)} to {length} tokens: use it with --draft none"
             )
+        del self.tokens[max(0, length) :]
 
     def warm_up(self) -> None:
         """One pass over one token, so that the first answer does not pay for paging the weights in."""
@@ -235,7 +229,7 @@ class LlamaBackend:
             api.llama_batch_free(self._batch)
             api.llama_free(self._ctx)
         self._ctx = None
-        self._length = 0
+        self.tokens.clear()
 
 
 class _LlamaTokenizer:

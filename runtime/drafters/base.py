@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from edgellm.runtime.sampling import Distribution
+from edgellm.runtime.sampling import GREEDY, Distribution, Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +25,19 @@ class Draft:
 class Drafter(Protocol):
     """Guesses the continuation of a token sequence that it follows along."""
 
-    busy_s: (
-        float  # seconds spent inside a draft model's forward passes so far; the rest of a drafter's time is translation
-    )
+    @property
+    def busy_s(self) -> float:
+        """Seconds spent inside a draft model's forward passes so far; the rest of a drafter's time is translation."""
+        ...
 
-    def begin(self, prompt: Sequence[int], own_prompt: Sequence[int] | None = None) -> None:
+    def begin(
+        self, prompt: Sequence[int], *, own_prompt: Sequence[int] | None = None, sampling: Sampling = GREEDY
+    ) -> None:
         """A turn starts with these target ids.
 
         `own_prompt` is the same conversation in the drafter's own vocabulary and chat template; drafters without a
-        vocabulary of their own ignore it, a translating one without it translates the target's text.
+        vocabulary of their own ignore it, a translating one without it translates the target's text. `sampling` is
+        how the target chooses, for drafters that can imitate it.
         """
         ...
 
@@ -55,7 +59,9 @@ class NoDrafter:
 
     busy_s = 0.0
 
-    def begin(self, prompt: Sequence[int], own_prompt: Sequence[int] | None = None) -> None:
+    def begin(
+        self, prompt: Sequence[int], *, own_prompt: Sequence[int] | None = None, sampling: Sampling = GREEDY
+    ) -> None:
         return None
 
     def propose(self, tokens: Sequence[int], limit: int) -> Draft:

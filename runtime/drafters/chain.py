@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgellm.runtime.drafters.base import Draft, Drafter
+from edgellm.runtime.sampling import GREEDY, Sampling
 
 
 class ChainDrafter:
@@ -17,9 +18,11 @@ class ChainDrafter:
     def busy_s(self) -> float:
         return sum(drafter.busy_s for drafter in self._drafters)
 
-    def begin(self, prompt: Sequence[int], own_prompt: Sequence[int] | None = None) -> None:
+    def begin(
+        self, prompt: Sequence[int], *, own_prompt: Sequence[int] | None = None, sampling: Sampling = GREEDY
+    ) -> None:
         for drafter in self._drafters:
-            drafter.begin(prompt, own_prompt)
+            drafter.begin(prompt, own_prompt=own_prompt, sampling=sampling)
 
     def propose(self, tokens: Sequence[int], limit: int) -> Draft:
         for drafter in self._drafters:

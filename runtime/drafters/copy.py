@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgellm.runtime.drafters.base import Draft
+from edgellm.runtime.sampling import GREEDY, Sampling
 
 MIN_MATCH = 3  # tokens; shorter matches are noise
 MAX_MATCH = 32  # tokens; longer ones are all as good
@@ -24,7 +25,9 @@ class CopyDrafter:
         self._tokens: list[int] = []
         self._places: dict[tuple[int, ...], list[int]] = {}  # last MIN_MATCH tokens -> positions right behind them
 
-    def begin(self, prompt: Sequence[int], own_prompt: Sequence[int] | None = None) -> None:
+    def begin(
+        self, prompt: Sequence[int], *, own_prompt: Sequence[int] | None = None, sampling: Sampling = GREEDY
+    ) -> None:
         n_same = len(self._tokens)
         if list(prompt[:n_same]) != self._tokens:
             self._tokens.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgellm.runtime.backends.base import Backend, CannotTruncate, Logits
+from edgellm.runtime.backends.base import Backend, Logits, keep_common_prefix
 
 
 class Follower:
@@ -15,37 +15,24 @@ class Follower:
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        self._held: list[int] = []  # tokens whose keys and values the backend has: settled ones, then drafted ones
 
     def settle(self, tokens: Sequence[int], changed_from: int) -> None:
         """The sequence is now `tokens`; below `changed_from` it is what it was."""
-        n = min(changed_from, len(self._held))
-        n_max = min(len(tokens), len(self._held))
-        while n < n_max and self._held[n] == tokens[n]:
-            n += 1
         # One token is always left to read: its logits are where drafting starts.
-        n = min(n, len(tokens) - 1)
-        if n < len(self._held):
-            try:
-                self.backend.truncate(n)
-            except CannotTruncate:  # recurrent state: read the sequence again
-                self.backend.truncate(0)
-                n = 0
-            del self._held[n:]
+        keep_common_prefix(self.backend, tokens, len(tokens) - 1, n_known=changed_from)
 
     def read(self, tokens: Sequence[int]) -> Logits:
         """Read what is missing of the settled `tokens`; the logits after the last, (n_vocab,)."""
-        return self.extend(tokens[len(self._held) :])
+        return self.extend(tokens[len(self.backend.tokens) :])
 
     def extend(self, tokens: Sequence[int]) -> Logits:
         """Read further tokens behind what is held; the logits after the last, (n_vocab,)."""
         row: Logits = self.backend.forward(tokens, keep=1)[0]
-        self._held += tokens
         return row
 
-    @property
-    def n_held(self) -> int:
-        return len(self._held)
+    def prefill(self, tokens: Sequence[int]) -> None:
+        """Read the settled `tokens` but for the last."""
+        self.backend.forward(tokens[len(self.backend.tokens) : -1], keep=0)
 
     def room(self, tokens: Sequence[int], n_more: int) -> bool:
         """Whether the context takes `tokens` and that many more."""

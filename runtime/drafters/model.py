@@ -9,7 +9,7 @@ import numpy as np
 from edgellm.runtime.backends.base import Backend
 from edgellm.runtime.drafters.base import Draft
 from edgellm.runtime.drafters.follow import Follower
-from edgellm.runtime.sampling import Distribution, Sampling
+from edgellm.runtime.sampling import GREEDY, Distribution, Sampling
 
 
 class ModelDrafter:
@@ -17,18 +17,22 @@ class ModelDrafter:
     which raises acceptance (the tokens then come with the distributions that they were drawn from).
     """
 
-    def __init__(self, backend: Backend, sampling: Sampling, different: frozenset[int] = frozenset()) -> None:
+    def __init__(self, backend: Backend, different: frozenset[int] = frozenset()) -> None:
         """`different`: ids that the two vocabularies do not share, never proposed."""
         self._follower = Follower(backend)
-        self._sampling, self._different = sampling, different
-        self._rng = np.random.default_rng(sampling.seed)
+        self._sampling, self._different = GREEDY, different
+        self._rng = np.random.default_rng()
 
     @property
     def busy_s(self) -> float:
         return self._follower.backend.busy_s
 
-    def begin(self, prompt: Sequence[int], own_prompt: Sequence[int] | None = None) -> None:
+    def begin(
+        self, prompt: Sequence[int], *, own_prompt: Sequence[int] | None = None, sampling: Sampling = GREEDY
+    ) -> None:
+        self._sampling, self._rng = sampling, np.random.default_rng(sampling.seed)
         self._follower.settle(prompt, 0)
+        self._follower.prefill(prompt)
 
     def observe(self, tokens: Sequence[int], n_new: int) -> None:
         self._follower.settle(tokens, len(tokens) - n_new)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from edgellm.runtime.backends.base import Backend
 from edgellm.runtime.drafters.base import Draft
 from edgellm.runtime.drafters.follow import Follower
+from edgellm.runtime.sampling import GREEDY, Sampling
 from edgellm.runtime.translate import WINDOW, GrowingText, continuation, encode_leniently
 from edgellm.runtime.vocabulary import CannotEncode, Vocabulary
 
@@ -21,8 +22,10 @@ MAX_OWN_TOKENS = 4  # of the drafter's for one of the target's, before a round g
 class TranslatingDrafter:
     """Keeps its model's context true to the target's text, in the drafter's own tokens and chat template."""
 
-    def __init__(self, backend: Backend, own: Vocabulary, target: Vocabulary) -> None:
+    def __init__(self, backend: Backend, own: Vocabulary, target: Vocabulary, turn_end: int | None) -> None:
+        """`turn_end`: what the target writes where the drafter would end its turn."""
         self._follower = Follower(backend)
+        self._turn_end = turn_end
         self._own, self._target = own, target
         self._context = GrowingText(own, [])
 
@@ -30,13 +33,16 @@ class TranslatingDrafter:
     def busy_s(self) -> float:
         return self._follower.backend.busy_s
 
-    def begin(self, prompt: Sequence[int], own_prompt: Sequence[int] | None = None) -> None:
+    def begin(
+        self, prompt: Sequence[int], *, own_prompt: Sequence[int] | None = None, sampling: Sampling = GREEDY
+    ) -> None:
         if own_prompt is None:
             bos = [self._own.bos] if self._own.adds_bos and self._own.bos is not None else []
             own_prompt = bos + encode_leniently(self._own, self._target.decode(prompt))
         self._context = GrowingText(self._own, own_prompt)
         self._slide()
         self._follower.settle(self._context.tokens, 0)
+        self._follower.prefill(self._context.tokens)
 
     def observe(self, tokens: Sequence[int], n_new: int) -> None:
         changed_from = self._context.append(self._target.decode(tokens[len(tokens) - n_new :]))
@@ -55,8 +61,8 @@ class TranslatingDrafter:
         for n_drafted in range(1, limit * MAX_OWN_TOKENS + 1):
             token = int(logits.argmax())
             if token in self._own.end_tokens:
-                if self._target.turn_end is not None and text[len(unfinished) :] == self._target.decode(translated):
-                    translated.append(self._target.turn_end)
+                if self._turn_end is not None and text[len(unfinished) :] == self._target.decode(translated):
+                    translated.append(self._turn_end)
                 return Draft(translated[:limit], source="model")
             piece = self._own.piece(token)
             text += piece

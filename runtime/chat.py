@@ -1,0 +1,191 @@
+"""A conversation on an engine: templates, prefix reuse across turns, text out of tokens. `str` begins here."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from edgellm.runtime.backends.base import ContextFull, EngineError, keep_common_prefix
+from edgellm.runtime.decode import Step, generate
+from edgellm.runtime.engine import Engine
+from edgellm.runtime.sampling import GREEDY, Sampling
+from edgellm.runtime.stopping import TextStream
+from edgellm.runtime.template import Message
+
+FinishReason = Literal["stop", "stop_string", "length", "context", "interrupted"]
+
+
+@dataclass(slots=True)
+class Stats:
+    """What an answer cost. Times in seconds."""
+
+    n_prompt: int = 0  # tokens of the whole conversation before the answer
+    n_cached: int = 0  # of these, not evaluated again
+    n_new: int = 0
+    n_rounds: int = 0  # forward passes of the target
+    n_drafted: int = 0
+    n_accepted: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    draft_s: float = 0.0  # of decode_s, in the draft model
+    translate_s: float = 0.0  # of decode_s, the rest of drafting
+    verify_s: float = 0.0  # of decode_s, in the target
+    sample_s: float = 0.0  # of decode_s, choosing and checking tokens
+    drafted_by: Counter[str] = dataclasses.field(default_factory=Counter)
+    accepted_by: Counter[str] = dataclasses.field(default_factory=Counter)
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.n_new / self.decode_s if self.decode_s else 0.0
+
+    @property
+    def tokens_per_round(self) -> float:
+        return self.n_new / self.n_rounds if self.n_rounds else 0.0
+
+    @property
+    def acceptance(self) -> float:
+        return self.n_accepted / self.n_drafted if self.n_drafted else 0.0
+
+    def add(self, step: Step) -> None:
+        self.n_rounds += 1
+        self.n_new += len(step.tokens)
+        self.n_drafted += step.n_drafted
+        self.n_accepted += step.n_accepted
+        self.draft_s += step.draft_s
+        self.translate_s += step.translate_s
+        self.verify_s += step.verify_s
+        self.sample_s += step.sample_s
+        if step.n_drafted:
+            self.drafted_by[step.source] += step.n_drafted
+            self.accepted_by[step.source] += step.n_accepted
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **dataclasses.asdict(self),
+            "tokens_per_s": self.tokens_per_s,
+            "tokens_per_round": self.tokens_per_round,
+            "acceptance": self.acceptance,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A finished answer."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    stats: Stats
+
+
+class ChatSession:
+    """Turns of a conversation. Only text that is new is evaluated; an interrupted answer is kept as far as it came."""
+
+    def __init__(
+        self, engine: Engine, *, system: str | None = None, sampling: Sampling = GREEDY, stop: Sequence[str] = ()
+    ) -> None:
+        self.engine, self.sampling, self.stop = engine, sampling, tuple(stop)
+        self.system = system
+        self.messages: list[Message] = []
+        self.last: Answer | None = None
+
+    def reply(self, text: str, *, max_tokens: int | None = None) -> Iterator[str]:
+        """Say `text` and yield the answer piece by piece; afterwards `last` holds it whole.
+
+        Closing the iterator (or Ctrl-C inside it) ends the answer and keeps what was said.
+
+        Raises:
+            ContextFull: the conversation does not fit; it is left as it was.
+            EngineError: the engine failed; likewise.
+        """
+        n_before = len(self.messages)
+        self.messages.append(Message("user", text))
+        try:
+            yield from self._answer(max_tokens)
+        except (EngineError, ValueError):
+            del self.messages[n_before:]
+            raise
+
+    def regenerate(self, *, max_tokens: int | None = None) -> Iterator[str]:
+        """Answer the last question again.
+
+        Raises:
+            ValueError: nothing was asked yet.
+        """
+        if self.messages and self.messages[-1].role == "assistant":
+            del self.messages[-1]
+        if not self.messages:
+            raise ValueError("there is no question to answer again")
+        yield from self._answer(max_tokens)
+
+    def clear(self) -> None:
+        """Forget the conversation, not the system prompt."""
+        self.messages.clear()
+        self.last = None
+
+    @property
+    def n_context(self) -> int:
+        """Tokens of the context in use."""
+        return len(self.engine.backend.tokens)
+
+    def _conversation(self) -> list[Message]:
+        return [*([Message("system", self.system)] if self.system else []), *self.messages]
+
+    def _answer(self, max_tokens: int | None) -> Iterator[str]:
+        engine, stats, started = self.engine, Stats(), time.perf_counter()
+        backend, vocabulary = engine.backend, engine.model.vocabulary
+        conversation = self._conversation()
+        prompt = engine.template.render(conversation)
+        stats.n_prompt = len(prompt)
+        if len(prompt) >= backend.n_ctx:
+            raise ContextFull(
+                f"the conversation is {len(prompt):,} tokens long and the context holds {backend.n_ctx:,}: "
+                "/clear it, or start again with a larger --ctx"
+            )
+        stats.n_cached = keep_common_prefix(backend, prompt, len(prompt) - 1)
+        own_prompt = engine.draft_template.render(_without_ids(conversation)) if engine.draft_template else None
+        engine.drafter.begin(prompt, own_prompt=own_prompt, sampling=self.sampling)
+
+        stream, tokens, shown = TextStream(self.stop), list[int](), list[str]()
+        limit = max_tokens if max_tokens is not None else backend.n_ctx
+        reason: FinishReason = "interrupted"
+        ends = vocabulary.end_tokens
+        steps = generate(
+            backend, engine.drafter, prompt, self.sampling, n_draft=engine.n_draft, max_new=limit, stop=ends
+        )
+        try:
+            for step in steps:
+                now = time.perf_counter()
+                if not stats.n_rounds:
+                    stats.prefill_s = now - started - step.total_s
+                    started += stats.prefill_s
+                stats.add(step)
+                stats.decode_s = now - started
+                tokens += step.tokens
+                if piece := stream.feed(vocabulary.decode(step.tokens)):
+                    shown.append(piece)
+                    yield piece
+                if stream.stopped:
+                    reason = "stop_string"
+                    break
+            else:
+                reason = "stop" if tokens and tokens[-1] in ends else "length" if len(tokens) >= limit else "context"
+                if piece := stream.feed(b"", final=True):
+                    shown.append(piece)
+                    yield piece
+        finally:
+            steps.close()
+            if tokens and tokens[-1] in ends:
+                tokens.pop()
+            self.last = Answer("".join(shown), tuple(tokens), reason, stats)
+            # Ids go back verbatim, so that the next turn finds them cached; not where a stop string cut inside them.
+            self.messages.append(Message("assistant", self.last.text, None if stream.stopped else self.last.tokens))
+
+
+def _without_ids(messages: Sequence[Message]) -> list[Message]:
+    """For another vocabulary than the one that the ids are of."""
+    return [Message(message.role, message.content) for message in messages]

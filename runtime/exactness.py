@@ -1,0 +1,43 @@
+"""Which widths of a pass agree in every bit, found by trying.
+
+Engines sum in an order that depends on how many tokens a pass holds, so the same token can get slightly different
+logits in a wider pass, and a near tie then falls the other way. Widths that agree can be mixed freely without changing
+any output.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgellm.runtime.backends.base import Backend, Logits
+
+N_PROBE = 24  # tokens evaluated at each width
+
+
+def exact_width(backend: Backend) -> int:
+    """The widest w so that passes of 2..w tokens give bitwise equal logits on a few tokens; 2 if none agrees with 2.
+
+    The backend is left empty. Single tokens are no matter of this: an exact backend runs them as two.
+    """
+    rng = np.random.default_rng(0)
+    tokens = [int(token) for token in rng.integers(0, min(backend.n_vocab, 20_000), N_PROBE + 8)]
+    prefix, probe = tokens[:8], tokens[8:]
+    reference = rows_at_width(backend, prefix, probe, 2)
+    width = 2
+    for n in range(3, backend.max_keep + 1):
+        if not np.array_equal(rows_at_width(backend, prefix, probe, n), reference):
+            break
+        width = n
+    backend.truncate(0)
+    return width
+
+
+def rows_at_width(backend: Backend, prefix: list[int], tokens: list[int], width: int) -> Logits:
+    """Logits of `tokens` behind `prefix`, evaluated `width` at a time, shape (len(tokens), n_vocab)."""
+    backend.truncate(0)
+    backend.forward(prefix, keep=0)
+    rows = [
+        backend.forward(tokens[i : i + width], keep=len(tokens[i : i + width])).copy()
+        for i in range(0, len(tokens), width)
+    ]
+    return np.concatenate(rows)

@@ -1,0 +1,42 @@
+"""Text out of bytes, held back while it may still be half a character or the beginning of a stop string."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+
+class TextStream:
+    """Turn the bytes of tokens into text that is safe to show.
+
+    Stop strings are found across token borders; what is held back is the longest end of the text that begins one of
+    them.
+    """
+
+    def __init__(self, stops: Sequence[str] = ()) -> None:
+        self._stops = [stop for stop in stops if stop]
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._pending = ""
+        self.stopped = False
+
+    def feed(self, data: bytes, *, final: bool = False) -> str:
+        """The text that may be shown now; sets `stopped` when a stop string came, which is cut off."""
+        if self.stopped:
+            return ""
+        self._pending += self._decoder.decode(data, final)
+        places = [place for stop in self._stops if (place := self._pending.find(stop)) >= 0]
+        if places:
+            self.stopped = True
+            shown, self._pending = self._pending[: min(places)], ""
+            return shown
+        n_held = 0 if final else max((self._n_begun(stop) for stop in self._stops), default=0)
+        cut = len(self._pending) - n_held
+        shown, self._pending = self._pending[:cut], self._pending[cut:]
+        return shown
+
+    def _n_begun(self, stop: str) -> int:
+        """How many characters at the end of the text begin `stop`."""
+        for n in range(min(len(stop) - 1, len(self._pending)), 0, -1):
+            if self._pending.endswith(stop[:n]):
+                return n
+        return 0
