@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from edgellm.cli import _errors, pull
+from edgellm.cli import _errors, models, pull
 from edgellm.cli._output import out
 
 app = typer.Typer(
@@ -37,6 +37,9 @@ def _global(
 
 
 app.command()(pull.pull)
+app.command("list")(models.list_)
+app.command()(models.show)
+app.command()(models.rm)
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from edgellm.memory.units import format_bytes
 
@@ -109,7 +108,7 @@ def fetch(
     progress.adjust(have_bytes)
     if n_bytes is None or have_bytes < n_bytes:
         if url.startswith("file:"):
-            _copy(Path(url2pathname(urlsplit(url).path)), partial, progress)
+            _copy(url, partial, progress)
         else:
             _get(url, partial, progress, n_bytes, dict(headers or {}))
     check(partial, n_bytes=n_bytes, sha256=sha256)
@@ -154,7 +153,10 @@ def require_space(folder: Path, n_bytes: int) -> None:
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, {needs}", str(folder))
 
 
-def _copy(source: Path, partial: Path, progress: Progress) -> None:
+def _copy(url: str, partial: Path, progress: Progress) -> None:
+    from urllib.request import url2pathname
+
+    source = Path(url2pathname(urlsplit(url).path))
     try:
         reader = source.open("rb")
     except OSError as error:

@@ -41,9 +41,8 @@ def find_file(repo: str, quant: str | None, *, token: str | None = None) -> tupl
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
     filename = naming.choose([name for name in siblings if naming.is_model_file(name)], quant, where=repo)
     sibling = siblings[filename]
-    sha256 = sibling.lfs.sha256 if sibling.lfs else None
     licence = info.card_data.get("license") if info.card_data else None
-    file = FileEntry(naming.quant_of(filename) or "", filename, sibling.size, sha256, (HfSource(repo, filename),))
+    file = FileEntry(naming.quant_of(filename) or "", filename, sibling.size, None, (HfSource(repo, filename),))
     return licence, file
 
 
@@ -86,6 +85,7 @@ def pull(
             raise ChecksumError(f"its file has the sha256 {there.etag[:12]}… where {sha256[:12]}… was expected")
         sha256 = there.etag
     blob = _cache_folder(source.repo) / "blobs" / there.etag
+    progress.start(there.size, source.filename)
     if blob.exists():
         with contextlib.suppress(SourceError):  # a damaged blob is deleted and fetched again
             check(blob, n_bytes=there.size, sha256=sha256)
@@ -117,6 +117,12 @@ def cached_files(repo: str) -> list[str]:
     except OSError:
         return []
     return sorted(filter(naming.is_model_file, names))
+
+
+def unfinished(repo: str) -> list[Path]:
+    """What interrupted downloads of a repository's files left in the Hub's cache."""
+    blobs = _cache_folder(repo) / "blobs"
+    return [path for path in blobs.glob("*.incomplete") if _SHA256.fullmatch(path.stem)]
 
 
 def sha256_of_name(path: Path) -> str | None:

