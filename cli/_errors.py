@@ -11,6 +11,9 @@ DONE, FAILED, USAGE, DOES_NOT_FIT, INTERRUPTED = 0, 1, 2, 3, 130
 _KNOWN: dict[str, int] = {
     "edgellm.memory.units.BadSize": USAGE,
     "edgellm.memory.gguf.GgufError": FAILED,
+    "edgellm.export.checkpoint.CheckpointError": FAILED,
+    "edgellm.export.engine.EngineJobError": FAILED,
+    "edgellm.export.gguf.UnsupportedModel": FAILED,
     "edgellm.export.tokenizer.TokenizerError": FAILED,
     "edgellm.export.catalogue.UnknownModel": USAGE,
     "edgellm.export.catalogue.CatalogueError": FAILED,

@@ -1,124 +1,176 @@
-"""How people name a model: a catalogue name, a repository on the Hub, or a path."""
+"""The models' arithmetic once more, in plain numpy, to check an export against.
+
+It shares nothing with the way to GGUF but the reading of the files: Hub tensor names, Hub conventions, float32
+throughout, one layer in memory at a time. Slow and clear on purpose.
+"""
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-_PREFIX = re.compile(r"(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/|hf://", re.IGNORECASE)
-_REPO = re.compile(r"([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*)")
-_QUANT = re.compile(
-    r"(?:^|[-._])("
-    r"(?:UD-)?(?:IQ[1-4]_(?:XXS|XS|S|M|NL)|Q[1-8]_K(?:_(?:XXS|XS|S|M|L|XL))?|Q[2-8]_[01](?:_\d_\d)?)"
-    r"|TQ[12]_0|MXFP4(?:_MOE)?|BF16|F16|FP16|F32|FP32)(?=[-._]|$)",
-    re.IGNORECASE,
-)
-_SPLIT = re.compile(r"-(\d{5})-of-(\d{5})$")
-_NO_MODEL = re.compile(r"mmproj|imatrix", re.IGNORECASE)  # companions that lie beside models
+import numpy as np
+from numpy.typing import NDArray
 
-# What is taken when nobody says which: what most people run, then what is closest to it.
-PREFERRED = ("Q4_K_M", "Q4_K_S", "Q4_0", "Q4_1", "Q5_K_M", "Q8_0")
+from edgellm.export.checkpoint import read_checkpoint
+from edgellm.export.gguf import read_config
+
+Floats = NDArray[np.float32]
 
 
-class BadReference(ValueError):
-    """Text that names no model, or more than one; the message lists what it could mean."""
+def reference_logits(folder: Path, tokens: Sequence[int]) -> Floats:
+    """The logits behind each of `tokens`, shape (n_tokens, n_vocab), of the model in a Hub folder."""
+    family, config = read_config(folder)
+    stored = read_checkpoint(folder)
+    prefix = next(name.removesuffix("embed_tokens.weight") for name in stored if name.endswith("embed_tokens.weight"))
 
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """Exactly one of `path`, `repo` and `name` is set."""
-
-    text: str
-    path: Path | None = None
-    repo: str | None = None  # user/repo
-    name: str | None = None
-    quant: str | None = None  # as written; or a file name of the repository, ending in .gguf
-
-
-def parse(text: str) -> Reference:
-    """Read a reference: `name`, `name:QUANT`, `user/repo`, `user/repo:QUANT`, `hf.co/user/repo`, or a path.
-
-    Raises:
-        BadReference: none of these, or a path where there is no file.
-    """
-    text = text.strip()
-    prefix = _PREFIX.match(text)
-    rest = text[prefix.end() :].strip("/") if prefix else text
-    if not prefix and (path := _path(text)):
-        return Reference(text, path=path)
-    stem, _, quant = rest.partition(":")
-    if _REPO.fullmatch(stem):
-        return Reference(text, repo=stem, quant=quant or None)
-    if prefix or "/" in stem or os.sep in stem or not stem:
-        raise BadReference(f"{text!r} names no model: write a catalogue name, user/repo, or the path of a GGUF file")
-    return Reference(text, name=stem, quant=quant or None)
-
-
-def _path(text: str) -> Path | None:
-    """The file, if the text is meant as one."""
-    path = Path(text).expanduser()
-    rooted = text.startswith(("/", "./", "../", "~")) or (os.sep in text and os.sep != "/") or path.is_absolute()
-    is_bare_name = "/" not in text and os.sep not in text
-    if path.is_file() and not (is_bare_name and path.suffix != ".gguf"):
-        return path
-    if path.is_dir() and (rooted or path.suffix == ".gguf"):
-        raise BadReference(f"{text} is a folder: name a GGUF file in it")
-    if rooted or (path.suffix == ".gguf" and ":" not in text):
-        raise BadReference(f"there is no file {text}")
-    return None
-
-
-def quant_of(filename: str) -> str | None:
-    """`Qwen3-0.6B-q4_k_m.gguf` -> `Q4_K_M`; None where the name does not say. The last one counts."""
-    found = _QUANT.findall(Path(filename).stem)
-    return found[-1].upper().replace("FP", "F") if found else None
-
-
-def is_model_file(filename: str) -> bool:
-    """A GGUF at the top of its repository that holds a model's weights."""
-    return "/" not in filename and filename.lower().endswith(".gguf") and not _NO_MODEL.search(filename)
-
-
-def choose(filenames: Sequence[str], quant: str | None, *, where: str) -> str:
-    """The one file that is meant.
-
-    Args:
-        filenames: the model files of one place.
-        quant: a quantisation in any case, a file name, or None for the usual choice.
-        where: the place, for messages.
-
-    Raises:
-        BadReference: none fits or several do; the message lists them.
-    """
-    if not filenames:
-        raise BadReference(f"{where} holds no GGUF file: many models have one in a repository whose name ends in -GGUF")
-    if quant and quant.lower().endswith(".gguf"):
-        fitting = [name for name in filenames if name.casefold() == quant.casefold()]
-    elif quant:
-        fitting = [name for name in filenames if quant_of(name) == quant.upper()]
-    else:
-        usual = ([name for name in filenames if quant_of(name) == preferred] for preferred in PREFERRED)
-        fitting = list(filenames) if len(filenames) == 1 else next(filter(None, usual), list(filenames))
-    if not fitting:
-        raise BadReference(f"{where} has no {quant}; it has {_listed(filenames)}")
-    if split := _SPLIT.search(Path(fitting[0]).stem):
-        whole = [name for name in filenames if not _SPLIT.search(Path(name).stem)]
-        others = f"; in one file it has {_listed(whole)}" if whole else ""
-        raise BadReference(
-            f"{fitting[0]} of {where} is split into {int(split.group(2))} files, which are not supported{others}"
+    def weight(name: str) -> Floats | None:
+        tensor = stored.get(name)
+        if tensor is None:
+            return None
+        if tensor.type == "BF16":
+            bits = np.frombuffer(tensor.read(), "<u2").astype("<u4") << 16
+            return bits.view("<f4").reshape(tensor.shape)
+        return (
+            np.frombuffer(tensor.read(), "<f4" if tensor.type == "F32" else "<f2")
+            .astype(np.float32)
+            .reshape(tensor.shape)
         )
-    if len(fitting) > 1:
-        example = f"{where}:{fitting[0] if quant else quant_of(fitting[0]) or fitting[0]}"
-        raise BadReference(f"{where} has several files that fit: {_listed(fitting)}; name one, as in {example}")
-    return fitting[0]
+
+    gemma, eps = family.gemma, float(config.get("rms_norm_eps", 1e-6))
+    embedding = _there(weight(f"{prefix}embed_tokens.weight"))
+    x = embedding[np.asarray(tokens)]
+    if gemma:
+        x = x * np.float32(math.sqrt(config["hidden_size"]))
+    for layer in range(config["num_hidden_layers"]):
+        at = f"{prefix}layers.{layer}."
+
+        def part(name: str, at: str = at) -> Floats | None:
+            return weight(f"{at}{name}.weight")
+
+        def norm(y: Floats, name: str, part: Callable[[str], Floats | None] = part) -> Floats:
+            return _rms_norm(y, _there(part(name)), eps, gemma)
+
+        def linear(y: Floats, name: str, at: str = at) -> Floats:
+            bias = weight(f"{at}{name}.bias")
+            out = y @ _there(weight(f"{at}{name}.weight")).T
+            return out if bias is None else out + bias
+
+        y = _attention(norm(x, "input_layernorm"), config, layer, linear, part, eps, gemma)
+        x = x + (norm(y, "post_attention_layernorm") if gemma else y)
+        y = norm(x, "pre_feedforward_layernorm" if gemma else "post_attention_layernorm")
+        if family.arch == "phi3":
+            gate, up = np.split(linear(y, "mlp.gate_up_proj"), 2, axis=-1)
+        else:
+            gate, up = linear(y, "mlp.gate_proj"), linear(y, "mlp.up_proj")
+        y = linear((_gelu(gate) if gemma else gate / (1 + np.exp(-gate))) * up, "mlp.down_proj")
+        x = x + (norm(y, "post_feedforward_layernorm") if gemma else y)
+    x = _rms_norm(x, _there(weight(f"{prefix}norm.weight")), eps, gemma)
+    head = None if gemma or config.get("tie_word_embeddings") else weight("lm_head.weight")
+    out: Floats = x @ (embedding if head is None else head).T
+    cap = config.get("final_logit_softcapping")
+    return np.tanh(out / cap) * np.float32(cap) if cap else out
 
 
-def _listed(filenames: Sequence[str]) -> str:
-    """Quantisations where they tell the files apart, names where they do not."""
-    quants = [quant_of(name) for name in filenames]
-    distinct = None not in quants and len(set(quants)) == len(quants)
-    words = [str(quant) for quant in quants] if distinct else list(filenames)
-    return ", ".join(words[:12]) + (f" and {len(words) - 12} more" if len(words) > 12 else "")
+def _there(weight: Floats | None) -> Floats:
+    assert weight is not None
+    return weight
+
+
+def _rms_norm(x: Floats, weight: Floats, eps: float, gemma: bool) -> Floats:
+    y: Floats = (
+        x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps)) * (weight + 1 if gemma else weight)
+    )
+    return y
+
+
+def _gelu(x: Floats) -> Floats:
+    y: Floats = 0.5 * x * (1 + np.tanh(np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x**3)))
+    return y
+
+
+def _attention(
+    x: Floats,
+    config: Mapping[str, Any],
+    layer: int,
+    linear: Callable[[Floats, str], Floats],
+    part: Callable[[str], Floats | None],
+    eps: float,
+    gemma: bool,
+) -> Floats:
+    n, n_heads = len(x), config["num_attention_heads"]
+    n_kv = config.get("num_key_value_heads") or n_heads
+    dim = config.get("head_dim") or config["hidden_size"] // n_heads
+    if part("self_attn.qkv_proj") is not None:
+        q, k, v = np.split(linear(x, "self_attn.qkv_proj"), [n_heads * dim, (n_heads + n_kv) * dim], axis=-1)
+    else:
+        q, k, v = (linear(x, f"self_attn.{name}_proj") for name in "qkv")
+    q, k, v = q.reshape(n, n_heads, dim), k.reshape(n, n_kv, dim), v.reshape(n, n_kv, dim)
+    q_norm, k_norm = part("self_attn.q_norm"), part("self_attn.k_norm")
+    if q_norm is not None and k_norm is not None:
+        q, k = _rms_norm(q, q_norm, eps, gemma), _rms_norm(k, k_norm, eps, gemma)
+    sliding = _is_sliding(config, layer)
+    cos, sin = _rotation(config, n, dim, local=sliding)
+    q, k = _rotated(q, cos, sin), _rotated(k, cos, sin)
+    k, v = np.repeat(k, n_heads // n_kv, axis=1), np.repeat(v, n_heads // n_kv, axis=1)
+    scale = 1 / math.sqrt(config.get("query_pre_attn_scalar") or dim)
+    scores = np.einsum("qhd,khd->hqk", q, k) * np.float32(scale)
+    if config.get("attn_logit_softcapping"):
+        cap = np.float32(config["attn_logit_softcapping"])
+        scores = np.tanh(scores / cap) * cap
+    ages = np.arange(n)[:, None] - np.arange(n)[None, :]  # of the key, seen from the query
+    hidden = (ages < 0) | (ages >= config["sliding_window"] if sliding else False)
+    scores = np.where(hidden, np.float32(-np.inf), scores)
+    scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    scores /= scores.sum(axis=-1, keepdims=True)
+    return linear(np.einsum("hqk,khd->qhd", scores, v).reshape(n, n_heads * dim), "self_attn.o_proj")
+
+
+def _is_sliding(config: Mapping[str, Any], layer: int) -> bool:
+    if config.get("layer_types"):
+        return bool(config["layer_types"][layer] == "sliding_attention")
+    period = {"gemma2": 2, "gemma3_text": 6, "gemma3": 6}.get(config.get("model_type", ""), 0)
+    period = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or period
+    return bool(period) and (layer + 1) % period != 0
+
+
+def _rotation(config: Mapping[str, Any], n: int, dim: int, *, local: bool) -> tuple[Floats, Floats]:
+    """Cosines and sines of each position and frequency, shape (n, rotated / 2)."""
+    told = config.get("rope_parameters") or {}
+    if "full_attention" in told:
+        told = told["sliding_attention" if local else "full_attention"]
+    base = float(told.get("rope_theta") or config.get("rope_theta") or 10_000.0)
+    scaling = dict(config.get("rope_scaling") or {}) | told
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if local and config.get("rope_local_base_freq"):
+        base, kind = float(config["rope_local_base_freq"]), "default"
+    rotated = int(dim * (config.get("partial_rotary_factor") or 1.0))
+    frequencies = base ** (-np.arange(0, rotated, 2, dtype=np.float64) / rotated)
+    amplitude = 1.0
+    if kind == "linear":
+        frequencies = frequencies / scaling["factor"]
+    elif kind == "llama3":
+        original = scaling["original_max_position_embeddings"]
+        turns = original * frequencies / (2 * math.pi)  # within the context of the training
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
+        frequencies = frequencies * (smooth + (1 - smooth) / scaling["factor"])
+    elif kind in {"longrope", "su"}:
+        original = scaling.get("original_max_position_embeddings") or config["original_max_position_embeddings"]
+        stretch = config["max_position_embeddings"] / original
+        frequencies = frequencies / np.asarray(scaling["short_factor" if n <= original else "long_factor"])
+        amplitude = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
+    elif kind != "default":
+        raise ValueError(f"the reference does not know rope scaling {kind!r}")
+    angles = np.arange(n)[:, None] * frequencies[None, :]
+    return (np.cos(angles) * amplitude).astype(np.float32), (np.sin(angles) * amplitude).astype(np.float32)
+
+
+def _rotated(x: Floats, cos: Floats, sin: Floats) -> Floats:
+    """Pairs (i, i + rotated / 2) of each head turned by their angle; x has shape (n, heads, dim)."""
+    half = cos.shape[1]
+    left, right, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    return np.concatenate([left * cos - right * sin, right * cos + left * sin, rest], axis=-1)

@@ -63,6 +63,7 @@ class Vocabulary:
     add_eos: bool
     add_space_prefix: bool
     chat_templates: dict[str, str] = field(default_factory=dict)  # "default" and named ones
+    strips_right: bool = False  # control tokens swallow the spaces behind them (Phi-3)
 
     def entries(self) -> dict[str, bytes]:
         """The metadata entries of a GGUF file, packed."""
@@ -193,6 +194,7 @@ def _from_json(folder: Path, config: dict[str, Any], n_vocab: int | None) -> Voc
         add_eos=add_eos,
         add_space_prefix=sentencepiece and _prepends_space(document),
         chat_templates=_chat_templates(folder, config),
+        strips_right=any(entry.get("rstrip") for entry in added),
     )
 
 
@@ -354,6 +356,7 @@ def _from_sentencepiece(folder: Path, config: dict[str, Any], n_vocab: int | Non
             "give --converter PATH to use llama.cpp's own script"
         )
     added: dict[int, tuple[str, bool]] = {}
+    strips_right = any(entry.get("rstrip") for entry in (config.get("added_tokens_decoder") or {}).values())
     if (folder / "added_tokens.json").exists():
         added |= {int(token): (text, False) for text, token in read_json(folder / "added_tokens.json").items()}
     for token, entry in (config.get("added_tokens_decoder") or {}).items():
@@ -384,6 +387,7 @@ def _from_sentencepiece(folder: Path, config: dict[str, Any], n_vocab: int | Non
         add_eos=bool(told_eos) and "eos" in special_ids,
         add_space_prefix=add_space_prefix,
         chat_templates=_chat_templates(folder, config),
+        strips_right=strips_right,
     )
 
 

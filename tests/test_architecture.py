@@ -17,7 +17,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 # A heavy library is imported by its adapter alone.
 ADAPTERS = {
-    "llama_cpp": {"runtime/backends/llama_cpp.py", "runtime/probe.py"},
+    "llama_cpp": {"export/engine.py", "runtime/backends/llama_cpp.py", "runtime/probe.py"},
 }
 
 

@@ -1,0 +1,327 @@
+"""llama.cpp at work on files, each job in a process of its own: quantising, cutting text into tokens, computing logits.
+
+A child process gives the memory back when it ends, cannot take the command down with it when the library aborts on a
+damaged file, and goes when its parent goes. A job is one JSON object on the child's stdin; it answers in JSON lines
+on stdout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgellm.memory.gguf import FILE_TYPES
+
+QUANTS = tuple(name for name in FILE_TYPES.values() if name not in {"F32", "TQ1_0", "TQ2_0", "MXFP4"})
+_FILE_TYPE_IDS = {name: number for number, name in FILE_TYPES.items()}
+_QUANTISE_BUFFER_BYTES = 256 * 2**20  # rows kept at once; the library's own default is 8 GiB
+
+Event = Mapping[str, Any]
+
+
+class EngineJobError(RuntimeError):
+    """llama.cpp refused a file or failed on it; the message has its own words."""
+
+
+def quantise(
+    source: Path,
+    target: Path,
+    quant: str,
+    *,
+    imatrix: Path | None = None,
+    dropped_layers: Sequence[int] = (),
+    requantise: bool = False,
+    on_tensor: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write `source` as `target` in the type `quant` ("Q4_K_M", ...), whole or not at all.
+
+    Args:
+        imatrix: importance matrix (a GGUF file of llama.cpp's own tool), which some types need.
+        dropped_layers: layers left out of the copy.
+        requantise: allow a source that is quantised already.
+        on_tensor: called with (tensors done, tensors in all).
+
+    Raises:
+        EngineJobError: an unknown type, or llama.cpp's refusal.
+    """
+    if quant not in QUANTS:
+        raise EngineJobError(f"{quant!r} is no known type: choose among {', '.join(QUANTS)}")
+    aside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    job = {
+        "job": "quantise",
+        "source": str(source),
+        "target": str(aside),
+        "file_type": _FILE_TYPE_IDS[quant],
+        "imatrix": str(imatrix) if imatrix else None,
+        "dropped_layers": list(dropped_layers),
+        "requantise": requantise,
+    }
+    try:
+        for event in _events(job, f"quantising {source.name} to {quant}"):
+            if on_tensor is not None and "tensor" in event:
+                on_tensor(event["tensor"], event["n_tensors"])
+        with aside.open("rb+") as file:
+            os.fsync(file.fileno())
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def tokenise(path: Path, texts: Sequence[str], *, add_special: bool = False) -> list[list[int]]:
+    """Each text as the token ids of the file's vocabulary, control tokens in the text included."""
+    job = {"job": "tokenise", "path": str(path), "texts": list(texts), "add_special": add_special}
+    return [event["tokens"] for event in _events(job, f"reading the vocabulary of {path.name}") if "tokens" in event]
+
+
+def logits(path: Path, tokens: Sequence[int]) -> NDArray[np.float32]:
+    """The model's logits behind each of `tokens`, shape (n_tokens, n_vocab)."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "logits.npy"
+        for _ in _events({"job": "logits", "path": str(path), "tokens": list(tokens), "out": str(out)}, path.name):
+            pass
+        rows: NDArray[np.float32] = np.load(out, allow_pickle=False)
+        return rows
+
+
+def perplexity(path: Path, text: str, *, n_ctx: int = 512, max_tokens: int = 4096) -> float:
+    """exp of the mean negative log-likelihood of a token, over windows of `n_ctx`, their second halves alone."""
+    job = {"job": "perplexity", "path": str(path), "text": text, "n_ctx": n_ctx, "max_tokens": max_tokens}
+    return next(float(event["perplexity"]) for event in _events(job, path.name) if "perplexity" in event)
+
+
+def generate(path: Path, prompt: str, n_tokens: int) -> list[int]:
+    """The greedy continuation of `prompt`, token by token, end of text or not."""
+    job = {"job": "generate", "path": str(path), "prompt": prompt, "n_tokens": n_tokens}
+    return next(list(event["tokens"]) for event in _events(job, path.name) if "tokens" in event)
+
+
+def _events(job: Event, what: str) -> Iterator[Event]:
+    """Run a job; the child's events as they come."""
+    with tempfile.TemporaryFile() as stderr:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "edgellm.export.engine"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+        )
+        try:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.write(json.dumps(job).encode())
+                child.stdin.close()
+            error = ""
+            for line in child.stdout:
+                event = json.loads(line)
+                error = event.get("error", error)
+                yield event
+            if child.wait():
+                stderr.seek(0)
+                last = error or (stderr.read().decode(errors="replace").strip().splitlines() or ["no word"])[-1]
+                raise EngineJobError(f"llama.cpp failed on {what} ({last.strip()})")
+        finally:
+            child.kill()
+            child.wait()
+            assert child.stdout is not None
+            child.stdout.close()
+
+
+# The child's side.
+
+
+def _main() -> int:
+    import ctypes
+    import re
+
+    import llama_cpp
+
+    def say(**event: Any) -> None:
+        sys.stdout.write(json.dumps(event) + "\n")
+        sys.stdout.flush()
+
+    parent, first_error = os.getppid(), ""
+
+    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+    def listen(level: int, text: bytes, _: object) -> None:
+        nonlocal first_error
+        line = text.decode(errors="replace")
+        if os.getppid() != parent:
+            os._exit(1)  # nobody waits for this any more
+        progress = re.match(r"\[ *(\d+)/ *(\d+)\]", line)
+        if progress:
+            say(tensor=int(progress[1]), n_tensors=int(progress[2]))
+        elif level == 4 and not first_error:
+            first_error = line.strip()
+
+    llama_cpp.llama_log_set(listen, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    job = json.load(sys.stdin)
+    try:
+        say(**_JOBS[job["job"]](job, llama_cpp))
+    except EngineJobError as error:
+        say(error=first_error or str(error))
+        return 1
+    return 0
+
+
+def _quantise(job: Event, llama_cpp: Any) -> dict[str, Any]:
+    import ctypes
+
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = job["file_type"]
+    params.nthread = os.cpu_count() or 1
+    params.allow_requantize = job["requantise"]
+    params.max_buf_size = _QUANTISE_BUFFER_BYTES
+    layers = (ctypes.c_int32 * (len(job["dropped_layers"]) + 1))(*job["dropped_layers"], -1)
+    if job["dropped_layers"]:
+        params.prune_layers = ctypes.cast(layers, ctypes.POINTER(ctypes.c_int32))
+    keep: list[Any] = []
+    if job["imatrix"]:
+        params.imatrix = ctypes.cast(_imatrix(Path(job["imatrix"]), llama_cpp, keep), type(params.imatrix))
+    if llama_cpp.llama_model_quantize(job["source"].encode(), job["target"].encode(), ctypes.byref(params)):
+        raise EngineJobError("it was refused")
+    return {"done": True}
+
+
+def _imatrix(path: Path, llama_cpp: Any, keep: list[Any]) -> Any:
+    """llama.cpp's table of importances: mean squared activations by tensor name, ended by an empty name."""
+    import ctypes
+
+    from edgellm.memory.gguf import read_header
+
+    header = read_header(path)
+    by_name = {tensor.name: tensor for tensor in header.tensors}
+    names = sorted(name.removesuffix(".in_sum2") for name in by_name if name.endswith(".in_sum2"))
+    table = (llama_cpp.llama_model_imatrix_data * (len(names) + 1))()
+    for row, name in zip(table, names, strict=False):
+        sums, counts = (
+            np.fromfile(path, "<f4", tensor.n_bytes // 4, offset=header.data_offset + tensor.offset)
+            for tensor in (by_name[f"{name}.in_sum2"], by_name[f"{name}.counts"])
+        )
+        mean = np.ascontiguousarray(sums.reshape(len(counts), -1) / np.maximum(counts, 1)[:, None], "<f4")
+        keep += [mean, name.encode()]
+        row.name, row.data, row.size = keep[-1], mean.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), mean.size
+    return table
+
+
+class _Model:
+    """A model in this process, for as long as the job lasts."""
+
+    def __init__(self, path: str, llama_cpp: Any, *, n_ctx: int = 0) -> None:
+        self._lib = llama_cpp
+        params = llama_cpp.llama_model_default_params()
+        params.vocab_only = n_ctx == 0
+        self._model = llama_cpp.llama_model_load_from_file(path.encode(), params)
+        if not self._model:
+            raise EngineJobError("the file does not load")
+        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self.n_vocab = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
+        if n_ctx:
+            self.n_batch = min(n_ctx, 64)
+            context = llama_cpp.llama_context_default_params()
+            context.n_ctx, context.n_batch, context.n_ubatch = n_ctx, self.n_batch, self.n_batch
+            # Sums as exact as the library has them: what is judged here is the file.
+            context.type_k = context.type_v = llama_cpp.GGML_TYPE_F32
+            context.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            context.n_threads = context.n_threads_batch = os.cpu_count() or 1
+            self._context = llama_cpp.llama_init_from_model(self._model, context)
+            if not self._context:
+                raise EngineJobError("no context can be made")
+
+    def encode(self, text: str, *, add_special: bool) -> list[int]:
+        data = text.encode()
+        room = (self._lib.llama_token * (len(data) + 8))()
+        n_tokens = self._lib.llama_tokenize(self._vocab, data, len(data), room, len(room), add_special, True)
+        if n_tokens < 0:
+            raise EngineJobError("a text does not tokenise")
+        return list(room[:n_tokens])
+
+    def forget(self) -> None:
+        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
+
+    def forward(self, tokens: Sequence[int], start: int) -> Iterator[NDArray[np.float32]]:
+        """Append `tokens` at position `start`; their logits in pieces of shape (at most n_batch, n_vocab)."""
+        for begin in range(0, len(tokens), self.n_batch):
+            part = tokens[begin : begin + self.n_batch]
+            batch = self._lib.llama_batch_init(len(part), 0, 1)
+            for row, token in enumerate(part):
+                batch.token[row], batch.pos[row] = token, start + begin + row
+                batch.n_seq_id[row], batch.seq_id[row][0], batch.logits[row] = 1, 0, 1
+            batch.n_tokens = len(part)
+            status = self._lib.llama_decode(self._context, batch)
+            self._lib.llama_batch_free(batch)
+            if status:
+                raise EngineJobError(f"a forward pass failed with {status}")
+            rows = self._lib.llama_get_logits(self._context)
+            yield np.ctypeslib.as_array(rows, (len(part), self.n_vocab))
+
+
+def _tokenise(job: Event, llama_cpp: Any) -> dict[str, Any]:
+    model = _Model(job["path"], llama_cpp)
+    for text in job["texts"]:
+        sys.stdout.write(json.dumps({"tokens": model.encode(text, add_special=job["add_special"])}) + "\n")
+    return {"done": True}
+
+
+def _logits(job: Event, llama_cpp: Any) -> dict[str, Any]:
+    model = _Model(job["path"], llama_cpp, n_ctx=max(len(job["tokens"]), 64))
+    np.save(job["out"], np.concatenate([rows.copy() for rows in model.forward(job["tokens"], 0)]))
+    return {"done": True}
+
+
+def _perplexity(job: Event, llama_cpp: Any) -> dict[str, Any]:
+    n_ctx = job["n_ctx"]
+    model = _Model(job["path"], llama_cpp, n_ctx=n_ctx)
+    tokens = model.encode(job["text"], add_special=False)[: job["max_tokens"]]
+    first = model.encode("", add_special=True)[:1]  # BOS where the model wants one
+    n_window = n_ctx - len(first)
+    total, n_scored = 0.0, 0
+    for begin in range(0, len(tokens) - n_window // 2, n_window):
+        window = [*first, *tokens[begin : begin + n_window]]
+        model.forget()
+        position = 0
+        for rows in model.forward(window, 0):
+            for row in rows:
+                position += 1
+                if n_ctx // 2 <= position < len(window):
+                    top = float(row.max())
+                    total += (
+                        top + float(np.log(np.exp(row - top, dtype=np.float64).sum())) - float(row[window[position]])
+                    )
+                    n_scored += 1
+    if not n_scored:
+        raise EngineJobError(f"the text is too short: {len(tokens)} tokens, {n_ctx} are needed")
+    return {"perplexity": float(np.exp(total / n_scored)), "n_scored": n_scored}
+
+
+def _generate(job: Event, llama_cpp: Any) -> dict[str, Any]:
+    model = _Model(job["path"], llama_cpp, n_ctx=4096)
+    tokens = model.encode(job["prompt"], add_special=True)
+    n_prompt, pending = len(tokens), tokens
+    for _ in range(job["n_tokens"]):
+        *_, rows = model.forward(pending, len(tokens) - len(pending))
+        pending = [int(rows[-1].argmax())]
+        tokens = [*tokens, *pending]
+    return {"tokens": tokens[n_prompt:]}
+
+
+_JOBS: dict[str, Callable[[Event, Any], dict[str, Any]]] = {
+    "quantise": _quantise,
+    "tokenise": _tokenise,
+    "logits": _logits,
+    "perplexity": _perplexity,
+    "generate": _generate,
+}
+
+if __name__ == "__main__":
+    sys.exit(_main())
