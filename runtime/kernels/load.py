@@ -1,0 +1,129 @@
+"""Finds the compiled kernels, asks the CPU, and puts them under llama.cpp: or says in one sentence why not."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import sys
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+_ENDINGS = {"win32": "dll", "darwin": "dylib"}
+_PROBLEM_BYTES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class KernelReport:
+    """Which kernels multiply, and why."""
+
+    variant: str  # "stock": llama.cpp's own
+    reason: str
+    active: bool
+
+
+@cache
+def install() -> KernelReport:
+    """Put the kernels under llama.cpp; call before the first model is loaded. Never raises, and works once a process.
+
+    `EDGELLM_KERNELS` may be `off`, `auto` (the default: the best variant for this CPU) or a variant's name. What cannot
+    be used leaves llama.cpp as it is, with one warning unless it was switched off.
+    """
+    wanted = os.environ.get("EDGELLM_KERNELS", "").strip().lower() or "auto"
+    if wanted in ("off", "stock"):
+        return KernelReport("stock", "EDGELLM_KERNELS=off", False)
+    try:
+        variant, problem = _install(wanted)
+    except Exception as error:  # whatever a foreign library does, stock kernels still work
+        variant, problem = wanted, f"{type(error).__name__}: {error}"
+    if problem:
+        warnings.warn(f"using llama.cpp's own kernels: {problem}", RuntimeWarning, stacklevel=2)
+        return KernelReport("stock", problem, False)
+    chosen = "the best for this CPU" if wanted == "auto" else f"EDGELLM_KERNELS={wanted}"
+    return KernelReport(variant, chosen, True)
+
+
+def _install(wanted: str) -> tuple[str, str]:
+    """The variant, and what stands in its way ("" when nothing does)."""
+    library = compiled()
+    if library is None:
+        return wanted, "the kernels were not compiled when edgellm was installed; reinstall it where a C++ compiler is"
+    usable = variants()
+    if wanted == "auto":
+        wanted = next((name for name in usable if name != "generic"), "")
+        if not wanted:
+            return wanted, "this CPU has none of the instruction sets that the kernels are written for"
+    if wanted not in usable:
+        return wanted, f"EDGELLM_KERNELS={wanted} does not run here; choose one of off, auto, {', '.join(usable)}"
+    folder = _llama_folder()
+    base, cpu = (_library(folder, name) for name in ("ggml-base", "ggml-cpu"))
+    if base is None or cpu is None:
+        return wanted, "llama.cpp's libraries were not found where llama-cpp-python keeps them"
+    problem = ctypes.create_string_buffer(_PROBLEM_BYTES)
+    library.edgellm_install(wanted.encode(), os.fsencode(base), os.fsencode(cpu), problem, _PROBLEM_BYTES)
+    return wanted, problem.value.decode(errors="replace")
+
+
+@cache
+def compiled() -> ctypes.CDLL | None:
+    """The compiled kernels, None when the package was installed without a compiler."""
+    path = Path(__file__).with_name(f"_kernels.{_ENDINGS.get(sys.platform, 'so')}")
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError:
+        return None
+    c_int, c_i64, c_text, c_pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_char_p, ctypes.c_void_p
+    signatures: dict[str, tuple[type | None, list[type]]] = {
+        "edgellm_variant": (c_text, [c_int]),
+        "edgellm_variant_runs_here": (c_int, [c_int]),
+        "edgellm_type": (c_text, [c_int]),
+        "edgellm_install": (None, [c_text, c_text, c_text, c_text, c_int]),
+        "edgellm_packed_bytes": (c_i64, [c_int, c_i64, c_i64]),
+        "edgellm_pack": (None, [c_int, c_pointer, c_i64, c_i64, c_pointer, c_int]),
+        "edgellm_matmul": (
+            ctypes.c_double,
+            [c_text, c_int, c_pointer, c_i64, c_i64, c_i64, c_pointer, c_i64, c_pointer, c_int, c_int],
+        ),
+        "edgellm_peak": (ctypes.c_double, [c_text, c_int, ctypes.c_double]),
+        "edgellm_bandwidth": (ctypes.c_double, [c_text, c_i64, c_int, c_int]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+@cache
+def variants() -> tuple[str, ...]:
+    """The variants that run on this CPU, the best first; `generic`, the slow definition of them all, last."""
+    library = compiled()
+    names: list[str] = []
+    i = 0
+    while library is not None and (name := library.edgellm_variant(i)) is not None:
+        if library.edgellm_variant_runs_here(i):
+            names.append(name.decode())
+        i += 1
+    return tuple(names)
+
+
+@cache
+def weight_types() -> tuple[str, ...]:
+    """The weight types that the kernels take over, as ggml names them."""
+    library = compiled()
+    names: list[str] = []
+    while library is not None and (name := library.edgellm_type(len(names))) is not None:
+        names.append(name.decode())
+    return tuple(names)
+
+
+def _llama_folder() -> Path | None:
+    spec = importlib.util.find_spec("llama_cpp")  # located, not imported: only the backend does that
+    return Path(spec.origin).parent / "lib" if spec is not None and spec.origin else None
+
+
+def _library(folder: Path | None, name: str) -> Path | None:
+    candidates = [f"lib{name}.{_ENDINGS.get(sys.platform, 'so')}", f"{name}.dll"]
+    found = (folder / candidate for candidate in candidates) if folder is not None else iter(())
+    return next((path for path in found if path.is_file()), None)

@@ -1,0 +1,34 @@
+// What the CPU can do, and how one source file is compiled for more than the rest.
+#pragma once
+
+namespace edgellm {
+
+enum class Feature { avx2, avx_vnni, avx512_vnni, neon_dotprod, neon_i8mm };
+bool cpu_has(Feature feature);   // by the CPU and, for wide registers, by the operating system
+
+}  // namespace edgellm
+
+// Standard headers come before EDGELLM_TARGET_BEGIN: an inline function of theirs compiled for the wider instruction set could
+// be the copy that the linker keeps for everybody.
+#define EDGELLM_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define EDGELLM_TARGET_BEGIN(features) EDGELLM_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define EDGELLM_TARGET_END _Pragma("clang attribute pop")
+#elif defined(__GNUC__)
+#define EDGELLM_TARGET_BEGIN(features) _Pragma("GCC push_options") EDGELLM_PRAGMA(GCC target(features))
+#define EDGELLM_TARGET_END _Pragma("GCC pop_options")
+#else
+#define EDGELLM_TARGET_BEGIN(features)
+#define EDGELLM_TARGET_END
+#endif
+
+// Keeps the compiler from removing a loop whose result is not used.
+#if defined(__GNUC__) || defined(__clang__)
+#if defined(__x86_64__)
+#define EDGELLM_KEEP(v) asm volatile("" : "+v"(v))
+#else
+#define EDGELLM_KEEP(v) asm volatile("" : "+w"(v))
+#endif
+#else
+#define EDGELLM_KEEP(v) (void)(v)
+#endif

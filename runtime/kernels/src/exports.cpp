@@ -1,0 +1,136 @@
+// What load.py calls through ctypes.
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "layout.h"
+#include "plugin.h"
+
+#if defined(_WIN32)
+#define EDGELLM_EXPORT extern "C" __declspec(dllexport)
+#else
+#define EDGELLM_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+using namespace edgellm;
+
+namespace {
+
+// Joins `n` threads that come here again and again; spins, as its users work for microseconds.
+struct Barrier {
+    explicit Barrier(int n) : n(n) {}
+    const int n;
+    std::atomic<int> waiting{0}, round{0};
+    static void wait(void* self) {
+        Barrier& b = *static_cast<Barrier*>(self);
+        const int round = b.round.load();
+        if (b.waiting.fetch_add(1) + 1 == b.n) {
+            b.waiting.store(0);
+            b.round.fetch_add(1);
+        } else {
+            while (b.round.load() == round) std::this_thread::yield();
+        }
+    }
+};
+
+template <class Work>
+void on_threads(int n, Work&& work) {
+    std::vector<std::thread> threads;
+    for (int i = 1; i < n; i++) threads.emplace_back(work, i);
+    work(0);
+    for (std::thread& thread : threads) thread.join();
+}
+
+double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+}  // namespace
+
+// Name of the i-th variant, best first; nullptr behind the last.
+EDGELLM_EXPORT const char* edgellm_variant(int i) { return kVariants[i] ? kVariants[i]->name : nullptr; }
+EDGELLM_EXPORT int edgellm_variant_runs_here(int i) { return kVariants[i]->runs_here(); }
+EDGELLM_EXPORT const char* edgellm_type(int i) { return i < kTypes ? kInfo[i].name : nullptr; }
+
+// Writes what stands in the way, "" when the kernels are in place.
+EDGELLM_EXPORT void edgellm_install(const char* name, const char* base_path, const char* cpu_path, char* problem, int size) {
+    const Variant* variant = find_variant(name);
+    std::string text = "no such variant for this CPU";
+    if (variant && variant->runs_here()) {
+        try {
+            text = install_plugin(*variant, base_path, cpu_path);
+        } catch (const std::exception& error) {
+            text = error.what();
+        }
+    }
+    if (size > 0) std::strncpy(problem, text.c_str(), static_cast<size_t>(size) - 1)[size - 1] = 0;
+}
+
+EDGELLM_EXPORT int64_t edgellm_packed_bytes(int type, int64_t rows, int64_t k) { return packed_bytes(static_cast<Type>(type), rows, k); }
+
+EDGELLM_EXPORT void edgellm_pack(int type, const void* source, int64_t rows, int64_t k, void* packed, int n_threads) {
+    pack(static_cast<Type>(type), source, rows, k, packed, n_threads);
+}
+
+// y (n, rows) = x (n, k) W^T, `repeat` times over; returns the seconds of the fastest time, negative for an unknown variant.
+// `n_copies` packed matrices lie behind each other and are taken in turn, so that none is still in a cache.
+EDGELLM_EXPORT double edgellm_matmul(const char* name, int type, const void* packed, int64_t n_copies, int64_t rows, int64_t k, const float* x,
+                                     int64_t n, float* y, int n_threads, int repeat) {
+    const Variant* variant = find_variant(name);
+    if (!variant || !variant->runs_here()) return -1;
+    const Type t = static_cast<Type>(type);
+    std::vector<char> work(static_cast<size_t>(work_bytes(t, k, n, n_threads)));
+    const Columns columns = {x, {n, 1, 1}, {k * 4, n * k * 4, n * k * 4}};
+    const int64_t step = packed_bytes(t, rows, k);
+    Barrier barrier(n_threads);
+    double best = 1e30;
+    on_threads(n_threads, [&](int ith) {
+        for (int i = 0; i < repeat; i++) {
+            Barrier::wait(&barrier);
+            const double start = now_s();
+            for (int64_t copy = 0; copy < n_copies; copy++) {
+                matmul(*variant, t, static_cast<const char*>(packed) + copy * step, rows, k, columns, y, rows, work.data(), ith, n_threads,
+                       Barrier::wait, &barrier);
+                Barrier::wait(&barrier);
+            }
+            const double took = (now_s() - start) / static_cast<double>(n_copies);
+            if (ith == 0 && took < best) best = took;
+        }
+    });
+    return best;
+}
+
+// Multiply-adds a second of the variant's dot-product instruction on `n_threads` threads.
+EDGELLM_EXPORT double edgellm_peak(const char* name, int n_threads, double seconds) {
+    const Variant* variant = find_variant(name);
+    if (!variant || !variant->runs_here()) return 0;
+    std::atomic<int64_t> done{0};
+    const double start = now_s();
+    on_threads(n_threads, [&](int) {
+        double mine = 0;
+        while (now_s() - start < seconds) mine += variant->peak(100000);
+        done.fetch_add(static_cast<int64_t>(mine));
+    });
+    return static_cast<double>(done.load()) / (now_s() - start);
+}
+
+// Bytes a second that `n_threads` threads read from `n_bytes` of memory, the best of `repeat` passes.
+EDGELLM_EXPORT double edgellm_bandwidth(const char* name, int64_t n_bytes, int n_threads, int repeat) {
+    const Variant* variant = find_variant(name);
+    if (!variant || !variant->runs_here()) return 0;
+    std::vector<char> memory(static_cast<size_t>(n_bytes), 1);
+    Barrier barrier(n_threads);
+    double best = 0;
+    on_threads(n_threads, [&](int ith) {
+        for (int i = 0; i < repeat; i++) {
+            Barrier::wait(&barrier);
+            const double start = now_s();
+            variant->read(reinterpret_cast<const uint8_t*>(memory.data()) + n_bytes / n_threads * ith, n_bytes / n_threads);
+            Barrier::wait(&barrier);
+            const double rate = static_cast<double>(n_bytes) / (now_s() - start);
+            if (ith == 0 && rate > best) best = rate;
+        }
+    });
+    return best;
+}

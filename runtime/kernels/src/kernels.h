@@ -1,0 +1,348 @@
+// Every kernel once, over a vector policy `S`. A variant's source file switches its instruction set on, defines `S`, includes
+// this file inside an anonymous namespace and fills its table with table_of<S>().
+//
+// The order of every floating-point operation is written out here and is the same for each number of columns and each policy
+// (integer sums are exact, products are fused), so all variants give the same bits as the generic one, whatever the batch.
+//
+// A policy has `kLanes` rows in a vector, types F (floats), I (int32) and W (4 bytes a lane), and the functions used below.
+// `kSignedOnly` says that its dot product wants signed weights when they need all eight bits.
+
+// clang-format off
+#if defined(EDGELLM_OUT_OF_LINE)   // a policy of plain loops: inlined into every kernel it would compile for minutes
+#define EDGELLM_UNROLL
+#define EDGELLM_INLINE inline
+#define EDGELLM_INLINE_LAMBDA
+#elif defined(__GNUC__) || defined(__clang__)
+#define EDGELLM_UNROLL _Pragma("GCC unroll 16")
+#define EDGELLM_INLINE __attribute__((always_inline)) inline
+#define EDGELLM_INLINE_LAMBDA __attribute__((always_inline))
+#else
+#define EDGELLM_UNROLL
+#define EDGELLM_INLINE __forceinline
+#define EDGELLM_INLINE_LAMBDA
+#endif
+// clang-format on
+
+template <int N>
+struct Int {
+    static constexpr int value = N;
+};
+
+// body(Int<0>), body(Int<1>), ...: shift counts must be constants.
+template <int N, int I = 0, class Body>
+EDGELLM_INLINE constexpr void repeat(Body&& body) {
+    if constexpr (I < N) {
+        body(Int<I>{});
+        repeat<N, I + 1>(body);
+    }
+}
+
+// Two blocks ahead: the weight stream then overlaps the arithmetic.
+constexpr int kAhead = 4736;
+
+template <class S, int NC>
+EDGELLM_INLINE void dot_columns(typename S::I (&acc)[NC], typename S::W w, const int32_t* q) {
+    EDGELLM_UNROLL for (int c = 0; c < NC; c++) acc[c] = S::dot(acc[c], w, q + c);
+}
+
+template <class S, int NC>
+EDGELLM_INLINE void store_columns(const typename S::F (&f)[NC], float* y, int64_t stride, int part, int rows) {
+    const int left = rows - part * S::kLanes;
+    EDGELLM_UNROLL for (int c = 0; c < NC; c++) {
+        float* out = y + c * stride + part * S::kLanes;
+        if (left >= S::kLanes) {
+            S::store(out, f[c]);
+        } else {
+            float all[S::kLanes];
+            S::store(all, f[c]);
+            for (int r = 0; r < left; r++) out[r] = all[r];
+        }
+    }
+}
+
+// Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL.
+template <class S, Type T, int NC>
+void group_block32(const uint8_t* group, int64_t k, const Tile& tile, float* y, int64_t stride, int rows) {
+    using F = typename S::F;
+    using I = typename S::I;
+    using W = typename S::W;
+    constexpr bool kMin = T == Q4_1 || T == Q5_1, kFifth = T == Q5_0 || T == Q5_1, kWide = T == Q8_0 || T == IQ4_NL;
+    constexpr int kQuantBytes = kInfo[T].quant_bytes, kScaleBytes = kInfo[T].scale_bytes;
+    const int64_t n_blocks = k / 32;
+    for (int part = 0; part * S::kLanes < kRows && part * S::kLanes < rows; part++) {
+        const uint8_t* w = group + part * S::kLanes * 4;
+        const uint8_t* scale = group + n_blocks * kQuantBytes + part * S::kLanes * 2;
+        const int32_t *q = tile.q, *sum = tile.sum;
+        const float* d = tile.d;
+        F f[NC];
+        EDGELLM_UNROLL for (int c = 0; c < NC; c++) f[c] = S::zero();
+        for (int64_t b = 0; b < n_blocks; b++) {
+            I acc[NC];
+            EDGELLM_UNROLL for (int c = 0; c < NC; c++) {
+                if constexpr (kMin || (kWide && S::kSignedOnly)) acc[c] = S::zero_int();
+                else acc[c] = S::broadcast_int(sum + c);
+            }
+            if constexpr (T == Q8_0) {
+                repeat<8>([&](auto t) EDGELLM_INLINE_LAMBDA {
+                    S::prefetch(w + kAhead + kLine * t.value);
+                    W v = S::load(w + kLine * t.value);
+                    if constexpr (S::kSignedOnly) v = S::flip_sign(v);
+                    EDGELLM_UNROLL for (int c = 0; c < NC; c++) acc[c] = S::dot_wide(acc[c], v, q + t.value * NC + c);
+                });
+            } else {
+                W fifth = W();
+                if constexpr (kFifth) {
+                    S::prefetch(w + kAhead + 256);
+                    fifth = S::load(w + 256);
+                }
+                repeat<4>([&](auto t) EDGELLM_INLINE_LAMBDA {
+                    S::prefetch(w + kAhead + kLine * t.value);
+                    const W v = S::load(w + kLine * t.value);
+                    W low = S::low(v), high = S::high(v);
+                    if constexpr (kFifth) {
+                        low = S::template insert<4 - t.value, 0x10>(low, fifth);
+                        high = S::template insert<0 - t.value, 0x10>(high, fifth);
+                    }
+                    if constexpr (T == IQ4_NL) {
+                        low = S::lookup(low);
+                        high = S::lookup(high);
+                        if constexpr (S::kSignedOnly) {
+                            low = S::flip_sign(low);
+                            high = S::flip_sign(high);
+                        }
+                        EDGELLM_UNROLL for (int c = 0; c < NC; c++) acc[c] = S::dot_wide(acc[c], low, q + t.value * NC + c);
+                        EDGELLM_UNROLL for (int c = 0; c < NC; c++) acc[c] = S::dot_wide(acc[c], high, q + (t.value + 4) * NC + c);
+                    } else {
+                        dot_columns<S>(acc, low, q + t.value * NC);
+                        dot_columns<S>(acc, high, q + (t.value + 4) * NC);
+                    }
+                });
+            }
+            const F dw = S::half(scale);
+            EDGELLM_UNROLL for (int c = 0; c < NC; c++) f[c] = S::fma(S::to_float(acc[c]), S::mul(dw, S::broadcast(d + c)), f[c]);
+            if constexpr (kMin) {
+                const F m = S::half(scale + 32);
+                EDGELLM_UNROLL for (int c = 0; c < NC; c++) f[c] = S::fma(m, S::broadcast(reinterpret_cast<const float*>(sum) + c), f[c]);
+            }
+            w += kQuantBytes, scale += kScaleBytes, q += 8 * NC, d += NC, sum += NC;
+        }
+        store_columns<S>(f, y, stride, part, rows);
+    }
+}
+
+// Q4_K, Q5_K.
+template <class S, Type T, int NC>
+void group_q45k(const uint8_t* group, int64_t k, const Tile& tile, float* y, int64_t stride, int rows) {
+    using F = typename S::F;
+    using I = typename S::I;
+    using W = typename S::W;
+    constexpr int kMins = kInfo[T].quant_bytes - 256, kScales = kMins + 128;   // where they lie in a block
+    const int64_t n_blocks = k / 256;
+    for (int part = 0; part * S::kLanes < kRows && part * S::kLanes < rows; part++) {
+        const uint8_t* w = group + part * S::kLanes * 4;
+        const uint8_t* scale = group + n_blocks * kInfo[T].quant_bytes + part * S::kLanes * 2;
+        const int32_t *q = tile.q, *sum = tile.sum;
+        const float* d = tile.d;
+        F f[NC];
+        EDGELLM_UNROLL for (int c = 0; c < NC; c++) f[c] = S::zero();
+        for (int64_t b = 0; b < n_blocks; b++) {
+            F s[NC];
+            EDGELLM_UNROLL for (int c = 0; c < NC; c++) s[c] = S::zero();
+            repeat<8>([&](auto j) EDGELLM_INLINE_LAMBDA {   // sub-blocks of 32: low nibbles of eight vectors, then their high ones
+                I acc[NC];
+                EDGELLM_UNROLL for (int c = 0; c < NC; c++) acc[c] = S::zero_int();
+                repeat<8>([&](auto t) EDGELLM_INLINE_LAMBDA {
+                    const uint8_t* at = w + (j.value / 2 * 8 + t.value) * kLine;
+                    W v;
+                    if constexpr (j.value % 2 == 0) {
+                        S::prefetch(at + kAhead);
+                        v = S::low(S::load(at));
+                    } else {
+                        v = S::high(S::load(at));
+                    }
+                    if constexpr (T == Q5_K) {
+                        if constexpr (j.value == 0) S::prefetch(w + kAhead + 2048 + t.value * kLine);
+                        v = S::template insert<4 - j.value, 0x10>(v, S::load(w + 2048 + t.value * kLine));
+                    }
+                    dot_columns<S>(acc, v, q + (j.value * 8 + t.value) * NC);
+                });
+                const F factor = S::bytes(w - part * S::kLanes * 3 + kScales + j.value * kRows);
+                EDGELLM_UNROLL for (int c = 0; c < NC; c++) s[c] = S::fma(S::to_float(acc[c]), factor, s[c]);
+            });
+            S::prefetch(w + kAhead + kMins);
+            S::prefetch(w + kAhead + kMins + 64);
+            S::prefetch(w + kAhead + kMins + 128);
+            S::prefetch(w + kAhead + kMins + 192);
+            const W min_a = S::load(w + kMins), min_b = S::load(w + kMins + kLine);
+            const F dw = S::half(scale), dmin = S::half(scale + 32);
+            EDGELLM_UNROLL for (int c = 0; c < NC; c++) {
+                I m = S::dot(S::dot(S::zero_int(), min_a, sum + NC + c), min_b, sum + 3 * NC + c);
+                m = S::dot(S::dot(S::times_64(m), min_a, sum + c), min_b, sum + 2 * NC + c);
+                f[c] = S::fma(S::minus_product(S::mul(s[c], dw), S::to_float(m), dmin), S::broadcast(d + c), f[c]);
+            }
+            w += kInfo[T].quant_bytes, scale += kInfo[T].scale_bytes, q += 64 * NC, d += NC, sum += 4 * NC;
+        }
+        store_columns<S>(f, y, stride, part, rows);
+    }
+}
+
+template <class S, Type T, int NC>
+void group_q6k(const uint8_t* group, int64_t k, const Tile& tile, float* y, int64_t stride, int rows) {
+    using F = typename S::F;
+    using I = typename S::I;
+    using W = typename S::W;
+    const int64_t n_blocks = k / 256;
+    for (int part = 0; part * S::kLanes < kRows && part * S::kLanes < rows; part++) {
+        const uint8_t* w = group + part * S::kLanes * 4;
+        const uint8_t* scale = group + n_blocks * kInfo[T].quant_bytes + part * S::kLanes * 2;
+        const int32_t *q = tile.q, *sum = tile.sum;
+        const float* d = tile.d;
+        F f[NC];
+        EDGELLM_UNROLL for (int c = 0; c < NC; c++) f[c] = S::zero();
+        for (int64_t b = 0; b < n_blocks; b++) {
+            F s[NC];
+            EDGELLM_UNROLL for (int c = 0; c < NC; c++) s[c] = S::zero();
+            repeat<16>([&](auto j) EDGELLM_INLINE_LAMBDA {   // sub-blocks of 16: half of the block, quarter of that, half of that
+                constexpr int kHalf = j.value / 8, kQuarter = j.value / 2 % 4, kFirst = j.value % 2 * 4;
+                I acc[NC];
+                EDGELLM_UNROLL for (int c = 0; c < NC; c++) acc[c] = S::broadcast_int(sum + j.value * NC + c);
+                repeat<4>([&](auto i) EDGELLM_INLINE_LAMBDA {
+                    constexpr int t = kFirst + i.value;
+                    const uint8_t* nibbles = w + (kHalf * 16 + kQuarter % 2 * 8 + t) * kLine;
+                    const uint8_t* pairs = w + 2048 + (kHalf * 8 + t) * kLine;
+                    if constexpr (kQuarter < 2) S::prefetch(nibbles + kAhead);
+                    if constexpr (kQuarter == 0) S::prefetch(pairs + kAhead);
+                    W v = kQuarter < 2 ? S::low(S::load(nibbles)) : S::high(S::load(nibbles));
+                    v = S::template insert<4 - 2 * kQuarter, 0x30>(v, S::load(pairs));
+                    dot_columns<S>(acc, v, q + (j.value * 4 + i.value) * NC);
+                });
+                const F factor = S::signed_bytes(w - part * S::kLanes * 3 + 3072 + j.value * kRows);
+                EDGELLM_UNROLL for (int c = 0; c < NC; c++) s[c] = S::fma(S::to_float(acc[c]), factor, s[c]);
+            });
+            S::prefetch(w + kAhead + 3072);
+            S::prefetch(w + kAhead + 3136);
+            S::prefetch(w + kAhead + 3200);
+            S::prefetch(w + kAhead + 3264);
+            const F dw = S::half(scale);
+            EDGELLM_UNROLL for (int c = 0; c < NC; c++) f[c] = S::fma(S::mul(s[c], dw), S::broadcast(d + c), f[c]);
+            w += kInfo[T].quant_bytes, scale += kInfo[T].scale_bytes, q += 64 * NC, d += NC, sum += 16 * NC;
+        }
+        store_columns<S>(f, y, stride, part, rows);
+    }
+}
+
+// Rounds to the nearest integer, ties to even, as the addition does: the same on every machine and easy on the vectoriser.
+EDGELLM_INLINE int32_t nearest(float x) {
+    const float shifted = x + 12582912.0f;   // 1.5 * 2^23
+    uint32_t bits;
+    std::memcpy(&bits, &shifted, 4);
+    return static_cast<int32_t>(bits - 0x4b400000u);
+}
+
+// Blocks [first, last) of one row of activations to int8 with one float a block: d = max|x| / 127.
+template <int kBlock>
+EDGELLM_INLINE void quantize_blocks(Type type, const float* x, int64_t first, int64_t last, const Tile& tile, int c) {
+    const int cols = tile.cols;
+    for (int64_t b = first; b < last; b++) {
+        const float* from = x + b * kBlock;
+        uint32_t bits[kBlock], top = 0;   // of non-negative floats the order is that of their bits
+        std::memcpy(bits, from, sizeof bits);
+        for (int i = 0; i < kBlock; i++) {
+            const uint32_t magnitude = bits[i] & 0x7fffffffu;
+            top = top > magnitude ? top : magnitude;
+        }
+        float largest;
+        std::memcpy(&largest, &top, 4);
+        const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+        alignas(64) int8_t q[kBlock];
+        for (int i = 0; i < kBlock; i++) q[i] = static_cast<int8_t>(nearest(from[i] * inverse));
+        const float d = largest / 127.0f;
+        tile.d[b * cols + c] = d;
+        int32_t* out = tile.q + b * (kBlock / 4) * cols + c;
+        for (int i = 0; i < kBlock / 4; i++) std::memcpy(out + i * cols, q + 4 * i, 4);
+        int32_t* sums = tile.sum + b * kInfo[type].sums * cols + c;
+        if constexpr (kBlock == 32) {
+            int32_t sum = 0;
+            for (int i = 0; i < 32; i++) sum += q[i];
+            const float product = d * static_cast<float>(sum);
+            const int32_t start = -sum * (type == Q4_0 ? 8 : type == Q5_0 ? 16 : 128);
+            if (type == Q4_1 || type == Q5_1) std::memcpy(sums, &product, 4);
+            else *sums = start;
+        } else {
+            int32_t sum16[16];
+            for (int j = 0; j < 16; j++) {
+                sum16[j] = 0;
+                for (int i = 0; i < 16; i++) sum16[j] += q[16 * j + i];
+            }
+            if (type == Q6_K) {
+                for (int j = 0; j < 16; j++) sums[j * cols] = -32 * sum16[j];
+            } else {
+                int8_t split[16];   // [lo 0-3][hi 0-3][lo 4-7][hi 4-7]
+                for (int j = 0; j < 8; j++) {
+                    const int32_t sum = sum16[2 * j] + sum16[2 * j + 1];
+                    split[j / 4 * 8 + j % 4] = static_cast<int8_t>(sum & 63);
+                    split[j / 4 * 8 + 4 + j % 4] = static_cast<int8_t>((sum - (sum & 63)) / 64);
+                }
+                for (int i = 0; i < 4; i++) std::memcpy(sums + i * cols, split + 4 * i, 4);
+            }
+        }
+    }
+}
+
+void quantize(Type type, const float* x, int64_t first, int64_t last, const Tile& tile, int c) {
+    if (kInfo[type].block == 32) quantize_blocks<32>(type, x, first, last, tile, c);
+    else quantize_blocks<256>(type, x, first, last, tile, c);
+}
+
+template <class S>
+double peak_of(int64_t rounds) {
+    constexpr int n = 12;   // enough independent sums to hide the latency
+    typename S::I acc[n];
+    alignas(64) uint8_t bytes[kLine] = {1};
+    const typename S::W w = S::load(bytes);
+    alignas(64) int32_t q[n] = {};
+    EDGELLM_UNROLL for (int c = 0; c < n; c++) acc[c] = S::zero_int();
+    for (int64_t i = 0; i < rounds; i++) {
+        EDGELLM_UNROLL for (int c = 0; c < n; c++) acc[c] = S::dot(acc[c], w, q + c);
+        S::keep(acc[0]);
+    }
+    float out[S::kLanes] = {};
+    typename S::F total = S::zero();
+    EDGELLM_UNROLL for (int c = 0; c < n; c++) total = S::fma(S::to_float(acc[c]), S::to_float(acc[c]), total);
+    S::store(out, total);
+    return out[0] >= 0 ? static_cast<double>(rounds) * n * S::kLanes * 4 : 0;
+}
+
+// Eight streams of the variant's widest loads.
+template <class S>
+void read_of(const uint8_t* from, int64_t n_bytes) {
+    constexpr int n = 8;
+    const int64_t stream = n_bytes / n / kLine * kLine;
+    typename S::W total[n];
+    EDGELLM_UNROLL for (int i = 0; i < n; i++) total[i] = S::load(from);
+    for (int64_t at = 0; at < stream; at += kLine) {
+        for (int part = 0; part < kRows; part += S::kLanes) {
+            EDGELLM_UNROLL for (int i = 0; i < n; i++) {
+                total[i] = S::load(from + i * stream + at + part * 4);
+                S::keep_bytes(total[i]);
+            }
+        }
+    }
+}
+
+template <class S, Type T, int NC>
+constexpr GroupKernel kernel_of() {
+    if constexpr (T == Q6_K) return group_q6k<S, T, NC>;
+    else if constexpr (T == Q4_K || T == Q5_K) return group_q45k<S, T, NC>;
+    else return group_block32<S, T, NC>;
+}
+
+// A constant, so that no instruction of the variant runs on a CPU that lacks it.
+template <class S>
+constexpr Variant table_of(const char* name, bool (*runs_here)()) {
+    Variant v = {name, runs_here, quantize, {}, peak_of<S>, read_of<S>};
+    repeat<kTypes>([&](auto t) {
+        repeat<kMaxCols>([&](auto c) { v.kernel[t.value][c.value] = kernel_of<S, static_cast<Type>(t.value), c.value + 1>(); });
+    });
+    return v;
+}

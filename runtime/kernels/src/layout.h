@@ -1,0 +1,111 @@
+// The packed layout of a weight matrix and of a tile of activations: what the packer writes and every kernel reads.
+//
+// Sixteen weight rows form a group. Within a group, four consecutive weights of each of the sixteen rows lie side by side in
+// one 64-byte vector, so that one int8 dot-product instruction serves 16 rows x 4 weights against four broadcast activations:
+//   vector[t]: row 0 weights 4t..4t+3 | row 1 weights 4t..4t+3 | ... | row 15 weights 4t..4t+3
+// A group holds its blocks' quants first (each block a whole number of 64-byte lines), then its blocks' float scales:
+//   [quants of block 0][quants of block 1]...[scales of block 0][scales of block 1]...[padding to 64]
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace edgellm {
+
+constexpr int kRows = 16;         // weight rows of a group
+constexpr int kMaxCols = 8;       // activation columns of a tile: with three sums each they fill the 32 registers of AVX-512
+constexpr int kLine = 64;         // bytes of a vector of quants, and of a cache line
+
+// Numbered from 0 without gaps: they index tables. `ggml` names are the ones of the file format.
+enum Type : int { Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, Q4_K, Q5_K, Q6_K, kTypes };
+
+struct TypeInfo {
+    const char* name;   // as ggml prints it
+    int block;          // weights in a block
+    int source_bytes;   // bytes of one row's block in the file
+    int quant_bytes;    // bytes of sixteen rows' block: the integer part
+    int scale_bytes;    // bytes of sixteen rows' block: the float part
+    int sums;           // activation sums kept for each block (see Tile)
+};
+
+constexpr TypeInfo kInfo[kTypes] = {
+    {"q4_0", 32, 18, 256, 32, 1},       // nibbles | d
+    {"q4_1", 32, 20, 256, 64, 1},       // nibbles | d, m
+    {"q5_0", 32, 22, 320, 32, 1},       // nibbles, fifth bits | d
+    {"q5_1", 32, 24, 320, 64, 1},       // nibbles, fifth bits | d, m
+    {"q8_0", 32, 34, 512, 32, 1},       // bytes, 128 added | d
+    {"iq4_nl", 32, 18, 256, 32, 1},     // nibbles that index a table | d
+    {"q4_K", 256, 144, 2304, 64, 4},    // nibbles, 8x16 minima as [2][16 rows][4], scales [8][16 rows] | d, dmin
+    {"q5_K", 256, 176, 2816, 64, 4},    // the same with eight vectors of fifth bits after the nibbles
+    {"q6_K", 256, 210, 3328, 32, 16},   // nibbles, 2-bit parts, signed scales [16][16 rows] | d
+};
+
+// The table of IQ4_NL (the file format's definition), with 128 added so that the entries are unsigned.
+constexpr uint8_t kIq4[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
+
+inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+inline int64_t group_bytes(Type type, int64_t k) {
+    const TypeInfo& t = kInfo[type];
+    return round_up(k / t.block * (t.quant_bytes + t.scale_bytes), kLine);
+}
+
+inline int64_t packed_bytes(Type type, int64_t rows, int64_t k) { return (rows + kRows - 1) / kRows * group_bytes(type, k); }
+
+// Activations of `cols` columns, interleaved so that a kernel walks one pointer:
+//   q    [k / 4][cols]          four int8 in an int32
+//   d    [k / block][cols]      the float that turns the int8 back
+//   sum  [k / block][sums][cols] per type:
+//        offset types (Q4_0, Q5_0, Q8_0, IQ4_NL; Q6_K per 16): int32, minus the offset times the sum of the int8: where a sum starts
+//        Q4_1, Q5_1: float, d times the sum of the int8
+//        Q4_K, Q5_K: sums s of each 32 as s = 64 hi + lo, four int8 in an int32: [lo 0-3][hi 0-3][lo 4-7][hi 4-7]
+struct Tile {
+    int cols;
+    int32_t* q;
+    float* d;
+    int32_t* sum;
+};
+
+inline int64_t tile_bytes(Type type, int64_t k, int cols) {
+    const TypeInfo& t = kInfo[type];
+    return round_up((k + k / t.block * (1 + t.sums) * 4) * cols, kLine);
+}
+
+inline Tile tile_at(void* memory, Type type, int64_t k, int cols) {
+    Tile tile;
+    tile.cols = cols;
+    tile.q = static_cast<int32_t*>(memory);
+    tile.d = reinterpret_cast<float*>(tile.q + k / 4 * cols);
+    tile.sum = reinterpret_cast<int32_t*>(tile.d + k / kInfo[type].block * cols);
+    return tile;
+}
+
+// One group of sixteen rows times one tile: y[c * stride + r] for r < rows.
+using GroupKernel = void (*)(const uint8_t* group, int64_t k, const Tile& tile, float* y, int64_t stride, int rows);
+// Blocks [first, last) of one row of activations into column `c` of a tile.
+using Quantize = void (*)(Type type, const float* x, int64_t first, int64_t last, const Tile& tile, int c);
+
+struct Variant {
+    const char* name;
+    bool (*runs_here)();   // asks the CPU
+    Quantize quantize;
+    GroupKernel kernel[kTypes][kMaxCols];   // [type][cols - 1]
+    double (*peak)(int64_t rounds);         // multiply-adds done by `rounds` rounds of the bare dot-product instruction
+    void (*read)(const uint8_t* from, int64_t n_bytes);   // does nothing but read
+};
+
+extern const Variant* const kVariants[];   // best first, ends with nullptr
+const Variant* find_variant(const char* name);   // "auto": the best that runs here; nullptr when there is none
+
+void pack(Type type, const void* source, int64_t rows, int64_t k, void* packed, int n_threads);
+
+// Rows [ith/nth) of y = W x, for n columns; `work` holds work_bytes(). `barrier` joins all the threads of this call.
+int64_t work_bytes(Type type, int64_t k, int64_t n, int n_threads);
+struct Columns {
+    const float* x;
+    int64_t n[3];        // columns along each outer axis
+    int64_t stride[3];   // bytes
+};
+void matmul(const Variant& variant, Type type, const void* packed, int64_t rows, int64_t k, const Columns& x, float* y,
+            int64_t y_stride, void* work, int ith, int nth, void (*barrier)(void*), void* barrier_argument);
+
+}  // namespace edgellm

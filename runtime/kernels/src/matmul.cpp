@@ -1,0 +1,90 @@
+// Which variant, which tiles, which thread: everything around the kernels.
+#include <cstring>
+
+#include "layout.h"
+
+namespace edgellm {
+
+#if (defined(__x86_64__) || defined(_M_X64))
+#if !defined(EDGELLM_NO_AVX512)
+extern const Variant kAvx512Vnni;
+#endif
+#endif
+extern const Variant kGeneric;
+
+const Variant* const kVariants[] = {
+#if (defined(__x86_64__) || defined(_M_X64))
+#if !defined(EDGELLM_NO_AVX512)
+    &kAvx512Vnni,
+#endif
+#endif
+    &kGeneric, nullptr};
+
+const Variant* find_variant(const char* name) {
+    const bool choose = std::strcmp(name, "auto") == 0;
+    for (const Variant* const* v = kVariants; *v; v++) {
+        if (choose ? *v != &kGeneric && (*v)->runs_here() : std::strcmp(name, (*v)->name) == 0) return *v;
+    }
+    return nullptr;
+}
+
+namespace {
+
+// Up to this many activations each thread converts all of them for itself, which is faster than to wait for the others.
+constexpr int64_t kAlone = 16384;
+// Packed weights that are kept in the second-level cache while all the tiles pass.
+constexpr int64_t kChunkBytes = 384 * 1024;
+
+int64_t n_tiles(int64_t n) { return (n + kMaxCols - 1) / kMaxCols; }
+int64_t first_column(int64_t tile, int64_t n) { return n * tile / n_tiles(n); }   // even tiles: 9 columns are 4 + 5, not 8 + 1
+
+Tile nth_tile(char* memory, Type type, int64_t k, int64_t i, int64_t n) {
+    const int cols = static_cast<int>(first_column(i + 1, n) - first_column(i, n));
+    return tile_at(memory + i * tile_bytes(type, k, kMaxCols), type, k, cols);
+}
+
+}  // namespace
+
+int64_t work_bytes(Type type, int64_t k, int64_t n, int n_threads) {
+    return n_tiles(n) * tile_bytes(type, k, kMaxCols) * (n * k <= kAlone ? n_threads : 1) + kLine;
+}
+
+void matmul(const Variant& variant, Type type, const void* packed, int64_t rows, int64_t k, const Columns& x, float* y,
+            int64_t y_stride, void* work, int ith, int nth, void (*barrier)(void*), void* barrier_argument) {
+    const int64_t n = x.n[0] * x.n[1] * x.n[2];
+    if (n == 0) return;
+    const int64_t tiles = n_tiles(n), tile_step = tile_bytes(type, k, kMaxCols);
+    const bool alone = n * k <= kAlone;
+    char* memory = reinterpret_cast<char*>(round_up(reinterpret_cast<intptr_t>(work), kLine)) + (alone ? ith * tiles * tile_step : 0);
+
+    const int64_t n_blocks = k / kInfo[type].block;
+    const int64_t first = alone ? 0 : n_blocks * ith / nth, last = alone ? n_blocks : n_blocks * (ith + 1) / nth;
+    for (int64_t t = 0; t < tiles; t++) {
+        const Tile tile = nth_tile(memory, type, k, t, n);
+        for (int c = 0; c < tile.cols; c++) {
+            const int64_t i = first_column(t, n) + c;
+            const int64_t at = i % x.n[0] * x.stride[0] + i / x.n[0] % x.n[1] * x.stride[1] + i / (x.n[0] * x.n[1]) * x.stride[2];
+            variant.quantize(type, reinterpret_cast<const float*>(reinterpret_cast<const char*>(x.x) + at), first, last, tile, c);
+        }
+    }
+    if (!alone && nth > 1) barrier(barrier_argument);
+
+    const int64_t n_groups = (rows + kRows - 1) / kRows, step = group_bytes(type, k);
+    const int64_t begin = n_groups * ith / nth, end = n_groups * (ith + 1) / nth;
+    const int64_t chunk = kChunkBytes / step > 1 ? kChunkBytes / step : 1;
+    for (int64_t g0 = begin; g0 < end; g0 += chunk) {
+        const int64_t g1 = g0 + chunk < end ? g0 + chunk : end;
+        for (int64_t t = 0; t < tiles; t++) {
+            const Tile tile = nth_tile(memory, type, k, t, n);
+            const GroupKernel kernel = variant.kernel[type][tile.cols - 1];
+            float* out = y + first_column(t, n) * y_stride;
+            for (int64_t g = g0; g < g1; g++) {
+                const int64_t left = rows - g * kRows;
+                kernel(static_cast<const uint8_t*>(packed) + g * step, k, tile, out + g * kRows, y_stride,
+                       left < kRows ? static_cast<int>(left) : kRows);
+            }
+        }
+    }
+}
+
+}  // namespace edgellm

@@ -1,0 +1,12 @@
+#pragma once
+#include <string>
+
+#include "layout.h"
+
+namespace edgellm {
+
+// Puts the kernels under the llama.cpp whose libraries lie at these paths. Returns what stands in the way, "" when nothing does;
+// then nothing has been changed. Call before the first model is loaded, once.
+std::string install_plugin(const Variant& chosen, const char* ggml_base_path, const char* ggml_cpu_path);
+
+}  // namespace edgellm

@@ -1,0 +1,72 @@
+// AVX-512 with VNNI: sixteen rows in a register (Intel from Cascade Lake and Ice Lake, AMD from Zen 4).
+#if (defined(__x86_64__) || defined(_M_X64)) && !defined(EDGELLM_NO_AVX512)
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "cpu.h"
+#include "layout.h"
+
+EDGELLM_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,avx2,f16c")
+
+namespace edgellm {
+namespace {
+
+struct S {
+    using F = __m512;
+    using I = __m512i;
+    using W = __m512i;
+    static constexpr int kLanes = 16;
+    static constexpr bool kSignedOnly = false;
+    static inline F zero() { return _mm512_setzero_ps(); }
+    static inline I zero_int() { return _mm512_setzero_si512(); }
+    static inline F broadcast(const float* p) { return _mm512_set1_ps(*p); }
+    static inline I broadcast_int(const int32_t* p) { return _mm512_set1_epi32(*p); }
+    static inline W load(const uint8_t* p) { return _mm512_loadu_si512(p); }
+    static inline W low(W v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
+    static inline W high(W v) { return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15)); }
+    // v | (from << shift & mask) in every byte; a negative shift goes right.
+    template <int shift, int mask>
+    static inline W insert(W v, W from) {
+        if constexpr (shift > 0) from = _mm512_slli_epi16(from, shift);
+        if constexpr (shift < 0) from = _mm512_srli_epi16(from, -shift);
+        return _mm512_ternarylogic_epi32(v, from, _mm512_set1_epi8(mask), 0xf8);
+    }
+    static inline W lookup(W v) {
+        return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(kIq4))), v);
+    }
+    static inline I dot(I acc, W w, const int32_t* q) { return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(*q)); }
+    static inline I dot_wide(I acc, W w, const int32_t* q) { return dot(acc, w, q); }
+    static inline W flip_sign(W v) { return v; }
+    static inline I times_64(I v) { return _mm512_slli_epi32(v, 6); }
+    static inline F to_float(I v) { return _mm512_cvtepi32_ps(v); }
+    static inline F half(const uint8_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+    static inline F bytes(const uint8_t* p) {
+        return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+    }
+    static inline F signed_bytes(const uint8_t* p) {
+        return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+    }
+    static inline F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+    static inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+    static inline F minus_product(F c, F a, F b) { return _mm512_fnmadd_ps(a, b, c); }
+    static inline void store(float* p, F v) { _mm512_storeu_ps(p, v); }
+    static inline void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+    static inline void keep(I& v) { EDGELLM_KEEP(v); }
+    static inline void keep_bytes(W& v) { EDGELLM_KEEP(v); }
+};
+
+#include "kernels.h"
+
+bool runs_here() { return cpu_has(Feature::avx512_vnni); }
+
+constexpr Variant kTable = table_of<S>("avx512-vnni", runs_here);
+
+}  // namespace
+
+extern const Variant kAvx512Vnni = kTable;
+
+}  // namespace edgellm
+
+EDGELLM_TARGET_END
+#endif

@@ -1,0 +1,95 @@
+// Plain C++: the definition that every other variant must reproduce bit for bit. Never chosen by itself.
+#include <cmath>
+#include <cstring>
+
+#include "cpu.h"
+#include "layout.h"
+
+#define EDGELLM_OUT_OF_LINE
+#if defined(__GNUC__) || defined(__clang__)
+#define EDGELLM_CALL __attribute__((noinline)) static
+#else
+#define EDGELLM_CALL static
+#endif
+
+namespace edgellm {
+namespace {
+
+float from_half(const uint8_t* p) {
+    uint16_t h;
+    std::memcpy(&h, p, 2);
+    const int exponent = (h >> 10) & 31, mantissa = h & 1023;
+    float value;
+    if (exponent == 31) value = mantissa ? NAN : INFINITY;
+    else if (exponent == 0) value = std::ldexp(static_cast<float>(mantissa), -24);
+    else value = std::ldexp(static_cast<float>(mantissa + 1024), exponent - 25);
+    return h & 0x8000 ? -value : value;
+}
+
+struct S {
+    static constexpr int kLanes = 16;
+    static constexpr bool kSignedOnly = false;
+    struct F {
+        float v[kLanes];
+    };
+    struct I {
+        int32_t v[kLanes];
+    };
+    struct W {
+        uint8_t v[kLanes * 4];
+    };
+    template <class V, class Lane>
+    static V each(Lane lane) {
+        V out;
+        for (int i = 0; i < static_cast<int>(sizeof(out.v) / sizeof(out.v[0])); i++) out.v[i] = lane(i);
+        return out;
+    }
+    EDGELLM_CALL F zero() { return F{}; }
+    EDGELLM_CALL I zero_int() { return I{}; }
+    EDGELLM_CALL F broadcast(const float* p) { return each<F>([=](int) { return *p; }); }
+    EDGELLM_CALL I broadcast_int(const int32_t* p) { return each<I>([=](int) { return *p; }); }
+    EDGELLM_CALL W load(const uint8_t* p) { return each<W>([=](int i) { return p[i]; }); }
+    EDGELLM_CALL W low(const W& v) { return each<W>([&](int i) { return static_cast<uint8_t>(v.v[i] & 15); }); }
+    EDGELLM_CALL W high(const W& v) { return each<W>([&](int i) { return static_cast<uint8_t>(v.v[i] >> 4); }); }
+    template <int shift, int mask>
+    EDGELLM_CALL W insert(const W& v, const W& from) {
+        return each<W>([&](int i) {
+            const int moved = shift >= 0 ? from.v[i] << (shift >= 0 ? shift : 0) : from.v[i] >> (shift < 0 ? -shift : 0);
+            return static_cast<uint8_t>(v.v[i] | (moved & mask));
+        });
+    }
+    EDGELLM_CALL W lookup(const W& v) { return each<W>([&](int i) { return kIq4[v.v[i]]; }); }
+    EDGELLM_CALL I dot(const I& acc, const W& w, const int32_t* q) {
+        int8_t a[4];
+        std::memcpy(a, q, 4);
+        return each<I>([&](int i) {
+            return acc.v[i] + w.v[4 * i] * a[0] + w.v[4 * i + 1] * a[1] + w.v[4 * i + 2] * a[2] + w.v[4 * i + 3] * a[3];
+        });
+    }
+    EDGELLM_CALL I dot_wide(const I& acc, const W& w, const int32_t* q) { return dot(acc, w, q); }
+    EDGELLM_CALL W flip_sign(const W& v) { return v; }
+    EDGELLM_CALL I times_64(const I& v) { return each<I>([&](int i) { return v.v[i] * 64; }); }
+    EDGELLM_CALL F to_float(const I& v) { return each<F>([&](int i) { return static_cast<float>(v.v[i]); }); }
+    EDGELLM_CALL F half(const uint8_t* p) { return each<F>([=](int i) { return from_half(p + 2 * i); }); }
+    EDGELLM_CALL F bytes(const uint8_t* p) { return each<F>([=](int i) { return static_cast<float>(p[i]); }); }
+    EDGELLM_CALL F signed_bytes(const uint8_t* p) { return each<F>([=](int i) { return static_cast<float>(static_cast<int8_t>(p[i])); }); }
+    EDGELLM_CALL F mul(const F& a, const F& b) { return each<F>([&](int i) { return a.v[i] * b.v[i]; }); }
+    EDGELLM_CALL F fma(const F& a, const F& b, const F& c) { return each<F>([&](int i) { return std::fma(a.v[i], b.v[i], c.v[i]); }); }
+    EDGELLM_CALL F minus_product(const F& c, const F& a, const F& b) { return each<F>([&](int i) { return std::fma(-a.v[i], b.v[i], c.v[i]); }); }
+    EDGELLM_CALL void store(float* p, const F& v) { std::memcpy(p, v.v, sizeof v.v); }
+    EDGELLM_CALL void prefetch(const uint8_t*) {}
+    EDGELLM_CALL void keep(I&) {}
+    EDGELLM_CALL void keep_bytes(W&) {}
+};
+
+#include "kernels.h"
+
+bool runs_here() { return true; }
+
+constexpr Variant kTable = table_of<S>("generic", runs_here);
+
+}  // namespace
+
+extern const Variant kGeneric = kTable;
+
+}  // namespace edgellm

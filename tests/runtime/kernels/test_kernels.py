@@ -1,0 +1,134 @@
+"""The products: every variant gives the bits of the definition, which is close to the dequantised weights."""
+
+from __future__ import annotations
+
+import ctypes
+
+import gguf
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgellm.runtime.kernels import load
+
+library = load.compiled()
+pytestmark = pytest.mark.skipif(library is None, reason="the kernels were not compiled")
+
+TYPES = {
+    "q4_0": 32,
+    "q4_1": 32,
+    "q5_0": 32,
+    "q5_1": 32,
+    "q8_0": 32,
+    "iq4_nl": 32,
+    "q4_K": 256,
+    "q5_K": 256,
+    "q6_K": 256,
+}
+
+
+def quant_type(name: str) -> gguf.GGMLQuantizationType:
+    return gguf.GGMLQuantizationType[name.upper()]
+
+
+def random_weights(name: str, rows: int, k: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Blocks of random bits with scales of a sane size, shape (rows, bytes of a row)."""
+    block, n_bytes = gguf.GGML_QUANT_SIZES[quant_type(name)]
+    rng = np.random.default_rng(seed)
+    raw = rng.integers(0, 256, (rows, k // block, n_bytes), dtype=np.uint8)
+    halves = {"q6_K": [208]}.get(name, [0, 2] if name in ("q4_1", "q5_1", "q4_K", "q5_K") else [0])
+    for at in halves:
+        scale = rng.uniform(0.005, 0.02, (rows, k // block)).astype(np.float16) * rng.choice(
+            [-1, 1], (rows, k // block)
+        )
+        raw[:, :, at : at + 2] = scale.astype(np.float16)[..., None].view(np.uint8)
+    return raw.reshape(rows, -1)
+
+
+def multiply(
+    variant: str, name: str, raw: NDArray[np.uint8], rows: int, x: NDArray[np.float32], n_threads: int = 1
+) -> NDArray[np.float32]:
+    """y (n, rows) = x (n, k) W^T."""
+    assert library is not None
+    number = load.weight_types().index(name)
+    n, k = x.shape
+    packed = np.empty(library.edgellm_packed_bytes(number, rows, k), np.uint8)
+    library.edgellm_pack(number, raw.ctypes.data, rows, k, packed.ctypes.data, n_threads)
+    y = np.full((n, rows), np.nan, np.float32)
+    x = np.ascontiguousarray(x)
+    took_s = library.edgellm_matmul(
+        variant.encode(), number, packed.ctypes.data, 1, rows, k, x.ctypes.data, n, y.ctypes.data, n_threads, 1
+    )
+    assert took_s >= 0
+    return y
+
+
+def activations(n: int, k: int, seed: int = 1) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal((n, k)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_the_definition_is_close_to_the_dequantised_weights(name: str) -> None:
+    rows, k = 40, 512
+    raw, x = random_weights(name, rows, k), activations(5, k)
+    exact = x.astype(np.float64) @ gguf.dequantize(raw, quant_type(name)).astype(np.float64).T
+    error = np.linalg.norm(multiply("generic", name, raw, rows, x) - exact) / np.linalg.norm(exact)
+    assert 0 < error < 0.01  # int8 activations: about 0.4 % where all weights have one sign, less elsewhere
+
+
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("variant", [name for name in load.variants() if name != "generic"])
+def test_every_variant_gives_the_bits_of_the_definition(variant: str, name: str) -> None:
+    for rows, blocks, n in [(1, 1, 1), (16, 3, 2), (23, 2, 3), (33, 1, 5), (48, 5, 8), (7, 2, 17), (64, 1, 40)]:
+        k = TYPES[name] * blocks
+        raw, x = random_weights(name, rows, k, seed=rows), activations(n, k, seed=n)
+        assert np.array_equal(multiply(variant, name, raw, rows, x), multiply("generic", name, raw, rows, x))
+
+
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("variant", load.variants())
+def test_a_column_has_the_same_bits_in_every_batch(variant: str, name: str) -> None:
+    rows, k = 37, 768
+    raw, x = random_weights(name, rows, k), activations(33, k)
+    whole = multiply(variant, name, raw, rows, x, n_threads=2)
+    for n in (1, 2, 3, 5, 8, 16):
+        assert np.array_equal(multiply(variant, name, raw, rows, x[:n], n_threads=2), whole[:n])
+        assert np.array_equal(multiply(variant, name, raw, rows, x[-n:]), whole[-n:])
+
+
+@pytest.mark.parametrize("variant", load.variants())
+def test_no_columns_is_no_work(variant: str) -> None:
+    assert multiply(variant, "q4_K", random_weights("q4_K", 16, 256), 16, activations(0, 256)).shape == (0, 16)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_extreme_activations_do_not_overflow(name: str) -> None:
+    rows, k = 16, 256
+    raw = random_weights(name, rows, k)
+    x = np.array([[127.0] * k, [-127.0] * k, [0.0] * k, [1e-38] * k, [3e38] + [0.0] * (k - 1)], np.float32)
+    exact = x.astype(np.float64) @ gguf.dequantize(raw, quant_type(name)).astype(np.float64).T
+    for variant in load.variants():
+        y = multiply(variant, name, raw, rows, x)
+        assert np.allclose(y[:4], exact[:4], rtol=1e-4, atol=1e-4 * np.abs(exact[0]).max())
+        assert not y[2].any()
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_packed_weights_are_at_most_three_percent_larger(name: str) -> None:
+    assert library is not None
+    number, (block, n_bytes) = load.weight_types().index(name), gguf.GGML_QUANT_SIZES[quant_type(name)]
+    for rows, k in [(256, 1536), (8960, 1536), (1536, 8960), (151936, 1536)]:
+        k = k // block * block
+        original = rows * k // block * n_bytes
+        assert original <= library.edgellm_packed_bytes(number, rows, k) <= original * 1.03
+
+
+def test_the_types_are_numbered_as_listed() -> None:
+    assert set(load.weight_types()) == set(TYPES)
+
+
+def test_an_unknown_variant_is_refused() -> None:
+    assert library is not None
+    assert library.edgellm_matmul(b"none", 0, None, 1, 1, 32, None, 1, None, 1, 1) < 0
+    assert library.edgellm_peak(b"none", 1, 0.1) == 0
+    assert ctypes.c_double is library.edgellm_bandwidth.restype
