@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from edgellm.runtime.backends.base import ContextFull, EngineError, keep_common_prefix
+from edgellm.runtime.backends.base import ContextFull, EngineError, Interrupted, keep_common_prefix
 from edgellm.runtime.decode import Step, generate
 from edgellm.runtime.engine import Engine
 from edgellm.runtime.sampling import GREEDY, Sampling
@@ -96,7 +96,8 @@ class ChatSession:
     def reply(self, text: str, *, max_tokens: int | None = None) -> Iterator[str]:
         """Say `text` and yield the answer piece by piece; afterwards `last` holds it whole.
 
-        Closing the iterator (or Ctrl-C inside it) ends the answer and keeps what was said.
+        Closing the iterator, or `engine.stop_asked.set()` from a signal handler or another thread, ends the answer and
+        keeps what was said; where nothing was said yet, the question is taken back too.
 
         Raises:
             ContextFull: the conversation does not fit; it is left as it was.
@@ -109,6 +110,9 @@ class ChatSession:
         except (EngineError, ValueError):
             del self.messages[n_before:]
             raise
+        finally:
+            if len(self.messages) == n_before + 1:
+                del self.messages[n_before:]
 
     def regenerate(self, *, max_tokens: int | None = None) -> Iterator[str]:
         """Answer the last question again.
@@ -116,11 +120,14 @@ class ChatSession:
         Raises:
             ValueError: nothing was asked yet.
         """
-        if self.messages and self.messages[-1].role == "assistant":
-            del self.messages[-1]
         if not self.messages:
             raise ValueError("there is no question to answer again")
-        yield from self._answer(max_tokens)
+        old = [self.messages.pop()] if self.messages[-1].role == "assistant" else []
+        try:
+            yield from self._answer(max_tokens)
+        finally:
+            if self.messages[-1].role == "user":  # no new answer came
+                self.messages += old
 
     def clear(self) -> None:
         """Forget the conversation, not the system prompt."""
@@ -137,6 +144,7 @@ class ChatSession:
 
     def _answer(self, max_tokens: int | None) -> Iterator[str]:
         engine, stats, started = self.engine, Stats(), time.perf_counter()
+        engine.stop_asked.clear()
         backend, vocabulary = engine.backend, engine.model.vocabulary
         conversation = self._conversation()
         prompt = engine.template.render(conversation)
@@ -148,7 +156,6 @@ class ChatSession:
             )
         stats.n_cached = keep_common_prefix(backend, prompt, len(prompt) - 1)
         own_prompt = engine.draft_template.render(_without_ids(conversation)) if engine.draft_template else None
-        engine.drafter.begin(prompt, own_prompt=own_prompt, sampling=self.sampling)
 
         stream, tokens, shown = TextStream(self.stop), list[int](), list[str]()
         limit = max_tokens if max_tokens is not None else backend.n_ctx
@@ -158,6 +165,7 @@ class ChatSession:
             backend, engine.drafter, prompt, self.sampling, n_draft=engine.n_draft, max_new=limit, stop=ends
         )
         try:
+            engine.drafter.begin(prompt, own_prompt=own_prompt, sampling=self.sampling)
             for step in steps:
                 now = time.perf_counter()
                 if not stats.n_rounds:
@@ -172,18 +180,24 @@ class ChatSession:
                 if stream.stopped:
                     reason = "stop_string"
                     break
+                if engine.stop_asked.is_set():
+                    break
             else:
                 reason = "stop" if tokens and tokens[-1] in ends else "length" if len(tokens) >= limit else "context"
                 if piece := stream.feed(b"", final=True):
                     shown.append(piece)
                     yield piece
+        except Interrupted:
+            pass
         finally:
             steps.close()
             if tokens and tokens[-1] in ends:
                 tokens.pop()
             self.last = Answer("".join(shown), tuple(tokens), reason, stats)
             # Ids go back verbatim, so that the next turn finds them cached; not where a stop string cut inside them.
-            self.messages.append(Message("assistant", self.last.text, None if stream.stopped else self.last.tokens))
+            ids = None if stream.stopped else self.last.tokens
+            if stats.n_rounds:
+                self.messages.append(Message("assistant", self.last.text, ids))
 
 
 def _without_ids(messages: Sequence[Message]) -> list[Message]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,8 @@ class Engine:
     draft_template: ChatTemplate | None = None
     pair: Match | None = None
     notes: list[str] = field(default_factory=list)  # what was chosen and why, a sentence each
+    warnings: list[str] = field(default_factory=list)  # what a user must know of it
+    stop_asked: threading.Event = field(default_factory=threading.Event)  # set it from anywhere to end an answer
     n_draft: int = N_DRAFT  # after what exactness allows
 
     def __enter__(self) -> Engine:
@@ -85,6 +88,7 @@ def load(target: Path | str, draft: Path | str | None = None, options: EngineOpt
     )
     model = LlamaModel(Path(target), model_options)
     n_ctx = min(options.n_ctx, model.n_ctx_train) if model.n_ctx_train else options.n_ctx
+    stop_asked = threading.Event()
     backend = LlamaBackend(
         model,
         ContextOptions(
@@ -95,17 +99,19 @@ def load(target: Path | str, draft: Path | str | None = None, options: EngineOpt
             n_threads=options.n_threads,
             pad_single=options.exact,
         ),
+        stop_asked=stop_asked,
     )
     backend.warm_up()
-    engine = Engine(model, backend, ChatTemplate(model.chat_template, model.vocabulary), NoDrafter(), options)
+    template = ChatTemplate(model.chat_template, model.vocabulary)
+    engine = Engine(model, backend, template, NoDrafter(), options, stop_asked=stop_asked)
     engine.n_draft = options.n_draft
-    _note_template(engine.notes, model, engine.template)
+    _note_template(engine.warnings, model, engine.template)
     if n_ctx < options.n_ctx:
         engine.notes.append(f"{model.path.name} was trained for {n_ctx:,} tokens: the context is that long")
     if options.exact:
         width = exact_width(backend)
         engine.n_draft = min(options.n_draft, width - 1)
-        engine.notes.append(
+        engine.warnings.append(
             f"exact: passes of 2 to {width} tokens agree bit for bit here"
             if width > 2
             else "exact: no two batch sizes agree bit for bit here, so nothing is drafted"
@@ -129,7 +135,9 @@ def _load_drafter(engine: Engine, path: Path, n_ctx: int) -> Drafter:
     )
     own_n_ctx = min(n_ctx, model.n_ctx_train) if model.n_ctx_train else n_ctx
     backend = LlamaBackend(
-        model, ContextOptions(n_ctx=own_n_ctx, n_ubatch=N_UBATCH_DRAFT, kv=options.kv, n_threads=options.n_threads)
+        model,
+        ContextOptions(n_ctx=own_n_ctx, n_ubatch=N_UBATCH_DRAFT, kv=options.kv, n_threads=options.n_threads),
+        stop_asked=engine.stop_asked,
     )
     backend.warm_up()
     engine.draft_model = model

@@ -23,6 +23,10 @@ class ContextFull(EngineError):
     """More tokens than the context holds."""
 
 
+class Interrupted(EngineError):
+    """Somebody asked to stop while text was being read; what was read before is kept."""
+
+
 class CannotTruncate(EngineError):
     """The model's memory cannot be cut back (recurrent state), which speculation needs."""
 

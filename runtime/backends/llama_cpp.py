@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.gguf import GgufError, GgufHeader, read_header
-from edgellm.runtime.backends.base import CannotTruncate, ContextFull, EngineError, LoadError, Logits
+from edgellm.runtime.backends.base import CannotTruncate, ContextFull, EngineError, Interrupted, LoadError, Logits
 from edgellm.runtime.vocabulary import TokenKind, Vocabulary
 
 KvType = Literal["f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
@@ -124,7 +125,14 @@ class LlamaBackend:
         LoadError: the context's memory could not be had.
     """
 
-    def __init__(self, model: LlamaModel, options: ContextOptions = ContextOptions()) -> None:
+    def __init__(
+        self,
+        model: LlamaModel,
+        options: ContextOptions = ContextOptions(),
+        *,
+        stop_asked: threading.Event | None = None,
+    ) -> None:
+        """`stop_asked`: once set, reading text ends with `Interrupted`."""
         self.model, self.options = model, options
         self.n_vocab = model.vocabulary.n_tokens
         self.max_keep = max(options.max_keep, 2 if options.pad_single else 1)
@@ -154,6 +162,8 @@ class LlamaBackend:
                 f"{model.path.name}: no context of {options.n_ctx:,} tokens could be made: {_reason()}; "
                 "try a smaller --ctx or --kv q8_0"
             )
+        self._stop_asked = stop_asked or threading.Event()
+        self._abort = api.ggml_abort_callback(lambda _: self._stop_asked.is_set())
         self._memory = api.llama_get_memory(self._ctx)
         self.n_ctx = int(api.llama_n_ctx(self._ctx))
         self._batch = api.llama_batch_init(self._n_batch, 0, 1)
@@ -168,8 +178,8 @@ class LlamaBackend:
         if keep > self.max_keep or keep > len(tokens):
             raise EngineError(f"{keep} rows of logits asked for, {min(self.max_keep, len(tokens))} are to be had")
         n_body = len(tokens) - keep
-        for start in range(0, n_body, self._n_batch):
-            self._decode(tokens[start : min(start + self._n_batch, n_body)], 0)
+        if n_body:
+            self._read(tokens[:n_body])
         if not keep:
             return np.empty((0, self.n_vocab), np.float32)
         if keep == 1 and self.options.pad_single:
@@ -178,6 +188,18 @@ class LlamaBackend:
         else:
             self._decode(tokens[n_body:], keep)
         return np.ctypeslib.as_array(api.llama_get_logits(self._ctx), (keep, self.n_vocab))
+
+    def _read(self, tokens: Sequence[int]) -> None:
+        """Append any number of tokens; this may take long, and may be interrupted."""
+        # Asked between any two nodes of the graph, which would cost too much where a pass is one token.
+        api.llama_set_abort_callback(self._ctx, self._abort, None)
+        try:
+            for start in range(0, len(tokens), self._n_batch):
+                if self._stop_asked.is_set():
+                    raise Interrupted("stopped while reading")
+                self._decode(tokens[start : start + self._n_batch], 0)
+        finally:
+            api.llama_set_abort_callback(self._ctx, api.ggml_abort_callback(), None)
 
     def _decode(self, tokens: Sequence[int], n_rows: int) -> None:
         """One engine call over at most n_batch tokens; logits of the first `n_rows`."""
@@ -201,7 +223,11 @@ class LlamaBackend:
         elif status == 1:
             raise ContextFull(f"no room for {n} more tokens in a context of {self.n_ctx:,}: raise --ctx")
         else:
-            api.llama_memory_seq_rm(self._memory, 0, n_held, -1)  # a failed call may leave part of its tokens
+            if not api.llama_memory_seq_rm(self._memory, 0, n_held, -1):  # a failed call may leave part of its tokens
+                api.llama_memory_clear(self._memory, False)
+                self.tokens.clear()
+            if status == 2:
+                raise Interrupted("stopped while reading")
             raise EngineError(f"{self.model.path.name}: the engine failed with status {status}: {_reason()}")
 
     def truncate(self, length: int) -> None:
