@@ -19,6 +19,9 @@ _KNOWN: dict[str, int] = {
     "edgellm.export.catalogue.CatalogueError": FAILED,
     "edgellm.export.naming.BadReference": USAGE,
     "edgellm.export.store.PullError": FAILED,
+    "edgellm.cli._conversation.BadConversation": FAILED,
+    "edgellm.runtime.sampling.BadSampling": USAGE,
+    "edgellm.runtime.template.TemplateError": FAILED,
     "edgellm.runtime.backends.base.LoadError": FAILED,
     "edgellm.runtime.backends.base.EngineError": FAILED,
 }

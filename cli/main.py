@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from edgellm.cli import _errors, models, pull
+from edgellm.cli import _errors, chat, models, pull
 from edgellm.cli._output import out
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ def _global(
     out.quiet, out.verbose = quiet, verbose
 
 
+app.command()(chat.chat)
 app.command()(pull.pull)
 app.command("list")(models.list_)
 app.command()(models.show)

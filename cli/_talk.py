@@ -1,0 +1,287 @@
+"""The conversation in a terminal: messages, commands that begin with a slash, and a line of figures after an answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgellm.cli import _errors
+from edgellm.cli._output import out
+from edgellm.cli._terminal import FENCE, LineEditor, dim, interrupts, printable, silent_keys, waiting
+
+if TYPE_CHECKING:
+    from edgellm.export.store import ModelFile
+    from edgellm.runtime.chat import Answer, ChatSession
+
+_COMMANDS = {  # command -> (its arguments, what it does)
+    "/help": ("", "show this list"),
+    "/regen": ("", "answer the last question again"),
+    "/clear": ("", "forget the conversation, keep the system prompt"),
+    "/system": ("[TEXT]", 'show or set the system prompt; "" removes it'),
+    "/set": ("[NAME VALUE]", "show or change settings"),
+    "/stats": ("", "show what the last answer cost"),
+    "/save": ("FILE", "write the conversation to a file"),
+    "/load": ("FILE", "go on with a conversation from a file"),
+    "/exit": ("", "leave (also /quit, /bye, Ctrl-D)"),
+}
+_ALIASES = {"/quit": "/exit", "/bye": "/exit", "/?": "/help"}
+_NONE = "none"
+
+
+@dataclasses.dataclass(slots=True)
+class Talk:
+    """One conversation with its settings."""
+
+    session: ChatSession
+    target: ModelFile
+    draft: ModelFile | None
+    max_tokens: int | None = None
+    answers: list[Answer] = dataclasses.field(default_factory=list)
+
+    def run(self, history: Path) -> None:
+        """Read and answer until the user leaves."""
+        editor = LineEditor(
+            history,
+            {name: about for name, (_, about) in _COMMANDS.items()},
+            {"/set": list(self._settings()), "/save": Path(), "/load": Path()},
+        )
+        leaving = False  # Ctrl-C came on an empty line: another one leaves
+        while True:
+            try:
+                text = editor.read()
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                if leaving:
+                    return
+                leaving = True
+                out.note(dim("(Ctrl-C once more, or Ctrl-D, leaves)"))
+                continue
+            leaving = False
+            try:
+                if not self._handle(text):
+                    return
+            except Exception as error:
+                if _errors.exit_code(error) is None:
+                    raise
+                out.error(_errors.sentence(error))
+
+    def _handle(self, text: str) -> bool:
+        """Do what a message or command says; False to leave."""
+        if not text.strip():
+            return True
+        # "/usr/bin is what?" is a question; a command is one word of letters.
+        if not re.match(r"/[A-Za-z?]+(\s|$)", text):
+            self._answer(self.session.reply(text, max_tokens=self.max_tokens))
+            return True
+        word, _, rest = text.strip().partition(" ")
+        command = _ALIASES.get(word.lower(), word.lower())
+        if command == "/exit":
+            return False
+        if command not in _COMMANDS:
+            near = difflib.get_close_matches(command, [*_COMMANDS, *_ALIASES], 1, 0.5)
+            hint = f"did you mean {near[0]}? " if near else ""
+            out.error(f"there is no command {word}: {hint}/help lists them")
+        elif _COMMANDS[command][0].isupper() and not rest.strip():
+            out.error(f"write {command} {_COMMANDS[command][0]}")
+        else:
+            getattr(self, f"_{command[1:]}")(rest.strip())
+        return True
+
+    def _answer(self, pieces: Iterator[str]) -> None:
+        """Show an answer as it comes, then what it cost."""
+        from edgellm.runtime.backends.base import EngineError
+
+        engine, ends_line = self.session.engine, True
+        with silent_keys(), interrupts(engine.stop_asked), waiting("…") as erase:
+            try:
+                for piece in pieces:
+                    erase()
+                    sys.stdout.write(printable(piece))
+                    sys.stdout.flush()
+                    ends_line = piece.endswith("\n")
+            except (EngineError, KeyboardInterrupt):
+                erase()
+                if not ends_line:
+                    out.text("")
+                raise
+        if not ends_line:
+            out.text("")
+        answer = self.session.last
+        assert answer is not None
+        if not answer.stats.n_rounds:
+            out.note(dim("(stopped while reading: the question is taken back, arrow up brings it again)"))
+            return
+        self.answers.append(answer)
+        out.note(dim(status_line(answer, self.session)))
+
+    def _help(self, _: str) -> None:
+        for name, (arguments, about) in _COMMANDS.items():
+            out.text(f"  {name + ' ' + arguments:<22}{about}")
+        out.text("")
+        out.text(f"  {'Alt-Enter':<22}begin a new line; pasted lines stay together")
+        out.text(f"  {FENCE:<22}begins a message of several lines, and ends it")
+        out.text(f"  {'Ctrl-C':<22}stop the answer, keep the conversation")
+
+    def _regen(self, _: str) -> None:
+        if not self.session.messages:
+            out.error("there is no question yet that could be answered again")
+            return
+        if self.session.sampling.greedy:
+            out.note(dim("(temperature is 0, which gives the same answer: /set temperature 0.8 gives others)"))
+        self._answer(self.session.regenerate(max_tokens=self.max_tokens))
+
+    def _clear(self, _: str) -> None:
+        self.session.clear()
+        out.note(dim("(the conversation is forgotten)"))
+
+    def _system(self, text: str) -> None:
+        if text:
+            self.session.system = None if text in ('""', "''") else text
+        out.note(dim(f"(system prompt: {self.session.system or 'none'})"))
+
+    def _save(self, name: str) -> None:
+        from edgellm.cli import _conversation
+
+        session, path = self.session, Path(name).expanduser()
+        _conversation.save(
+            path,
+            session.messages,
+            system=session.system,
+            target=self.target,
+            draft=self.draft,
+            vocabulary=session.engine.model.vocabulary,
+        )
+        out.note(dim(f"({_n_messages(len(session.messages))} saved in {path})"))
+
+    def _load(self, name: str) -> None:
+        from edgellm.cli import _conversation
+
+        session, path = self.session, Path(name).expanduser()
+        loaded = _conversation.read(path, session.engine.model.vocabulary)
+        session.clear()
+        session.system = loaded.system
+        session.messages.extend(loaded.messages)
+        by = "" if loaded.target == self.target.name else f", which {loaded.target[:80]} answered"
+        out.note(dim(printable(f"({_n_messages(len(session.messages))} from {path}{by}: the conversation goes on)")))
+
+    def _stats(self, _: str) -> None:
+        if not self.answers:
+            out.note(dim("(no answer yet)"))
+            return
+        stats = self.answers[-1].stats
+        rows = [
+            (
+                "prompt",
+                f"{stats.n_prompt:,} tokens, {stats.n_cached:,} of them cached, read in {stats.prefill_s:.2f} s",
+            ),
+            ("answer", f"{stats.n_new:,} tokens in {stats.decode_s:.2f} s: {stats.tokens_per_s:.1f} tok/s"),
+            ("rounds", f"{stats.n_rounds:,}, {stats.tokens_per_round:.2f} tokens each"),
+        ]
+        for source, n_drafted in stats.drafted_by.items():
+            n_accepted = stats.accepted_by[source]
+            rows.append(
+                (f"by {source}", f"{n_drafted:,} drafted, {n_accepted:,} accepted ({n_accepted / n_drafted:.0%})")
+            )
+        times = {
+            "drafting": stats.draft_s,
+            "translating": stats.translate_s,
+            "verifying": stats.verify_s,
+            "choosing": stats.sample_s,
+        }
+        rows.append(("time", ", ".join(f"{name} {seconds:.2f} s" for name, seconds in times.items())))
+        n_new, decode_s = sum(a.stats.n_new for a in self.answers), sum(a.stats.decode_s for a in self.answers)
+        speed = f": {n_new / decode_s:.1f} tok/s" if decode_s else ""
+        rows.append(("so far", f"{_n('answer', len(self.answers))}, {n_new:,} tokens in {decode_s:.2f} s{speed}"))
+        for label, value in rows:
+            out.text(f"  {label:<10}{value}")
+
+    def _settings(self) -> dict[str, Any]:
+        sampling = self.session.sampling
+        names = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
+        values: dict[str, Any] = {name: getattr(sampling, name) for name in names}
+        return values | {
+            "max_tokens": self.max_tokens,
+            "draft_tokens": self.session.engine.n_draft,
+            "stop": " ".join(map(shlex.quote, self.session.stop)) or None,
+        }
+
+    def _set(self, text: str) -> None:
+        name, _, value = text.partition(" ")
+        name, value = name.lower().replace("-", "_"), value.strip()
+        name = {"temp": "temperature"}.get(name, name)
+        settings = self._settings()
+        if name and name not in settings:
+            near = difflib.get_close_matches(name, settings, 1, 0.4)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(settings)}"
+            out.error(f"there is no setting {name}: {hint}")
+            return
+        if value:
+            try:
+                self._change(name, value)
+            except (ValueError, OverflowError) as error:
+                out.error(_errors.sentence(error) if _errors.exit_code(error) else f"{name} cannot be {value!r}")
+                return
+            settings = self._settings()
+        for shown in [name] if name else settings:
+            out.text(f"  {shown:<16}{_NONE if settings[shown] is None else settings[shown]}")
+
+    def _change(self, name: str, value: str) -> None:
+        """Raises ValueError where the value is no value for that."""
+        engine, number = self.session.engine, None if value.lower() == _NONE else value
+        if name == "stop":
+            stops = shlex.split(value.replace("\\n", "\n")) if number else []
+            self.session.stop = tuple(stops)
+        elif name == "max_tokens":
+            self.max_tokens = None if number is None else _at_least(int(number), 1)
+        elif name == "draft_tokens":
+            most = min(engine.options.n_draft, engine.backend.max_keep - 1)
+            engine.n_draft = _at_least(int(value), 0)
+            if engine.n_draft > most:
+                engine.n_draft = most
+                out.note(dim(f"(at most {most} here: `edgellm chat --draft-tokens N` makes room for more)"))
+        else:
+            kind = int if name in ("top_k", "seed") else float
+            if number is None and name != "seed":
+                raise ValueError(name)
+            changed: dict[str, Any] = {name: None if number is None else kind(number)}
+            if name == "seed" and changed[name] is not None:
+                _at_least(changed[name], 0)
+            self.session.sampling = dataclasses.replace(self.session.sampling, **changed)
+
+
+def status_line(answer: Answer, session: ChatSession) -> str:
+    """Speed, tokens a round, acceptance and context, and why the answer ended where that is not plain."""
+    stats, n_ctx = answer.stats, session.engine.backend.n_ctx
+    parts = [f"{stats.tokens_per_s:.1f} tok/s"]
+    if stats.n_drafted:
+        parts += [f"{stats.tokens_per_round:.1f} tokens a round", f"{stats.acceptance:.0%} of drafts accepted"]
+    parts.append(f"context {session.n_context:,} of {n_ctx:,}")
+    why = {
+        "interrupted": "stopped",
+        "length": f"stopped after {stats.n_new:,} tokens",
+        "context": "the context is full: /clear, or start again with a larger --ctx",
+    }
+    if answer.finish_reason in why:
+        parts.append(why[answer.finish_reason])
+    return f"[{' · '.join(parts)}]"
+
+
+def _at_least(value: int, least: int) -> int:
+    if value < least:
+        raise ValueError(value)
+    return value
+
+
+def _n(noun: str, count: int) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _n_messages(count: int) -> str:
+    return _n("message", count)

@@ -1,0 +1,207 @@
+"""The terminal: a line editor, text that cannot garble the screen, keys and signals while an answer streams."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from edgellm.cli._output import wants_colour
+
+if TYPE_CHECKING:
+    from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+    from prompt_toolkit.document import Document
+    from prompt_toolkit.history import History
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+FENCE = '"""'  # begins and ends a message of several lines
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """Model output for a terminal: what would move the cursor or change its state is shown as a symbol instead."""
+    return _CONTROL.sub(lambda match: _symbol(match.group()), text)
+
+
+def _symbol(character: str) -> str:
+    code = ord(character)
+    return "" if character == "\r" else chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
+
+
+def dim(text: str) -> str:
+    """Text for stderr that steps back, where the terminal can show that."""
+    return f"\033[2m{text}\033[0m" if wants_colour(sys.stderr) else text
+
+
+@contextlib.contextmanager
+def waiting(text: str) -> Iterator[Callable[[], None]]:
+    """Show a short text on stderr, if that is a terminal, until the yielded function is called or the block ends."""
+    shown = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+    def erase() -> None:
+        nonlocal shown
+        if shown:
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()
+        shown = False
+
+    if shown:
+        sys.stderr.write(dim(text))
+        sys.stderr.flush()
+    try:
+        yield erase
+    finally:
+        erase()
+
+
+@contextlib.contextmanager
+def silent_keys() -> Iterator[None]:
+    """Keys pressed meanwhile are not echoed into the answer; they wait for the next line. Ctrl-C still works."""
+    try:
+        import termios
+    except ImportError:  # Windows: the console echoes nothing that is not read
+        yield
+        return
+    if not sys.stdin.isatty():
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    silent = list(before)
+    silent[3] &= ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+@contextlib.contextmanager
+def interrupts(stop_asked: threading.Event) -> Iterator[None]:
+    """Ctrl-C sets `stop_asked`, so that work ends where its state is true; a second one does not wait for that."""
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        if stop_asked.is_set():
+            raise KeyboardInterrupt
+        stop_asked.set()
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class LineEditor:
+    """Reads messages: history, several lines (fenced, pasted or by Alt-Enter), completion of commands by Tab."""
+
+    def __init__(self, history: Path, commands: Mapping[str, str], arguments: Mapping[str, Sequence[str] | Path]):
+        """
+        Args:
+            history: a file that only its owner may read.
+            commands: command -> its help, completed at the beginning of a line.
+            arguments: command -> the words that may follow it; a Path: any file.
+        """
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.application import get_app
+        from prompt_toolkit.filters import Condition
+        from prompt_toolkit.styles import Style
+
+        self._session: PromptSession[str] = PromptSession(
+            message=[("class:prompt", ">>> ")],
+            prompt_continuation=[("class:continuation", "... ")],
+            style=Style.from_dict({"prompt": "bold ansigreen", "continuation": "ansigreen"}),
+            history=_history(history),
+            completer=_completer(commands, arguments),
+            complete_while_typing=Condition(lambda: get_app().current_buffer.text.startswith("/")),
+            reserve_space_for_menu=6,
+            multiline=True,
+            key_bindings=_keys(),
+        )
+
+    def read(self) -> str:
+        """The next message, without its fence.
+
+        Raises:
+            EOFError: Ctrl-D on an empty line.
+            KeyboardInterrupt: Ctrl-C; what was typed is gone.
+        """
+        text = self._session.prompt()
+        if text.startswith(FENCE):
+            return text.removeprefix(FENCE).strip().removesuffix(FENCE).strip("\n")
+        return text
+
+
+def _is_open(text: str) -> bool:
+    """A fence that is not closed yet."""
+    return text.startswith(FENCE) and not (len(text.rstrip()) >= 2 * len(FENCE) and text.rstrip().endswith(FENCE))
+
+
+def _keys() -> KeyBindings:
+    from prompt_toolkit.key_binding import KeyBindings
+
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def _enter(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if buffer.complete_state and buffer.complete_state.current_completion:
+            buffer.complete_state = None  # the choice is taken; the next Enter sends
+        elif _is_open(buffer.text):
+            buffer.insert_text("\n")
+        else:
+            buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def _alt_enter(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    return keys
+
+
+def _completer(commands: Mapping[str, str], arguments: Mapping[str, Sequence[str] | Path]) -> Completer:
+    from prompt_toolkit.completion import Completer, Completion, PathCompleter
+    from prompt_toolkit.document import Document
+
+    class Commands(Completer):
+        def get_completions(self, document: Document, event: CompleteEvent) -> Iterable[Completion]:
+            text = document.text_before_cursor
+            if not text.startswith("/") or "\n" in text:
+                return
+            command, space, rest = text.partition(" ")
+            following = arguments.get(command, ())
+            if not space:
+                for name, about in commands.items():
+                    if name.startswith(text):
+                        yield Completion(name, -len(text), display_meta=about)
+            elif isinstance(following, Path):
+                yield from PathCompleter(expanduser=True).get_completions(Document(rest), event)
+            else:
+                for word in following:
+                    if word.startswith(rest) and word != rest:
+                        yield Completion(word, -len(rest))
+
+    return Commands()
+
+
+def _history(path: Path) -> History:
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    class Remembered(FileHistory):
+        def store_string(self, string: str) -> None:
+            with contextlib.suppress(OSError):  # a full disk is no reason to end a conversation
+                super().store_string(string)
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
+        path.chmod(0o600)
+    except OSError:
+        return InMemoryHistory()
+    return Remembered(path)
