@@ -16,26 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgellm.memory.buffers import BufferSizes
 from edgellm.memory.context import ContextSettings
 from edgellm.runtime.backends.base import LoadError
 
 _MIB = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Probed:
-    """Bytes of one model in one context."""
-
-    weights_bytes: int  # as llama.cpp would hold them, wherever
-    repacked_bytes: int  # of these: rearranged copies for the CPU's fast kernels, which cannot stay mapped to the file
-    kv_bytes: int  # keys, values and recurrent state
-    compute_bytes: int  # temporaries of the graph
-    output_bytes: int  # logits handed to the caller, once a pass has asked for `n_outputs` rows
-    exact: bool  # to the byte; False: rounded to the 10 KiB of llama.cpp's log
-
-    @property
-    def total_bytes(self) -> int:
-        return self.weights_bytes + self.kv_bytes + self.compute_bytes + self.output_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +41,7 @@ def probe(
     repack: bool = False,
     n_gpu_layers: int = 0,
     timeout_s: float = 120.0,
-) -> list[Probed]:
+) -> list[BufferSizes]:
     """Sizes of `model` under each of `settings`, in order. About a second, most of it the vocabulary.
 
     Raises:
@@ -69,7 +54,7 @@ def probe(
         "n_gpu_layers": n_gpu_layers,
     }
     answers = _ask(request, timeout_s)
-    probed = [Probed(**answer["probed"]) for answer in answers if "probed" in answer]
+    probed = [BufferSizes(**answer["probed"]) for answer in answers if "probed" in answer]
     if len(probed) != len(settings):
         said = next((answer["error"] for answer in answers if "error" in answer), "it gave no reason")
         raise LoadError(f"llama.cpp cannot size {model.name}: {said}")
@@ -146,7 +131,7 @@ def _main() -> None:
 
     @lib.llama_log_callback  # type: ignore[untyped-decorator]
     def keep(level: int, text: bytes, user_data: Any) -> None:
-        log.append(text.decode("utf-8", "replace"))
+        log.append(("error: " if level == 4 else "") + text.decode("utf-8", "replace"))
 
     lib.llama_log_set(keep, ctypes.c_void_p(0))
     lib.llama_backend_init()
@@ -184,11 +169,12 @@ def _context_parameters(lib: Any, settings: ContextSettings) -> Any:
     parameters.n_rs_seq = settings.n_rs_seq
     parameters.n_threads = parameters.n_threads_batch = settings.n_threads
     parameters.flash_attn_type = 1
+    parameters.swa_full = False
     parameters.type_k = parameters.type_v = {"f16": 1, "q8_0": 8, "q4_0": 2}[settings.kv]
     return parameters
 
 
-def _sizes(lib: Any, context: Any, log: Sequence[str], model_bytes: int, output_bytes: int) -> Probed:
+def _sizes(lib: Any, context: Any, log: Sequence[str], model_bytes: int, output_bytes: int) -> BufferSizes:
     logged = {
         name: sum(float(match.group(1)) for line in log if (match := pattern.search(line))) * _MIB
         for name, pattern in _LOGGED.items()
@@ -201,8 +187,8 @@ def _sizes(lib: Any, context: Any, log: Sequence[str], model_bytes: int, output_
         if abs(kv - logged["kv"]) < 0.1 * _MIB and abs(compute - logged["compute"]) < 0.1 * _MIB:
             weights = sum(size for _, size, _, _ in parts)
             repacked = sum(size for name, size, _, _ in parts if "REPACK" in name)
-            return Probed(weights, repacked, kv, compute, output_bytes, exact=True)
-    return Probed(model_bytes, 0, int(logged["kv"]), int(logged["compute"]), output_bytes, exact=False)
+            return BufferSizes(weights, repacked, kv, compute, output_bytes, exact=True)
+    return BufferSizes(model_bytes, 0, int(logged["kv"]), int(logged["compute"]), output_bytes, exact=False)
 
 
 def _breakdown(lib: Any, context: Any) -> list[tuple[str, int, int, int]] | None:
@@ -261,9 +247,8 @@ def _answer(**answer: Any) -> None:
 
 
 def _reason(log: Sequence[str], otherwise: str) -> str:
-    """The last complaint of llama.cpp's log."""
-    lines = [line.strip() for line in "".join(log).splitlines()]
-    complaints = [line for line in lines if "error" in line.lower() or "fail" in line.lower() or "requires" in line]
+    """llama.cpp's first complaint."""
+    complaints = [line[len("error: ") :].strip() for line in log if line.startswith("error: ")]
     return complaints[0] if complaints else otherwise
 
 

@@ -6,6 +6,7 @@ byte-level vocabulary, so that any text can be tokenised. The same seed gives th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,7 @@ def write_tiny(
     weights: Literal["F32", "F16", "Q8_0", "Q4_0", "Q4_1"] = "F32",
     chat_template: str | None = CHATML,
     seed: int = 0,
+    sparse: bool = False,
     **sizes: Any,
 ) -> Path:
     """Write a model of `architecture` (a key of `ARCHITECTURES`) and return its path.
@@ -68,6 +70,7 @@ def write_tiny(
         vocab: `bpe` is GPT-2's byte-level kind with `merges`; `spm` is Llama 2's, pieces with byte fallback.
         n_vocab: at least 262; what bytes, control tokens and merges leave is filled with unused tokens.
         weights: type of the matrices; quantised ones need widths that are multiples of 32.
+        sparse: leave the weights as a hole in the file, so that a model of any size can be sized but not run.
         sizes: fields of `Tiny`.
     """
     tiny = Tiny(**sizes)
@@ -79,7 +82,8 @@ def write_tiny(
     writer.add_feed_forward_length(tiny.n_ff)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_file_type(int(gguf.LlamaFileType[_FILE_TYPES[weights]]))
-    tensors = _Tensors(writer, np.random.default_rng(seed), gguf.GGMLQuantizationType[weights])
+    rng = None if sparse else np.random.default_rng(seed)
+    tensors = _Tensors(writer, rng, gguf.GGMLQuantizationType[weights])
     tensors.add("token_embd.weight", tiny.n_embd, n_vocab)
     if not tiny.tied:
         tensors.add("output.weight", tiny.n_embd, n_vocab)
@@ -89,8 +93,14 @@ def write_tiny(
         writer.add_chat_template(chat_template)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    if sparse:
+        writer.write_ti_data_to_file()
+        writer.close()
+        with path.open("r+b") as file:
+            file.truncate(path.stat().st_size + tensors.n_bytes + 64)
+    else:
+        writer.write_tensors_to_file()
+        writer.close()
     return path
 
 
@@ -104,15 +114,28 @@ _FILE_TYPES = {
 
 
 class _Tensors:
-    def __init__(self, writer: gguf.GGUFWriter, rng: np.random.Generator, kind: gguf.GGMLQuantizationType) -> None:
+    def __init__(
+        self, writer: gguf.GGUFWriter, rng: np.random.Generator | None, kind: gguf.GGMLQuantizationType
+    ) -> None:
         self.writer, self.rng, self.kind = writer, rng, kind
+        self.n_bytes = 0  # of those left out
 
     def add(self, name: str, *shape: int) -> None:
         """A random tensor, innermost extent first as in ggml. Matrices take the model's type, the rest F32."""
+        matrix = len(shape) > 1 and shape[0] % 32 == 0 and "conv" not in name and "ssm_a" not in name
+        if self.rng is None:
+            kind = self.kind if matrix else gguf.GGMLQuantizationType.F32
+            block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+            n_bytes = math.prod(shape) // block * block_bytes
+            row_bytes = (shape[0] // block * block_bytes,)
+            stored = (*reversed(shape[1:]), *row_bytes) if block > 1 else tuple(reversed(shape))
+            dtype = np.dtype(np.uint8 if block > 1 else np.float16 if block_bytes == 2 else np.float32)
+            self.writer.add_tensor_info(name, stored, dtype, n_bytes, raw_dtype=kind)
+            self.n_bytes += -(-n_bytes // 32) * 32
+            return
         values = self.rng.standard_normal(tuple(reversed(shape)), dtype=np.float32) * 0.08
         if name.endswith("norm.weight"):
             values = values + 1.0
-        matrix = len(shape) > 1 and shape[0] % 32 == 0 and "conv" not in name and "ssm_a" not in name
         if matrix and self.kind != gguf.GGMLQuantizationType.F32:
             self.writer.add_tensor(name, gguf.quants.quantize(values, self.kind), raw_dtype=self.kind)
         else:
@@ -331,7 +354,7 @@ def _qwen35(writer: gguf.GGUFWriter, tensors: _Tensors, tiny: Tiny) -> None:
 
 def _deepseek2(writer: gguf.GGUFWriter, tensors: _Tensors, tiny: Tiny) -> None:
     """Multi-head latent attention: one row of `kv_lora + rope` a token, no V; one dense layer, then experts."""
-    kv_lora, q_lora, n_rope, n_nope, n_value = 64, 48, 16, 32, 32
+    kv_lora, q_lora, n_rope, n_nope, n_value = 64, 48, 32, 32, 32
     writer.add_head_count(tiny.n_heads)
     writer.add_head_count_kv(1)
     writer.add_key_length(kv_lora + n_rope)

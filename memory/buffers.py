@@ -1,0 +1,132 @@
+"""What llama.cpp's graph needs beside weights and cache: temporaries, rows of logits, scratch of the CPU's products.
+
+The allocator packs temporaries by lifetime, so their sum follows from the widest moment of one layer, from the rows of
+logits, or from both. The terms below were read off llama.cpp 0.5.0 by sizing some hundred shapes with `no_alloc`;
+tests/runtime/test_probe.py holds them to it. Where llama.cpp itself can be asked, `runtime/probe.py` is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgellm.memory.context import ContextSettings
+from edgellm.memory.kv import cache_bytes, cells, snapshots
+from edgellm.memory.shape import ModelShape, has_fused_qkv
+
+_FLOAT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class BufferSizes:
+    """Bytes of one model in one context."""
+
+    weights_bytes: int  # as the engine would hold them, wherever
+    repacked_bytes: int  # of these: rearranged for the CPU's fast kernels, so no longer the file's own pages
+    kv_bytes: int  # keys, values and recurrent state
+    compute_bytes: int  # temporaries of the graph
+    output_bytes: int  # logits handed to the caller, once a pass has asked for `n_outputs` rows
+    exact: bool  # to the byte, from llama.cpp itself; False: from formulas or its rounded log
+
+
+Sizer = Callable[[ModelShape, ContextSettings, bool], BufferSizes]
+"""(shape, settings, repack) -> sizes: `estimate`, or one that asks the engine."""
+
+
+def estimate(shape: ModelShape, settings: ContextSettings, repack: bool = False, *, isa: str = "x86") -> BufferSizes:
+    """Sizes by formula.
+
+    Raises:
+        UnsupportedCache: a cache type that the model's heads do not divide into.
+    """
+    return BufferSizes(
+        weights_bytes=shape.weight_bytes + (shape.doubled_bytes(isa) if repack else 0),
+        repacked_bytes=shape.repacked_bytes(isa) if repack else 0,
+        kv_bytes=cache_bytes(shape, settings),
+        compute_bytes=compute_bytes(shape, settings),
+        output_bytes=output_bytes(shape, settings),
+        exact=False,
+    )
+
+
+def compute_bytes(shape: ModelShape, settings: ContextSettings) -> int:
+    """Bytes of the graph's temporaries, flash attention on. Within a few percent; exact for plain dense models, f16."""
+    tokens, rows = min(settings.n_ubatch, settings.n_cells), min(settings.n_outputs, settings.n_ubatch)
+    inputs = _input_bytes(shape, settings, tokens)
+    layer = tokens * _layer_elements(shape, settings) * _FLOAT
+    logits = rows * (shape.n_vocab + 4 * shape.n_embd) * _FLOAT + tokens * shape.n_embd * _FLOAT // 2
+    return inputs + max(layer, logits)
+
+
+def compute_formula(shape: ModelShape, settings: ContextSettings) -> str:
+    tokens, rows = min(settings.n_ubatch, settings.n_cells), min(settings.n_outputs, settings.n_ubatch)
+    inputs = _input_bytes(shape, settings, tokens)
+    layer = _layer_elements(shape, settings)
+    return (
+        f"inputs and mask {inputs:,} B + larger of {tokens} tokens x {layer:,} x 4 B "
+        f"and {rows} rows x {shape.n_vocab + 4 * shape.n_embd:,} x 4 B"
+    )
+
+
+def output_bytes(shape: ModelShape, settings: ContextSettings) -> int:
+    """Logits handed to the caller, which stay valid until the next pass."""
+    return settings.n_outputs * shape.n_vocab * _FLOAT
+
+
+def output_formula(shape: ModelShape, settings: ContextSettings) -> str:
+    return f"{settings.n_outputs} rows x {shape.n_vocab:,} logits x 4 B"
+
+
+def work_bytes(shape: ModelShape, settings: ContextSettings) -> int:
+    """Scratch of the CPU backend: activations in 8 bits for the widest product, or tiles of attention a thread."""
+    widest = max(shape.n_ff * max(shape.n_experts_used, 1), shape.q_width, shape.n_embd)
+    quantised = settings.n_ubatch * widest * 292 // 256  # Q8_K, the widest of the 8-bit forms
+    head = max((group.head_dim for group in shape.attention), default=0)
+    tiles = settings.n_threads * _FLOAT * (4 * 64 * head + 2 * 64 * 64) if head else 0
+    return max(quantised, tiles)
+
+
+def work_formula(shape: ModelShape, settings: ContextSettings) -> str:
+    widest = max(shape.n_ff * max(shape.n_experts_used, 1), shape.q_width, shape.n_embd)
+    return f"{settings.n_ubatch} tokens x {widest:,} in 8 bits, or attention tiles of {settings.n_threads} threads"
+
+
+def _input_bytes(shape: ModelShape, settings: ContextSettings, tokens: int) -> int:
+    """Token ids, positions, cache rows, a float16 mask for each kind of layer, rotations of a quantised cache."""
+    kinds = {group.window: group for group in shape.attention}
+    n_bytes = 32 + 8 * tokens
+    for group in kinds.values():
+        n_bytes += tokens * (2 * cells(group, settings) + (16 if group.v_width else 8))
+        if _rotates(group.head_dim, settings):
+            largest = group.head_dim & -group.head_dim  # the largest power of two that divides it
+            n_bytes += _FLOAT * (largest**2 + (64**2 if group.v_width else 0))
+    if shape.is_recurrent:
+        n_bytes += shape.state_elements * _FLOAT * (1 + snapshots(shape, settings)) // max(shape.n_layers, 1)
+    return n_bytes
+
+
+def _layer_elements(shape: ModelShape, settings: ContextSettings) -> int:
+    """Float32 elements a token at the widest moment of a layer."""
+    embd, ff, q = shape.n_embd, shape.n_ff, shape.q_width
+    if not shape.attention:  # a state-space model: its inner width is all it has
+        return 13 * embd
+    rotated = any(_rotates(group.head_dim, settings) for group in shape.attention)
+    if has_fused_qkv(shape) or shape.architecture.startswith("lfm2"):
+        beside = 0
+    elif shape.is_recurrent:
+        beside = embd
+    elif rotated:
+        beside = 0 if q == embd else q if q > embd else 2 * q
+    else:
+        beside = q
+    used = max(shape.n_experts_used, 1)
+    elements = 3 * used * ff + 3 * embd + beside
+    if used > 1 and 2 * ff < embd:  # narrow experts: their outputs are wider than their insides
+        elements = max(elements, 2 * used * embd + embd + q + (used * ff if 3 * ff >= embd else 0))
+    kv = max(group.k_width for group in shape.attention)
+    return max(elements, 2 * q + 3 * embd + max(ff, kv))
+
+
+def _rotates(head_dim: int, settings: ContextSettings) -> bool:
+    """llama.cpp rotates heads before it quantises them, where their size allows."""
+    return settings.kv != "f16" and head_dim % 64 == 0

@@ -1,0 +1,64 @@
+"""What llama.cpp's caches hold: keys and values of attention, latent rows, the state of recurrent layers.
+
+Checked to the byte against llama.cpp 0.5.0 (as in llama-cpp-python 0.3.36) in tests/runtime/test_probe.py.
+"""
+
+from __future__ import annotations
+
+from edgellm.memory.context import KV_BLOCKS, ContextSettings, kv_row_bytes, pad
+from edgellm.memory.shape import AttentionLayers, ModelShape
+
+
+class UnsupportedCache(ValueError):
+    """A cache type that the model's heads do not divide into; the message names one that works."""
+
+
+def cells(layers: AttentionLayers, settings: ContextSettings) -> int:
+    """Tokens that these layers keep. A window needs room for one batch more, and is rounded up like the context."""
+    if layers.window is None:
+        return settings.n_cells
+    return pad(min(settings.n_cells, layers.window + settings.n_ubatch), 256)
+
+
+def cache_bytes(shape: ModelShape, settings: ContextSettings) -> int:
+    """Bytes of keys, values and recurrent state.
+
+    Raises:
+        UnsupportedCache: heads that are no whole number of the type's blocks.
+    """
+    check_cache(shape, settings.kv)
+    kept = sum(
+        group.n_layers
+        * cells(group, settings)
+        * (kv_row_bytes(group.k_width, settings.kv) + kv_row_bytes(group.v_width, settings.kv))
+        for group in shape.attention
+    )
+    return kept + shape.state_elements * 4 * (1 + snapshots(shape, settings))
+
+
+def cache_formula(shape: ModelShape, settings: ContextSettings) -> str:
+    """The same with the numbers put in."""
+    parts = []
+    for group in shape.attention:
+        k, v = kv_row_bytes(group.k_width, settings.kv), kv_row_bytes(group.v_width, settings.kv)
+        row = f"({k} + {v}) B" if v else f"{k} B"
+        window = f" (window {group.window:,})" if group.window else ""
+        parts.append(f"{group.n_layers} layers x {cells(group, settings):,} tokens{window} x {row}")
+    if shape.state_elements:
+        copies = 1 + snapshots(shape, settings)
+        parts.append(f"state {shape.state_elements:,} x 4 B x {copies}")
+    return f"{' + '.join(parts)}, {settings.kv}"
+
+
+def snapshots(shape: ModelShape, settings: ContextSettings) -> int:
+    """Copies of the recurrent state kept to take tokens back."""
+    return settings.n_rs_seq if shape.is_recurrent and shape.can_rewind else 0
+
+
+def check_cache(shape: ModelShape, kv: str) -> None:
+    block = KV_BLOCKS[kv][0]
+    if any(group.head_dim % block for group in shape.attention):
+        raise UnsupportedCache(
+            f"{shape.name} has heads of {shape.attention[0].head_dim}, which {kv} cannot store in blocks of {block}: "
+            "use --kv f16"
+        )

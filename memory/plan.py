@@ -1,0 +1,326 @@
+"""A plan: what a target and its drafter will take, line by line, and whether that fits.
+
+Each line carries its formula with the numbers put in. The runtime allocates what the plan says, so a plan also holds
+every setting that decides a size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, cast
+
+from edgellm.memory import buffers, kv
+from edgellm.memory.buffers import BufferSizes, Sizer, estimate
+from edgellm.memory.context import KV_BLOCKS, ContextSettings, KvType
+from edgellm.memory.shape import ModelShape
+from edgellm.memory.units import MIB, format_bytes
+
+Loading = Literal["mapped", "copied", "packed"]
+"""mapped: the file's own pages; copied: read into memory; packed: rearranged by our kernels, originals let go."""
+
+VERSION = 1
+
+# Measured on Linux x86-64, CPython 3.11, numpy 2.4, llama-cpp-python 0.3.36 (docs/memory.md says how).
+RUNTIME_BASE_BYTES = 42 * MIB  # interpreter, numpy, the engine's libraries
+VOCABULARY_BASE_BYTES = 3_600_000
+VOCABULARY_TOKEN_BYTES = 166  # the engine's and our own tables, a token
+VOCABULARY_MERGE_BYTES = 141
+COPY_TABLE_TOKEN_BYTES = 250  # n-gram drafting: positions of each n-gram of the conversation, a token of context
+PACKED_OVERHEAD = 0.03  # our kernels' layout against the file's, at most
+SLACK_BYTES = 5 * MIB  # a context's graph descriptions, and the heap's holes
+
+
+class PlanError(ValueError):
+    """A stored plan that cannot be read."""
+
+
+class DoesNotFit(RuntimeError):
+    """The plan is larger than the budget; the message names the nearest plan that would fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How much there is."""
+
+    name: str
+    total_bytes: int
+    reserve_bytes: int = 0  # of the total: what the system and other programs keep
+
+
+@dataclass(frozen=True, slots=True)
+class PairSettings:
+    """How a target and its drafter run. Sizes are tokens."""
+
+    target: ContextSettings
+    n_draft: int = 0
+    drafter: ContextSettings | None = None  # None: no draft model
+    copy: bool = True  # draft from the conversation itself; costs a table, no model
+    loading: Loading = "mapped"
+    repack: bool = False  # let the engine rearrange weights for its fast kernels
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    name: str
+    n_bytes: int
+    formula: str
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Tokens a second while decoding. `plain` is the same target without drafting."""
+
+    value: float
+    kind: Literal["measured", "estimated"]
+    plain: float
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One rung of the ladder that led here."""
+
+    name: str
+    saved_bytes: int
+    cost: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    target: str
+    drafter: str | None
+    quantisation: str
+    lines: tuple[Line, ...]
+    limit: Limit
+    settings: PairSettings
+    exact: bool  # buffers came from the engine itself
+    tokens_per_s: Speed | None = None
+    steps: tuple[Step, ...] = ()
+    bound_bytes: int | None = None  # the least budget with which a draft model still gains
+
+    @property
+    def limit_bytes(self) -> int:
+        return self.limit.total_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(line.n_bytes for line in self.lines)
+
+    @property
+    def process_bytes(self) -> int:
+        """What this program itself is expected to hold at its peak."""
+        return self.total_bytes - self.limit.reserve_bytes
+
+    @property
+    def headroom_bytes(self) -> int:
+        return self.limit_bytes - self.total_bytes
+
+    @property
+    def fits(self) -> bool:
+        return self.headroom_bytes >= 0
+
+    @property
+    def generation_bytes(self) -> int:
+        """Everything that generating needs beyond the weights: caches, temporaries, logits, candidates."""
+        return sum(line.n_bytes for line in self.lines if line.name in GENERATION_LINES)
+
+    @property
+    def n_ctx(self) -> int:
+        return self.settings.target.n_ctx
+
+    @property
+    def n_draft(self) -> int:
+        return self.settings.n_draft
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain values; `from_json` reads it back."""
+        settings = self.settings
+        return {
+            "version": VERSION,
+            "target": self.target,
+            "drafter": self.drafter,
+            "quantisation": self.quantisation,
+            "fits": self.fits,
+            "limit_bytes": self.limit_bytes,
+            "reserve_bytes": self.limit.reserve_bytes,
+            "limit_name": self.limit.name,
+            "total_bytes": self.total_bytes,
+            "process_bytes": self.process_bytes,
+            "generation_bytes": self.generation_bytes,
+            "headroom_bytes": self.headroom_bytes,
+            "bound_bytes": self.bound_bytes,
+            "lines": [asdict(line) for line in self.lines],
+            "n_ctx": settings.target.n_ctx,
+            "n_draft": settings.n_draft,
+            "kv": settings.target.kv,
+            "n_ubatch": settings.target.n_ubatch,
+            "n_outputs": settings.target.n_outputs,
+            "n_threads": settings.target.n_threads,
+            "n_rs_seq": settings.target.n_rs_seq,
+            "drafter_settings": asdict(settings.drafter) if settings.drafter else None,
+            "copy": settings.copy,
+            "loading": settings.loading,
+            "repack": settings.repack,
+            "exact": self.exact,
+            "tokens_per_s": asdict(self.tokens_per_s) if self.tokens_per_s else None,
+            "steps": [asdict(step) for step in self.steps],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> MemoryPlan:
+        """A plan as `to_json` wrote it.
+
+        Raises:
+            PlanError: another version, or not a plan.
+        """
+        if data.get("version") != VERSION:
+            raise PlanError(f"this is no plan of version {VERSION}: write it again with `edgellm plan --save FILE`")
+        try:
+            drafter = data["drafter_settings"]
+            settings = PairSettings(
+                target=_context({key: data[key] for key in _CONTEXT_KEYS}),
+                n_draft=_count(data["n_draft"]),
+                drafter=_context(drafter) if drafter is not None else None,
+                copy=bool(data["copy"]),
+                loading=cast(Loading, _one_of(data["loading"], ("mapped", "copied", "packed"))),
+                repack=bool(data["repack"]),
+            )
+            speed = data.get("tokens_per_s")
+            return cls(
+                target=str(data["target"]),
+                drafter=None if data["drafter"] is None else str(data["drafter"]),
+                quantisation=str(data["quantisation"]),
+                lines=tuple(Line(str(x["name"]), int(x["n_bytes"]), str(x["formula"])) for x in data["lines"]),
+                limit=Limit(str(data["limit_name"]), _count(data["limit_bytes"]), _count(data["reserve_bytes"])),
+                settings=settings,
+                exact=bool(data["exact"]),
+                tokens_per_s=Speed(float(speed["value"]), speed["kind"], float(speed["plain"])) if speed else None,
+                steps=tuple(Step(str(x["name"]), int(x["saved_bytes"]), str(x["cost"])) for x in data["steps"]),
+                bound_bytes=None if data["bound_bytes"] is None else _count(data["bound_bytes"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(f"the plan is damaged ({error}): write it again with `edgellm plan --save FILE`") from error
+
+
+GENERATION_LINES = {
+    "target cache", "target compute", "target logits", "drafter cache", "drafter compute", "drafter logits",
+    "candidates",
+}  # fmt: skip
+_CONTEXT_KEYS = ("n_ctx", "n_ubatch", "n_outputs", "kv", "n_rs_seq", "n_threads")
+
+
+def plan(
+    target: ModelShape,
+    drafter: ModelShape | None,
+    settings: PairSettings,
+    limit: Limit,
+    *,
+    sizer: Sizer = estimate,
+) -> MemoryPlan:
+    """Every line of a pair under these settings.
+
+    Raises:
+        UnsupportedCache: a cache type that a model's heads do not divide into.
+    """
+    lines: list[Line] = []
+    sizes = [sizer(target, settings.target, settings.repack)]
+    lines += _model_lines("target", target, settings.target, sizes[0], settings)
+    if drafter is not None and settings.drafter is not None:
+        sizes.append(sizer(drafter, settings.drafter, settings.repack))
+        lines += _model_lines("drafter", drafter, settings.drafter, sizes[1], settings)
+    lines.append(_candidates(target, settings))
+    lines.append(Line("runtime", RUNTIME_BASE_BYTES, "interpreter, numpy and the engine's libraries, measured"))
+    n_contexts = len(sizes)
+    lines.append(Line("unaccounted", n_contexts * SLACK_BYTES, f"{n_contexts} contexts x {format_bytes(SLACK_BYTES)}"))
+    if limit.reserve_bytes:
+        lines.append(
+            Line("system reserve", limit.reserve_bytes, f"kept for the system and other programs: {limit.name}")
+        )
+    kept_drafter = drafter.name if drafter is not None and settings.drafter is not None else None
+    exact = all(size.exact for size in sizes)
+    return MemoryPlan(target.name, kept_drafter, target.quantisation, tuple(lines), limit, settings, exact)
+
+
+def with_speed(plan: MemoryPlan, speed: Speed | None) -> MemoryPlan:
+    return replace(plan, tokens_per_s=speed)
+
+
+def _model_lines(
+    role: str, shape: ModelShape, context: ContextSettings, sizes: BufferSizes, settings: PairSettings
+) -> list[Line]:
+    return [
+        _weights(role, shape, sizes, settings.loading),
+        _vocabulary(role, shape),
+        Line(f"{role} cache", sizes.kv_bytes, _formula(kv.cache_formula(shape, context), sizes)),
+        _compute(role, shape, context, sizes),
+        Line(f"{role} logits", sizes.output_bytes, buffers.output_formula(shape, context)),
+    ]
+
+
+def _weights(role: str, shape: ModelShape, sizes: BufferSizes, loading: Loading) -> Line:
+    """What is resident: pages of the file stay so beside a rearranged copy, which is why those two add up."""
+    n_bytes, how = sizes.weights_bytes, f"{shape.quantisation} {loading}"
+    formula = f"{n_bytes:,} B, {how}"
+    if not shape.exact:
+        formula = f"{shape.n_params:,} weights x {8 * shape.weight_bytes / shape.n_params:.2f} bits, {how}"
+    if loading == "packed":
+        n_bytes = int(n_bytes * (1 + PACKED_OVERHEAD))
+        formula += f" (at most {PACKED_OVERHEAD:.0%} more)"
+    elif loading == "mapped" and sizes.repacked_bytes:
+        n_bytes = shape.weight_bytes + sizes.repacked_bytes
+        formula += f" + {sizes.repacked_bytes:,} B rearranged beside them"
+    return Line(f"{role} weights", n_bytes, formula)
+
+
+def _vocabulary(role: str, shape: ModelShape) -> Line:
+    n_bytes = VOCABULARY_BASE_BYTES + VOCABULARY_TOKEN_BYTES * shape.n_vocab + VOCABULARY_MERGE_BYTES * shape.n_merges
+    return Line(
+        f"{role} vocabulary",
+        n_bytes,
+        f"{VOCABULARY_BASE_BYTES:,} B + {shape.n_vocab:,} tokens x {VOCABULARY_TOKEN_BYTES} B "
+        f"+ {shape.n_merges:,} merges x {VOCABULARY_MERGE_BYTES} B",
+    )
+
+
+def _compute(role: str, shape: ModelShape, context: ContextSettings, sizes: BufferSizes) -> Line:
+    work = buffers.work_bytes(shape, context)
+    formula = _formula(buffers.compute_formula(shape, context), sizes)
+    return Line(
+        f"{role} compute", sizes.compute_bytes + work, f"{formula}; scratch {buffers.work_formula(shape, context)}"
+    )
+
+
+def _candidates(target: ModelShape, settings: PairSettings) -> Line:
+    """Sampling's view of one row (ids and weights), and the table of n-grams that copying drafts from."""
+    table = COPY_TABLE_TOKEN_BYTES * settings.target.n_ctx if settings.copy else 0
+    formula = f"{target.n_vocab:,} x 12 B"
+    if table:
+        formula += f" + n-grams of {settings.target.n_ctx:,} tokens x {COPY_TABLE_TOKEN_BYTES} B"
+    return Line("candidates", target.n_vocab * 12 + table, formula)
+
+
+def _formula(text: str, sizes: BufferSizes) -> str:
+    return f"{text} (sized by llama.cpp)" if sizes.exact else text
+
+
+def _context(data: Mapping[str, Any]) -> ContextSettings:
+    return ContextSettings(
+        n_ctx=_count(data["n_ctx"]),
+        n_ubatch=_count(data["n_ubatch"]),
+        n_outputs=_count(data["n_outputs"]),
+        kv=cast(KvType, _one_of(data["kv"], tuple(KV_BLOCKS))),
+        n_rs_seq=_count(data["n_rs_seq"]),
+        n_threads=_count(data["n_threads"]),
+    )
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r} is no count")
+    return value
+
+
+def _one_of(value: Any, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise ValueError(f"{value!r} is none of {', '.join(known)}")
+    return str(value)

@@ -1,0 +1,62 @@
+"""How fast a plan will roughly decode.
+
+One token reads every weight once, so it takes bytes / bandwidth; a pass over several takes that or their arithmetic,
+whichever is longer. A round of drafting k tokens yields (1 - a^(k+1)) / (1 - a) tokens at acceptance a (Leviathan et
+al. 2023, arXiv:2211.17192). Whatever is assumed here gives way to measurements where there are any.
+"""
+
+from __future__ import annotations
+
+from edgellm.memory.device import Device
+from edgellm.memory.kv import cache_bytes
+from edgellm.memory.plan import PairSettings, Speed
+from edgellm.memory.shape import ModelShape
+
+SAME_FAMILY = 0.80  # acceptance of a drafter of the target's family, greedy, measured on code and mathematics
+OTHER_FAMILY = 0.65  # of a drafter with another vocabulary
+COPYING = 0.25  # of copying from the conversation, averaged over the rounds that find nothing
+EFFICIENCY = 0.7  # of a memory's bandwidth that reading weights reaches
+ROUND_S = 0.0003  # our own work in a round: translation, bookkeeping
+
+
+def pass_s(shape: ModelShape, settings_bytes: int, device: Device, n_tokens: int) -> float:
+    """Seconds of one pass over `n_tokens`; `settings_bytes` is the cache, half of which is filled on average."""
+    read = (shape.bytes_read_per_token + settings_bytes / 2) / (device.bandwidth_bytes_s * EFFICIENCY)
+    share = shape.bytes_read_per_token / max(shape.weight_bytes, 1)
+    return max(read, n_tokens * shape.n_params * share / device.macs_s)
+
+
+def predict(target: ModelShape, drafter: ModelShape | None, settings: PairSettings, device: Device) -> Speed:
+    """Tokens a second with and without drafting."""
+    cache = cache_bytes(target, settings.target)
+    plain = 1 / pass_s(target, cache, device, 1)
+    best = plain
+    if settings.copy and settings.n_draft and target.can_rewind:
+        best = max(best, _rate(COPYING, settings.n_draft, pass_s(target, cache, device, settings.n_draft + 1)))
+    if drafter is not None and settings.drafter is not None and settings.n_draft:
+        drafting = settings.n_draft * pass_s(drafter, cache_bytes(drafter, settings.drafter), device, 1)
+        verifying = pass_s(target, cache, device, settings.n_draft + 1)
+        best = max(best, _rate(acceptance(target, drafter), settings.n_draft, drafting + verifying + ROUND_S))
+    return Speed(round(best, 2), "estimated", round(plain, 2))
+
+
+def draft_length(target: ModelShape, drafter: ModelShape, settings: PairSettings, device: Device, most: int) -> int:
+    """The draft length 0..`most` that should pay best with this draft model; 0 where none does."""
+    cache = cache_bytes(target, settings.target)
+    own = cache_bytes(drafter, settings.drafter) if settings.drafter else 0
+    step = pass_s(drafter, own, device, 1)
+    rates = {0: 1 / pass_s(target, cache, device, 1)}
+    for k in range(1, most + 1):
+        rates[k] = _rate(acceptance(target, drafter), k, k * step + pass_s(target, cache, device, k + 1) + ROUND_S)
+    return max(rates, key=lambda k: rates[k])
+
+
+def acceptance(target: ModelShape, drafter: ModelShape) -> float:
+    """Assumed share of drafted tokens that the target keeps."""
+    family = target.architecture[:4] == drafter.architecture[:4] and abs(target.n_vocab - drafter.n_vocab) <= 1024
+    return SAME_FAMILY if family else OTHER_FAMILY
+
+
+def _rate(accepted: float, n_draft: int, round_s: float) -> float:
+    tokens: float = (1 - accepted ** (n_draft + 1)) / (1 - accepted)
+    return tokens / round_s
