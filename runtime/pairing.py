@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgellm.runtime.vocabulary import Vocabulary
+from edgellm.runtime.vocabulary import CannotEncode, Vocabulary
 
 MAX_DIFFERENT = 0.005  # of the shared ids: one renamed marker is no other vocabulary
 
@@ -70,10 +70,10 @@ def overlap(target: Vocabulary, draft: Vocabulary) -> Overlap:
     lengths = []
     for piece in ours.keys() - theirs.keys():
         try:
-            piece.decode("utf-8")
-        except UnicodeDecodeError:
-            continue  # part of a character: never drafted by itself
-        lengths.append(len(draft.encode(piece)))
+            piece.decode("utf-8")  # parts of characters are never drafted by themselves
+            lengths.append(len(draft.encode(piece)))
+        except (UnicodeDecodeError, CannotEncode):
+            continue
     return Overlap(
         n_target=len(ours),
         n_draft=len(theirs),

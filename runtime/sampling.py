@@ -72,6 +72,8 @@ class Sampling:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise BadSampling(f"{name} {value} is out of range: {low:g} to {high:g}")
+        if self.seed is not None and self.seed < 0:
+            raise BadSampling(f"seed {self.seed} is negative: leave it out for a random one")
 
     @property
     def greedy(self) -> bool:
@@ -98,20 +100,21 @@ class Sampling:
             ids = np.arange(len(logits))
         kept = logits[ids].astype(np.float64)
         if self.top_p < 1.0 or self.min_p > 0.0:
-            probs = _softmax(kept)
+            probs = _softmax(kept, 1.0)
             keep = probs >= self.min_p * probs.max()
             if self.top_p < 1.0:
                 order = np.argsort(-probs, kind="stable")
                 before = np.cumsum(probs[order]) - probs[order]  # mass of the likelier ones
                 keep[order[before >= self.top_p]] = False
             ids, kept = ids[keep], kept[keep]
-        return Distribution(ids, _softmax(kept / self.temperature))
+        return Distribution(ids, _softmax(kept, self.temperature))
 
 
 GREEDY = Sampling()
 
 
-def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    weights: NDArray[np.float64] = np.exp(logits - logits.max())
+def _softmax(logits: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+    with np.errstate(over="ignore"):  # a tiny temperature sends all but the likeliest to -inf, which is right
+        weights: NDArray[np.float64] = np.exp((logits - logits.max()) / temperature)
     weights /= weights.sum()
     return weights

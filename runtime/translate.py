@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgellm.runtime.vocabulary import CannotEncode, Vocabulary, incomplete_tail
+from edgellm.runtime.vocabulary import Vocabulary, incomplete_tail
 
 WINDOW = 16  # tokens at the end that may be tokenised again
 
 
 def safe_start(pieces: Sequence[bytes]) -> int:
-    """Index of the last piece that begins a word: white space after something that is none.
+    """Index of the last piece that begins a word: white space after something that is none, or after a control token.
 
     Every tokenizer's own splitting puts a border there, so tokenising from it on gives what tokenising the whole text
-    would. 0 where there is none.
+    would; only newlines join the punctuation before them in many vocabularies. 0 where there is none.
     """
     for i in range(len(pieces) - 1, 0, -1):
-        if pieces[i][:1].isspace() and pieces[i - 1] and not pieces[i - 1][-1:].isspace():
+        before, first = pieces[i - 1][-1:], pieces[i][:1]
+        if not before or (first.isspace() and not before.isspace() and (first not in b"\r\n" or before.isalnum())):
             return i
     return 0
 
@@ -48,27 +49,14 @@ class GrowingText:
         pieces = [self._vocabulary.piece(token) for token in self.tokens[first:]]
         start = safe_start([*pieces, data])
         text = b"".join(pieces[start:]) + data
-        self.tokens[first + start :] = encode_leniently(self._vocabulary, text)
+        self.tokens[first + start :] = self._vocabulary.encode_leniently(text)
         return first + start
 
     def drop_oldest(self, n_keep: int) -> None:
         """Forget all but the newest `n_keep` tokens (a sliding window)."""
-        del self.tokens[: max(0, len(self.tokens) - n_keep)]
-        self._n_prefix = 0
-
-
-def encode_leniently(vocabulary: Vocabulary, data: bytes) -> list[int]:
-    """`encode`, with the bytes that a vocabulary lacks left out (only bytes that occur in no text)."""
-    try:
-        return vocabulary.encode(data)
-    except CannotEncode:
-        tokens: list[int] = []
-        for i in range(len(data)):
-            try:
-                tokens += vocabulary.encode(data[i : i + 1])
-            except CannotEncode:
-                continue
-        return tokens
+        n_dropped = max(0, len(self.tokens) - n_keep)
+        del self.tokens[:n_dropped]
+        self._n_prefix = max(0, self._n_prefix - n_dropped)
 
 
 def continuation(vocabulary: Vocabulary, tail: Sequence[int], text: bytes) -> list[int]:

@@ -41,7 +41,11 @@ class Tokenizer(Protocol):
 
 
 class CannotEncode(ValueError):
-    """Bytes that this vocabulary has no tokens for."""
+    """A byte that this vocabulary has no token for."""
+
+    def __init__(self, byte: int) -> None:
+        super().__init__(f"the vocabulary has no token for byte 0x{byte:02x}")
+        self.byte = bytes([byte])
 
 
 class Vocabulary:
@@ -88,12 +92,20 @@ class Vocabulary:
         """Ids that spell exactly `data`, never a control token and never one of `reserved`.
 
         Raises:
-            CannotEncode: bytes that no token stands for (only vocabularies without byte tokens).
+            CannotEncode: a byte that no token stands for.
         """
         tokens: list[int] = []
         for run, is_text in _utf8_runs(data):
             tokens += self._encode_text(run, reserved) if is_text else [self._byte_token(byte) for byte in run]
         return tokens
+
+    def encode_leniently(self, data: bytes, reserved: frozenset[int] = frozenset()) -> list[int]:
+        """`encode`, with the bytes left out that the vocabulary lacks: small ones miss some that hardly occur."""
+        while True:
+            try:
+                return self.encode(data, reserved)
+            except CannotEncode as error:
+                data = data.replace(error.byte, b"")
 
     def _encode_text(self, text: bytes, reserved: frozenset[int]) -> list[int]:
         tokens = self._tokenizer.tokenize(text)
@@ -136,7 +148,7 @@ class Vocabulary:
             self._byte_tokens = found
         token_id = self._byte_tokens[byte]
         if token_id is None:
-            raise CannotEncode(f"the vocabulary has no token for byte 0x{byte:02x}")
+            raise CannotEncode(byte)
         return token_id
 
     def fingerprint(self) -> str:

@@ -13,7 +13,7 @@ from edgellm.runtime.backends.base import Backend
 from edgellm.runtime.drafters.base import Draft
 from edgellm.runtime.drafters.follow import Follower
 from edgellm.runtime.sampling import GREEDY, Sampling
-from edgellm.runtime.translate import WINDOW, GrowingText, continuation, encode_leniently
+from edgellm.runtime.translate import WINDOW, GrowingText, continuation
 from edgellm.runtime.vocabulary import CannotEncode, Vocabulary
 
 MAX_OWN_TOKENS = 4  # of the drafter's for one of the target's, before a round gives up
@@ -38,7 +38,7 @@ class TranslatingDrafter:
     ) -> None:
         if own_prompt is None:
             bos = [self._own.bos] if self._own.adds_bos and self._own.bos is not None else []
-            own_prompt = bos + encode_leniently(self._own, self._target.decode(prompt))
+            own_prompt = bos + self._own.encode_leniently(self._target.decode(prompt))
         self._context = GrowingText(self._own, own_prompt)
         self._slide()
         self._follower.settle(self._context.tokens, 0)
@@ -57,8 +57,9 @@ class TranslatingDrafter:
         unfinished = self._context.unfinished  # the draft must spell these bytes first: the target has them already
         text = b""
         translated: list[int] = []
+        n_most = min(limit * MAX_OWN_TOKENS, self._follower.backend.n_ctx - len(self._context.tokens))
         logits = self._follower.read(self._context.tokens)
-        for n_drafted in range(1, limit * MAX_OWN_TOKENS + 1):
+        for n_drafted in range(1, n_most + 1):
             token = int(logits.argmax())
             if token in self._own.end_tokens:
                 if self._turn_end is not None and text[len(unfinished) :] == self._target.decode(translated):
@@ -73,7 +74,7 @@ class TranslatingDrafter:
             except CannotEncode:
                 break
             # One token more than wanted shows that the last one wanted is no half word.
-            if len(translated) > limit or n_drafted == limit * MAX_OWN_TOKENS:
+            if len(translated) > limit or n_drafted == n_most:
                 break
             logits = self._follower.extend([token])
         return Draft(translated[: min(limit, len(translated) - 1)] if translated else [], source="model")

@@ -1,0 +1,159 @@
+"""The smallest true parts: a table as a language model, vocabularies of a few tokens, a drafter that misbehaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgellm.runtime.backends.base import CannotTruncate, ContextFull, EngineError, Logits
+from edgellm.runtime.drafters.base import Draft
+from edgellm.runtime.sampling import GREEDY, Distribution, Sampling
+from edgellm.runtime.vocabulary import TokenKind, Vocabulary
+
+
+def random_table(n_vocab: int, seed: int = 0, scale: float = 2.0) -> NDArray[np.float32]:
+    """A language model whose logits depend on the last two tokens, (n_vocab, n_vocab, n_vocab)."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(0.0, scale, (n_vocab, n_vocab, n_vocab)).astype(np.float32)
+
+
+class TableBackend:
+    """`Backend` over a table. Rows that it handed out turn to NaN with the next call, as the contract allows."""
+
+    def __init__(
+        self, table: NDArray[np.float32], *, n_ctx: int = 4096, max_keep: int = 16, can_truncate: bool = True
+    ) -> None:
+        self.table, self.n_ctx, self.max_keep, self.can_truncate = table, n_ctx, max_keep, can_truncate
+        self.n_vocab = table.shape[-1]
+        self.busy_s = 0.0
+        self.tokens: list[int] = []
+        self.n_passes = 0
+        self.n_read = 0
+        self.closed = False
+        self._rows: Logits = np.empty((0, self.n_vocab), np.float32)
+
+    def forward(self, tokens: Sequence[int], keep: int) -> Logits:
+        self._rows[:] = np.nan
+        if self.closed:
+            raise EngineError("closed")
+        if keep > min(self.max_keep, len(tokens)):
+            raise EngineError(f"{keep} rows of {len(tokens)} tokens")
+        if len(self.tokens) + len(tokens) > self.n_ctx:
+            raise ContextFull("full")
+        if any(not 0 <= token < self.n_vocab for token in tokens):
+            raise EngineError("no such token")
+        self.tokens += tokens
+        self.n_passes += bool(tokens)
+        self.n_read += len(tokens)
+        held = [0, *self.tokens]
+        self._rows = np.array(
+            [self.table[held[i - 1], held[i]] for i in range(len(held) - keep, len(held))], np.float32
+        ).reshape(keep, self.n_vocab)
+        return self._rows
+
+    def truncate(self, length: int) -> None:
+        self._rows[:] = np.nan
+        if 0 < length < len(self.tokens) and not self.can_truncate:
+            raise CannotTruncate("recurrent")
+        del self.tokens[max(0, length) :]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class NonsenseDrafter:
+    """Proposes random tokens; with `probs`, truly drawn from random distributions that have nothing to do with it."""
+
+    busy_s = 0.0
+
+    def __init__(self, n_vocab: int, *, probs: bool = False, seed: int = 0) -> None:
+        self._n_vocab, self._probs, self._rng = n_vocab, probs, np.random.default_rng([seed, 2])
+
+    def begin(
+        self, prompt: Sequence[int], *, own_prompt: Sequence[int] | None = None, sampling: Sampling = GREEDY
+    ) -> None:
+        return None
+
+    def propose(self, tokens: Sequence[int], limit: int) -> Draft:
+        n = int(self._rng.integers(0, limit + 1)) if limit > 0 else 0
+        weights = self._rng.dirichlet(np.full(self._n_vocab, 0.5), n)
+        q = [Distribution(np.arange(self._n_vocab), row) for row in weights]
+        return Draft([item.draw(self._rng) for item in q], q if self._probs else None, "nonsense")
+
+    def observe(self, tokens: Sequence[int], n_new: int) -> None:
+        return None
+
+    def close(self) -> None:
+        return None
+
+
+class PieceTokenizer:
+    """A vocabulary given piece by piece; text is cut into the longest pieces that fit, from the left.
+
+    Like a real tokenizer it only promises text: it has no way of its own to spell half a character.
+    """
+
+    def __init__(
+        self,
+        pieces: Sequence[bytes],
+        control: Mapping[str, int] | None = None,
+        *,
+        kinds: Sequence[TokenKind] | None = None,
+        bos: str | None = None,
+        adds_bos: bool = False,
+        ends: Sequence[str] = (),
+        parses_literals: bool = False,
+    ) -> None:
+        """`control`: literal -> id, among `pieces` (whose own entry is then ignored).
+
+        `parses_literals`: as llama.cpp does with user-defined tokens, even where text should stay text.
+        """
+        self._literals = {token: text.encode() for text, token in (control or {}).items()}
+        self._pieces = [b"" if i in self._literals else piece for i, piece in enumerate(pieces)]
+        self.n_tokens = len(self._pieces)
+        self._kinds = list(kinds) if kinds else ["normal"] * self.n_tokens
+        for token in self._literals:
+            self._kinds[token] = "control"
+        self.bos = (control or {})[bos] if bos else None
+        self.adds_bos = adds_bos
+        self.end_tokens = frozenset((control or {})[text] for text in ends)
+        self.turn_end = min(self.end_tokens, default=None)
+        self._by_piece: dict[bytes, int] = {}
+        for token, piece in enumerate(self._pieces):
+            if piece and self._kinds[token] in ("normal", "byte", "user"):
+                self._by_piece.setdefault(piece, token)
+        if parses_literals:
+            self._by_piece |= {text: token for token, text in self._literals.items()}
+        self._longest = max(map(len, self._by_piece), default=1)
+        self.n_bytes_read = 0
+
+    def tokenize(self, text: bytes) -> list[int]:
+        text.decode("utf-8")
+        self.n_bytes_read += len(text)
+        tokens, at = [], 0
+        while at < len(text):
+            for length in range(self._longest, 0, -1):
+                token = self._by_piece.get(text[at : at + length])
+                if token is not None and at + length <= len(text):
+                    tokens.append(token)
+                    break
+            at += length
+        return tokens
+
+    def piece(self, token: int) -> bytes:
+        return self._pieces[token]
+
+    def literal(self, token: int) -> bytes:
+        return self._literals.get(token, self._pieces[token])
+
+    def kinds(self) -> list[TokenKind]:
+        return list(self._kinds)
+
+
+def byte_vocabulary(*words: bytes, control: Sequence[str] = (), **options: object) -> Vocabulary:
+    """256 bytes, words, control tokens, in that order of ids."""
+    pieces = [bytes([byte]) for byte in range(256)] + list(words) + [b""] * len(control)
+    ids = {text: 256 + len(words) + i for i, text in enumerate(control)}
+    return Vocabulary(PieceTokenizer(pieces, ids, **options))  # type: ignore[arg-type]

@@ -1,0 +1,224 @@
+"""Sampled output follows the target's distribution, whoever drafts and however tokens are chosen."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from fakes import NonsenseDrafter, TableBackend, random_table
+from numpy.typing import NDArray
+
+from edgellm.runtime.decode import generate
+from edgellm.runtime.drafters.base import Draft, Drafter, NoDrafter
+from edgellm.runtime.drafters.chain import ChainDrafter
+from edgellm.runtime.drafters.copy import CopyDrafter
+from edgellm.runtime.drafters.model import ModelDrafter
+from edgellm.runtime.sampling import BadSampling, Distribution, Sampling, certain
+from edgellm.runtime.verify import verify
+
+N_VOCAB = 6
+TARGET = random_table(N_VOCAB, 11, scale=1.2)
+RELATED = TARGET + random_table(N_VOCAB, 12, scale=0.7)  # a drafter that is often right
+
+DRAFTERS: dict[str, Callable[[], Drafter]] = {
+    "none": NoDrafter,
+    "copy": CopyDrafter,
+    "model": lambda: ModelDrafter(TableBackend(RELATED)),
+    "itself": lambda: ModelDrafter(TableBackend(TARGET)),
+    "partly different": lambda: ModelDrafter(TableBackend(RELATED), frozenset({0, 4})),
+    "smaller vocabulary": lambda: ModelDrafter(TableBackend(RELATED[:4, :4, :4].copy())),
+    "chain": lambda: ChainDrafter([CopyDrafter(), ModelDrafter(TableBackend(RELATED))]),
+    "given nonsense": lambda: NonsenseDrafter(N_VOCAB),
+    "drawn nonsense": lambda: NonsenseDrafter(N_VOCAB, probs=True),
+}
+PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+SETTINGS: dict[str, dict[str, float]] = {
+    "plain": PLAIN,
+    "temperature": PLAIN | {"temperature": 0.6},
+    "top-k": PLAIN | {"top_k": 3},
+    "top-p": PLAIN | {"top_p": 0.8},
+    "min-p": PLAIN | {"min_p": 0.15},
+    "penalty": PLAIN | {"repeat_penalty": 1.5, "repeat_last_n": 2},
+    "all": {"temperature": 1.3, "top_k": 5, "top_p": 0.9, "min_p": 0.05, "repeat_penalty": 1.2, "repeat_last_n": 2},
+}
+
+
+def reference(logits: NDArray[np.float32], history: tuple[int, int], settings: dict[str, float]) -> NDArray[np.float64]:
+    """The stages one by one over a dense vector, as slowly as can be."""
+    values = [float(x) for x in logits]
+    penalty = settings.get("repeat_penalty", 1.0)
+    for token in set(history):
+        values[token] = values[token] / penalty if values[token] > 0 else values[token] * penalty
+    ranked = sorted(range(len(values)), key=lambda i: -values[i])
+    if settings["top_k"]:
+        ranked = ranked[: int(settings["top_k"])]
+    weights = {i: math.exp(values[i]) for i in ranked}
+    total = sum(weights.values())
+    kept, mass = [], 0.0
+    for i in ranked:
+        if mass < settings["top_p"] and weights[i] >= settings["min_p"] * weights[ranked[0]]:
+            kept.append(i)
+        mass += weights[i] / total
+    probs = np.zeros(len(values))
+    for i in kept:
+        probs[i] = math.exp(values[i] / settings["temperature"])
+    return probs / probs.sum()
+
+
+def chi_square(observed: NDArray[np.float64], expected: NDArray[np.float64]) -> tuple[float, int]:
+    """Sum over the cells worth counting, and its degrees of freedom."""
+    counted = expected >= 5
+    statistic = ((observed[counted] - expected[counted]) ** 2 / expected[counted]).sum()
+    return float(statistic), max(0, int(counted.sum()) - 1)
+
+
+def deviation(statistic: float, degrees: int) -> float:
+    """A chi-square value as standard deviations of a normal variable (Wilson and Hilferty 1931)."""
+    part = 2 / (9 * degrees)
+    return ((statistic / degrees) ** (1 / 3) - (1 - part)) / math.sqrt(part)
+
+
+def sampled(drafter: Drafter, settings: dict[str, float], n_tokens: int, seed: int = 1) -> list[int]:
+    sampling = Sampling(**settings, seed=seed)  # type: ignore[arg-type]
+    backend, prompt = TableBackend(TARGET, n_ctx=n_tokens + 10), [0, 1]
+    drafter.begin(prompt, sampling=sampling)
+    steps = generate(backend, drafter, prompt, sampling, n_draft=4, max_new=n_tokens)
+    return prompt + [token for step in steps for token in step.tokens]
+
+
+def assert_drawn_from_target(tokens: list[int], settings: dict[str, float]) -> None:
+    followers: dict[tuple[int, int], Counter[int]] = defaultdict(Counter)
+    for before, last, token in zip(tokens, tokens[1:], tokens[2:], strict=False):
+        followers[before, last][token] += 1
+    statistic, degrees = 0.0, 0
+    for context, counts in followers.items():
+        p = reference(TARGET[context], context, settings)
+        observed = np.array([counts[token] for token in range(N_VOCAB)], float)
+        assert not observed[p == 0.0].any()  # what is filtered out never comes
+        part, n = chi_square(observed, p * observed.sum())
+        statistic, degrees = statistic + part, degrees + n
+    assert degrees >= 20
+    assert abs(deviation(statistic, degrees)) < 3.5
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("setting", ["plain", "all"])
+def test_every_drafter_keeps_the_targets_distribution(name: str, setting: str) -> None:
+    assert_drawn_from_target(sampled(DRAFTERS[name](), SETTINGS[setting], 10_000), SETTINGS[setting])
+
+
+@pytest.mark.parametrize("setting", [name for name in SETTINGS if name not in ("plain", "all")])
+@pytest.mark.parametrize("name", ["none", "model"])
+def test_every_setting_keeps_the_distribution_that_it_describes(name: str, setting: str) -> None:
+    assert_drawn_from_target(sampled(DRAFTERS[name](), SETTINGS[setting], 6_000), SETTINGS[setting])
+
+
+@pytest.mark.parametrize("name", ["model", "partly different", "chain"])
+def test_the_first_tokens_of_many_seeds_follow_the_distribution(name: str) -> None:
+    """Drafting and checking draw from streams that do not depend on each other, from the first token on."""
+    n = 3_000
+    pairs = Counter(tuple(sampled(DRAFTERS[name](), PLAIN, 2, seed)[2:]) for seed in range(n))
+    first = reference(TARGET[0, 1], (0, 1), PLAIN)
+    joint = np.array([first[a] * reference(TARGET[1, a], (1, a), PLAIN) for a in range(N_VOCAB)]) * n
+    observed = np.array([[pairs[a, b] for b in range(N_VOCAB)] for a in range(N_VOCAB)], float)
+    assert abs(deviation(*chi_square(observed, joint))) < 3.5
+
+
+def test_a_related_drafter_with_probabilities_is_accepted_more_often_than_nonsense() -> None:
+    def acceptance(drafter: Drafter) -> float:
+        sampling = Sampling(**PLAIN, seed=0)  # type: ignore[arg-type]
+        drafter.begin([0, 1], sampling=sampling)
+        steps = list(generate(TableBackend(TARGET), drafter, [0, 1], sampling, n_draft=4, max_new=1500))
+        return sum(step.n_accepted for step in steps) / sum(step.n_drafted for step in steps)
+
+    assert acceptance(DRAFTERS["itself"]()) > 0.999
+    assert acceptance(DRAFTERS["model"]()) > acceptance(DRAFTERS["drawn nonsense"]()) + 0.15
+
+
+def test_a_seed_gives_the_same_tokens_again() -> None:
+    for name in DRAFTERS:
+        assert sampled(DRAFTERS[name](), PLAIN, 200, 5) == sampled(DRAFTERS[name](), PLAIN, 200, 5)
+    assert sampled(NoDrafter(), PLAIN, 200, 5) != sampled(NoDrafter(), PLAIN, 200, 6)
+
+
+def dense(probs: list[float]) -> Distribution:
+    return Distribution(np.arange(len(probs)), np.array(probs))
+
+
+def test_equal_distributions_accept_everything() -> None:
+    p = dense([0.2, 0.5, 0.3])
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        draft = Draft([p.draw(rng), p.draw(rng)], [p, p])
+        assert verify(lambda i: p, draft, rng)[0] == 2
+
+
+def test_a_certain_target_accepts_its_token_and_replaces_any_other() -> None:
+    rng = np.random.default_rng(0)
+    for q in (None, [dense([0.0, 0.5, 0.5])], [certain(2)]):
+        assert verify(lambda i: certain(1), Draft([2], q), rng) == (0, 1)
+    assert verify(lambda i: certain(1), Draft([1], [dense([0.0, 0.5, 0.5])]), rng) == (1, 1)
+    assert verify(lambda i: certain(1), Draft([1]), rng) == (1, 1)
+
+
+def test_a_token_that_the_target_excludes_is_never_accepted() -> None:
+    p = Distribution(np.array([4, 0]), np.array([0.75, 0.25]))  # ids need not be in order
+    for seed in range(300):
+        n_accepted, token = verify(lambda i: p, Draft([2]), np.random.default_rng(seed))
+        assert n_accepted == 0
+        assert token in (0, 4)
+
+
+def test_the_target_is_asked_in_order_and_no_further_than_needed() -> None:
+    asked: list[int] = []
+
+    def target(i: int) -> Distribution:
+        asked.append(i)
+        return certain([7, 8, 9, 9][i])
+
+    assert verify(target, Draft([7, 5, 9]), np.random.default_rng(0)) == (1, 8)
+    assert asked == [0, 1]
+
+
+def test_probabilities_are_found_whatever_the_order_of_ids() -> None:
+    p = Distribution(np.array([9, 2, 5]), np.array([0.5, 0.2, 0.3]))
+    assert [p.of(token) for token in (2, 5, 9, 1)] == [0.2, 0.3, 0.5, 0.0]
+    assert p.at(np.array([1, 9, 2, 100])).tolist() == [0.0, 0.5, 0.2, 0.0]
+
+
+def test_greedy_is_the_likeliest_token_after_the_penalty() -> None:
+    logits = np.array([1.0, 2.0, 1.9, -1.0], np.float32)
+    assert Sampling().distribution(logits, []).ids.tolist() == [1]
+    assert Sampling(repeat_penalty=1.5).distribution(logits, [1, 1, 3]).ids.tolist() == [2]
+    assert Sampling(repeat_penalty=1.5, repeat_last_n=1).distribution(logits, [1, 3]).ids.tolist() == [1]
+    assert logits.tolist() == pytest.approx([1.0, 2.0, 1.9, -1.0])  # the engine's own buffer stays as it is
+
+
+@pytest.mark.parametrize("temperature", [1e-310, 1e-30, 1e-3, 100.0])
+def test_extreme_temperatures_give_probabilities(temperature: float) -> None:
+    sampling = Sampling(temperature=temperature, top_k=0, top_p=1.0, min_p=0.0)
+    p = sampling.distribution(np.array([-3.0, 40.0, 39.0], np.float32), [])
+    assert p.probs.sum() == pytest.approx(1.0)
+    assert p.of(1) == pytest.approx(1.0 if temperature < 1 else 0.4, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": -1.0},
+        {"temperature": math.nan},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"min_p": 2.0},
+        {"repeat_penalty": 0.0},
+        {"repeat_last_n": -1},
+        {"seed": -1},
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(settings: dict[str, float]) -> None:
+    with pytest.raises(BadSampling, match=next(iter(settings))):
+        Sampling(**settings)  # type: ignore[arg-type]
