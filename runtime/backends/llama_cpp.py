@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.gguf import GgufError, GgufHeader, read_header
 from edgellm.runtime.backends.base import CannotTruncate, ContextFull, EngineError, Interrupted, LoadError, Logits
+from edgellm.runtime.kernels import install
 from edgellm.runtime.vocabulary import TokenKind, Vocabulary
 
 KvType = Literal["f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
@@ -53,6 +54,7 @@ def _initialise() -> None:
     if not _initialised:
         api.llama_log_set(_on_log, ctypes.c_void_p(0))
         api.llama_backend_init()
+        install()  # our kernels offer themselves to every model that is loaded from here on
         _initialised = True
 
 

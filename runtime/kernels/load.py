@@ -124,6 +124,9 @@ def _llama_folder() -> Path | None:
 
 
 def _library(folder: Path | None, name: str) -> Path | None:
-    candidates = [f"lib{name}.{_ENDINGS.get(sys.platform, 'so')}", f"{name}.dll"]
+    # A wheel holds copies where the build had links, and llama.cpp loads the one that the soname names: any other copy
+    # would be a second library with lists of its own.
+    ending = _ENDINGS.get(sys.platform, "so")
+    candidates = [f"lib{name}.so.0", f"lib{name}.0.dylib", f"lib{name}.{ending}", f"{name}.dll"]
     found = (folder / candidate for candidate in candidates) if folder is not None else iter(())
     return next((path for path in found if path.is_file()), None)
