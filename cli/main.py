@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from edgellm.cli import _errors, chat, models, pull
+from edgellm.cli import _errors, chat, export, models, pull
 from edgellm.cli._output import out
 
 app = typer.Typer(
@@ -41,6 +41,9 @@ app.command()(pull.pull)
 app.command("list")(models.list_)
 app.command()(models.show)
 app.command()(models.rm)
+app.command()(export.export)
+app.command()(export.verify)
+app.command()(export.bundle)
 
 
 def main() -> None:

@@ -259,3 +259,103 @@ def write_torch(path: Path, weights: Weights, *, dtype: str = "F16", root: str =
         for member, data in members:
             archive.writestr(member, data)
         archive.writestr(f"{root}/version", b"3\n")
+
+
+_HUB_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "ffn_norm": "post_attention_layernorm",
+}
+_SPLITS = {
+    "smollm": [{"type": "Digits", "individual_digits": True}, {"type": "ByteLevel", "add_prefix_space": False}],
+    "qwen2": [
+        {
+            "type": "Split",
+            "pattern": {
+                "Regex": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+                r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+            },
+            "behavior": "Isolated",
+            "invert": False,
+        },
+        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+    ],
+}
+
+
+def hub_folder_of(gguf_path: Path, folder: Path, *, dtype: str = "F16") -> Path:
+    """A Hub folder as a model's authors publish it, rebuilt from a GGUF file of a Llama or Qwen 2 by dequantising."""
+    import gguf
+
+    from edgellm.memory.gguf import read_header
+
+    header = read_header(gguf_path)
+    arch, folder_name = header.architecture, {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+    names = {tensor.name for tensor in header.tensors}
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens = [text.decode() for text in header.array("tokenizer.ggml.tokens")]
+    config = {
+        "architectures": [folder_name[arch]],
+        "model_type": arch,
+        "hidden_size": header.hparam("embedding_length"),
+        "intermediate_size": header.hparam("feed_forward_length"),
+        "num_hidden_layers": header.hparam("block_count"),
+        "num_attention_heads": header.hparam("attention.head_count"),
+        "num_key_value_heads": header.hparam("attention.head_count_kv"),
+        "rms_norm_eps": header.hparam("attention.layer_norm_rms_epsilon"),
+        "rope_theta": header.hparam("rope.freq_base"),
+        "max_position_embeddings": header.hparam("context_length"),
+        "vocab_size": len(tokens),
+        "tie_word_embeddings": "output.weight" not in names,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    _write_tokenizer_of(header, tokens, folder)
+    weights: Weights = {}
+    for tensor in header.tensors:
+        kind = gguf.GGMLQuantizationType[tensor.type]
+        raw = np.fromfile(gguf_path, np.uint8, tensor.n_bytes, offset=header.data_offset + tensor.offset)
+        shape = tuple(reversed(tensor.shape))
+        array = gguf.quants.dequantize(raw.reshape(*shape[:-1], -1), kind).astype(np.float32).reshape(shape)
+        stem, _, suffix = tensor.name.rpartition(".")
+        if stem in {"token_embd", "output_norm", "output"}:
+            name = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}[stem]
+        else:
+            _, layer, part = stem.split(".")
+            if arch == "llama" and part in {"attn_q", "attn_k"}:
+                n_heads = config["num_attention_heads" if part == "attn_q" else "num_key_value_heads"]
+                array = array.reshape(n_heads, shape[0] // n_heads // 2, 2, -1).swapaxes(1, 2).reshape(shape)
+            name = f"model.layers.{layer}.{_HUB_NAMES[part]}"
+        weights[f"{name}.{suffix}"] = array
+    write_weights(folder, weights, dtype=dtype)
+    return folder
+
+
+def _write_tokenizer_of(header: Any, tokens: list[str], folder: Path) -> None:
+    types = header.array("tokenizer.ggml.token_type")
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = [
+        {"id": token, "content": text, "special": kind == 3, **flags}
+        for token, (text, kind) in enumerate(zip(tokens, types, strict=True))
+        if kind in {3, 4}
+    ]
+    document = {
+        "added_tokens": added,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": _SPLITS[header.metadata["tokenizer.ggml.pre"]]},
+        "decoder": {"type": "ByteLevel"},
+        "model": {
+            "type": "BPE",
+            "vocab": {text: token for token, text in enumerate(tokens) if types[token] not in {3, 4, 5}},
+            "merges": [merge.decode() for merge in header.array("tokenizer.ggml.merges")],
+        },
+    }
+    ids = {name: header.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
+    settings = {f"{name}_token": tokens[token] for name, token in ids.items() if token is not None}
+    settings |= {"chat_template": header.metadata.get("tokenizer.chat_template"), "add_bos_token": False}
+    for name, document_ in (("tokenizer.json", document), ("tokenizer_config.json", settings)):
+        (folder / name).write_text(json.dumps(document_, ensure_ascii=False), encoding="utf-8")

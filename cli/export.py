@@ -1,0 +1,194 @@
+"""`edgellm export` and `edgellm verify`: from the Hub to a folder of device files, and the check of such a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from edgellm.cli._output import out
+
+if TYPE_CHECKING:
+    from edgellm.export.manifest import Manifest
+    from edgellm.export.pipeline import Request
+
+
+def export(
+    model: str = typer.Argument(help="A catalogue name, user/repo, a Hub folder, or a GGUF file."),
+    draft: str | None = typer.Option(None, help="The drafter, named alike; `self` cuts one out of the model."),
+    quant: str = typer.Option("Q4_K_M", envvar="EDGELLM_QUANT", help="Types to make, with commas: Q4_K_M,Q8_0,F16."),
+    draft_quant: str | None = typer.Option(None, help="Types of the drafter.  [default: as --quant]"),
+    output: Path | None = typer.Option(None, "--output", "-o", help="The folder to make.  [default: NAME-export]"),
+    mem: str | None = typer.Option(None, help="The device's memory (6GB): choose the best type that fits it."),
+    ctx: int = typer.Option(4096, help="Tokens of context that --mem plans for."),
+    trim_vocab: float | None = typer.Option(
+        None, min=0.001, max=1.0, help="Share of the drafter's vocabulary to keep."
+    ),
+    trim_corpus: Path | None = typer.Option(
+        None, exists=True, dir_okay=False, help="Text whose tokens are kept first."
+    ),
+    drop_layers: str | None = typer.Option(None, help="Layers to leave out of the drafter, as in 4,8-11."),
+    imatrix: Path | None = typer.Option(
+        None, exists=True, dir_okay=False, help="Importance matrix of the model (GGUF)."
+    ),
+    converter: Path | None = typer.Option(
+        None, exists=True, help="llama.cpp's convert_hf_to_gguf.py, for other models."
+    ),
+    locked: bool = typer.Option(False, "--locked", help="Repeat the export in --output; fail if a bit differs."),
+    verify: bool | None = typer.Option(None, "--verify/--no-verify", help="Check the result.  [default: small models]"),
+    revision: str | None = typer.Option(None, help="Commit, branch or tag of the model's repository."),
+    token: str | None = typer.Option(None, help="For gated repositories of the Hub.  [default: HF_TOKEN]"),
+    json_: bool = typer.Option(False, "--json", help="Print the manifest."),
+    jsonl: bool = typer.Option(False, "--jsonl", help="Print each step as one line of JSON."),
+) -> None:
+    """Make checked GGUF files for a device: a model, its drafter, and a manifest that an app's build can trust.
+
+    An interrupted export goes on where it stopped. The folder appears when all of it is there.
+    """
+    from edgellm.cli._progress import DownloadBar
+    from edgellm.export import manifest, naming, pipeline, source
+
+    def fetch(reference: str, at: str | None) -> source.ModelSource:
+        return source.resolve(reference, revision=at, token=token, progress=DownloadBar())
+
+    folder = output or Path(f"{Path(model).name.partition(':')[0].removesuffix('.gguf')}-export")
+    there = manifest.read(folder) if locked else None
+    target = fetch(model, there.revision("target") if there else revision)
+    drafter = target if draft == "self" else fetch(draft, there.revision("draft") if there else None) if draft else None
+    if (trim_vocab or drop_layers or draft_quant) and drafter is None and there is None:
+        raise naming.BadReference(
+            "--trim-vocab, --drop-layers and --draft-quant make a drafter smaller: name it with --draft"
+        )
+    plan = None
+    if mem and not there:
+        from edgellm.export.sizing import DRAFT_QUANT, best_quant
+        from edgellm.memory.units import parse_bytes
+
+        quant, plan = best_quant(target, drafter, parse_bytes(mem), ctx)
+        draft_quant = draft_quant or DRAFT_QUANT
+        out.note(f"{quant} is the most exact type that fits {mem} ({plan.process_bytes / 2**20:,.0f} MiB)")
+    options = pipeline.Options(
+        quants=_types(quant),
+        draft_quants=_types(draft_quant or ""),
+        keep_vocab=trim_vocab,
+        keep_corpus=source.sha256_of(trim_corpus) if trim_corpus else None,
+        drop_layers=_layers(drop_layers or ""),
+        imatrix=source.sha256_of(imatrix) if imatrix else None,
+    )
+    request = pipeline.Request(
+        target,
+        drafter,
+        pipeline.Options.of(there.options) if there else options,
+        folder,
+        imatrix=imatrix,
+        corpus=trim_corpus,
+        verify=False if there else verify,
+        converter=converter,
+        plan=plan.to_json() if plan else None,
+    )
+    watch = _Watch(jsonl)
+    if there:
+        return _reproduce(request, there, watch)
+    made = pipeline.export(request, watch)
+    _show(made, folder, json_=json_, silent=jsonl)
+
+
+def verify(
+    folder: Path = typer.Argument(exists=True, file_okay=False, help="A folder made by `export` or `bundle`."),
+    json_: bool = typer.Option(False, "--json", help="Print the manifest."),
+) -> None:
+    """Check every file of an exported folder against its manifest."""
+    from edgellm.export import manifest
+
+    _show(manifest.verify(folder), folder, json_=json_, silent=False)
+
+
+def bundle(
+    folder: Path = typer.Argument(exists=True, file_okay=False, help="A folder made by `export`."),
+    output: Path = typer.Option(..., "--output", "-o", help="A folder to make, or a .tar file."),
+    quant: str | None = typer.Option(None, help="The one type of the model to pack.  [default: the first]"),
+    draft_quant: str | None = typer.Option(None, help="The one type of the drafter to pack.  [default: the first]"),
+    json_: bool = typer.Option(False, "--json", help="Print the bundle's manifest."),
+) -> None:
+    """Pack one model, one drafter and their manifest into a folder or tar for an app's assets."""
+    from edgellm.export.bundle import pack
+
+    _show(pack(folder, output, quant=quant, draft_quant=draft_quant), output, json_=json_, silent=False)
+
+
+class _Watch:
+    """Steps as they come: lines of JSON on stdout, or talk on stderr."""
+
+    def __init__(self, jsonl: bool) -> None:
+        self._jsonl = jsonl
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        if self._jsonl:
+            return out.jsonl(dict(event))
+        if event["event"] == "start":
+            out.note(f"{event['role']}: {event['step']} {event['file']}")
+        elif event["event"] == "resumed":
+            out.note(f"{event['role']}: {event['file']} is there from an earlier run")
+        elif event["event"] == "progress" and event["done"] in (event["total"], event["total"] // 2):
+            out.detail(f"{event['role']}: {event['step']} {event['done']} of {event['total']} tensors")
+
+
+def _reproduce(request: Request, there: Manifest, watch: _Watch) -> None:
+    from edgellm.export import manifest, pipeline
+
+    differences = pipeline.reproduce(request, there, watch)
+    if differences:
+        raise manifest.ManifestError(
+            f"the export differs from {request.output / manifest.NAME}: {'; '.join(differences)}"
+        )
+    out.note("identical to the bit")
+
+
+def _show(made: Manifest, folder: Path, *, json_: bool, silent: bool) -> None:
+    from edgellm.memory.units import format_bytes
+
+    if json_:
+        return out.json(made.document)
+    if silent:
+        return out.jsonl({"event": "finished", "folder": str(folder), "files": list(made.files())})
+    rows = [
+        (entry["role"], entry["path"], format_bytes(entry["n_bytes"]), entry["sha256"][:12]) for entry in made.files()
+    ]
+    out.table(["role", "file", "size ", "sha256"], rows)
+    for role in ("target", "draft"):
+        checked = (made.document.get(role) or {}).get("verification") or {}
+        if isinstance(checked.get("logits"), dict):
+            error, n_tokens = checked["logits"]["max_relative_error"], checked["logits"]["n_tokens"]
+            out.note(f"{role}: logits of {n_tokens} tokens within {error:.2g} of the checkpoint's")
+        if checked.get("perplexity"):
+            out.note(
+                f"{role}: perplexity " + ", ".join(f"{name} {value:g}" for name, value in checked["perplexity"].items())
+            )
+        if head := (made.document.get(role) or {}).get("draft_head_layers"):
+            out.note(f"{role}: the file carries a draft head of its own ({head} layers), which is kept")
+    out.note(f"in {folder}")
+
+
+def _types(text: str) -> tuple[str, ...]:
+    from edgellm.export.engine import QUANTS
+
+    types = tuple(dict.fromkeys(word.strip().upper() for word in text.split(",") if word.strip()))
+    for name in types:
+        if name not in QUANTS:
+            raise typer.BadParameter(
+                f"{name} is no type of llama.cpp; among them are Q4_K_M, Q4_0, Q5_K_M, Q6_K, Q8_0, F16"
+            )
+    return types
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    layers: set[int] = set()
+    for word in filter(None, text.split(",")):
+        first, dash, last = word.partition("-")
+        try:
+            layers |= set(range(int(first), int(last if dash else first) + 1))
+        except ValueError as error:
+            raise typer.BadParameter(f"--drop-layers {text}: write numbers and ranges, as in 4,8-11") from error
+    return tuple(sorted(layers))

@@ -1,0 +1,113 @@
+"""`edgellm.json`: what lies in a folder of exported models, where it is from, and what it must hash to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgellm.export.gguf_writer import appearing
+from edgellm.export.source import sha256_of
+from edgellm.export.tokenizer import TokenizerError, read_json
+from edgellm.memory.gguf import GgufError, read_header
+
+NAME = "edgellm.json"
+FORMAT = 1
+
+
+class ManifestError(ValueError):
+    """A folder whose manifest is missing or damaged, or whose files are not what it says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The document, with the few fields that programs ask for."""
+
+    document: dict[str, Any]
+
+    def files(self) -> Iterator[dict[str, Any]]:
+        """Each file's entry: path, n_bytes, sha256, and for models role and quant."""
+        yield from self.document["files"]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.document["options"])
+
+    def revision(self, role: str) -> str | None:
+        """The commit that the target or the draft was made from, where it came from the Hub."""
+        revision = ((self.document.get(role) or {}).get("source") or {}).get("revision")
+        return str(revision) if revision else None
+
+
+def tools() -> dict[str, str]:
+    """Versions of what the bytes depend on."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("edgellm", "llama-cpp-python", "numpy")}
+
+
+def file_entry(path: Path, **facts: Any) -> dict[str, Any]:
+    return {"path": path.name, "n_bytes": path.stat().st_size, "sha256": sha256_of(path), **facts}
+
+
+def write(folder: Path, document: Mapping[str, Any]) -> None:
+    with appearing(folder / NAME) as file:
+        file.write(json.dumps({"format": FORMAT, **document}, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest of a folder.
+
+    Raises:
+        ManifestError: there is none, or it is not one of this format.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        raise ManifestError(f"{folder} has no {NAME}: `edgellm export MODEL --output {folder}` makes such a folder")
+    try:
+        return check(read_json(path), str(path))
+    except TokenizerError as error:
+        raise ManifestError(str(error)) from error
+
+
+def check(document: dict[str, Any], where: str) -> Manifest:
+    """A manifest from outside, its file names kept inside their folder."""
+    if document.get("format") != FORMAT:
+        raise ManifestError(f"{where} is not a manifest of format {FORMAT}: export again, or with an older edgellm")
+    files = document.get("files")
+    if not isinstance(files, list) or not isinstance(document.get("options"), dict):
+        raise ManifestError(f"{where} is damaged: export again")
+    for entry in files:
+        name = entry.get("path") if isinstance(entry, dict) else None
+        if not isinstance(name, str) or Path(name).name != name or name in {"", ".", ".."}:
+            raise ManifestError(f"{where} names a file outside its folder ({name!r}): do not use it")
+        if not isinstance(entry.get("n_bytes"), int) or not isinstance(entry.get("sha256"), str):
+            raise ManifestError(f"{where} does not say what {name} must hash to: export again")
+    return Manifest(document)
+
+
+def verify(folder: Path) -> Manifest:
+    """Check every file of a folder against its manifest.
+
+    Raises:
+        ManifestError: the first file that is missing, of another size, changed, or no model although it should be one.
+    """
+    manifest = read(folder)
+    for entry in manifest.files():
+        path = folder / entry["path"]
+        if path.is_symlink() or not path.is_file():
+            raise ManifestError(f"{path} is missing: export again, or copy it again")
+        if path.stat().st_size != entry["n_bytes"]:
+            raise ManifestError(
+                f"{path} has {path.stat().st_size:,} bytes where the manifest says {entry['n_bytes']:,}: copy it again"
+            )
+        if sha256_of(path) != entry["sha256"]:
+            raise ManifestError(f"{path} is not the file that was exported (its sha256 differs): copy it again")
+        if path.suffix == ".gguf":
+            try:
+                read_header(path)
+            except GgufError as error:
+                raise ManifestError(str(error)) from error
+    return manifest

@@ -1,0 +1,347 @@
+"""The whole way: a model and its drafter from the Hub to one folder of checked device files.
+
+Everything is made in a folder beside the output that bears the request's fingerprint, each file whole or not at all;
+a run that was interrupted finds there what is done. When all is there and verified, the folder takes the output's
+name in one step.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from edgellm.export import engine, manifest, trim, verify
+from edgellm.export.gguf import to_gguf
+from edgellm.export.gguf_writer import appearing
+from edgellm.export.manifest import Manifest, ManifestError
+from edgellm.export.source import ModelSource, fingerprint
+from edgellm.memory.gguf import read_header
+
+Event = Mapping[str, Any]
+SMALL_PARAMS = 1_500_000_000  # up to here an export is verified unless told otherwise
+
+
+class ExportError(RuntimeError):
+    """An export that cannot be carried out as asked; the message says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to make. Everything here is in the manifest, and repeating it repeats the bytes."""
+
+    quants: tuple[str, ...] = ("Q4_K_M",)
+    draft_quants: tuple[str, ...] = ()  # empty: as `quants`
+    keep_vocab: float | None = None  # share of the drafter's vocabulary that is kept
+    keep_corpus: str | None = None  # sha256 of the text whose tokens are kept first
+    drop_layers: tuple[int, ...] = ()  # of the drafter
+    imatrix: str | None = None  # sha256 of the target's importance matrix
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Options:
+        """The options that a manifest tells of."""
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in document.items()
+        }
+        return cls(**fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    target: ModelSource
+    draft: ModelSource | None
+    options: Options
+    output: Path
+    imatrix: Path | None = None
+    corpus: Path | None = None
+    verify: bool | None = None  # None: small models only
+    converter: Path | None = None  # llama.cpp's convert_hf_to_gguf.py
+    plan: dict[str, Any] | None = None  # of the device that the types were chosen for
+
+
+def export(request: Request, on_event: Callable[[Event], None]) -> Manifest:
+    """Make the folder `request.output`, which appears at once when all is done.
+
+    Args:
+        on_event: called with {"event", "step", "file", ...} as the work goes on.
+
+    Raises:
+        ExportError: the output is taken, or options contradict each other.
+        UnsupportedModel, CheckpointError, TokenizerError, EngineJobError, ManifestError: from the steps.
+    """
+    key = _key(request)
+    if request.output.exists() and (not request.output.is_dir() or any(request.output.iterdir())):
+        return _already_there(request.output, key)
+    with _workshop(request.output, key) as work:
+        document = _make(request, work, key, on_event)
+        manifest.write(work, document)
+        _sync(work)
+        work.replace(request.output)
+        _sync(request.output.parent)
+    return manifest.read(request.output)
+
+
+def reproduce(request: Request, locked: Manifest, on_event: Callable[[Event], None]) -> list[str]:
+    """Make everything once more and compare with a manifest; what differs, in sentences. Empty: identical to the bit.
+
+    Model files that the manifest's folder lacks are put there.
+    """
+    key = _key(request)
+    with _workshop(request.output, key) as work:
+        made = _make(request, work, key, on_event)
+        differences = _differences(locked.document, made)
+        if not differences:
+            for entry in made["files"]:
+                if not (request.output / entry["path"]).exists():
+                    (work / entry["path"]).replace(request.output / entry["path"])
+        shutil.rmtree(work)
+    return differences
+
+
+def _differences(locked: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
+    found = []
+    for name in sorted({*locked["tools"], *made["tools"]}):
+        before, now = locked["tools"].get(name), made["tools"].get(name)
+        if before != now:
+            found.append(f"{name} was {before} and is {now}")
+    for role in ("target", "draft"):
+        before, now = (((side.get(role) or {}).get("source") or {}).get("files", {}) for side in (locked, made))
+        found += [
+            f"the {role}'s {name} has changed" for name in sorted({*before, *now}) if before.get(name) != now.get(name)
+        ]
+    before, now = ({entry["path"]: entry["sha256"] for entry in side["files"]} for side in (locked, made))
+    different = [f"{name} comes out otherwise" for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    return found + different if different else []
+
+
+def _key(request: Request) -> str:
+    """What the bytes depend on. Local files by size and time: hashing gigabytes only to resume would cost more than
+    it saves.
+    """
+
+    def stamp(source: ModelSource | None) -> Any:
+        if source is None:
+            return None
+        files = [] if source.revision else [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in source.files()]
+        return [source.name, source.repo, source.revision, files]
+
+    return fingerprint([asdict(request.options), stamp(request.target), stamp(request.draft), manifest.tools()])
+
+
+def _already_there(output: Path, key: str) -> Manifest:
+    try:
+        there = manifest.read(output)
+    except ManifestError:
+        there = None
+    if there is not None and there.document.get("key") == key:
+        return manifest.verify(output)
+    raise ExportError(f"{output} exists and is not this export: remove it, or choose another --output")
+
+
+@contextmanager
+def _workshop(output: Path, key: str) -> Iterator[Path]:
+    """A folder beside the output for one export at a time; what an interrupted run finished is still in it."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    work = output.with_name(f".{output.name}.{key}.partial")
+    with filelock.FileLock(output.with_name(f".{output.name}.lock"), timeout=-1):
+        for other in output.parent.glob(f".{output.name}.*.partial"):
+            if other != work:
+                shutil.rmtree(other, ignore_errors=True)  # of another request, never finished
+        work.mkdir(exist_ok=True)
+        for rest in work.glob(".*.part"):
+            rest.unlink()
+        yield work
+    output.with_name(f".{output.name}.lock").unlink(missing_ok=True)
+
+
+def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], None]) -> dict[str, Any]:
+    options, corpus = request.options, request.corpus
+    sources = {"target": request.target} | ({"draft": request.draft} if request.draft else {})
+    files: list[dict[str, Any]] = []
+    document: dict[str, Any] = {"key": key, "tools": manifest.tools(), "options": asdict(options), "plan": request.plan}
+    for role, source in sources.items():
+        quants = options.quants if role == "target" else (options.draft_quants or options.quants)
+        step = _Step(role, source, work, on_event)
+        base = _base(step, request.converter, quants)
+        _refuse_foreign_heads(base)
+        trimmed: dict[str, Any] | None = None
+        whole = base
+        if role == "draft" and options.drop_layers:
+            base = step.file("layers", partial(_drop_layers, base, options.drop_layers))
+        if role == "draft" and options.keep_vocab is not None:
+            base, trimmed = _trim(step, base, options.keep_vocab, corpus)
+        paths = {
+            quant: _quantised(step, base, quant, request.imatrix if role == "target" else None) for quant in quants
+        }
+        described = _described(source, base)
+        checked = None
+        if request.verify or (request.verify is None and described["n_params"] <= SMALL_PARAMS):
+            step.say("start", "verify", source.name)
+            is_whole = whole == base
+            checked = verify.verification(source, base if is_whole else whole, paths if is_whole else {})
+            step.say("done", "verify", source.name)
+        document[role] = described | {"trimmed": trimmed, "verification": checked}
+        files += [
+            manifest.file_entry(path, role=role, quant=quant, n_params=read_header(path).n_params)
+            for quant, path in paths.items()
+        ]
+        for path in {base, whole} - set(paths.values()):
+            if path.parent == work and path.name not in {entry["path"] for entry in files}:
+                path.unlink(missing_ok=True)
+    keep = {entry["path"] for entry in files}
+    for path in work.iterdir():
+        if path.name not in keep:
+            path.unlink()
+    return document | {"files": files}
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """Where the files of one role go, and who is told of it."""
+
+    role: str
+    source: ModelSource
+    work: Path
+    on_event: Callable[[Event], None]
+
+    def path(self, suffix: str) -> Path:
+        stem = self.source.name if self.role == "target" else f"draft-{self.source.name}"
+        return self.work / f"{stem}-{suffix}.gguf"
+
+    def say(self, event: str, step: str, file: str, **more: Any) -> None:
+        self.on_event({"event": event, "step": step, "role": self.role, "file": file, **more})
+
+    def counter(self, step: str, path: Path) -> Callable[[int, int], None]:
+        def count(n_done: int, n_total: int) -> None:
+            self.say("progress", step, path.name, done=n_done, total=n_total)
+
+        return count
+
+    def file(self, suffix: str, make: Callable[[Path], object], what: str = "convert") -> Path:
+        """The file of that suffix: as an earlier run left it, or made now."""
+        path = self.path(suffix)
+        if path.exists():
+            self.say("resumed", what, path.name)
+        else:
+            self.say("start", what, path.name)
+            make(path)
+            self.say("done", what, path.name, n_bytes=path.stat().st_size)
+        return path
+
+
+def _base(step: _Step, converter: Path | None, quants: tuple[str, ...]) -> Path:
+    """The model unquantised, or the GGUF file that was named."""
+    if step.source.is_gguf:
+        return step.source.path
+    kind = "BF16" if "BF16" in quants else "F16"
+    if converter is not None:
+        return step.file(kind, lambda path: _convert(converter, step.source.path, path, kind))
+    return step.file(
+        kind,
+        lambda path: to_gguf(
+            step.source.path,
+            path,
+            float_type="BF16" if kind == "BF16" else "F16",
+            name=step.source.name,
+            on_tensor=step.counter("convert", path),
+        ),
+    )
+
+
+def _convert(converter: Path, folder: Path, path: Path, kind: str) -> None:
+    """llama.cpp's own script, as a program of its own with whatever Python has its libraries."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    command = [sys.executable, str(converter), str(folder), "--outfile", str(aside), "--outtype", kind.lower()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode or not aside.exists():
+        aside.unlink(missing_ok=True)
+        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        raise ExportError(f"{converter} failed on {folder}: {last}")
+    aside.replace(path)
+
+
+def _quantised(step: _Step, base: Path, quant: str, imatrix: Path | None) -> Path:
+    own = read_header(base).quantisation
+    if own == quant and base == step.path(quant):
+        return base
+    if own == quant:
+        return step.file(quant, lambda path: _copy(base, path), "copy")
+    return step.file(
+        quant,
+        lambda path: engine.quantise(
+            base,
+            path,
+            quant,
+            imatrix=imatrix,
+            requantise=own not in {"F16", "F32", "BF16"},
+            on_tensor=step.counter("quantise", path),
+        ),
+        "quantise",
+    )
+
+
+def _copy(source: Path, path: Path) -> None:
+    with appearing(path) as file, source.open("rb") as data:
+        shutil.copyfileobj(data, file, 8 * 2**20)
+
+
+def _drop_layers(base: Path, layers: tuple[int, ...], path: Path) -> None:
+    header = read_header(base)
+    n_layers = int(header.hparam("block_count", 0))
+    if not set(layers) < set(range(n_layers)):
+        raise ExportError(f"--drop-layers {','.join(map(str, layers))}: the model has layers 0 to {n_layers - 1}")
+    engine.quantise(base, path, header.quantisation, dropped_layers=layers, requantise=True)
+
+
+def _trim(step: _Step, base: Path, share: float, corpus: Path | None) -> tuple[Path, dict[str, Any]]:
+    kept = trim.choose(base, share, corpus.read_text(encoding="utf-8") if corpus else "")
+    path = step.file("trimmed", lambda path: trim.trim_vocabulary(base, path, kept), "trim")
+    return path, {
+        "n_vocab": len(kept),
+        "n_vocab_before": int(read_header(base).metadata["tokenizer.ggml.tokens"].n_items),
+    }
+
+
+def _described(source: ModelSource, base: Path) -> dict[str, Any]:
+    header = read_header(base)
+    return {
+        "name": source.name,
+        "architecture": header.architecture,
+        "n_params": header.n_params,
+        "n_vocab": header.metadata["tokenizer.ggml.tokens"].n_items,
+        "draft_head_layers": int(header.hparam("nextn_predict_layers", 0)),
+        "source": {
+            "repo": source.repo,
+            "revision": source.revision,
+            "licence": source.licence or header.metadata.get("general.license"),
+            "files": source.digests(),
+        },
+    }
+
+
+def _refuse_foreign_heads(base: Path) -> None:
+    arch = read_header(base).architecture
+    if arch in {"eagle3", "medusa", "dflash"}:
+        raise ExportError(
+            f"{base.name} is a draft head ({arch}) that reads another model's hidden states: it cannot draft alone; "
+            "use a small model, or a target whose file has its head inside (MTP)"
+        )
+
+
+def _sync(folder: Path) -> None:
+    """Names in a folder are data of the folder."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

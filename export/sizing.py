@@ -1,0 +1,50 @@
+"""The largest type of a model that a device's memory holds, by the planner's arithmetic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgellm.export.gguf import read_config
+from edgellm.export.source import ModelSource
+from edgellm.memory import plan as planner
+from edgellm.memory.context import ContextSettings
+from edgellm.memory.device import sized_device
+from edgellm.memory.gguf import read_header
+from edgellm.memory.plan import MemoryPlan, PairSettings
+from edgellm.memory.shape import ModelShape, from_config, from_header
+from edgellm.memory.units import format_bytes
+
+# From the most exact down; below Q3_K_M small models lose more than their size is worth.
+CANDIDATES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M")
+DRAFT_QUANT = "Q4_0"
+N_DRAFT = 4
+
+
+def best_quant(target: ModelSource, draft: ModelSource | None, device_bytes: int, n_ctx: int) -> tuple[str, MemoryPlan]:
+    """The type and its plan, the drafter (if any) in a small type of its own.
+
+    Raises:
+        DoesNotFit: not even the smallest type fits.
+    """
+    limit = sized_device(device_bytes).limit
+    drafter = _shape(draft, DRAFT_QUANT) if draft else None
+    settings = PairSettings(
+        ContextSettings(n_ctx, n_outputs=N_DRAFT + 1),
+        N_DRAFT,
+        ContextSettings(n_ctx, n_ubatch=64) if drafter else None,
+    )
+    plan = None
+    for quant in CANDIDATES:
+        plan = planner.plan(_shape(target, quant), drafter, settings, limit)
+        if plan.fits:
+            return quant, plan
+    assert plan is not None
+    short = format_bytes(-plan.headroom_bytes)
+    raise planner.DoesNotFit(f"{target.name} lacks {short} even as {CANDIDATES[-1]}: give more --mem or less --ctx")
+
+
+def _shape(source: ModelSource, quant: str) -> ModelShape:
+    if source.is_gguf:
+        return from_header(read_header(source.path), source.name)
+    config: dict[str, Any] = read_config(source.path)[1]
+    return from_config(config, quant, source.name)

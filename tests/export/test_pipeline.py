@@ -1,0 +1,152 @@
+"""The whole way, on tiny models: one folder that appears at once, can be checked, repeated and packed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import tiny_model
+
+from edgellm.export import bundle, manifest, pipeline
+from edgellm.export.manifest import ManifestError
+from edgellm.export.pipeline import ExportError, Options, Request
+from edgellm.export.source import resolve
+from edgellm.memory.gguf import read_header
+
+
+def request(folder: Path, *, draft: bool = False, **options: Any) -> Request:
+    target = folder / "target-model"
+    if not target.exists():
+        tiny_model(target, "llama")
+        tiny_model(folder / "draft-model", "qwen2")
+    drafter = resolve(str(folder / "draft-model")) if draft else None
+    settings = Options(**{"quants": ("Q8_0", "F16"), **options})
+    return Request(resolve(str(target)), drafter, settings, folder / "out", verify=False)
+
+
+def ignore(_: object) -> None:
+    pass
+
+
+def test_a_model_and_its_drafter_become_one_checked_folder(tmp_path: Path) -> None:
+    events: list[Any] = []
+    made = pipeline.export(request(tmp_path, draft=True), events.append)
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    models = ["draft-draft-model-F16", "draft-draft-model-Q8_0", "target-model-F16", "target-model-Q8_0"]
+    assert names == sorted([*(f"{name}.gguf" for name in models), "edgellm.json"])
+    assert [entry["role"] for entry in made.files()] == ["target", "target", "draft", "draft"]
+    assert read_header(tmp_path / "out" / "target-model-Q8_0.gguf").quantisation == "Q8_0"
+    assert manifest.verify(tmp_path / "out").document == made.document
+    assert {event["step"] for event in events} == {"convert", "quantise"}
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_repeating_an_export_finds_it_done_and_another_one_does_not_overwrite_it(tmp_path: Path) -> None:
+    first = pipeline.export(request(tmp_path), ignore)
+    assert pipeline.export(request(tmp_path), ignore).document == first.document
+    with pytest.raises(ExportError, match="remove it, or choose another --output"):
+        pipeline.export(request(tmp_path, quants=("Q4_0",)), ignore)
+
+
+def test_a_locked_export_repeats_every_bit_or_says_what_changed(tmp_path: Path) -> None:
+    there = pipeline.export(request(tmp_path), ignore)
+    (tmp_path / "out" / "target-model-Q8_0.gguf").unlink()  # as where only the manifest is under version control
+    assert pipeline.reproduce(request(tmp_path), there, ignore) == []
+    manifest.verify(tmp_path / "out")
+    weights = tmp_path / "target-model" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    differences = pipeline.reproduce(request(tmp_path), there, ignore)
+    assert "the target's model.safetensors has changed" in differences
+    assert "target-model-F16.gguf comes out otherwise" in differences
+
+
+def test_a_changed_missing_or_shortened_file_is_found(tmp_path: Path) -> None:
+    pipeline.export(request(tmp_path), ignore)
+    path = tmp_path / "out" / "target-model-Q8_0.gguf"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ManifestError, match="is not the file that was exported"):
+        manifest.verify(tmp_path / "out")
+    path.write_bytes(whole[:-1])
+    with pytest.raises(ManifestError, match="where the manifest says"):
+        manifest.verify(tmp_path / "out")
+    path.unlink()
+    with pytest.raises(ManifestError, match="is missing"):
+        manifest.verify(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["../evil.gguf", "/etc/passwd", "..", "a/b"])
+def test_a_manifest_cannot_name_a_file_outside_its_folder(tmp_path: Path, name: str) -> None:
+    pipeline.export(request(tmp_path), ignore)
+    path = tmp_path / "out" / manifest.NAME
+    document = json.loads(path.read_text())
+    document["files"][0]["path"] = name
+    path.write_text(json.dumps(document))
+    with pytest.raises(ManifestError, match="outside its folder"):
+        manifest.verify(tmp_path / "out")
+
+
+def test_a_bundle_holds_one_type_of_each_and_is_the_same_to_the_bit(tmp_path: Path) -> None:
+    pipeline.export(request(tmp_path, draft=True), ignore)
+    packed = bundle.pack(tmp_path / "out", tmp_path / "assets", quant="F16")
+    assert [(entry["role"], entry["quant"]) for entry in packed.files()] == [("target", "F16"), ("draft", "Q8_0")]
+    assert manifest.verify(tmp_path / "assets").document == packed.document
+    for name in ("a.tar", "b.tar"):
+        bundle.pack(tmp_path / "out", tmp_path / name)
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        tar.extractall(tmp_path / "unpacked", filter="data")
+    manifest.verify(tmp_path / "unpacked")
+    with pytest.raises(ManifestError, match="no target of type Q2_K; it has Q8_0, F16"):
+        bundle.pack(tmp_path / "out", tmp_path / "other", quant="Q2_K")
+
+
+def test_a_drafter_can_lose_layers_and_tokens(tmp_path: Path) -> None:
+    made = pipeline.export(request(tmp_path, draft=True, drop_layers=(1,), keep_vocab=0.9, quants=("Q8_0",)), ignore)
+    header = read_header(tmp_path / "out" / "draft-draft-model-Q8_0.gguf")
+    assert header.hparam("block_count") == 1
+    assert made.document["draft"]["trimmed"] == {"n_vocab": 301, "n_vocab_before": 304}  # three rows had no token
+    with pytest.raises(ExportError, match="has layers 0 to 1"):
+        pipeline.export(request(tmp_path, draft=True, drop_layers=(2,)), ignore)
+
+
+def test_killed_at_any_moment_an_export_leaves_no_damaged_folder_and_goes_on(tmp_path: Path) -> None:
+    """SIGKILL at random moments; EDGELLM_TEST_KILLS=100 for the long run."""
+    tiny_model(tmp_path / "target-model", "llama")
+    command = [sys.executable, "-m", "edgellm.cli", "export", "target-model", "--quant", "Q8_0,Q4_0,F16", "-o", "out"]
+    started = time.monotonic()
+    subprocess.run([*command, "--no-verify"], cwd=tmp_path, check=True, capture_output=True)
+    whole_s = time.monotonic() - started
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    n_killed = 0
+    rng = random.Random(7)
+    for _ in range(int(os.environ.get("EDGELLM_TEST_KILLS", "6"))):
+        for path in (tmp_path / "out").glob("*"):
+            path.unlink()
+        if (tmp_path / "out").exists():
+            (tmp_path / "out").rmdir()
+        child = subprocess.Popen(
+            [*command, "--no-verify"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        try:
+            child.wait(rng.uniform(0.1, whole_s))
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGKILL)
+            n_killed += 1
+        child.communicate()
+        if (tmp_path / "out").exists():
+            manifest.verify(tmp_path / "out")
+    subprocess.run([*command, "--no-verify"], cwd=tmp_path, check=True, capture_output=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == expected
+    assert n_killed
