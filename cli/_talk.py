@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.cli import _errors
 from edgellm.cli._output import out
-from edgellm.cli._terminal import FENCE, LineEditor, dim, interrupts, printable, silent_keys, waiting
+from edgellm.cli._terminal import FENCE, LineEditor, WordWrap, dim, interrupts, printable, silent_keys, waiting
 
 if TYPE_CHECKING:
     from edgellm.export.store import ModelFile
@@ -51,6 +52,10 @@ class Talk:
             {name: about for name, (_, about) in _COMMANDS.items()},
             {"/set": list(self._settings()), "/save": Path(), "/load": Path()},
         )
+        with silent_keys():
+            self._run(editor)
+
+    def _run(self, editor: LineEditor) -> None:
         leaving = False  # Ctrl-C came on an empty line: another one leaves
         while True:
             try:
@@ -67,6 +72,8 @@ class Talk:
             try:
                 if not self._handle(text):
                     return
+            except KeyboardInterrupt:
+                continue
             except Exception as error:
                 if _errors.exit_code(error) is None:
                     raise
@@ -88,31 +95,23 @@ class Talk:
             near = difflib.get_close_matches(command, [*_COMMANDS, *_ALIASES], 1, 0.5)
             hint = f"did you mean {near[0]}? " if near else ""
             out.error(f"there is no command {word}: {hint}/help lists them")
-        elif _COMMANDS[command][0].isupper() and not rest.strip():
-            out.error(f"write {command} {_COMMANDS[command][0]}")
+        elif _COMMANDS[command][0] == "FILE" and not rest.strip():
+            out.error(f"{command} needs the name of a file")
         else:
             getattr(self, f"_{command[1:]}")(rest.strip())
         return True
 
     def _answer(self, pieces: Iterator[str]) -> None:
         """Show an answer as it comes, then what it cost."""
-        from edgellm.runtime.backends.base import EngineError
-
-        engine, ends_line = self.session.engine, True
-        with silent_keys(), interrupts(engine.stop_asked), waiting("…") as erase:
+        shown = AnswerText()
+        with interrupts(self.session.engine.stop_asked), waiting("…") as erase:
             try:
                 for piece in pieces:
                     erase()
-                    sys.stdout.write(printable(piece))
-                    sys.stdout.flush()
-                    ends_line = piece.endswith("\n")
-            except (EngineError, KeyboardInterrupt):
+                    shown.write(piece)
+            finally:
                 erase()
-                if not ends_line:
-                    out.text("")
-                raise
-        if not ends_line:
-            out.text("")
+                shown.end()
         answer = self.session.last
         assert answer is not None
         if not answer.stats.n_rounds:
@@ -254,6 +253,33 @@ class Talk:
             if name == "seed" and changed[name] is not None:
                 _at_least(changed[name], 0)
             self.session.sampling = dataclasses.replace(self.session.sampling, **changed)
+
+
+class AnswerText:
+    """An answer on stdout: wrapped and without control characters on a terminal, as it is elsewhere.
+
+    It ends with one newline, however many the model wrote.
+    """
+
+    def __init__(self) -> None:
+        self._wrap = WordWrap(lambda: shutil.get_terminal_size().columns) if sys.stdout.isatty() else None
+        self._newlines = ""  # held back until something follows
+        self._is_empty = True
+
+    def write(self, piece: str) -> None:
+        text = self._newlines + (self._wrap.feed(printable(piece)) if self._wrap else piece)
+        shown = text.rstrip("\n")
+        self._newlines = text[len(shown) :]
+        if shown:
+            self._is_empty = False
+            out.text(shown, end="")
+
+    def end(self) -> None:
+        if self._wrap and (rest := self._wrap.end().rstrip()):
+            out.text(self._newlines + rest, end="")
+            self._is_empty = False
+        if not self._is_empty or not self._wrap:
+            out.text("")
 
 
 def status_line(answer: Answer, session: ChatSession) -> str:

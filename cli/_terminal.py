@@ -35,6 +35,63 @@ def _symbol(character: str) -> str:
     return "" if character == "\r" else chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
 
 
+class WordWrap:
+    """Prose broken between words as it streams; code between fences is left as it is, for copying.
+
+    A word is shown once it is whole, so that nothing has to be moved on the screen.
+    """
+
+    def __init__(self, n_columns: Callable[[], int]) -> None:
+        """`n_columns`: asked again and again, for the window may change its size."""
+        self._n_columns = n_columns
+        self._column, self._space, self._word = 0, "", ""
+        self._line = ""  # its beginning, to tell fences
+        self._in_code = False
+
+    def feed(self, text: str) -> str:
+        """What may be written now."""
+        return "".join(map(self._character, text))
+
+    def end(self) -> str:
+        """What was held back."""
+        return self._flush()
+
+    def _character(self, character: str) -> str:
+        if character == "\n":
+            shown = self._flush() + "\n"
+            self._in_code ^= self._line.lstrip().startswith("```")
+            self._column, self._line = 0, ""
+            return shown
+        if len(self._line) < 16:
+            self._line += character
+        if self._in_code:
+            return character
+        if character.isspace():
+            shown = self._flush() if self._word else ""
+            self._space += character
+            return shown
+        wide = _width(character) > 1  # scripts without spaces may break anywhere
+        shown = self._flush() if wide and self._word else ""
+        self._word += character
+        return shown + self._flush() if wide else shown
+
+    def _flush(self) -> str:
+        space, word, n_columns = self._space, self._word, max(1, self._n_columns())
+        self._space = self._word = ""
+        n_before, n_word = self._column + _width(space), _width(word)
+        if word and self._column and n_before + n_word > n_columns >= n_word:
+            self._column = n_word
+            return "\n" + word
+        self._column = (n_before + n_word - 1) % n_columns + 1 if n_before + n_word else 0
+        return space + word
+
+
+def _width(text: str) -> int:
+    from prompt_toolkit.utils import get_cwidth
+
+    return get_cwidth(text)
+
+
 def dim(text: str) -> str:
     """Text for stderr that steps back, where the terminal can show that."""
     return f"\033[2m{text}\033[0m" if wants_colour(sys.stderr) else text
@@ -84,11 +141,9 @@ def silent_keys() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupts(stop_asked: threading.Event) -> Iterator[None]:
-    """Ctrl-C sets `stop_asked`, so that work ends where its state is true; a second one does not wait for that."""
+    """Ctrl-C sets `stop_asked`, so that work ends where its state is true; pressing it again changes nothing."""
 
     def on_interrupt(number: int, frame: FrameType | None) -> None:
-        if stop_asked.is_set():
-            raise KeyboardInterrupt
         stop_asked.set()
 
     before = signal.signal(signal.SIGINT, on_interrupt)
@@ -115,7 +170,7 @@ class LineEditor:
 
         self._session: PromptSession[str] = PromptSession(
             message=[("class:prompt", ">>> ")],
-            prompt_continuation=[("class:continuation", "... ")],
+            prompt_continuation=lambda _, __, n_wraps: [("class:continuation", "    " if n_wraps else "... ")],
             style=Style.from_dict({"prompt": "bold ansigreen", "continuation": "ansigreen"}),
             history=_history(history),
             completer=_completer(commands, arguments),
@@ -130,9 +185,15 @@ class LineEditor:
 
         Raises:
             EOFError: Ctrl-D on an empty line.
-            KeyboardInterrupt: Ctrl-C; what was typed is gone.
+            KeyboardInterrupt: Ctrl-C on an empty line; elsewhere it throws away what was typed.
         """
-        text = self._session.prompt()
+        while True:
+            try:
+                text = self._session.prompt()
+                break
+            except KeyboardInterrupt:
+                if not self._session.default_buffer.text:
+                    raise
         if text.startswith(FENCE):
             return text.removeprefix(FENCE).strip().removesuffix(FENCE).strip("\n")
         return text

@@ -333,9 +333,12 @@ def _answer_once(session: ChatSession, question: str, max_tokens: int | None, fo
 
 
 class _Plain:
-    """The answer's text as it comes, with one newline at its end."""
+    """The answer's text as it comes."""
 
-    _newlines = ""  # held back: at the end they become one
+    def __init__(self) -> None:
+        from edgellm.cli._talk import AnswerText
+
+        self._shown = AnswerText()
 
     def start(self) -> None:
         # A terminal or file in another encoding gets what it can show.
@@ -343,15 +346,10 @@ class _Plain:
             sys.stdout.reconfigure(errors="replace")
 
     def text(self, piece: str) -> None:
-        from edgellm.cli._terminal import printable
-
-        piece = self._newlines + (printable(piece) if sys.stdout.isatty() else piece)
-        shown = piece.rstrip("\n")
-        self._newlines = piece[len(shown) :]
-        out.text(shown, end="")
+        self._shown.write(piece)
 
     def end(self, answer: Answer) -> None:
-        out.text("")
+        self._shown.end()
 
 
 class _Json(_Plain):

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from edgellm.cli import _errors, chat, export, models, pull
+from edgellm.cli import _errors, chat, check, export, models, pull
 from edgellm.cli._output import out
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ def _global(
 
 
 app.command()(chat.chat)
+app.command()(check.check)
 app.command()(pull.pull)
 app.command("list")(models.list_)
 app.command()(models.show)
