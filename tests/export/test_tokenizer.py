@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import random
-import struct
 import unicodedata
 from pathlib import Path
 
 import pytest
+from sentencepiece_file import sentencepiece_model
 from vocabularies import (
     NAMES,
     NASTY,
@@ -117,30 +117,6 @@ def test_an_unknown_way_of_splitting_is_refused_with_the_way_out(tmp_path: Path)
         read_vocabulary(folder)
     with pytest.raises(TokenizerError, match="type Unigram is not supported"):
         read_vocabulary(small_bpe(tmp_path / "unigram", type="Unigram"))
-
-
-def varint(value: int) -> bytes:
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes(out + bytes([value]))
-
-
-def message(number: int, payload: bytes) -> bytes:
-    return varint(number << 3 | 2) + varint(len(payload)) + payload
-
-
-def sentencepiece_model(folder: Path) -> bytes:
-    """tokenizer.model rebuilt from tokenizer.json, as Llama 2's own: scores fall with the order of the merges."""
-    vocabulary = read_vocabulary(folder)
-    assert vocabulary.scores is not None
-    out = b""
-    for text, score, kind in zip(vocabulary.tokens, vocabulary.scores, vocabulary.types, strict=True):
-        out += message(
-            1, message(1, text) + varint(2 << 3 | 5) + struct.pack("<f", score) + varint(3 << 3) + varint(kind)
-        )
-    return out + message(2, varint(3 << 3) + varint(2)) + message(3, varint(3 << 3) + varint(1))
 
 
 def test_tokenizer_model_alone_gives_the_same_vocabulary(tmp_path: Path) -> None:

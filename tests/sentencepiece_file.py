@@ -1,0 +1,30 @@
+"""tokenizer.model rebuilt from tokenizer.json, as Llama 2's own: scores fall with the order of the merges."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+from edgellm.export.tokenizer import read_vocabulary
+
+
+def varint(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes(out + bytes([value]))
+
+
+def message(number: int, payload: bytes) -> bytes:
+    return varint(number << 3 | 2) + varint(len(payload)) + payload
+
+
+def sentencepiece_model(folder: Path) -> bytes:
+    vocabulary = read_vocabulary(folder)
+    assert vocabulary.scores is not None
+    out = bytearray()
+    for text, score, kind in zip(vocabulary.tokens, vocabulary.scores, vocabulary.types, strict=True):
+        piece = message(1, text) + varint(2 << 3 | 5) + struct.pack("<f", score) + varint(3 << 3) + varint(kind)
+        out += message(1, piece)
+    return bytes(out) + message(2, varint(3 << 3) + varint(2)) + message(3, varint(3 << 3) + varint(1))
