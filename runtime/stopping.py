@@ -10,7 +10,7 @@ class TextStream:
     """Turn the bytes of tokens into text that is safe to show.
 
     Stop strings are found across token borders; what is held back is the longest end of the text that begins one of
-    them.
+    them. The one that is complete first cuts, so the text is the same however its bytes were portioned.
     """
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
@@ -20,14 +20,17 @@ class TextStream:
         self.stopped = False
 
     def feed(self, data: bytes, *, final: bool = False) -> str:
-        """The text that may be shown now; sets `stopped` when a stop string came, which is cut off."""
+        """The text that may be shown now; sets `stopped` when a stop string came, which is cut off.
+
+        `final`: nothing follows, so nothing is held back but half a character, which is dropped.
+        """
         if self.stopped:
             return ""
-        self._pending += self._decoder.decode(data, final)
-        places = [place for stop in self._stops if (place := self._pending.find(stop)) >= 0]
-        if places:
+        self._pending += self._decoder.decode(data)
+        found = [(at + len(stop), at) for stop in self._stops if (at := self._pending.find(stop)) >= 0]
+        if found:
             self.stopped = True
-            shown, self._pending = self._pending[: min(places)], ""
+            shown, self._pending = self._pending[: min(found)[1]], ""
             return shown
         n_held = 0 if final else max((self._n_begun(stop) for stop in self._stops), default=0)
         cut = len(self._pending) - n_held
