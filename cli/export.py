@@ -47,6 +47,7 @@ def export(
 
     An interrupted export goes on where it stopped. The folder appears when all of it is there.
     """
+    from edgellm.cli._pair import judge
     from edgellm.cli._progress import DownloadBar
     from edgellm.export import manifest, naming, pipeline, source
 
@@ -87,6 +88,7 @@ def export(
         verify=False if there else verify,
         converter=converter,
         plan=plan.to_json() if plan else None,
+        judge=None if there else judge,
     )
     watch = _Watch(jsonl)
     if there:
@@ -168,6 +170,12 @@ def _show(made: Manifest, folder: Path, *, json_: bool, silent: bool) -> None:
             )
         if head := (made.document.get(role) or {}).get("draft_head_layers"):
             out.note(f"{role}: the file carries a draft head of its own ({head} layers), which is kept")
+    pair = made.document.get("pair") or {}
+    for name, facts in pair.items():
+        measured = f", takes {facts['acceptance']:.0%} of its drafts" if "acceptance" in facts else ""
+        out.note(
+            f"pair, {name}: {facts['shared_of_target']:.0%} of the target's tokens are the drafter's too{measured}"
+        )
     out.note(f"in {folder}")
 
 

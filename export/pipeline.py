@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import filelock
 
@@ -29,6 +29,12 @@ from edgellm.memory.gguf import read_header
 
 Event = Mapping[str, Any]
 SMALL_PARAMS = 1_500_000_000  # up to here an export is verified unless told otherwise
+
+
+class Judge(Protocol):
+    """Who runs a target with a drafter; the runtime does, which this room does not know."""
+
+    def __call__(self, target: Path, draft: Path, *, measure: bool) -> dict[str, Any]: ...
 
 
 class ExportError(RuntimeError):
@@ -66,6 +72,7 @@ class Request:
     verify: bool | None = None  # None: small models only
     converter: Path | None = None  # llama.cpp's convert_hf_to_gguf.py
     plan: dict[str, Any] | None = None  # of the device that the types were chosen for
+    judge: Judge | None = None  # how well a drafter fits, for the manifest
 
 
 def export(request: Request, on_event: Callable[[Event], None]) -> Manifest:
@@ -167,6 +174,7 @@ def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], No
     options, corpus = request.options, request.corpus
     sources = {"target": request.target} | ({"draft": request.draft} if request.draft else {})
     files: list[dict[str, Any]] = []
+    firsts: dict[str, Path] = {}  # the type of each role that is judged
     document: dict[str, Any] = {"key": key, "tools": manifest.tools(), "options": asdict(options), "plan": request.plan}
     for role, source in sources.items():
         quants = options.quants if role == "target" else (options.draft_quants or options.quants)
@@ -184,11 +192,21 @@ def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], No
         }
         described = _described(source, base)
         checked = None
-        if request.verify or (request.verify is None and described["n_params"] <= SMALL_PARAMS):
+        firsts[role] = next(iter(paths.values()))
+        wants_proof = request.verify or (request.verify is None and described["n_params"] <= SMALL_PARAMS)
+        if wants_proof:
             step.say("start", "verify", source.name)
             is_whole = whole == base
             checked = verify.verification(source, base if is_whole else whole, paths if is_whole else {})
             step.say("done", "verify", source.name)
+        if role == "draft" and request.judge:
+            step.say("start", "judge", source.name)
+            measure = bool(checked and document["target"]["verification"])
+            pair = {"exported": request.judge(firsts["target"], firsts["draft"], measure=measure)}
+            if whole != base:
+                pair["before"] = request.judge(firsts["target"], whole, measure=measure)
+            document["pair"] = pair
+            step.say("done", "judge", source.name)
         document[role] = described | {"trimmed": trimmed, "verification": checked}
         files += [
             manifest.file_entry(path, role=role, quant=quant, n_params=read_header(path).n_params)

@@ -1,0 +1,46 @@
+"""How well an exported drafter drafts for its target: measured with the runtime, kept in the manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgellm.runtime.chat import ChatSession
+from edgellm.runtime.engine import EngineOptions, load
+from edgellm.runtime.pairing import overlap
+
+QUESTIONS = (
+    "Why does bread rise?",
+    "Write a Python function that returns the median of a list.",
+    "A train leaves at 9:40 and arrives at 13:05. How long is the journey?",
+)
+N_TOKENS = 48  # of each answer
+
+
+def judge(target: Path, draft: Path, *, measure: bool) -> dict[str, Any]:
+    """Shares of the vocabularies that are common and, if `measure`, which part of the drafts the target takes."""
+    with load(target, draft, EngineOptions(n_ctx=1024, copy=False)) as engine:
+        assert engine.draft_model is not None
+        shared = overlap(engine.model.vocabulary, engine.draft_model.vocabulary)
+        facts: dict[str, Any] = {
+            "target": target.name,
+            "draft": draft.name,
+            "same_vocabulary": engine.pair.same if engine.pair else False,
+            "shared_of_target": round(shared.of_target, 4),
+            "shared_of_draft": round(shared.of_draft, 4),
+        }
+        if measure:
+            n_drafted = n_accepted = n_new = n_rounds = 0
+            for question in QUESTIONS:
+                session = ChatSession(engine)
+                engine.backend.truncate(0)
+                for _ in session.reply(question, max_tokens=N_TOKENS):
+                    pass
+                assert session.last is not None
+                stats = session.last.stats
+                n_drafted, n_accepted = n_drafted + stats.n_drafted, n_accepted + stats.n_accepted
+                n_new, n_rounds = n_new + stats.n_new, n_rounds + stats.n_rounds
+            facts["acceptance"] = round(n_accepted / n_drafted, 4) if n_drafted else 0.0
+            facts["tokens_per_round"] = round(n_new / n_rounds, 4) if n_rounds else 0.0
+            facts["n_tokens"] = n_new
+        return facts
