@@ -231,7 +231,7 @@ def plan(
     lines.append(_candidates(target, settings))
     lines.append(Line("runtime", RUNTIME_BASE_BYTES, "interpreter, numpy and the engine's libraries, measured"))
     n_contexts = len(sizes)
-    lines.append(Line("unaccounted", n_contexts * SLACK_BYTES, f"{n_contexts} contexts x {format_bytes(SLACK_BYTES)}"))
+    lines.append(Line("unaccounted", n_contexts * SLACK_BYTES, f"{format_bytes(SLACK_BYTES)} a context"))
     if limit.reserve_bytes:
         lines.append(
             Line("system reserve", limit.reserve_bytes, f"kept for the system and other programs: {limit.name}")

@@ -287,7 +287,7 @@ def from_facts(
         expert_bytes=int(experts * share) if n_experts else 0,
         n_experts=n_experts,
         matrix_bytes=((main_type, int(layers * share)),),
-        tied=(main_type, int(embedding * share)) if tied else None,
+        tied=None,  # mixtures keep a tied embedding in a type that is not rearranged
         n_merges=n_vocab,
         exact=False,
     )

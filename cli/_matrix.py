@@ -1,0 +1,132 @@
+"""Models against devices: as a table, CSV, JSON or a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from edgellm.cli._output import out
+
+if TYPE_CHECKING:
+    from edgellm.memory.device import Device
+    from edgellm.memory.plan import MemoryPlan
+    from edgellm.memory.shape import ModelShape
+    from edgellm.memory.solve import Ask
+
+FORMATS = (".csv", ".json", ".png")
+
+
+def show_matrix(
+    names: str, model: str | None, draft: str | None, ask: Ask, *, output: Path | None, as_json: bool
+) -> None:
+    """One plan for each model and device; what does not fit is a cell, not an error."""
+    from edgellm.cli._shapes import drafter_for
+    from edgellm.memory.solve import solve
+
+    if output is not None and output.suffix not in FORMATS:
+        raise typer.BadParameter(f"--output {output} must end in {', '.join(FORMATS)}")
+    places = _places(names)
+    rows = []
+    for target in _targets(model):
+        drafter = drafter_for(target, draft)
+        rows.append((target, [solve(target, drafter, place, ask).plan for place in places]))
+    cells = [_cell(target, place, plan) for target, plans in rows for place, plan in zip(places, plans, strict=True)]
+    if output is not None:
+        _write(output, places, rows, cells)
+        out.note(f"written to {output}")
+    if as_json:
+        return out.json(cells)
+    if output is None:
+        table = [(target.name, *map(_word, plans)) for target, plans in rows]
+        out.table(["model", *(f"{place.name} " for place in places)], table)
+        out.note("tok/s estimated; c: copying instead of a draft model, q8/q4: smaller cache, -: does not fit")
+
+
+def _places(names: str) -> list[Device]:
+    from edgellm.memory.device import find_device, known_devices
+
+    if names.casefold() == "all":
+        return list(known_devices())
+    return [find_device(name.strip()) for name in names.split(",") if name.strip()]
+
+
+def _targets(model: str | None) -> list[ModelShape]:
+    from edgellm.cli._shapes import of_entry, shape_of
+    from edgellm.export.catalogue import load_catalogue
+
+    if model is not None:
+        return [shape_of(name.strip()) for name in model.split(",") if name.strip()]
+    entries = [entry for entry in load_catalogue() if entry.facts is not None and entry.role == "target"]
+    return sorted(map(of_entry, entries), key=lambda shape: shape.weight_bytes)
+
+
+def _word(plan: MemoryPlan) -> str:
+    """A cell of the table: speed and what was given up for it."""
+    if not plan.fits:
+        return "-"
+    marks = [] if plan.drafter else ["c"]
+    if plan.settings.target.kv != "f16":
+        marks.append(plan.settings.target.kv[:2])
+    if plan.n_ctx < 4096:
+        marks.append(f"{plan.n_ctx}")
+    return " ".join([f"{plan.tokens_per_s.value:.0f}" if plan.tokens_per_s else "?", *marks])
+
+
+def _cell(target: ModelShape, place: Device, plan: MemoryPlan) -> dict[str, Any]:
+    return {
+        "model": target.name,
+        "quantisation": plan.quantisation,
+        "device": place.name,
+        "fits": plan.fits,
+        "total_bytes": plan.total_bytes,
+        "limit_bytes": plan.limit_bytes,
+        "drafter": plan.drafter,
+        "n_ctx": plan.n_ctx,
+        "kv": plan.settings.target.kv,
+        "n_draft": plan.n_draft,
+        "tokens_per_s": plan.tokens_per_s.value if plan.fits and plan.tokens_per_s else None,
+    }
+
+
+def _write(
+    path: Path, places: list[Device], rows: list[tuple[ModelShape, list[MemoryPlan]]], cells: list[dict[str, Any]]
+) -> None:
+    """Whole or not at all."""
+    import csv
+    import json
+
+    aside = path.with_name(f".{path.name}.part{path.suffix}")
+    try:
+        if path.suffix == ".png":
+            _draw(aside, places, rows)
+        else:
+            with aside.open("w", encoding="utf-8", newline="") as file:
+                if path.suffix == ".json":
+                    json.dump(cells, file, indent=2)
+                else:
+                    writer = csv.DictWriter(file, list(cells[0]))
+                    writer.writeheader()
+                    writer.writerows(cells)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _draw(path: Path, places: list[Device], rows: list[tuple[ModelShape, list[MemoryPlan]]]) -> None:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise typer.BadParameter("a picture needs matplotlib: pip install 'edgellm[plots]', or write .csv") from error
+    figure = Figure(figsize=(2 + 0.55 * len(places), 1.8 + 0.32 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    speeds = [[p.tokens_per_s.value if p.fits and p.tokens_per_s else 0.0 for p in plans] for _, plans in rows]
+    axes.imshow([[min(speed, 60) for speed in row] for row in speeds], cmap="YlGn", vmin=0, vmax=80, aspect="auto")
+    for y, (_, plans) in enumerate(rows):
+        for x, plan in enumerate(plans):
+            axes.text(x, y, _word(plan), ha="center", va="center", fontsize=6)
+    axes.set_xticks(range(len(places)), [place.name for place in places], rotation=60, ha="right", fontsize=7)
+    axes.set_yticks(range(len(rows)), [target.name for target, _ in rows], fontsize=7)
+    axes.set_title("estimated tok/s; c: copying, -: does not fit", fontsize=8)
+    figure.savefig(path, dpi=160)

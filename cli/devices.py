@@ -1,0 +1,46 @@
+"""`edgellm devices`: what plans can be made for, this machine first."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import typer
+
+from edgellm.cli._output import out
+
+
+def devices(
+    probe: bool = typer.Option(False, "--probe", help="Also ask llama.cpp which GPUs it can use here."),
+    sources: bool = typer.Option(False, "--sources", help="Say where each figure is from."),
+    json_: bool = typer.Option(False, "--json", help="Print a JSON array."),
+) -> None:
+    """List the devices that `plan --device` knows: memory, what a program may take of it, bandwidth."""
+    from edgellm.memory.device import known_devices, this_machine
+    from edgellm.memory.units import format_bytes
+
+    listed = [this_machine(), *known_devices()]
+    found = []
+    if probe:
+        from edgellm.runtime.probe import accelerators
+
+        found = accelerators()
+    if json_:
+        rows = [asdict(device) for device in listed]
+        return out.json([*rows, *({"kind": "gpu", **asdict(gpu)} for gpu in found)])
+    columns = ["name", "what", "memory ", "for a program ", "bandwidth "] + (["source"] if sources else [])
+    lines: list[tuple[object, ...]] = []
+    for device in listed:
+        line: tuple[object, ...] = (
+            "here" if device.kind == "machine" else device.name,
+            device.description,
+            format_bytes(device.total_bytes),
+            format_bytes(device.usable_bytes),
+            f"{device.bandwidth_bytes_s / 1e9:.0f} GB/s",
+        )
+        lines.append((*line, device.source) if sources else line)
+    for gpu in found:
+        line = (gpu.name, gpu.description, format_bytes(gpu.total_bytes), format_bytes(gpu.free_bytes), "?")
+        lines.append((*line, "asked of llama.cpp") if sources else line)
+    out.table(columns, lines)
+    if probe and not found:
+        out.note("llama.cpp sees no GPU here")

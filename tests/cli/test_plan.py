@@ -1,0 +1,146 @@
+"""`edgellm plan` and `edgellm devices`, as a user runs them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_gguf import write_tiny
+
+HEAVY = ("llama_cpp", "onnxruntime", "torch", "transformers", "numpy", "matplotlib", "edgellm.runtime")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("models") / "model.gguf", "qwen2", n_embd=128, n_layers=4)
+
+
+def edgellm(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edgellm.cli", *map(str, arguments)], capture_output=True, text=True, timeout=60
+    )
+
+
+def test_a_plan_that_fits_is_printed_with_exit_0(model: Path) -> None:
+    done = edgellm("plan", model, "--draft", "none", "--budget", "1GiB")
+    assert done.returncode == 0, done.stderr
+    assert "target cache" in done.stdout
+    assert "fits" in done.stdout
+
+
+def test_the_json_holds_what_is_promised(model: Path) -> None:
+    done = edgellm("plan", model, "--draft", "none", "--budget", "1GiB", "--ctx", "2048", "--json")
+    data = json.loads(done.stdout)
+    promised = {
+        "fits", "limit_bytes", "total_bytes", "headroom_bytes", "lines", "n_ctx", "n_draft", "kv", "n_ubatch",
+        "tokens_per_s", "steps",
+    }  # fmt: skip
+    assert promised <= data.keys()
+    assert data["fits"] is True
+    assert data["n_ctx"] == 2048
+    assert data["total_bytes"] == sum(line["n_bytes"] for line in data["lines"])
+    assert data["headroom_bytes"] == 2**30 - data["total_bytes"]
+    assert data["tokens_per_s"]["kind"] == "estimated"
+
+
+def test_what_does_not_fit_exits_3_and_names_what_would(model: Path) -> None:
+    done = edgellm("plan", model, "--draft", "none", "--budget", "70MiB", "--ctx", "32768")
+    assert done.returncode == 3
+    assert "would fit" in done.stderr
+    assert "--ctx" in done.stderr
+    hopeless = edgellm("plan", model, "--draft", "none", "--budget", "1MiB", "--json")
+    assert hopeless.returncode == 3
+    assert json.loads(hopeless.stdout)["nearest"] is None
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--mem", "6 apples"), ("--device", "toaster"), ("--mem", "6GB", "--budget", "1GB"), ("--kv", "f64")],
+)
+def test_wrong_usage_exits_2(model: Path, arguments: tuple[str, ...]) -> None:
+    assert edgellm("plan", model, *arguments).returncode == 2
+
+
+def test_a_saved_plan_reads_back(model: Path, tmp_path: Path) -> None:
+    from edgellm.memory.plan import MemoryPlan
+
+    file = tmp_path / "plan.json"
+    done = edgellm("plan", model, "--draft", model, "--budget", "1GiB", "--save", file)
+    assert done.returncode == 0, done.stderr
+    assert MemoryPlan.from_json(json.loads(file.read_text())).fits
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_planning_imports_no_inference_library(model: Path) -> None:
+    code = (
+        "import sys\n"
+        f"sys.argv = ['edgellm', 'plan', {str(model)!r}, '--json']\n"
+        "from edgellm.cli.main import app\n"
+        "try:\n    app()\nexcept SystemExit:\n    pass\n"
+        f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert json.loads(done.stdout)["lines"]
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_llama_cpp_itself_can_be_asked(model: Path) -> None:
+    asked = json.loads(edgellm("plan", model, "--draft", "none", "--budget", "1GiB", "--probe", "--json").stdout)
+    reckoned = json.loads(edgellm("plan", model, "--draft", "none", "--budget", "1GiB", "--json").stdout)
+    assert (asked["exact"], reckoned["exact"]) == (True, False)
+    assert asked["total_bytes"] == pytest.approx(reckoned["total_bytes"], rel=0.01)
+
+
+def test_a_model_of_the_catalogue_needs_no_download() -> None:
+    done = edgellm("plan", "llama-3.1-8b-instruct", "--mem", "16GiB", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["lines"][0]["n_bytes"] > 4 * 10**9
+
+
+def test_an_unknown_repository_is_answered_with_what_is_missing() -> None:
+    done = edgellm("plan", "nobody/no-such-model", "--mem", "16GiB")
+    assert done.returncode == 1
+    assert "edgellm pull" in done.stderr
+
+
+def test_without_a_model_the_best_pairs_are_listed() -> None:
+    done = edgellm("plan", "--device", "raspberry-pi-5-8gb", "--json")
+    pairs = json.loads(done.stdout)
+    assert pairs
+    assert all(pair["fits"] for pair in pairs)
+    sizes = [pair["lines"][0]["n_bytes"] for pair in pairs]
+    assert sizes == sorted(sizes, reverse=True)
+    assert edgellm("plan", "--budget", "10MiB").returncode == 3
+
+
+def test_the_matrix_is_a_table_csv_and_json(tmp_path: Path) -> None:
+    places = "raspberry-pi-5-4gb,laptop-16gb"
+    file = tmp_path / "matrix.csv"
+    assert edgellm("plan", "qwen3-4b,llama-3.1-8b-instruct", "--matrix", places, "-o", file).returncode == 0
+    rows = list(csv.DictReader(file.open()))
+    cells = json.loads(edgellm("plan", "qwen3-4b,llama-3.1-8b-instruct", "--matrix", places, "--json").stdout)
+    assert len(rows) == len(cells) == 4
+    assert [row["fits"] for row in rows] == [str(cell["fits"]) for cell in cells]
+    assert "qwen3-4b" in edgellm("plan", "qwen3-4b", "--matrix", places).stdout
+    assert edgellm("plan", "qwen3-4b", "--matrix", places, "-o", tmp_path / "x.pdf").returncode == 2
+
+
+def test_a_picture_is_drawn_or_its_remedy_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "matrix.png"
+    done = edgellm("plan", "qwen3-4b", "--matrix", "laptop-8gb", "-o", file)
+    if done.returncode:
+        assert "edgellm[plots]" in done.stderr
+        assert not file.exists()
+    else:
+        assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_devices_begin_with_this_machine() -> None:
+    listed = json.loads(edgellm("devices", "--json").stdout)
+    assert listed[0]["kind"] == "machine"
+    assert {"name", "total_bytes", "usable_bytes", "bandwidth_bytes_s", "source"} <= listed[1].keys()
+    assert "raspberry-pi" in edgellm("devices").stdout
