@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import re
 import shlex
 import shutil
@@ -70,17 +71,22 @@ class Talk:
                 continue
             leaving = False
             try:
-                if not self._handle(text):
+                if not self.do(text):
                     return
             except KeyboardInterrupt:
                 continue
-            except Exception as error:
-                if _errors.exit_code(error) is None:
-                    raise
-                out.error(_errors.sentence(error))
 
-    def _handle(self, text: str) -> bool:
-        """Do what a message or command says; False to leave."""
+    def do(self, text: str) -> bool:
+        """Do what a message or command says; False to leave. What the user can mend is told, and the talk goes on."""
+        try:
+            return self._do(text)
+        except Exception as error:
+            if _errors.exit_code(error) is None:
+                raise
+            out.error(_errors.sentence(error))
+            return True
+
+    def _do(self, text: str) -> bool:
         if not text.strip():
             return True
         # "/usr/bin is what?" is a question; a command is one word of letters.
@@ -208,7 +214,7 @@ class Talk:
         return values | {
             "max_tokens": self.max_tokens,
             "draft_tokens": self.session.engine.n_draft,
-            "stop": " ".join(map(shlex.quote, self.session.stop)) or None,
+            "stop": " ".join(json.dumps(stop, ensure_ascii=False) for stop in self.session.stop) or None,
         }
 
     def _set(self, text: str) -> None:
@@ -235,8 +241,8 @@ class Talk:
         """Raises ValueError where the value is no value for that."""
         engine, number = self.session.engine, None if value.lower() == _NONE else value
         if name == "stop":
-            stops = shlex.split(value.replace("\\n", "\n")) if number else []
-            self.session.stop = tuple(stops)
+            stops = shlex.split(value) if number else []
+            self.session.stop = tuple(stop.replace("\\n", "\n") for stop in stops)
         elif name == "max_tokens":
             self.max_tokens = None if number is None else _at_least(int(number), 1)
         elif name == "draft_tokens":

@@ -111,7 +111,7 @@ def load(target: Path | str, draft: Path | str | None = None, options: EngineOpt
     if options.exact:
         width = exact_width(backend)
         engine.n_draft = min(options.n_draft, width - 1)
-        engine.warnings.append(
+        (engine.notes if width > 2 else engine.warnings).append(
             f"exact: passes of 2 to {width} tokens agree bit for bit here"
             if width > 2
             else "exact: no two batch sizes agree bit for bit here, so nothing is drafted"
