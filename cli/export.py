@@ -56,6 +56,7 @@ def export(
 
     folder = output or Path(f"{Path(model).name.partition(':')[0].removesuffix('.gguf')}-export")
     there = manifest.read(folder) if locked else None
+    draft = draft or (there.repo("draft") if there else None)
     target = fetch(model, there.revision("target") if there else revision)
     drafter = target if draft == "self" else fetch(draft, there.revision("draft") if there else None) if draft else None
     if (trim_vocab or drop_layers or draft_quant) and drafter is None and there is None:

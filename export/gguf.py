@@ -92,6 +92,11 @@ def read_config(folder: Path) -> tuple[Family, dict[str, Any]]:
     except TokenizerError as error:
         raise UnsupportedModel(str(error)) from error
     names = config.get("architectures") or ["(none)"]
+    if re.search("eagle|medusa", str(names[0]), re.IGNORECASE):
+        raise UnsupportedModel(
+            f"{folder} is a draft head ({names[0]}) that reads its target's hidden states and cannot draft alone: "
+            "use a small model as the drafter, or a target whose GGUF has its head inside (MTP)"
+        )
     family = FAMILIES.get(str(names[0]))
     if family is None:
         known = ", ".join(sorted(name.removesuffix("ForCausalLM") for name in FAMILIES if name.endswith("ForCausalLM")))

@@ -37,8 +37,15 @@ class Manifest:
 
     def revision(self, role: str) -> str | None:
         """The commit that the target or the draft was made from, where it came from the Hub."""
-        revision = ((self.document.get(role) or {}).get("source") or {}).get("revision")
-        return str(revision) if revision else None
+        return self._source(role, "revision")
+
+    def repo(self, role: str) -> str | None:
+        """The repository likewise."""
+        return self._source(role, "repo")
+
+    def _source(self, role: str, key: str) -> str | None:
+        value = ((self.document.get(role) or {}).get("source") or {}).get(key)
+        return str(value) if value else None
 
 
 def tools() -> dict[str, str]:

@@ -24,7 +24,7 @@ from edgellm.export import engine, manifest, trim, verify
 from edgellm.export.gguf import to_gguf
 from edgellm.export.gguf_writer import appearing
 from edgellm.export.manifest import Manifest, ManifestError
-from edgellm.export.source import ModelSource, fingerprint
+from edgellm.export.source import ModelSource, fingerprint, sha256_of
 from edgellm.memory.gguf import read_header
 
 Event = Mapping[str, Any]
@@ -172,6 +172,9 @@ def _workshop(output: Path, key: str) -> Iterator[Path]:
 
 def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], None]) -> dict[str, Any]:
     options, corpus = request.options, request.corpus
+    for option, digest, path in (("corpus", options.keep_corpus, corpus), ("matrix", options.imatrix, request.imatrix)):
+        if digest != (sha256_of(path) if path else None):
+            raise ExportError(f"the export was made with another {option}: give the same one (sha256 {digest})")
     sources = {"target": request.target} | ({"draft": request.draft} if request.draft else {})
     files: list[dict[str, Any]] = []
     firsts: dict[str, Path] = {}  # the type of each role that is judged

@@ -82,6 +82,8 @@ def trim_vocabulary(source: Path, target: Path, kept: Sequence[int]) -> None:
     header = read_header(source)
     entries = dict(_raw_entries(source))
     tokens, types, scores, merges = _vocabulary(header)
+    if header.hparam("nextn_predict_layers"):
+        raise TrimError(f"{source} carries a draft head of its own, which shares its vocabulary: leave that as it is")
     if not kept or kept[-1] >= len(tokens):
         raise TrimError(f"{source} has {len(tokens):,} tokens; one that it lacks was to be kept")
     new_ids = {old: new for new, old in enumerate(kept)}

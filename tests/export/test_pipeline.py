@@ -11,6 +11,7 @@ import sys
 import tarfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ import pytest
 from checkpoints import tiny_model
 
 from edgellm.export import bundle, manifest, pipeline
+from edgellm.export.gguf import UnsupportedModel
+from edgellm.export.gguf_writer import PlannedTensor, u32, write_gguf
 from edgellm.export.manifest import ManifestError
 from edgellm.export.pipeline import ExportError, Options, Request
 from edgellm.export.source import resolve
-from edgellm.memory.gguf import read_header
+from edgellm.export.trim import TrimError, _raw_entries, trim_vocabulary
+from edgellm.memory.gguf import TensorInfo, read_header
 
 
 def request(folder: Path, *, draft: bool = False, **options: Any) -> Request:
@@ -121,6 +125,33 @@ def test_a_drafter_can_lose_layers_and_tokens(tmp_path: Path) -> None:
     assert trimmed["n_vocab"] < trimmed["n_vocab_before"] == 304
     with pytest.raises(ExportError, match="has layers 0 to 1"):
         pipeline.export(replace(request(tmp_path, draft=True, drop_layers=(2,)), output=tmp_path / "other"), ignore)
+
+
+def test_a_draft_head_inside_a_file_is_kept_and_reported_and_one_of_another_kind_is_refused(tmp_path: Path) -> None:
+    pipeline.export(request(tmp_path, quants=("F16",)), ignore)
+    plain = tmp_path / "out" / "target-model-F16.gguf"
+    header = read_header(plain)
+    data = plain.read_bytes()
+    tensors = [
+        PlannedTensor(tensor.name, tensor.shape, tensor.type, partial(part_of, data, header.data_offset, tensor))
+        for tensor in header.tensors
+    ]
+    entries = dict(_raw_entries(plain))
+    write_gguf(tmp_path / "mtp.gguf", entries | {"llama.nextn_predict_layers": u32(1)}, tensors)
+    asked = replace(request(tmp_path, quants=("Q8_0",)), target=resolve(str(tmp_path / "mtp.gguf")))
+    made = pipeline.export(replace(asked, output=tmp_path / "mtp"), ignore)
+    assert made.document["target"]["draft_head_layers"] == 1
+    assert read_header(tmp_path / "mtp" / "mtp-Q8_0.gguf").hparam("nextn_predict_layers") == 1
+    with pytest.raises(TrimError, match="draft head of its own"):
+        trim_vocabulary(tmp_path / "mtp.gguf", tmp_path / "trimmed.gguf", [0])
+    config = tmp_path / "draft-model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"architectures": ["LlamaForCausalLMEagle3"]}))
+    with pytest.raises(UnsupportedModel, match="cannot draft alone"):
+        pipeline.export(replace(request(tmp_path, draft=True), output=tmp_path / "eagle"), ignore)
+
+
+def part_of(data: bytes, start: int, tensor: TensorInfo) -> list[bytes]:
+    return [data[start + tensor.offset : start + tensor.offset + tensor.n_bytes]]
 
 
 def test_killed_at_any_moment_an_export_leaves_no_damaged_folder_and_goes_on(tmp_path: Path) -> None:
