@@ -39,7 +39,6 @@ def quantise(
     quant: str,
     *,
     imatrix: Path | None = None,
-    dropped_layers: Sequence[int] = (),
     requantise: bool = False,
     on_tensor: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -47,7 +46,6 @@ def quantise(
 
     Args:
         imatrix: importance matrix (a GGUF file of llama.cpp's own tool), which some types need.
-        dropped_layers: layers left out of the copy.
         requantise: allow a source that is quantised already.
         on_tensor: called with (tensors done, tensors in all).
 
@@ -56,18 +54,30 @@ def quantise(
     """
     if quant not in QUANTS:
         raise EngineJobError(f"{quant!r} is no known type: choose among {', '.join(QUANTS)}")
-    aside = target.with_name(f".{target.name}.{os.getpid()}.part")
     job = {
-        "job": "quantise",
-        "source": str(source),
-        "target": str(aside),
         "file_type": _FILE_TYPE_IDS[quant],
         "imatrix": str(imatrix) if imatrix else None,
-        "dropped_layers": list(dropped_layers),
         "requantise": requantise,
     }
+    _rewrite(source, target, job, f"quantising {source.name} to {quant}", on_tensor)
+
+
+def drop_layers(source: Path, target: Path, layers: Sequence[int]) -> None:
+    """Write `source` without `layers`, the others renumbered and copied as they are; whole or not at all.
+
+    Raises:
+        EngineJobError: llama.cpp's refusal.
+    """
+    _rewrite(source, target, {"dropped_layers": list(layers)}, f"leaving layers out of {source.name}", None)
+
+
+def _rewrite(
+    source: Path, target: Path, options: Event, what: str, on_tensor: Callable[[int, int], None] | None
+) -> None:
+    aside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    job = {"job": "rewrite", "source": str(source), "target": str(aside), **options}
     try:
-        for event in _events(job, f"quantising {source.name} to {quant}"):
+        for event in _events(job, what):
             if on_tensor is not None and "tensor" in event:
                 on_tensor(event["tensor"], event["n_tensors"])
         with aside.open("rb+") as file:
@@ -174,19 +184,20 @@ def _main() -> int:
     return 0
 
 
-def _quantise(job: Event, llama_cpp: Any) -> dict[str, Any]:
+def _rewritten(job: Event, llama_cpp: Any) -> dict[str, Any]:
     import ctypes
 
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = job["file_type"]
     params.nthread = os.cpu_count() or 1
-    params.allow_requantize = job["requantise"]
     params.max_buf_size = _QUANTISE_BUFFER_BYTES
-    layers = (ctypes.c_int32 * (len(job["dropped_layers"]) + 1))(*job["dropped_layers"], -1)
-    if job["dropped_layers"]:
-        params.prune_layers = ctypes.cast(layers, ctypes.POINTER(ctypes.c_int32))
-    keep: list[Any] = []
-    if job["imatrix"]:
+    keep: list[Any] = []  # what the library reads through pointers
+    if "dropped_layers" in job:
+        params.only_copy = True
+        keep.append((ctypes.c_int32 * (len(job["dropped_layers"]) + 1))(*job["dropped_layers"], -1))
+        params.prune_layers = ctypes.cast(keep[0], ctypes.POINTER(ctypes.c_int32))
+    else:
+        params.ftype, params.allow_requantize = job["file_type"], job["requantise"]
+    if job.get("imatrix"):
         params.imatrix = ctypes.cast(_imatrix(Path(job["imatrix"]), llama_cpp, keep), type(params.imatrix))
     if llama_cpp.llama_model_quantize(job["source"].encode(), job["target"].encode(), ctypes.byref(params)):
         raise EngineJobError("it was refused")
@@ -316,7 +327,7 @@ def _generate(job: Event, llama_cpp: Any) -> dict[str, Any]:
 
 
 _JOBS: dict[str, Callable[[Event, Any], dict[str, Any]]] = {
-    "quantise": _quantise,
+    "rewrite": _rewritten,
     "tokenise": _tokenise,
     "logits": _logits,
     "perplexity": _perplexity,

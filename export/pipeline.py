@@ -320,7 +320,7 @@ def _drop_layers(base: Path, layers: tuple[int, ...], path: Path) -> None:
     n_layers = int(header.hparam("block_count", 0))
     if not set(layers) < set(range(n_layers)):
         raise ExportError(f"--drop-layers {','.join(map(str, layers))}: the model has layers 0 to {n_layers - 1}")
-    engine.quantise(base, path, header.quantisation, dropped_layers=layers, requantise=True)
+    engine.drop_layers(base, path, layers)
 
 
 def _trim(step: _Step, base: Path, share: float, corpus: Path | None) -> tuple[Path, dict[str, Any]]:

@@ -15,14 +15,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.export.checkpoint import read_checkpoint
-from edgellm.export.gguf import read_config
+from edgellm.export.gguf import UnsupportedModel, read_config
 
 Floats = NDArray[np.float32]
 
 
+class NoReference(ValueError):
+    """A model whose arithmetic is not known here."""
+
+
 def reference_logits(folder: Path, tokens: Sequence[int]) -> Floats:
-    """The logits behind each of `tokens`, shape (n_tokens, n_vocab), of the model in a Hub folder."""
-    family, config = read_config(folder)
+    """The logits behind each of `tokens`, shape (n_tokens, n_vocab), of the model in a Hub folder.
+
+    Raises:
+        NoReference: a model that this module does not know.
+    """
+    try:
+        family, config = read_config(folder)
+    except UnsupportedModel as error:
+        raise NoReference(str(error)) from error
     stored = read_checkpoint(folder)
     prefix = next(name.removesuffix("embed_tokens.weight") for name in stored if name.endswith("embed_tokens.weight"))
 
@@ -163,7 +174,7 @@ def _rotation(config: Mapping[str, Any], n: int, dim: int, *, local: bool) -> tu
         frequencies = frequencies / np.asarray(scaling["short_factor" if n <= original else "long_factor"])
         amplitude = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
     elif kind != "default":
-        raise ValueError(f"the reference does not know rope scaling {kind!r}")
+        raise NoReference(f"the reference does not know rope scaling {kind!r}")
     angles = np.arange(n)[:, None] * frequencies[None, :]
     return (np.cos(angles) * amplitude).astype(np.float32), (np.sin(angles) * amplitude).astype(np.float32)
 
