@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from edgellm.cli._completion import model_names
 from edgellm.cli._output import out
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def list_(
 
 
 def show(
-    reference: str = typer.Argument(help="A catalogue name, user/repo[:QUANT], or a path."),
+    reference: str = typer.Argument(help="A catalogue name, user/repo[:QUANT], or a path.", autocompletion=model_names),
     template: bool = typer.Option(False, "--template", help="Print the chat template and nothing else."),
     json_: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
@@ -73,7 +74,9 @@ def show(
 
 
 def rm(
-    reference: str = typer.Argument(help="As it was pulled: a catalogue name, or user/repo[:QUANT]."),
+    reference: str = typer.Argument(
+        help="As it was pulled: a catalogue name, or user/repo[:QUANT].", autocompletion=model_names
+    ),
     yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask."),
     json_: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import typer
 
+from edgellm.cli._completion import model_names
 from edgellm.cli._output import out
 
 
 def pull(
-    reference: str = typer.Argument(help="A catalogue name, user/repo[:QUANT], hf.co/user/repo[:QUANT], or a path."),
+    reference: str = typer.Argument(
+        help="A catalogue name, user/repo[:QUANT], hf.co/user/repo[:QUANT], or a path.", autocompletion=model_names
+    ),
     offline: bool = typer.Option(False, "--offline", envvar="EDGELLM_OFFLINE", help="Ask no server: be here, or fail."),
     token: str | None = typer.Option(None, help="For gated repositories of the Hub.  [default: HF_TOKEN]"),
     json_: bool = typer.Option(False, "--json", help="Print one JSON object."),

