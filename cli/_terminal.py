@@ -195,7 +195,7 @@ class LineEditor:
                 if not self._session.default_buffer.text:
                     raise
         if text.startswith(FENCE):
-            return text.removeprefix(FENCE).strip().removesuffix(FENCE).strip("\n")
+            return text.removeprefix(FENCE).rstrip().removesuffix(FENCE).strip("\n")
         return text
 
 
