@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from edgellm.cli import _errors, chat, check, devices, export, models, plan, pull
+from edgellm.cli import _errors, bench, chat, check, devices, export, models, plan, pull
 from edgellm.cli._output import out
 
 app = typer.Typer(
@@ -38,6 +38,7 @@ def _global(
 
 app.command()(chat.chat)
 app.command()(check.check)
+app.command()(bench.bench)
 app.command()(plan.plan)
 app.command()(devices.devices)
 app.command()(pull.pull)

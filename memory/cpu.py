@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from pathlib import Path
 
 import psutil
@@ -35,3 +36,14 @@ def cgroup_cores(root: Path = Path("/sys/fs/cgroup")) -> int | None:
     if quota in ("max", "-1"):
         return None
     return max(1, math.ceil(int(quota) / int(period)))
+
+
+def cpu_name() -> str:
+    """What the processor calls itself."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.lower().startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

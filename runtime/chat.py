@@ -157,7 +157,6 @@ class ChatSession:
                 "/clear it, or start again with a larger --ctx"
             )
         stats.n_cached = keep_common_prefix(backend, prompt, len(prompt) - 1)
-        own_prompt = engine.draft_template.render(_without_ids(conversation)) if engine.draft_template else None
 
         stream, tokens, shown = TextStream(self.stop), list[int](), list[str]()
         limit = max_tokens if max_tokens is not None else backend.n_ctx
@@ -167,7 +166,7 @@ class ChatSession:
             backend, engine.drafter, prompt, self.sampling, n_draft=engine.n_draft, max_new=limit, stop=ends
         )
         try:
-            engine.drafter.begin(prompt, own_prompt=own_prompt, sampling=self.sampling)
+            engine.drafter.begin(prompt, own_prompt=engine.draft_prompt(conversation), sampling=self.sampling)
             for step in steps:
                 now = time.perf_counter()
                 if not stats.n_rounds:
@@ -200,8 +199,3 @@ class ChatSession:
             ids = None if stream.stopped else self.last.tokens
             if stats.n_rounds:
                 self.messages.append(Message("assistant", self.last.text, ids))
-
-
-def _without_ids(messages: Sequence[Message]) -> list[Message]:
-    """For another vocabulary than the one that the ids are of."""
-    return [Message(message.role, message.content) for message in messages]

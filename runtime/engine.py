@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
 from edgellm.runtime.backends.base import Backend
-from edgellm.runtime.backends.llama_cpp import ContextOptions, KvType, LlamaBackend, LlamaModel, ModelOptions
+from edgellm.runtime.backends.llama_cpp import (
+    SPLIT_FROM,
+    ContextOptions,
+    KvType,
+    LlamaBackend,
+    LlamaModel,
+    ModelOptions,
+    kernels,
+)
 from edgellm.runtime.drafters.base import Drafter, NoDrafter
 from edgellm.runtime.drafters.chain import ChainDrafter
 from edgellm.runtime.drafters.copy import CopyDrafter
@@ -17,9 +25,10 @@ from edgellm.runtime.drafters.model import ModelDrafter
 from edgellm.runtime.drafters.translating import TranslatingDrafter
 from edgellm.runtime.exactness import exact_width
 from edgellm.runtime.pairing import Match, match
-from edgellm.runtime.template import ChatTemplate
+from edgellm.runtime.template import DOCUMENT, ChatTemplate, Message, TemplateError
 
 N_DRAFT = 4  # tokens a round, unless asked otherwise
+NEUTRAL = "You are a helpful assistant."  # the system prompt of a drafter whose target has none
 N_UBATCH_DRAFT = 64  # a drafter reads little at a time; more only costs memory
 
 
@@ -30,7 +39,7 @@ class EngineOptions:
     n_ctx: int = 4096
     n_draft: int = N_DRAFT
     copy: bool = True  # propose what followed the same words before
-    exact: bool = False  # only batch shapes that agree bit for bit
+    exact: bool = False  # prove at load which widths agree bit for bit, and keep to those
     kv: KvType = "f16"
     n_ubatch: int = 128
     n_threads: int | None = None
@@ -67,6 +76,18 @@ class Engine:
     ) -> None:
         self.close()
 
+    def draft_prompt(self, messages: Sequence[Message]) -> list[int] | None:
+        """The conversation as the drafter would have it; None where it has no template for it."""
+        if self.draft_template is None:
+            return None
+        own = [Message(message.role, message.content) for message in messages]  # without ids of another vocabulary
+        if own[0].role != "system":
+            own.insert(0, Message("system", NEUTRAL))  # rather than the persona that its template would write
+        try:
+            return self.draft_template.render(own)
+        except TemplateError:
+            return None
+
     def close(self) -> None:
         """Free both models; safe to call twice."""
         self.drafter.close()
@@ -83,11 +104,25 @@ def load(target: Path | str, draft: Path | str | None = None, options: EngineOpt
         LoadError: a file that cannot be loaded, with the reason.
         TemplateError: the model's chat template is not valid.
     """
+    engine = load_target(Path(target), options)
+    try:
+        return with_drafter(engine, Path(draft) if draft is not None else None, copy=options.copy)
+    except BaseException:
+        engine.close()
+        raise
+
+
+def load_target(path: Path, options: EngineOptions = DEFAULTS) -> Engine:
+    """A target without a drafter. Raises as `load`."""
     model_options = ModelOptions(
-        n_gpu_layers=options.n_gpu_layers, main_gpu=options.main_gpu, mmap=options.mmap, repack=not options.exact
+        n_gpu_layers=options.n_gpu_layers,
+        main_gpu=options.main_gpu,
+        mmap=options.mmap,
+        # Our kernels give the same bits at every width; the engine's own do so only in the layout of the file.
+        repack=kernels().active or not options.exact,
     )
-    model = LlamaModel(Path(target), model_options)
-    n_ctx = min(options.n_ctx, model.n_ctx_train) if model.n_ctx_train else options.n_ctx
+    model = LlamaModel(path, model_options)
+    n_ctx = min(options.n_ctx, model.n_ctx_train or options.n_ctx)
     stop_asked = threading.Event()
     backend = LlamaBackend(
         model,
@@ -97,7 +132,7 @@ def load(target: Path | str, draft: Path | str | None = None, options: EngineOpt
             n_ubatch=options.n_ubatch,
             kv=options.kv,
             n_threads=options.n_threads,
-            pad_single=options.exact,
+            pad_single_from=SPLIT_FROM if kernels().active else 0 if options.exact else None,
         ),
         stop_asked=stop_asked,
     )
@@ -107,33 +142,38 @@ def load(target: Path | str, draft: Path | str | None = None, options: EngineOpt
     engine.n_draft = options.n_draft
     _note_template(engine.warnings, model, engine.template)
     if n_ctx < options.n_ctx:
-        engine.notes.append(f"{model.path.name} was trained for {n_ctx:,} tokens: the context is that long")
+        engine.notes.append(f"{path.name} was trained for {n_ctx:,} tokens: the context is that long")
     if options.exact:
         width = exact_width(backend)
         engine.n_draft = min(options.n_draft, width - 1)
         (engine.notes if width > 2 else engine.warnings).append(
             f"exact: passes of 2 to {width} tokens agree bit for bit here"
             if width > 2
-            else "exact: no two batch sizes agree bit for bit here, so nothing is drafted"
+            else "exact: no two widths agree bit for bit here but 2 with itself, so one token is drafted at most"
         )
-    drafters: list[Drafter] = [CopyDrafter()] if options.copy else []
-    if draft is not None:
-        drafters.append(_load_drafter(engine, Path(draft), n_ctx))
-    engine.drafter = one_of(drafters)
     return engine
 
 
-def one_of(drafters: Sequence[Drafter]) -> Drafter:
-    """None, the one, or a chain."""
-    return ChainDrafter(drafters) if len(drafters) > 1 else drafters[0] if drafters else NoDrafter()
+def with_drafter(engine: Engine, draft: Path | None, *, copy: bool) -> Engine:
+    """The same target with a drafter model, with copying, with both, or with neither.
+
+    Raises:
+        LoadError: the drafter cannot be loaded.
+    """
+    engine = replace(engine, notes=[*engine.notes])
+    drafters: list[Drafter] = [CopyDrafter()] if copy else []
+    if draft is not None:
+        drafters.append(_load_drafter(engine, draft))
+    engine.drafter = ChainDrafter(drafters) if len(drafters) > 1 else drafters[0] if drafters else NoDrafter()
+    return engine
 
 
-def _load_drafter(engine: Engine, path: Path, n_ctx: int) -> Drafter:
+def _load_drafter(engine: Engine, path: Path) -> Drafter:
     options, target = engine.options, engine.model
     model = LlamaModel(
         path, ModelOptions(n_gpu_layers=options.n_gpu_layers, main_gpu=options.main_gpu, mmap=options.mmap)
     )
-    own_n_ctx = min(n_ctx, model.n_ctx_train) if model.n_ctx_train else n_ctx
+    own_n_ctx = min(engine.backend.n_ctx, model.n_ctx_train or engine.backend.n_ctx)
     backend = LlamaBackend(
         model,
         ContextOptions(n_ctx=own_n_ctx, n_ubatch=N_UBATCH_DRAFT, kv=options.kv, n_threads=options.n_threads),
@@ -141,8 +181,8 @@ def _load_drafter(engine: Engine, path: Path, n_ctx: int) -> Drafter:
     )
     backend.warm_up()
     engine.draft_model = model
-    engine.draft_template = ChatTemplate(model.chat_template, model.vocabulary)
-    _note_template(engine.notes, model, engine.draft_template)
+    # A file without a template is a base model: it continues a document better than markers it was never taught.
+    engine.draft_template = ChatTemplate(model.chat_template or DOCUMENT, model.vocabulary)
     engine.pair = match(target.vocabulary, model.vocabulary)
     engine.notes.append(f"{path.name} drafts: {engine.pair.reason}")
     if engine.pair.same:

@@ -8,8 +8,12 @@ generated.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Literal
 
 from edgellm.runtime.vocabulary import Vocabulary
@@ -43,8 +47,12 @@ _LLAMA_3 = (
 )
 _TRANSCRIPT = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}\n\n{% elif m.role == 'user' %}"
-    "USER: {{ m.content }}\n{% else %}ASSISTANT: {{ m.content }}{{ eos_token }}\n{% endif %}{% endfor %}"
+    "USER: {{ m.content }}\n{% else %}ASSISTANT:{{ m.content }}{{ eos_token }}\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+DOCUMENT = (  # for base models, which know no turns
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}### Question\n\n{{ m.content }}\n\n### Answer\n\n"
+    "{% elif m.role == 'assistant' %}{{ m.content }}\n\n{% endif %}{% endfor %}"
 )
 # A control token that only one family has -> that family's template, for files that carry none.
 _FAMILIES = (
@@ -55,14 +63,21 @@ _FAMILIES = (
 
 _OPEN, _CLOSE = "\ue000", "\ue001"  # private use
 _EDGE = "\u2002"  # a space that `trim` removes and that templates do not write
-_PLACEHOLDER = re.compile(f"({_EDGE}?){_OPEN}(\\d+){_CLOSE}({_EDGE}?)")
+_PLACEHOLDER = re.compile(f"({_EDGE}?){_OPEN}([0-9]{{1,9}}){_CLOSE}({_EDGE}?)")
+
+# A template comes with the file and may be hostile. Real ones are below 30 kB, write a few hundred characters a message
+# and take milliseconds.
+MAX_SOURCE = 500_000  # characters
+MAX_OUTPUT = 5_000_000  # characters, without the messages
+MAX_PRODUCT = 1_000_000  # numbers and items that its multiplications may make
+MAX_S = 2.0
 
 
 class ChatTemplate:
     """A model's chat template over its vocabulary.
 
     Raises:
-        TemplateError: the template is no valid Jinja.
+        TemplateError: the template is no valid Jinja, or too large.
     """
 
     def __init__(self, source: str | None, vocabulary: Vocabulary) -> None:
@@ -86,14 +101,17 @@ class ChatTemplate:
         """Token ids of a conversation; with `reply`, up to where the model's answer begins.
 
         Raises:
-            TemplateError: the template refuses the conversation.
+            TemplateError: the template refuses the conversation, leaves its last message out, or never ends.
         """
         rendered = self._fill(messages, reply)
         vocabulary, tokens, run = self._vocabulary, list[int](), ""
+        written = {int(match.group(2)) for match in _PLACEHOLDER.finditer(rendered)}
+        if messages and (len(messages) - 1 not in written or max(written) >= len(messages)):
+            raise TemplateError("the model's chat template does not write the messages that it is given")
 
         def flush() -> None:
             nonlocal run
-            tokens.extend(vocabulary.encode(run.encode("utf-8", "replace"), self._reserved))
+            tokens.extend(vocabulary.encode_leniently(run.encode("utf-8", "replace"), self._reserved))
             run = ""
 
         end = 0
@@ -108,6 +126,8 @@ class ChatTemplate:
             end = match.end()
             message = messages[int(match.group(2))]
             if message.tokens is not None:
+                if vocabulary.decode(message.tokens[:1]).startswith(b" "):
+                    run = run.removesuffix(" ")  # the template's space for an answer that brings its own
                 flush()
                 tokens.extend(message.tokens)
             else:
@@ -116,37 +136,43 @@ class ChatTemplate:
         flush()
         if vocabulary.adds_bos and vocabulary.bos is not None and tokens[:1] != [vocabulary.bos]:
             tokens.insert(0, vocabulary.bos)
+        if not tokens:
+            raise TemplateError("the model's chat template writes nothing")
         return tokens
 
     def _fill(self, messages: Sequence[Message], reply: bool) -> str:
-        import jinja2
-
         filled = [
             {"role": message.role, "content": f"{_EDGE}{_OPEN}{i}{_CLOSE}{_EDGE}"} for i, message in enumerate(messages)
         ]
         try:
             return self._run(filled, reply)
-        except jinja2.TemplateError as error:
-            if not messages or messages[0].role != "system" or len(messages) < 2:
-                raise TemplateError(f"the chat template refuses this conversation: {error}") from error
+        except TemplateError:
+            if len(messages) < 2 or messages[0].role != "system":
+                raise
         # Families without a system role take its text at the head of the first user message.
         filled[1]["content"] = f"{filled[0]['content']}\n\n{filled[1]['content']}"
-        try:
-            return self._run(filled[1:], reply)
-        except jinja2.TemplateError as error:
-            raise TemplateError(f"the chat template refuses this conversation: {error}") from error
+        return self._run(filled[1:], reply)
 
     def _run(self, messages: list[dict[str, str]], reply: bool) -> str:
         vocabulary = self._vocabulary
         by_token = {token: text for text, token in vocabulary.literals.items()}
         end = vocabulary.turn_end
-        text: str = self._template.render(
-            messages=messages,
-            add_generation_prompt=reply,
-            bos_token=by_token.get(vocabulary.bos, "") if vocabulary.bos is not None else "",
-            eos_token=by_token.get(end, "") if end is not None else "",
-        )
-        return text
+        given = {
+            "messages": messages,
+            "add_generation_prompt": reply,
+            "bos_token": by_token.get(vocabulary.bos, "") if vocabulary.bos is not None else "",
+            "eos_token": by_token.get(end, "") if end is not None else "",
+            "tools": None,  # templates are written for these two to be there
+            "documents": None,
+        }
+        pieces, n_written = [], 0
+        with _guarded("refuses this conversation"):
+            for piece in self._template.generate(given):
+                pieces.append(piece)
+                n_written += len(piece)
+                if n_written > MAX_OUTPUT:
+                    raise TemplateError(f"the model's chat template writes more than {MAX_OUTPUT:,} characters")
+        return "".join(pieces)
 
     def _split_control(self, text: str) -> list[tuple[str, int | None]]:
         """Text, each piece with the control token behind it."""
@@ -178,18 +204,55 @@ def _family(vocabulary: Vocabulary) -> tuple[str, str]:
 
 
 def _compile(source: str) -> Any:
-    import jinja2
+    if len(source) > MAX_SOURCE:
+        raise TemplateError(f"the model's chat template is {len(source):,} characters long: the file is damaged")
+    with _guarded("is not valid"):
+        return _environment().from_string(source)
+
+
+def _environment() -> Any:
+    from jinja2.exceptions import SecurityError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
+    class Environment(ImmutableSandboxedEnvironment):
+        """Jinja's sandbox, which keeps templates from the machine, with limits on what they can make it compute."""
+
+        intercepted_binops = frozenset(["*", "**", "%"])
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            sizes = [side if isinstance(side, (int, float)) else len(side) for side in (left, right)]
+            too_large = operator == "*" and abs(sizes[0] * sizes[1]) > MAX_PRODUCT
+            if too_large or operator == "**" or (operator == "%" and isinstance(left, str)):
+                raise SecurityError(f"{operator!r} of {type(left).__name__} and {type(right).__name__} is too much")
+            return super().call_binop(context, operator, left, right)
+
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+@contextmanager
+def _guarded(failing: str) -> Iterator[None]:
+    """Turn whatever a template does wrong into a TemplateError, loops that never end included."""
+    deadline = time.monotonic() + MAX_S
+
+    def watch(frame: FrameType, event: str, argument: Any) -> Callable[..., Any]:
+        if time.monotonic() > deadline:
+            raise TemplateError(f"the model's chat template took more than {MAX_S:g} s")
+        return watch
+
+    previous = sys.gettrace()
+    sys.settrace(watch)
     try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as error:
-        raise TemplateError(f"the model's chat template is not valid: {error}") from error
+        yield
+    except TemplateError:
+        raise
+    except Exception as error:  # a template can raise anything
+        said = str(error) or type(error).__name__
+        raise TemplateError(f"the model's chat template {failing}: {said}") from error
+    finally:
+        sys.settrace(previous)
 
 
 def _refuse(message: str) -> None:

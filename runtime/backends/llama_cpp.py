@@ -22,11 +22,15 @@ from numpy.typing import NDArray
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.gguf import GgufError, GgufHeader, read_header
 from edgellm.runtime.backends.base import CannotTruncate, ContextFull, EngineError, Interrupted, LoadError, Logits
-from edgellm.runtime.kernels import install
+from edgellm.runtime.kernels import KernelReport, install
 from edgellm.runtime.vocabulary import TokenKind, Vocabulary
 
 KvType = Literal["f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 KV_TYPES: dict[KvType, int] = {"f32": 0, "f16": 1, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2}
+
+# From 512 cells on (they come in blocks of 256) ggml's attention splits the cache over its threads for a pass of one
+# token, and sums in another order than for more. Our kernels leave that one difference between the widths of a pass.
+SPLIT_FROM = 255
 
 log = logging.getLogger("edgellm.llama_cpp")
 _recent: deque[str] = deque(maxlen=20)  # warnings and errors, for the sentence that explains a failed load
@@ -47,14 +51,22 @@ def _on_log(level: int, text: bytes, _user_data: Any) -> None:
 
 
 _initialised = False
+_kernels: KernelReport | None = None
+
+
+def kernels() -> KernelReport:
+    """Which kernels multiply, and why; decided before the first model is loaded."""
+    _initialise()
+    assert _kernels is not None
+    return _kernels
 
 
 def _initialise() -> None:
-    global _initialised
+    global _initialised, _kernels
     if not _initialised:
         api.llama_log_set(_on_log, ctypes.c_void_p(0))
         api.llama_backend_init()
-        install()  # our kernels offer themselves to every model that is loaded from here on
+        _kernels = install()  # they offer themselves to every model that is loaded from here on
         _initialised = True
 
 
@@ -79,7 +91,9 @@ class ContextOptions:
     kv: KvType = "f16"
     flash_attention: bool = True
     n_threads: int | None = None  # None: the physical cores that this process may use
-    pad_single: bool = False  # run single tokens as two, so that they agree in every bit with wider passes
+    # From so many tokens of context on, a pass of one runs as two, which agrees in every bit with wider ones. None:
+    # never.
+    pad_single_from: int | None = None
 
 
 class LlamaModel:
@@ -137,7 +151,7 @@ class LlamaBackend:
         """`stop_asked`: once set, reading text ends with `Interrupted`."""
         self.model, self.options = model, options
         self.n_vocab = model.vocabulary.n_tokens
-        self.max_keep = max(options.max_keep, 2 if options.pad_single else 1)
+        self.max_keep = max(options.max_keep, 1 if options.pad_single_from is None else 2)
         self.busy_s = 0.0
         self.n_threads = options.n_threads or usable_cores()
         self._n_batch = max(options.n_ubatch, self.max_keep)
@@ -184,7 +198,8 @@ class LlamaBackend:
             self._read(tokens[:n_body])
         if not keep:
             return np.empty((0, self.n_vocab), np.float32)
-        if keep == 1 and self.options.pad_single:
+        pad_from = self.options.pad_single_from
+        if keep == 1 and pad_from is not None and len(self.tokens) >= pad_from:
             self._decode([tokens[-1], tokens[-1]], 1)
             self.truncate(len(self.tokens) - 1)
         else:

@@ -1,0 +1,43 @@
+"""What machine a figure was made on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def machine(backend: Any = None) -> dict[str, Any]:
+    """Facts that a figure must carry. Sizes in bytes."""
+    import os
+    import platform
+    import sys
+    from importlib.metadata import version
+
+    import psutil
+
+    from edgellm.memory.cpu import cpu_name
+    from edgellm.runtime.backends.llama_cpp import kernels
+
+    return {
+        "cpu": cpu_name(),
+        "n_cores": psutil.cpu_count(logical=False) or os.cpu_count(),
+        "n_threads": getattr(backend, "n_threads", None),
+        "ram_bytes": psutil.virtual_memory().total,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "edgellm": version("edgellm"),
+        "llama_cpp_python": version("llama-cpp-python"),
+        "kernels": kernels().variant,
+        "peak_bytes": _peak_bytes(sys.platform),
+    }
+
+
+def _peak_bytes(system: str) -> int:
+    """The most that this process was ever resident with."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if system == "darwin" else peak * 1024

@@ -1,0 +1,246 @@
+"""`edgellm bench`: plain against speculative decoding on this machine, over your own prompts."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from edgellm.cli._output import out
+
+if TYPE_CHECKING:
+    from edgellm.runtime.bench import Report, Run
+
+# Short, of several kinds, and ours: for a first look. Figures worth quoting come from --prompts.
+PROMPTS = (
+    ("code", "Write a Python function that returns the n-th Fibonacci number without recursion."),
+    ("code", "Write a shell one-liner that counts the lines of every .py file below this folder."),
+    ("maths", "A tank holds 240 litres and loses 7.5 litres an hour. After how many hours is it three quarters full?"),
+    ("prose", "Explain in two short paragraphs why the sky is blue and sunsets are red."),
+    ("prose", "Write a polite e-mail that moves a meeting from Tuesday at ten to Thursday at three."),
+    ("edit", "Correct the spelling, change nothing else: 'Teh quick brwon fox jmups over the layz dog, twise.'"),
+)
+
+
+def bench(
+    model: str = typer.Argument(
+        None, help="Target: a catalogue name, user/repo[:QUANT] or a file.", show_default=False
+    ),
+    draft: list[str] = typer.Option(
+        [], "--draft", "-d", help="Drafter: a model, 'copy', or MODEL+copy. Several are compared.", show_default=False
+    ),
+    prompts: Path = typer.Option(
+        None, "--prompts", "-f", envvar="EDGELLM_PROMPTS", help="JSON lines of {id, task, turns}.", show_default=False
+    ),
+    limit: int = typer.Option(None, min=1, help="Only the first N prompts of the file.", show_default=False),
+    max_tokens: int = typer.Option(128, min=1, envvar="EDGELLM_MAX_TOKENS", help="Tokens an answer, at most."),
+    draft_tokens: int = typer.Option(
+        None, min=0, envvar="EDGELLM_DRAFT_TOKENS", help="Tokens drafted a round.", show_default=False
+    ),
+    ctx: int = typer.Option(4096, min=64, envvar="EDGELLM_CTX", help="Context, tokens."),
+    exact: bool = typer.Option(
+        False, "--exact", envvar="EDGELLM_EXACT", help="Only pass widths that agree bit for bit."
+    ),
+    temperature: float = typer.Option(0.0, "--temp", min=0.0, help="0 is greedy; only then outputs can be compared."),
+    seed: int = typer.Option(0, help="Of sampling."),
+    repeat: int = typer.Option(1, min=1, help="Measure every prompt so many times."),
+    threads: int = typer.Option(
+        None, min=1, envvar="EDGELLM_THREADS", help="Default: the physical cores.", show_default=False
+    ),
+    kv: str = typer.Option("f16", envvar="EDGELLM_KV", help="Type of the KV cache: f16, q8_0, q4_0 ..."),
+    offline: bool = typer.Option(False, "--offline", envvar="EDGELLM_OFFLINE", help="Use only what is on this disk."),
+    json: bool = typer.Option(False, "--json", help="Every prompt's figures and the machine, as one object."),
+) -> None:
+    """Measure plain and speculative decoding in turn over the same prompts, and compare their outputs."""
+    from edgellm.cli._machine import machine
+    from edgellm.cli._models import check_kv, resolve_pair
+    from edgellm.runtime.bench import PLAIN, Prompt, read_prompts, run
+    from edgellm.runtime.engine import N_DRAFT, EngineOptions, load_target, with_drafter
+    from edgellm.runtime.sampling import Sampling
+
+    chosen = (
+        read_prompts(prompts, limit)
+        if prompts is not None
+        else [Prompt(f"{task}/{i}", task, (text,)) for i, (task, text) in enumerate(PROMPTS)][:limit]
+    )
+    target, default_draft = resolve_pair(
+        model, draft[0].removesuffix("+copy") if _models_in(draft) else None, offline=offline
+    )
+    options = EngineOptions(
+        n_ctx=ctx,
+        n_draft=draft_tokens if draft_tokens is not None else N_DRAFT,
+        exact=exact,
+        kv=check_kv(kv),
+        n_threads=threads,
+    )
+    plain = load_target(target.path, options)
+    engines = {PLAIN: plain}
+    try:
+        for name, path, copy in _configs(draft, default_draft, offline):
+            engines[name] = with_drafter(plain, path, copy=copy)
+        for engine in engines.values():
+            for note in engine.notes:
+                out.detail(note)
+        n_runs = len(engines) * len(chosen) * repeat
+        with _progress(n_runs) as on_run:
+            report = run(
+                engines,
+                chosen,
+                max_tokens=max_tokens,
+                sampling=Sampling(temperature=temperature, seed=seed),
+                repeat=repeat,
+                on_run=on_run,
+            )
+        facts = machine(plain.backend)
+        described = [
+            {
+                "name": name,
+                "target": target.name,
+                "draft": engines[name].draft_model and engines[name].draft_model.path.name,  # type: ignore[union-attr]
+                "draft_tokens": engines[name].n_draft,
+                "exact": exact,
+                "max_tokens": max_tokens,
+                "n_ctx": plain.backend.n_ctx,
+                "temperature": temperature,
+            }
+            for name in report.configs
+        ]
+    finally:
+        for engine in engines.values():
+            engine.drafter.close()
+        plain.close()
+    if json:
+        out.json(to_json(report, described, facts))
+    else:
+        _show(report, target.name, facts)
+
+
+def _models_in(drafts: list[str]) -> bool:
+    return bool(drafts) and drafts[0] not in ("copy", "none")
+
+
+def _configs(drafts: list[str], default: Any, offline: bool) -> list[tuple[str, Path | None, bool]]:
+    """(name, drafter file, whether copying comes first) of every configuration."""
+    from edgellm.cli._models import resolve
+
+    if not drafts:
+        return [(f"{default.name}+copy" if default else "copy", default.path if default else None, True)]
+    configs: list[tuple[str, Path | None, bool]] = []
+    for text in drafts:
+        name, plus, tail = text.rpartition("+copy")
+        reference = text if not plus or tail else name
+        if reference == "none":
+            continue
+        if reference == "copy":
+            configs.append(("copy", None, True))
+        else:
+            found = resolve(reference, offline=offline)
+            copies = reference != text
+            configs.append((found.name + ("+copy" if copies else ""), found.path, copies))
+    return configs
+
+
+class _progress:
+    """A counter on stderr while the runs go on."""
+
+    def __init__(self, n_runs: int) -> None:
+        self._n_runs, self._n_done = n_runs, 0
+
+    def __enter__(self) -> Any:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=out.console(stderr=True),
+            disable=out.quiet,
+            transient=True,
+        )
+        self._bar.start()
+        self._task = self._bar.add_task("measuring", total=self._n_runs)
+        return self._on_run
+
+    def _on_run(self, run: Run) -> None:
+        self._bar.update(self._task, advance=1, description=f"{run.prompt.task} · {run.config}")
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+
+def to_json(report: Report, configs: list[dict[str, Any]], machine: dict[str, Any]) -> dict[str, Any]:
+    """The documented object; `tasks` and `overall` at its top are the first configuration's."""
+    from dataclasses import asdict
+
+    for config in configs:
+        config["tasks"] = {task: report.summary(config["name"], task) for task in report.tasks}
+        config["overall"] = report.summary(config["name"])
+    return {
+        "machine": machine,
+        "configs": configs,
+        "tasks": configs[0]["tasks"] if configs else {},
+        "overall": configs[0]["overall"] if configs else {},
+        "noise": report.noise,
+        "prompts": [
+            {
+                "id": run.prompt.id,
+                "task": run.prompt.task,
+                "config": run.config,
+                **run.stats.to_json(),
+                "rest_s": run.rest_s,
+                "identical": (run.config, run.prompt.id) not in report.differences,
+                "difference": asdict(found) if (found := report.differences.get((run.config, run.prompt.id))) else None,
+            }
+            for run in report.runs
+        ],
+    }
+
+
+def _show(report: Report, target: str, facts: dict[str, Any]) -> None:
+    for config in report.configs:
+        rows = []
+        for task in [*report.tasks, None] if len(report.tasks) > 1 else [None]:
+            s = report.summary(config, task)
+            total_s = sum(s["time_s"].values()) or math.inf
+            rows.append(
+                [
+                    task or "all",
+                    s["n_prompts"],
+                    f"{s['plain_tokens_per_s']:.1f}",
+                    f"{s['tokens_per_s']:.1f}",
+                    f"{s['ratio']:.2f} ({s['ratio_low']:.2f}-{s['ratio_high']:.2f})",
+                    f"{s['tokens_per_round']:.2f}",
+                    f"{s['acceptance']:.0%}",
+                    f"{s['identical']} of {s['n_prompts']}",
+                    " ".join(f"{name} {value / total_s:.1%}" for name, value in s["time_s"].items()),
+                ]
+            )
+        columns = [
+            "task",
+            "prompts ",
+            "plain tok/s ",
+            "tok/s ",
+            "ratio (95 %) ",
+            "tok/round ",
+            "accepted ",
+            "identical ",
+            "time",
+        ]
+        out.table(columns, rows, title=f"{target} drafted for by {config}")
+        s = report.summary(config)
+        for who, n in sorted(s["drafted_by"].items()):
+            out.text(f"  {who} drafted {n:,} tokens, {s['acceptance_by'][who]:.0%} accepted")
+    for (config, prompt_id), found in report.differences.items():
+        out.text(
+            f"  {config}, {prompt_id}: differs at token {found.position} of answer {found.turn + 1}: "
+            f"{found.plain!r} became {found.speculative!r}, logit gap {found.gap:.3f}"
+        )
+    if report.noise is not None:
+        out.text(f"  numerical noise of this machine: pass width moves logit differences by up to {report.noise:.3f}")
+    out.text(
+        f"  {facts['cpu']}, {facts['n_threads']} threads, kernels {facts['kernels']}, "
+        f"peak memory {facts['peak_bytes'] / 2**20:,.0f} MiB"
+    )
