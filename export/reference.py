@@ -7,14 +7,14 @@ throughout, one layer in memory at a time. Slow and clear on purpose.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.export.checkpoint import read_checkpoint
+from edgellm.export.checkpoint import CHUNK_BYTES, StoredTensor, read_checkpoint
 from edgellm.export.gguf import UnsupportedModel, read_config
 
 Floats = NDArray[np.float32]
@@ -39,20 +39,15 @@ def reference_logits(folder: Path, tokens: Sequence[int]) -> Floats:
 
     def weight(name: str) -> Floats | None:
         tensor = stored.get(name)
-        if tensor is None:
-            return None
-        if tensor.type == "BF16":
-            bits = np.frombuffer(tensor.read(), "<u2").astype("<u4") << 16
-            return bits.view("<f4").reshape(tensor.shape)
-        return (
-            np.frombuffer(tensor.read(), "<f4" if tensor.type == "F32" else "<f2")
-            .astype(np.float32)
-            .reshape(tensor.shape)
-        )
+        return None if tensor is None else _floats(tensor.read(), tensor).reshape(tensor.shape)
 
     gemma, eps = family.gemma, float(config.get("rms_norm_eps", 1e-6))
-    embedding = _there(weight(f"{prefix}embed_tokens.weight"))
-    x = embedding[np.asarray(tokens)]
+    embedding = stored[f"{prefix}embed_tokens.weight"]
+    x = np.zeros((len(tokens), embedding.shape[1]), np.float32)
+    for first, rows in _rows(embedding):
+        for position, token in enumerate(tokens):
+            if first <= token < first + len(rows):
+                x[position] = rows[token - first]
     if gemma:
         x = x * np.float32(math.sqrt(config["hidden_size"]))
     for layer in range(config["num_hidden_layers"]):
@@ -79,10 +74,28 @@ def reference_logits(folder: Path, tokens: Sequence[int]) -> Floats:
         y = linear((_gelu(gate) if gemma else gate / (1 + np.exp(-gate))) * up, "mlp.down_proj")
         x = x + (norm(y, "post_feedforward_layernorm") if gemma else y)
     x = _rms_norm(x, _there(weight(f"{prefix}norm.weight")), eps, gemma)
-    head = None if gemma or config.get("tie_word_embeddings") else weight("lm_head.weight")
-    out: Floats = x @ (embedding if head is None else head).T
+    tied = gemma or config.get("tie_word_embeddings") or "lm_head.weight" not in stored
+    head = embedding if tied else stored["lm_head.weight"]
+    out: Floats = np.concatenate([x @ rows.T for _, rows in _rows(head)], axis=1)
     cap = config.get("final_logit_softcapping")
     return np.tanh(out / cap) * np.float32(cap) if cap else out
+
+
+def _floats(data: bytes, tensor: StoredTensor) -> Floats:
+    if tensor.type == "BF16":
+        return (np.frombuffer(data, "<u2").astype("<u4") << 16).view(np.float32)
+    return np.frombuffer(data, "<f4" if tensor.type == "F32" else "<f2").astype(np.float32)
+
+
+def _rows(tensor: StoredTensor) -> Iterator[tuple[int, Floats]]:
+    """A matrix in pieces of some megabytes: (number of the first row, rows)."""
+    n_rows, width = tensor.shape
+    row_bytes = tensor.n_bytes // n_rows
+    first = 0
+    for chunk in tensor.chunks(max(1, CHUNK_BYTES // row_bytes) * row_bytes):
+        rows = _floats(chunk, tensor).reshape(-1, width)
+        yield first, rows
+        first += len(rows)
 
 
 def _there(weight: Floats | None) -> Floats:
