@@ -73,8 +73,8 @@ EDGELLM_EXPORT void edgellm_pack(int type, const void* source, int64_t rows, int
     pack(static_cast<Type>(type), source, rows, k, packed, n_threads);
 }
 
-// y (n, rows) = x (n, k) W^T, `repeat` times over; returns the seconds of the fastest time, negative for an unknown variant.
-// `n_copies` packed matrices lie behind each other and are taken in turn, so that none is still in a cache.
+// y (n, rows) = x (n, k) W^T, `repeat` times for each of `n_copies` packed matrices that lie behind each other and are taken in
+// turn, so that none is still in a cache. Returns the seconds of the fastest product, negative for an unknown variant.
 EDGELLM_EXPORT double edgellm_matmul(const char* name, int type, const void* packed, int64_t n_copies, int64_t rows, int64_t k, const float* x,
                                      int64_t n, float* y, int n_threads, int repeat) {
     const Variant* variant = find_variant(name);
@@ -86,33 +86,35 @@ EDGELLM_EXPORT double edgellm_matmul(const char* name, int type, const void* pac
     Barrier barrier(n_threads);
     double best = 1e30;
     on_threads(n_threads, [&](int ith) {
-        for (int i = 0; i < repeat; i++) {
+        for (int64_t i = 0; i < repeat * n_copies; i++) {
             Barrier::wait(&barrier);
             const double start = now_s();
-            for (int64_t copy = 0; copy < n_copies; copy++) {
-                matmul(*variant, t, static_cast<const char*>(packed) + copy * step, rows, k, columns, y, rows, work.data(), ith, n_threads,
-                       Barrier::wait, &barrier);
-                Barrier::wait(&barrier);
-            }
-            const double took = (now_s() - start) / static_cast<double>(n_copies);
+            matmul(*variant, t, static_cast<const char*>(packed) + i % n_copies * step, rows, k, columns, y, rows, work.data(), ith, n_threads,
+                   Barrier::wait, &barrier);
+            Barrier::wait(&barrier);
+            const double took = now_s() - start;
             if (ith == 0 && took < best) best = took;
         }
     });
     return best;
 }
 
-// Multiply-adds a second of the variant's dot-product instruction on `n_threads` threads.
+// Multiply-adds a second of the variant's dot-product instruction on `n_threads` threads: the sum of their best moments.
 EDGELLM_EXPORT double edgellm_peak(const char* name, int n_threads, double seconds) {
     const Variant* variant = find_variant(name);
     if (!variant || !variant->runs_here()) return 0;
-    std::atomic<int64_t> done{0};
-    const double start = now_s();
-    on_threads(n_threads, [&](int) {
-        double mine = 0;
-        while (now_s() - start < seconds) mine += variant->peak(100000);
-        done.fetch_add(static_cast<int64_t>(mine));
+    std::vector<double> best(static_cast<size_t>(n_threads), 0.0);
+    const double end = now_s() + seconds;
+    on_threads(n_threads, [&](int ith) {
+        double& mine = best[static_cast<size_t>(ith)];
+        for (double start = now_s(); start < end; start = now_s()) {
+            const double done = variant->peak(10000), rate = done / (now_s() - start);
+            if (rate > mine) mine = rate;
+        }
     });
-    return static_cast<double>(done.load()) / (now_s() - start);
+    double total = 0;
+    for (double rate : best) total += rate;
+    return total;
 }
 
 // Bytes a second that `n_threads` threads read from `n_bytes` of memory, the best of `repeat` passes.

@@ -37,8 +37,8 @@ EDGELLM_INLINE constexpr void repeat(Body&& body) {
     }
 }
 
-// Two blocks ahead: the weight stream then overlaps the arithmetic.
-constexpr int kAhead = 4736;
+// Bytes ahead, about four blocks of 256: the weight stream then overlaps the arithmetic. Nothing else matters as much.
+constexpr int kAhead = 9472;
 
 template <class S, int NC>
 EDGELLM_INLINE void dot_columns(typename S::I (&acc)[NC], typename S::W w, const int32_t* q) {
@@ -68,7 +68,7 @@ void group_block32(const uint8_t* group, int64_t k, const Tile& tile, float* y, 
     using W = typename S::W;
     constexpr bool kMin = T == Q4_1 || T == Q5_1, kFifth = T == Q5_0 || T == Q5_1, kWide = T == Q8_0 || T == IQ4_NL;
     constexpr int kQuantBytes = kInfo[T].quant_bytes, kScaleBytes = kInfo[T].scale_bytes;
-    const int64_t n_blocks = k / 32;
+    const int64_t n_blocks = k / 32, next_group = group_bytes(T, k);   // its scales: no prefetcher would guess them
     for (int part = 0; part * S::kLanes < kRows && part * S::kLanes < rows; part++) {
         const uint8_t* w = group + part * S::kLanes * 4;
         const uint8_t* scale = group + n_blocks * kQuantBytes + part * S::kLanes * 2;
@@ -119,6 +119,7 @@ void group_block32(const uint8_t* group, int64_t k, const Tile& tile, float* y, 
                 });
             }
             const F dw = S::half(scale);
+            S::prefetch(scale + next_group);
             EDGELLM_UNROLL for (int c = 0; c < NC; c++) f[c] = S::fma(S::to_float(acc[c]), S::mul(dw, S::broadcast(d + c)), f[c]);
             if constexpr (kMin) {
                 const F m = S::half(scale + 32);
@@ -137,7 +138,7 @@ void group_q45k(const uint8_t* group, int64_t k, const Tile& tile, float* y, int
     using I = typename S::I;
     using W = typename S::W;
     constexpr int kMins = kInfo[T].quant_bytes - 256, kScales = kMins + 128;   // where they lie in a block
-    const int64_t n_blocks = k / 256;
+    const int64_t n_blocks = k / 256, next_group = group_bytes(T, k);   // its scales: no prefetcher would guess them
     for (int part = 0; part * S::kLanes < kRows && part * S::kLanes < rows; part++) {
         const uint8_t* w = group + part * S::kLanes * 4;
         const uint8_t* scale = group + n_blocks * kInfo[T].quant_bytes + part * S::kLanes * 2;
@@ -175,6 +176,7 @@ void group_q45k(const uint8_t* group, int64_t k, const Tile& tile, float* y, int
             S::prefetch(w + kAhead + kMins + 192);
             const W min_a = S::load(w + kMins), min_b = S::load(w + kMins + kLine);
             const F dw = S::half(scale), dmin = S::half(scale + 32);
+            S::prefetch(scale + next_group);
             EDGELLM_UNROLL for (int c = 0; c < NC; c++) {
                 I m = S::dot(S::dot(S::zero_int(), min_a, sum + NC + c), min_b, sum + 3 * NC + c);
                 m = S::dot(S::dot(S::times_64(m), min_a, sum + c), min_b, sum + 2 * NC + c);
@@ -191,7 +193,7 @@ void group_q6k(const uint8_t* group, int64_t k, const Tile& tile, float* y, int6
     using F = typename S::F;
     using I = typename S::I;
     using W = typename S::W;
-    const int64_t n_blocks = k / 256;
+    const int64_t n_blocks = k / 256, next_group = group_bytes(T, k);   // its scales: no prefetcher would guess them
     for (int part = 0; part * S::kLanes < kRows && part * S::kLanes < rows; part++) {
         const uint8_t* w = group + part * S::kLanes * 4;
         const uint8_t* scale = group + n_blocks * kInfo[T].quant_bytes + part * S::kLanes * 2;
@@ -224,6 +226,7 @@ void group_q6k(const uint8_t* group, int64_t k, const Tile& tile, float* y, int6
             S::prefetch(w + kAhead + 3200);
             S::prefetch(w + kAhead + 3264);
             const F dw = S::half(scale);
+            S::prefetch(scale + next_group);
             EDGELLM_UNROLL for (int c = 0; c < NC; c++) f[c] = S::fma(S::mul(s[c], dw), S::broadcast(d + c), f[c]);
             w += kInfo[T].quant_bytes, scale += kInfo[T].scale_bytes, q += 64 * NC, d += NC, sum += 16 * NC;
         }
@@ -304,7 +307,7 @@ double peak_of(int64_t rounds) {
     EDGELLM_UNROLL for (int c = 0; c < n; c++) acc[c] = S::zero_int();
     for (int64_t i = 0; i < rounds; i++) {
         EDGELLM_UNROLL for (int c = 0; c < n; c++) acc[c] = S::dot(acc[c], w, q + c);
-        S::keep(acc[0]);
+        EDGELLM_UNROLL for (int c = 0; c < n; c++) S::keep(acc[c]);   // or twelve equal sums become one
     }
     float out[S::kLanes] = {};
     typename S::F total = S::zero();
@@ -321,6 +324,7 @@ void read_of(const uint8_t* from, int64_t n_bytes) {
     typename S::W total[n];
     EDGELLM_UNROLL for (int i = 0; i < n; i++) total[i] = S::load(from);
     for (int64_t at = 0; at < stream; at += kLine) {
+        EDGELLM_UNROLL for (int i = 0; i < n; i++) S::prefetch(from + i * stream + at + 2048);
         for (int part = 0; part < kRows; part += S::kLanes) {
             EDGELLM_UNROLL for (int i = 0; i < n; i++) {
                 total[i] = S::load(from + i * stream + at + part * 4);

@@ -5,18 +5,27 @@
 
 namespace edgellm {
 
-#if (defined(__x86_64__) || defined(_M_X64))
-#if !defined(EDGELLM_NO_AVX512)
-extern const Variant kAvx512Vnni;
+// Which of the files have something in them depends on the target and the compiler, as their own first lines say.
+#if defined(__x86_64__) || defined(_M_X64)
+#define EDGELLM_X86
+#if (defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 11) || defined(_MSC_VER)
+#define EDGELLM_X86_AVX_VNNI
 #endif
+extern const Variant kAvx512Vnni, kAvxVnni, kAvx2;
+#elif defined(__aarch64__)
+extern const Variant kNeonDotprod;
 #endif
 extern const Variant kGeneric;
 
 const Variant* const kVariants[] = {
-#if (defined(__x86_64__) || defined(_M_X64))
-#if !defined(EDGELLM_NO_AVX512)
+#if defined(EDGELLM_X86)
     &kAvx512Vnni,
+#if defined(EDGELLM_X86_AVX_VNNI)
+    &kAvxVnni,
 #endif
+    &kAvx2,
+#elif defined(__aarch64__)
+    &kNeonDotprod,
 #endif
     &kGeneric, nullptr};
 

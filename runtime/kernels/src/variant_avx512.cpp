@@ -1,5 +1,5 @@
 // AVX-512 with VNNI: sixteen rows in a register (Intel from Cascade Lake and Ice Lake, AMD from Zen 4).
-#if (defined(__x86_64__) || defined(_M_X64)) && !defined(EDGELLM_NO_AVX512)
+#if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 
 #include <cstring>
@@ -51,7 +51,7 @@ struct S {
     static inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
     static inline F minus_product(F c, F a, F b) { return _mm512_fnmadd_ps(a, b, c); }
     static inline void store(float* p, F v) { _mm512_storeu_ps(p, v); }
-    static inline void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+    static inline void prefetch(const uint8_t* p) { EDGELLM_PREFETCH(p); }
     static inline void keep(I& v) { EDGELLM_KEEP(v); }
     static inline void keep_bytes(W& v) { EDGELLM_KEEP(v); }
 };

@@ -1,0 +1,97 @@
+// NEON with the dot-product instruction (Armv8.2 and later: Cortex-A75, Apple M1, Graviton 2): eight rows in two registers.
+#if defined(__aarch64__)
+#include <arm_neon.h>
+
+#include <cstring>
+
+#include "cpu.h"
+#include "layout.h"
+
+#if defined(__clang__)
+EDGELLM_TARGET_BEGIN("dotprod")
+#else
+EDGELLM_TARGET_BEGIN("arch=armv8.2-a+dotprod")
+#endif
+
+namespace edgellm {
+namespace {
+
+struct S {
+    struct F {
+        float32x4_t a, b;
+    };
+    struct I {
+        int32x4_t a, b;
+    };
+    struct W {
+        uint8x16_t a, b;
+    };
+    static constexpr int kLanes = 8;
+    static constexpr bool kSignedOnly = true;   // the instruction multiplies signed by signed
+    static inline F zero() { return {vdupq_n_f32(0), vdupq_n_f32(0)}; }
+    static inline I zero_int() { return {vdupq_n_s32(0), vdupq_n_s32(0)}; }
+    static inline F broadcast(const float* p) { return {vld1q_dup_f32(p), vld1q_dup_f32(p)}; }
+    static inline I broadcast_int(const int32_t* p) { return {vld1q_dup_s32(p), vld1q_dup_s32(p)}; }
+    static inline W load(const uint8_t* p) { return {vld1q_u8(p), vld1q_u8(p + 16)}; }
+    static inline W low(W v) { return {vandq_u8(v.a, vdupq_n_u8(15)), vandq_u8(v.b, vdupq_n_u8(15))}; }
+    static inline W high(W v) { return {vshrq_n_u8(v.a, 4), vshrq_n_u8(v.b, 4)}; }
+    template <int shift, int mask>
+    static inline uint8x16_t insert_one(uint8x16_t v, uint8x16_t from) {
+        if constexpr (shift > 0) from = vshlq_n_u8(from, shift);
+        if constexpr (shift < 0) from = vshrq_n_u8(from, -shift);
+        return vorrq_u8(v, vandq_u8(from, vdupq_n_u8(mask)));
+    }
+    template <int shift, int mask>
+    static inline W insert(W v, W from) {
+        return {insert_one<shift, mask>(v.a, from.a), insert_one<shift, mask>(v.b, from.b)};
+    }
+    static inline W lookup(W v) { return {vqtbl1q_u8(vld1q_u8(kIq4), v.a), vqtbl1q_u8(vld1q_u8(kIq4), v.b)}; }
+    static inline I dot(I acc, W w, const int32_t* q) {
+        const int8x16_t x = vreinterpretq_s8_s32(vld1q_dup_s32(q));
+        return {vdotq_s32(acc.a, vreinterpretq_s8_u8(w.a), x), vdotq_s32(acc.b, vreinterpretq_s8_u8(w.b), x)};
+    }
+    static inline I dot_wide(I acc, W w, const int32_t* q) { return dot(acc, w, q); }
+    static inline W flip_sign(W v) { return {veorq_u8(v.a, vdupq_n_u8(0x80)), veorq_u8(v.b, vdupq_n_u8(0x80))}; }
+    static inline I times_64(I v) { return {vshlq_n_s32(v.a, 6), vshlq_n_s32(v.b, 6)}; }
+    static inline F to_float(I v) { return {vcvtq_f32_s32(v.a), vcvtq_f32_s32(v.b)}; }
+    static inline F half(const uint8_t* p) {
+        const float16x8_t h = vreinterpretq_f16_u8(vld1q_u8(p));
+        return {vcvt_f32_f16(vget_low_f16(h)), vcvt_f32_f16(vget_high_f16(h))};
+    }
+    static inline F bytes(const uint8_t* p) {
+        const uint16x8_t v = vmovl_u8(vld1_u8(p));
+        return {vcvtq_f32_u32(vmovl_u16(vget_low_u16(v))), vcvtq_f32_u32(vmovl_u16(vget_high_u16(v)))};
+    }
+    static inline F signed_bytes(const uint8_t* p) {
+        const int16x8_t v = vmovl_s8(vreinterpret_s8_u8(vld1_u8(p)));
+        return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(v))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(v)))};
+    }
+    static inline F mul(F x, F y) { return {vmulq_f32(x.a, y.a), vmulq_f32(x.b, y.b)}; }
+    static inline F fma(F x, F y, F z) { return {vfmaq_f32(z.a, x.a, y.a), vfmaq_f32(z.b, x.b, y.b)}; }
+    static inline F minus_product(F z, F x, F y) { return {vfmsq_f32(z.a, x.a, y.a), vfmsq_f32(z.b, x.b, y.b)}; }
+    static inline void store(float* p, F v) { vst1q_f32(p, v.a), vst1q_f32(p + 4, v.b); }
+    static inline void prefetch(const uint8_t* p) { EDGELLM_PREFETCH(p); }
+    static inline void keep(I& v) {
+        EDGELLM_KEEP(v.a);
+        EDGELLM_KEEP(v.b);
+    }
+    static inline void keep_bytes(W& v) {
+        EDGELLM_KEEP(v.a);
+        EDGELLM_KEEP(v.b);
+    }
+};
+
+#include "kernels.h"
+
+bool runs_here() { return cpu_has(Feature::neon_dotprod); }
+
+constexpr Variant kTable = table_of<S>("neon-dotprod", runs_here);
+
+}  // namespace
+
+extern const Variant kNeonDotprod = kTable;
+
+}  // namespace edgellm
+
+EDGELLM_TARGET_END
+#endif
