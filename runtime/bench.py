@@ -128,10 +128,10 @@ def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
                 continue
             try:
                 record = json.loads(line)
-                turns = tuple(record["turns"])
-                if not turns or not all(isinstance(turn, str) for turn in turns):
+                turns = record["turns"]
+                if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) for turn in turns):
                     raise TypeError
-                prompts.append(Prompt(str(record.get("id", number)), str(record.get("task", path.stem)), turns))
+                prompts.append(Prompt(str(record.get("id", number)), str(record.get("task", path.stem)), tuple(turns)))
             except (ValueError, KeyError, TypeError, AttributeError):
                 raise BadPrompts(f'{path}, line {number}: not {{"id", "task", "turns": ["...", ...]}}') from None
     if not prompts:
