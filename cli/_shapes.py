@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 SMALLER = ("Q5_K_M", "Q4_K_M", "Q4_K_S", "Q3_K_M", "Q2_K")  # what a target may be exported to, most exact first
 
 
-def shape_of(reference: str) -> ModelShape:
+def shape_of(reference: str, *, ask: bool = False) -> ModelShape:
     """The shape of a model, without fetching anything.
+
+    Args:
+        ask: llama.cpp will size it, so that an architecture need not be known here.
 
     Raises:
         BadReference, UnknownModel: the reference stands for nothing, or for several things.
@@ -31,7 +34,7 @@ def shape_of(reference: str) -> ModelShape:
     if (folder / "config.json").is_file():
         return _of_checkpoint(folder)
     if model := store.locate(reference):
-        return from_header(read_header(model.path), model.name)
+        return from_header(read_header(model.path), model.name, ask=ask)
     parsed = naming.parse(reference)
     if parsed.repo:
         raise UnknownShape(

@@ -74,7 +74,7 @@ def plan(
     place = _device(mem, budget, device)
     if model is None:
         return _show_pairs(place, ask, json_)
-    target = shape_of(model)
+    target = shape_of(model, ask=probe)
     drafter = drafter_for(target, draft)
     sizer = _probing(model, draft, target, drafter) if probe else None
     solution = solve(target, drafter, place, ask, sizer=sizer, smaller=smaller_than(target))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.kv import cache_bytes, cells, snapshots
-from edgellm.memory.shape import ModelShape, has_fused_qkv
+from edgellm.memory.shape import ModelShape, UnknownShape, has_fused_qkv
 
 _FLOAT = 4
 
@@ -37,8 +37,11 @@ def estimate(shape: ModelShape, settings: ContextSettings, repack: bool = False,
     """Sizes by formula.
 
     Raises:
+        UnknownShape: nothing is known of the model's cache.
         UnsupportedCache: a cache type that the model's heads do not divide into.
     """
+    if not shape.known:
+        raise UnknownShape(f"the cache of {shape.name} ({shape.architecture}) is not known; plan it with --probe")
     return BufferSizes(
         weights_bytes=shape.weight_bytes + (shape.doubled_bytes(isa) if repack else 0),
         repacked_bytes=shape.repacked_bytes(isa) if repack else 0,

@@ -251,7 +251,7 @@ def _model_lines(
     return [
         _weights(role, shape, sizes, settings.loading),
         _vocabulary(role, shape),
-        Line(f"{role} cache", sizes.kv_bytes, _formula(kv.cache_formula(shape, context), sizes)),
+        Line(f"{role} cache", sizes.kv_bytes, _formula(shape, kv.cache_formula(shape, context), sizes)),
         _compute(role, shape, context, sizes),
         Line(f"{role} logits", sizes.output_bytes, buffers.output_formula(shape, context)),
     ]
@@ -284,7 +284,7 @@ def _vocabulary(role: str, shape: ModelShape) -> Line:
 
 def _compute(role: str, shape: ModelShape, context: ContextSettings, sizes: BufferSizes) -> Line:
     work = buffers.work_bytes(shape, context)
-    formula = _formula(buffers.compute_formula(shape, context), sizes)
+    formula = _formula(shape, buffers.compute_formula(shape, context), sizes)
     return Line(
         f"{role} compute", sizes.compute_bytes + work, f"{formula}; scratch {buffers.work_formula(shape, context)}"
     )
@@ -299,7 +299,9 @@ def _candidates(target: ModelShape, settings: PairSettings) -> Line:
     return Line("candidates", target.n_vocab * 12 + table, formula)
 
 
-def _formula(text: str, sizes: BufferSizes) -> str:
+def _formula(shape: ModelShape, text: str, sizes: BufferSizes) -> str:
+    if not shape.known:
+        return "sized by llama.cpp"
     return f"{text} (sized by llama.cpp)" if sizes.exact else text
 
 

@@ -95,6 +95,7 @@ class ModelShape:
     tied: tuple[str, int] | None  # (type, bytes) of an embedding that is also the output matrix
     n_merges: int  # of the tokenizer
     exact: bool  # False: weight bytes follow from counts and an average
+    known: bool = True  # False: nothing is known of the cache, and llama.cpp must be asked
 
     @property
     def is_recurrent(self) -> bool:
@@ -121,14 +122,19 @@ class ModelShape:
         return self.tied[1] if self.tied and self.tied[0] in _REPACKED_TYPES.get(isa, set()) else 0
 
 
-def from_header(header: GgufHeader, name: str | None = None) -> ModelShape:
+def from_header(header: GgufHeader, name: str | None = None, *, ask: bool = False) -> ModelShape:
     """The shape of a GGUF file, to the byte.
+
+    Args:
+        ask: take architectures whose cache is not known too; their buffers must then come from llama.cpp.
 
     Raises:
         UnknownShape: an architecture whose cache is not known, or a header without the sizes.
     """
     architecture = header.architecture
-    _check_known(architecture)
+    known = _is_known(architecture)
+    if not known and not ask:
+        raise _unknown(architecture)
     n_layers = _whole(header, "block_count") - int(header.hparam("nextn_predict_layers", 0))
     n_heads, heads = _head_counts(header, "attention.head_count", n_layers)
     n_embd = _whole(header, "embedding_length")
@@ -145,7 +151,7 @@ def from_header(header: GgufHeader, name: str | None = None) -> ModelShape:
         every = int(header.hparam("full_attention_interval", 4))
         listed = header.array(f"{architecture}.attention.recurrent_layers")
         kept = [i for i in kept if not (listed[i] if listed else (i + 1) % every)]
-    attention = _attention_layers(header, kept, kv_heads, key, value)
+    attention = _attention_layers(header, kept, kv_heads, key, value) if known else ()
     state = _state_elements(header, n_layers - len(kept), n_embd)
     matrices: Counter[str] = Counter()
     for tensor in header.tensors:
@@ -178,6 +184,7 @@ def from_header(header: GgufHeader, name: str | None = None) -> ModelShape:
         tied=(embedding.type, embedding.n_bytes) if embedding and "output.weight" not in sizes else None,
         n_merges=merges.n_items if merges else 0,
         exact=True,
+        known=known,
     )
 
 
@@ -244,7 +251,8 @@ def from_facts(
     Raises:
         UnknownShape: an architecture or quantisation that is not known, or a cache that counts do not tell.
     """
-    _check_known(architecture)
+    if not _is_known(architecture):
+        raise _unknown(architecture)
     if architecture not in _PLAIN and architecture not in _WINDOWED:
         raise UnknownShape(f"{name}: counts do not tell the cache of {architecture!r}; pull the file and plan from it")
     q_width, kv_width = n_heads * head_dim, n_kv_heads * head_dim
@@ -298,11 +306,14 @@ def has_fused_qkv(shape: ModelShape) -> bool:
     return shape.architecture in _FUSED_QKV
 
 
-def _check_known(architecture: str) -> None:
-    if architecture not in _PLAIN | _LATENT | _RECURRENT | _HYBRID and architecture not in _WINDOWED:
-        raise UnknownShape(
-            f"the cache of architecture {architecture!r} is not known: `edgellm plan FILE --probe` asks llama.cpp"
-        )
+def _is_known(architecture: str) -> bool:
+    return architecture in _PLAIN | _LATENT | _RECURRENT | _HYBRID or architecture in _WINDOWED
+
+
+def _unknown(architecture: str) -> UnknownShape:
+    return UnknownShape(
+        f"the cache of architecture {architecture!r} is not known: `edgellm plan FILE --probe` asks llama.cpp"
+    )
 
 
 def _whole(header: GgufHeader, key: str) -> int:

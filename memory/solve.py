@@ -168,6 +168,8 @@ def _free_trims(target: ModelShape, drafter: ModelShape | None, settings: PairSe
     if drafter is not None and settings.drafter is not None:
         models.append(("drafter", drafter, settings.drafter))
     for role, shape, chosen in models:
+        if not shape.known:
+            continue
         wide = replace(chosen, n_ubatch=max(ENGINE_N_UBATCH, chosen.n_ubatch), n_outputs=ENGINE_N_UBATCH)
         fewer = replace(wide, n_outputs=chosen.n_outputs)
         saved = compute_bytes(shape, wide) - compute_bytes(shape, fewer)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_gguf import write_tiny
+from tiny_gguf import ARCHITECTURES, write_tiny
 
 HEAVY = ("llama_cpp", "onnxruntime", "torch", "transformers", "numpy", "matplotlib", "edgellm.runtime")
 
@@ -93,6 +93,21 @@ def test_llama_cpp_itself_can_be_asked(model: Path) -> None:
     reckoned = json.loads(edgellm("plan", model, "--draft", "none", "--budget", "1GiB", "--json").stdout)
     assert (asked["exact"], reckoned["exact"]) == (True, False)
     assert asked["total_bytes"] == pytest.approx(reckoned["total_bytes"], rel=0.01)
+
+
+def test_a_cache_that_is_not_known_is_refused_until_llama_cpp_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """XVERSE has Llama's tensors; llama.cpp knows it and the planner's list does not."""
+    monkeypatch.setitem(ARCHITECTURES, "xverse", ARCHITECTURES["llama"])
+    other = write_tiny(tmp_path / "other.gguf", "xverse", n_embd=128, tied=False)
+    refused = edgellm("plan", other, "--draft", "none", "--budget", "1GiB")
+    assert refused.returncode == 1
+    assert "--probe" in refused.stderr
+    asked = edgellm("plan", other, "--draft", "none", "--budget", "1GiB", "--probe", "--json")
+    assert asked.returncode == 0, asked.stderr
+    lines = {line["name"]: line["n_bytes"] for line in json.loads(asked.stdout)["lines"]}
+    assert lines["target cache"] == 4 * 4096 * 2 * 64 * 2
 
 
 def test_a_model_of_the_catalogue_needs_no_download() -> None:
