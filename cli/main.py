@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from edgellm.cli import _errors, bench, chat, check, devices, export, models, plan, pull
+from edgellm.cli import _errors, bench, chat, check, devices, doctor, export, models, plan, pull
 from edgellm.cli._output import out
 
 app = typer.Typer(
@@ -41,6 +41,7 @@ app.command()(check.check)
 app.command()(bench.bench)
 app.command()(plan.plan)
 app.command()(devices.devices)
+app.command()(doctor.doctor)
 app.command()(pull.pull)
 app.command("list")(models.list_)
 app.command()(models.show)

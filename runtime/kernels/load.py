@@ -78,6 +78,8 @@ def compiled() -> ctypes.CDLL | None:
     signatures: dict[str, tuple[type | None, list[type]]] = {
         "edgellm_variant": (c_text, [c_int]),
         "edgellm_variant_runs_here": (c_int, [c_int]),
+        "edgellm_feature": (c_text, [c_int]),
+        "edgellm_has_feature": (c_int, [c_int]),
         "edgellm_type": (c_text, [c_int]),
         "edgellm_install": (None, [c_text, c_text, c_text, c_text, c_int]),
         "edgellm_packed_bytes": (c_i64, [c_int, c_i64, c_i64]),
@@ -103,6 +105,19 @@ def variants() -> tuple[str, ...]:
     i = 0
     while library is not None and (name := library.edgellm_variant(i)) is not None:
         if library.edgellm_variant_runs_here(i):
+            names.append(name.decode())
+        i += 1
+    return tuple(names)
+
+
+@cache
+def features() -> tuple[str, ...]:
+    """The instruction sets of this CPU that the kernels know, as its system can use them."""
+    library = compiled()
+    names: list[str] = []
+    i = 0
+    while library is not None and (name := library.edgellm_feature(i)) is not None:
+        if library.edgellm_has_feature(i):
             names.append(name.decode())
         i += 1
     return tuple(names)

@@ -6,6 +6,7 @@
 #include <thread>
 #include <vector>
 
+#include "cpu.h"
 #include "layout.h"
 #include "plugin.h"
 
@@ -51,6 +52,12 @@ double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock:
 // Name of the i-th variant, best first; nullptr behind the last.
 EDGELLM_EXPORT const char* edgellm_variant(int i) { return kVariants[i] ? kVariants[i]->name : nullptr; }
 EDGELLM_EXPORT int edgellm_variant_runs_here(int i) { return kVariants[i]->runs_here(); }
+// Instruction sets, in the order of Feature; nullptr behind the last.
+EDGELLM_EXPORT const char* edgellm_feature(int i) {
+    constexpr const char* names[] = {"AVX2", "AVX-VNNI", "AVX512-VNNI", "NEON dotprod", "NEON i8mm", nullptr};
+    return names[i];
+}
+EDGELLM_EXPORT int edgellm_has_feature(int i) { return cpu_has(static_cast<Feature>(i)); }
 EDGELLM_EXPORT const char* edgellm_type(int i) { return i < kTypes ? kInfo[i].name : nullptr; }
 
 // Writes what stands in the way, "" when the kernels are in place.

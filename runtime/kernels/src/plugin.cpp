@@ -78,7 +78,7 @@ struct Api {
 Api api;
 const Variant* variant;
 BufferType buffer_type;
-int mul_mat_op = -1;
+int mul_mat_op = -1, attention_op = -1;
 int ggml_type_of[kTypes];
 
 bool type_of(int ggml_type, Type* out) {
@@ -120,8 +120,19 @@ struct Product final : TensorTraits {
     }
 };
 
+// For a single row over 512 cells or more ggml's attention splits the cache over its threads and sums the parts, in another
+// order than for more rows. Its reference path does not. The flag is set for that operation alone, and the work stays ggml's.
+struct OneRowAttention final : TensorTraits {
+    bool work_size(int, const Tensor*, size_t&) override { return false; }
+    bool compute_forward(ComputeParams* params, Tensor* op) override {
+        params->use_ref = op->op == attention_op && op->src[0]->ne[1] == 1;
+        return false;
+    }
+};
+
 struct Claims final : ExtraBufferType {
     Product product;
+    OneRowAttention one_row_attention;
     bool supports_op(Device*, const Tensor* op) override {
         Type type;
         const Tensor *w = op->src[0], *x = op->src[1];
@@ -129,7 +140,10 @@ struct Claims final : ExtraBufferType {
         return op->op == mul_mat_op && is_ours(w) && claims(w, &type) && x && x->type == f32 && x->nb[0] == sizeof(float) && !is_ours(x) &&
                op->type == f32 && (!x->buffer || !x->buffer->buft->is_host || x->buffer->buft->is_host(x->buffer->buft));
     }
-    TensorTraits* get_tensor_traits(const Tensor* op) override { return op->op == mul_mat_op && is_ours(op->src[0]) ? &product : nullptr; }
+    TensorTraits* get_tensor_traits(const Tensor* op) override {
+        if (op->op == mul_mat_op && is_ours(op->src[0])) return &product;
+        return &one_row_attention;
+    }
 };
 
 int n_load_threads() {
@@ -270,7 +284,10 @@ std::string check_structures() {
         if (name && std::strcmp(name, "MUL_MAT") == 0) mul_mat_op = i;
         if (name && std::strcmp(name, "MUL_MAT_ID") == 0) break;   // beyond it lies no earlier operation, and soon no name at all
     }
-    if (mul_mat_op < 0) return std::string(wrong) + "numbers of the operations";
+    for (int i = mul_mat_op; i >= 0 && i < 100 && attention_op < 0; i++) {   // a hundred is within this version's names
+        if (std::strcmp(api.op_name(i), "FLASH_ATTN_EXT") == 0) attention_op = i;
+    }
+    if (mul_mat_op < 0 || attention_op < 0) return std::string(wrong) + "numbers of the operations";
     constexpr int numbers[kTypes] = {2, 3, 6, 7, 8, 20, 12, 13, 14};
     for (int t = 0; t < kTypes; t++) {
         ggml_type_of[t] = numbers[t];
