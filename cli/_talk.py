@@ -93,7 +93,8 @@ class Talk:
         if not re.match(r"/[A-Za-z?]+(\s|$)", text):
             self._answer(self.session.reply(text, max_tokens=self.max_tokens))
             return True
-        word, _, rest = text.strip().partition(" ")
+        word, *following = text.split(None, 1)
+        rest = following[0].strip() if following else ""
         command = _ALIASES.get(word.lower(), word.lower())
         if command == "/exit":
             return False
@@ -101,10 +102,10 @@ class Talk:
             near = difflib.get_close_matches(command, [*_COMMANDS, *_ALIASES], 1, 0.6)
             hint = f"did you mean {near[0]}? " if near else ""
             out.error(f"there is no command {word}: {hint}/help lists them")
-        elif _COMMANDS[command][0] == "FILE" and not rest.strip():
+        elif _COMMANDS[command][0] == "FILE" and not rest:
             out.error(f"{command} needs the name of a file")
         else:
-            getattr(self, f"_{command[1:]}")(rest.strip())
+            getattr(self, f"_{command[1:]}")(rest)
         return True
 
     def _answer(self, pieces: Iterator[str]) -> None:

@@ -247,6 +247,8 @@ def chat(
         n_threads=threads,
         n_gpu_layers=gpu_layers,
     )
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an output in another encoding gets what it can show
     target, drafter = resolve_pair(model, draft, offline=offline)
     with _load(target, drafter, options) as engine:
         session = ChatSession(engine, system=system, sampling=sampling, stop=stop)
@@ -341,9 +343,7 @@ class _Plain:
         self._shown = AnswerText()
 
     def start(self) -> None:
-        # A terminal or file in another encoding gets what it can show.
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")
+        pass
 
     def text(self, piece: str) -> None:
         self._shown.write(piece)
@@ -373,7 +373,6 @@ class _JsonLines(_Json):
     """An event for the start, for each piece of text, and for the end, which repeats the whole."""
 
     def start(self) -> None:
-        super().start()
         out.jsonl({"event": "start", **self._models})
 
     def text(self, piece: str) -> None:

@@ -204,6 +204,13 @@ def test_settings_can_be_changed_and_changed_back(talk: Talk, capsys: pytest.Cap
     assert say(talk, capsys, "/set")[0] == before
 
 
+def test_a_command_may_be_followed_by_several_lines(talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
+    say(talk, capsys, "/system\nBe brief.\n Be kind.")
+    assert talk.session.system == "Be brief.\n Be kind."
+    say(talk, capsys, '/system ""')
+    assert talk.session.system is None
+
+
 def test_a_path_at_the_beginning_of_a_question_is_no_command(talk: Talk, capsys: pytest.CaptureFixture[str]) -> None:
     say(talk, capsys, "/usr/bin/hat is what?")
     assert talk.session.messages[0].content == "/usr/bin/hat is what?"
