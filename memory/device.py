@@ -89,7 +89,7 @@ def this_machine(root: Path = Path("/sys/fs/cgroup")) -> Device:
         kind="machine",
         total_bytes=total,
         usable_bytes=max(free - reserve, 0),
-        bandwidth_bytes_s=min(12e9 * n_cores, 40e9),
+        bandwidth_bytes_s=min(17e9 * n_cores, 60e9),  # measured: 2 cores of a server decode at 24 GB/s, 70 % of 34
         macs_s=40e9 * n_cores,
         isa=isa,
         unified=platform.system() == "Darwin" and isa == "arm",
