@@ -28,10 +28,8 @@ def doctor(json_: bool = typer.Option(False, "--json", help="Facts as JSON: byte
         rows += [
             ("memory bandwidth", f"{roofline['bytes_per_s'] / 1e9:.1f} GB/s"),
             ("integer peak", f"{roofline['macs_per_s'] / 1e9:.0f} G multiply-adds/s"),
-            (
-                "roofline",
-                f"{roofline['macs_per_byte']:.1f} multiply-adds a byte; {roofline['n_tokens']:.0f} tokens of Q4_K",
-            ),
+            ("roofline", f"{roofline['macs_per_byte']:.1f} multiply-adds a byte"),
+            ("", f"up to {roofline['n_tokens']:.0f} tokens of Q4_K for the price of reading the weights once"),
         ]
     out.table(["", ""], rows)
 

@@ -92,7 +92,9 @@ def compiled() -> ctypes.CDLL | None:
         "edgellm_bandwidth": (ctypes.c_double, [c_text, c_i64, c_int, c_int]),
     }
     for name, (result, arguments) in signatures.items():
-        function = getattr(library, name)
+        function = getattr(library, name, None)
+        if function is None:  # left over from another version
+            return None
         function.restype, function.argtypes = result, arguments
     return library
 

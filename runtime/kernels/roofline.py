@@ -20,7 +20,7 @@ class Roofline:
 
     @property
     def balance(self) -> float:
-        """Multiply-adds a byte read: a batch of more tokens than this times the bytes of a weight is bound by arithmetic."""
+        """Multiply-adds a byte read: a batch of more tokens than this times a weight's bytes is bound by arithmetic."""
         return self.macs_per_s / self.bytes_per_s
 
     def floor_s(self, n_bytes: float, n_macs: float) -> float:

@@ -1,5 +1,6 @@
 // From the file's rows to groups of sixteen: mostly a transpose of 4-byte words. Runs once, at load.
 #include <cstring>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -126,9 +127,15 @@ void pack(Type type, const void* source, int64_t rows, int64_t k, void* packed, 
         }
     };
     if (rows * row_bytes < (1 << 20)) n_threads = 1;   // starting a thread costs more than that
+    if (n_threads < 1) n_threads = 1;
     std::vector<std::thread> threads;
-    for (int i = 1; i < n_threads; i++) threads.emplace_back(share, i, n_threads);
-    share(0, n_threads < 1 ? 1 : n_threads);
+    int started = 1;
+    try {
+        for (; started < n_threads; started++) threads.emplace_back(share, started, n_threads);
+    } catch (const std::system_error&) {   // no more threads to be had: their shares are done here
+    }
+    share(0, n_threads);
+    for (int i = started; i < n_threads; i++) share(i, n_threads);
     for (std::thread& thread : threads) thread.join();
 }
 
