@@ -22,7 +22,7 @@ def show_matrix(
     names: str, model: str | None, draft: str | None, ask: Ask, *, output: Path | None, as_json: bool
 ) -> None:
     """One plan for each model and device; what does not fit is a cell, not an error."""
-    from edgellm.cli._shapes import drafter_for
+    from edgellm.cli._shapes import drafter_for, smaller_than
     from edgellm.memory.solve import solve
 
     if output is not None and output.suffix not in FORMATS:
@@ -30,8 +30,8 @@ def show_matrix(
     places = _places(names)
     rows = []
     for target in _targets(model):
-        drafter = drafter_for(target, draft)
-        rows.append((target, [solve(target, drafter, place, ask).plan for place in places]))
+        drafter, smaller = drafter_for(target, draft), smaller_than(target)
+        rows.append((target, [solve(target, drafter, place, ask, smaller=smaller).plan for place in places]))
     cells = [_cell(target, place, plan) for target, plans in rows for place, plan in zip(places, plans, strict=True)]
     if output is not None:
         _write(output, places, rows, cells)
@@ -39,7 +39,7 @@ def show_matrix(
     if as_json:
         return out.json(cells)
     if output is None:
-        table = [(target.name, *map(_word, plans)) for target, plans in rows]
+        table = [(target.name, *(_word(target, plan) for plan in plans)) for target, plans in rows]
         out.table(["model", *(f"{place.name} " for place in places)], table)
         out.note("tok/s estimated; c: copying instead of a draft model, q8/q4: smaller cache, -: does not fit")
 
@@ -62,15 +62,17 @@ def _targets(model: str | None) -> list[ModelShape]:
     return sorted(map(of_entry, entries), key=lambda shape: shape.weight_bytes)
 
 
-def _word(plan: MemoryPlan) -> str:
+def _word(target: ModelShape, plan: MemoryPlan) -> str:
     """A cell of the table: speed and what was given up for it."""
     if not plan.fits:
         return "-"
     marks = [] if plan.drafter else ["c"]
     if plan.settings.target.kv != "f16":
         marks.append(plan.settings.target.kv[:2])
-    if plan.n_ctx < 4096:
+    if plan.n_ctx < min(4096, target.n_ctx_train):
         marks.append(f"{plan.n_ctx}")
+    if plan.quantisation != target.quantisation:
+        marks.append(plan.quantisation)
     return " ".join([f"{plan.tokens_per_s.value:.0f}" if plan.tokens_per_s else "?", *marks])
 
 
@@ -123,9 +125,9 @@ def _draw(path: Path, places: list[Device], rows: list[tuple[ModelShape, list[Me
     axes = figure.add_subplot()
     speeds = [[p.tokens_per_s.value if p.fits and p.tokens_per_s else 0.0 for p in plans] for _, plans in rows]
     axes.imshow([[min(speed, 60) for speed in row] for row in speeds], cmap="YlGn", vmin=0, vmax=80, aspect="auto")
-    for y, (_, plans) in enumerate(rows):
+    for y, (target, plans) in enumerate(rows):
         for x, plan in enumerate(plans):
-            axes.text(x, y, _word(plan), ha="center", va="center", fontsize=6)
+            axes.text(x, y, _word(target, plan), ha="center", va="center", fontsize=6)
     axes.set_xticks(range(len(places)), [place.name for place in places], rotation=60, ha="right", fontsize=7)
     axes.set_yticks(range(len(rows)), [target.name for target, _ in rows], fontsize=7)
     axes.set_title("estimated tok/s; c: copying, -: does not fit", fontsize=8)
