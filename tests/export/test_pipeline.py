@@ -27,6 +27,8 @@ from edgellm.export.source import resolve
 from edgellm.export.trim import TrimError, _raw_entries, trim_vocabulary
 from edgellm.memory.gguf import TensorInfo, read_header
 
+N_KILLS = int(os.environ.get("EDGELLM_TEST_KILLS", "6"))  # 100 for the long run
+
 
 def request(folder: Path, *, draft: bool = False, **options: Any) -> Request:
     target = folder / "target-model"
@@ -155,7 +157,7 @@ def part_of(data: bytes, start: int, tensor: TensorInfo) -> list[bytes]:
 
 
 def test_killed_at_any_moment_an_export_leaves_no_damaged_folder_and_goes_on(tmp_path: Path) -> None:
-    """SIGKILL at random moments; EDGELLM_TEST_KILLS=100 for the long run."""
+    """SIGKILL at random moments."""
     tiny_model(tmp_path / "target-model", "llama")
     command = [sys.executable, "-m", "edgellm.cli", "export", "target-model", "--quant", "Q8_0,Q4_0,F16", "-o", "out"]
     started = time.monotonic()
@@ -164,7 +166,7 @@ def test_killed_at_any_moment_an_export_leaves_no_damaged_folder_and_goes_on(tmp
     expected = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     n_killed = 0
     rng = random.Random(7)
-    for _ in range(int(os.environ.get("EDGELLM_TEST_KILLS", "6"))):
+    for _ in range(N_KILLS):
         for path in (tmp_path / "out").glob("*"):
             path.unlink()
         if (tmp_path / "out").exists():
