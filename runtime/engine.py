@@ -10,7 +10,6 @@ from types import TracebackType
 
 from edgellm.runtime.backends.base import Backend
 from edgellm.runtime.backends.llama_cpp import (
-    SPLIT_FROM,
     ContextOptions,
     KvType,
     LlamaBackend,
@@ -132,7 +131,7 @@ def load_target(path: Path, options: EngineOptions = DEFAULTS) -> Engine:
             n_ubatch=options.n_ubatch,
             kv=options.kv,
             n_threads=options.n_threads,
-            pad_single_from=SPLIT_FROM if kernels().active else 0 if options.exact else None,
+            pad_single=options.exact and not kernels().active,
         ),
         stop_asked=stop_asked,
     )

@@ -28,10 +28,6 @@ from edgellm.runtime.vocabulary import TokenKind, Vocabulary
 KvType = Literal["f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 KV_TYPES: dict[KvType, int] = {"f32": 0, "f16": 1, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2}
 
-# From 512 cells on (they come in blocks of 256) ggml's attention splits the cache over its threads for a pass of one
-# token, and sums in another order than for more. Our kernels leave that one difference between the widths of a pass.
-SPLIT_FROM = 255
-
 log = logging.getLogger("edgellm.llama_cpp")
 _recent: deque[str] = deque(maxlen=20)  # warnings and errors, for the sentence that explains a failed load
 _level = logging.DEBUG
@@ -91,9 +87,7 @@ class ContextOptions:
     kv: KvType = "f16"
     flash_attention: bool = True
     n_threads: int | None = None  # None: the physical cores that this process may use
-    # From so many tokens of context on, a pass of one runs as two, which agrees in every bit with wider ones. None:
-    # never.
-    pad_single_from: int | None = None
+    pad_single: bool = False  # run single tokens as two, which agree in every bit with wider passes on more kernels
 
 
 class LlamaModel:
@@ -117,8 +111,11 @@ class LlamaModel:
         self._model = api.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
             raise LoadError(f"{path} could not be loaded: {_reason()}")
-        self.vocabulary = Vocabulary(_LlamaTokenizer(api.llama_model_get_vocab(self._model)))
-        self.chat_template = self.header.metadata.get("tokenizer.chat_template") or None
+        self._tokenizer = _LlamaTokenizer(api.llama_model_get_vocab(self._model))
+        self.vocabulary = Vocabulary(self._tokenizer)
+        template = self.header.metadata.get("tokenizer.chat_template")
+        self.chat_template = template if isinstance(template, str) and template else None
+        self.n_window = int(api.llama_model_n_swa(self._model))  # tokens that a sliding window sees; 0 without one
         self.n_ctx_train = int(api.llama_model_n_ctx_train(self._model))
         self.is_recurrent = bool(api.llama_model_is_recurrent(self._model) or api.llama_model_is_hybrid(self._model))
 
@@ -130,6 +127,7 @@ class LlamaModel:
 
     def close(self) -> None:
         if self._model:
+            self._tokenizer.close()
             api.llama_model_free(self._model)
         self._model = None
 
@@ -151,7 +149,7 @@ class LlamaBackend:
         """`stop_asked`: once set, reading text ends with `Interrupted`."""
         self.model, self.options = model, options
         self.n_vocab = model.vocabulary.n_tokens
-        self.max_keep = max(options.max_keep, 1 if options.pad_single_from is None else 2)
+        self.max_keep = max(options.max_keep, 2 if options.pad_single else 1)
         self.busy_s = 0.0
         self.n_threads = options.n_threads or usable_cores()
         self._n_batch = max(options.n_ubatch, self.max_keep)
@@ -191,6 +189,8 @@ class LlamaBackend:
             self._batch.seq_id[i][0] = 0
 
     def forward(self, tokens: Sequence[int], keep: int) -> Logits:
+        if self._ctx is None:
+            raise EngineError(f"{self.model.path.name} is closed")
         if keep > self.max_keep or keep > len(tokens):
             raise EngineError(f"{keep} rows of logits asked for, {min(self.max_keep, len(tokens))} are to be had")
         n_body = len(tokens) - keep
@@ -198,8 +198,7 @@ class LlamaBackend:
             self._read(tokens[:n_body])
         if not keep:
             return np.empty((0, self.n_vocab), np.float32)
-        pad_from = self.options.pad_single_from
-        if keep == 1 and pad_from is not None and len(self.tokens) >= pad_from:
+        if keep == 1 and self.options.pad_single:
             self._decode([tokens[-1], tokens[-1]], 1)
             self.truncate(len(self.tokens) - 1)
         else:
@@ -223,8 +222,6 @@ class LlamaBackend:
         n, n_held = len(tokens), len(self.tokens)
         if not n:
             return
-        if self._ctx is None:
-            raise EngineError(f"{self.model.path.name} is closed")
         if n_held + n > self.n_ctx:
             raise ContextFull(f"the context of {self.n_ctx:,} tokens is full: raise --ctx or /clear the conversation")
         self._tokens[:n] = tokens
@@ -252,12 +249,22 @@ class LlamaBackend:
             return
         if length <= 0:
             api.llama_memory_clear(self._memory, False)
+        elif self._window_lost(length):
+            raise CannotTruncate(
+                f"{self.model.path.name} has let go of tokens before {length} that its sliding window needs again: "
+                "it must read the text once more"
+            )
         elif not api.llama_memory_seq_rm(self._memory, 0, length, -1):
             raise CannotTruncate(
                 f"{self.model.path.name} ({self.model.header.architecture}) keeps recurrent state that cannot be cut "
                 f"back from {len(self.tokens)} to {length} tokens: use it with --draft none"
             )
         del self.tokens[max(0, length) :]
+
+    def _window_lost(self, length: int) -> bool:
+        """Whether layers with a sliding window have reused cells that token `length` would look at."""
+        n_window = self.model.n_window
+        return n_window > 0 and api.llama_memory_seq_pos_min(self._memory, 0) > max(0, length - n_window)
 
     def warm_up(self) -> None:
         """One pass over one token, so that the first answer does not pay for paging the weights in."""
@@ -279,7 +286,7 @@ class _LlamaTokenizer:
     """llama.cpp's vocabulary as the `Tokenizer` that `Vocabulary` wants."""
 
     def __init__(self, vocab: Any) -> None:
-        self._vocab = vocab
+        self._vocab: Any = vocab
         self.n_tokens = int(api.llama_vocab_n_tokens(vocab))
         self.bos = _token_or_none(api.llama_vocab_bos(vocab))
         self.adds_bos = bool(api.llama_vocab_get_add_bos(vocab))
@@ -288,10 +295,19 @@ class _LlamaTokenizer:
         self.turn_end = eot if eot is not None else eos
         self._buffer = ctypes.create_string_buffer(256)
 
+    def close(self) -> None:
+        """The engine is about to free the vocabulary."""
+        self._vocab = None
+
+    def _open(self) -> Any:
+        if self._vocab is None:
+            raise EngineError("the model of this vocabulary is closed")
+        return self._vocab
+
     def tokenize(self, text: bytes) -> list[int]:
         n_max = len(text) + 8
         tokens = (api.llama_token * n_max)()
-        n = api.llama_tokenize(self._vocab, text, len(text), tokens, n_max, False, False)
+        n = api.llama_tokenize(self._open(), text, len(text), tokens, n_max, False, False)
         if n < 0:
             raise EngineError(f"the tokenizer wanted {-n} tokens for {len(text)} bytes")
         return list(tokens[:n])
@@ -303,10 +319,10 @@ class _LlamaTokenizer:
         return self._piece(token, True)
 
     def _piece(self, token: int, special: bool) -> bytes:
-        n = api.llama_token_to_piece(self._vocab, token, self._buffer, len(self._buffer), 0, special)
+        n = api.llama_token_to_piece(self._open(), token, self._buffer, len(self._buffer), 0, special)
         if n < 0:
             self._buffer = ctypes.create_string_buffer(-n)
-            n = api.llama_token_to_piece(self._vocab, token, self._buffer, len(self._buffer), 0, special)
+            n = api.llama_token_to_piece(self._open(), token, self._buffer, len(self._buffer), 0, special)
         return self._buffer.raw[:n]
 
     def kinds(self) -> list[TokenKind]:

@@ -204,14 +204,10 @@ size_t tensor_bytes(BufferType*, const Tensor* tensor) {
     return static_cast<size_t>(packed_bytes(type, tensor->ne[1], tensor->ne[0]));
 }
 
+// Ordinary pages: asking for huge ones made loading three times as long where free memory is in pieces.
 Buffer* allocate(BufferType* type, size_t size) {
-    constexpr size_t huge = 2 << 20;   // large pages save the prefetchers a stop at every 4 KiB
-    const bool large = size >= 8 * huge;
     void* memory = nullptr;
-    if (posix_memalign(&memory, large ? huge : 4096, size ? size : 1) != 0) return nullptr;
-#if defined(MADV_HUGEPAGE)
-    if (large) madvise(memory, size, MADV_HUGEPAGE);
-#endif
+    if (posix_memalign(&memory, 4096, size ? size : 1) != 0) return nullptr;
     BufferInterface iface = {};
     iface.free_buffer = free_buffer;
     iface.get_base = buffer_base;
