@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.cli import _errors
 from edgellm.cli._output import out
-from edgellm.cli._terminal import FENCE, LineEditor, WordWrap, dim, interrupts, printable, silent_keys, waiting
+from edgellm.cli._terminal import FENCE, LineEditor, WordWrap, dim, interrupts, printable, waiting
 
 if TYPE_CHECKING:
     from edgellm.export.store import ModelFile
@@ -53,10 +53,6 @@ class Talk:
             {name: about for name, (_, about) in _COMMANDS.items()},
             {"/set": list(self._settings()), "/save": Path(), "/load": Path()},
         )
-        with silent_keys():
-            self._run(editor)
-
-    def _run(self, editor: LineEditor) -> None:
         leaving = False  # Ctrl-C came on an empty line: another one leaves
         while True:
             try:

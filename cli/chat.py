@@ -226,6 +226,7 @@ def chat(
     Every option can be set in the environment too: EDGELLM_TOP_K=20 is --top-k 20.
     """
     from edgellm.cli._models import check_kv, resolve_pair
+    from edgellm.cli._terminal import silent_keys
     from edgellm.runtime.chat import ChatSession
     from edgellm.runtime.engine import EngineOptions
     from edgellm.runtime.sampling import Sampling
@@ -250,7 +251,7 @@ def chat(
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an output in another encoding gets what it can show
     target, drafter = resolve_pair(model, draft, offline=offline)
-    with _load(target, drafter, options) as engine:
+    with silent_keys(), _load(target, drafter, options) as engine:
         session = ChatSession(engine, system=system, sampling=sampling, stop=stop)
         if question is None:
             _talk(session, target, drafter, max_tokens)
@@ -318,10 +319,10 @@ def _talk(session: ChatSession, target: ModelFile, drafter: ModelFile | None, ma
 
 def _answer_once(session: ChatSession, question: str, max_tokens: int | None, form: _Plain) -> None:
     from edgellm.cli._talk import status_line
-    from edgellm.cli._terminal import dim, interrupts, silent_keys, waiting
+    from edgellm.cli._terminal import dim, interrupts, waiting
 
     form.start()
-    with silent_keys(), interrupts(session.engine.stop_asked), waiting("…") as erase:
+    with interrupts(session.engine.stop_asked), waiting("…") as erase:
         for piece in session.reply(question, max_tokens=max_tokens):
             erase()
             form.text(piece)

@@ -243,6 +243,7 @@ def test_wrapping_changes_nothing_but_the_space_between_words_however_the_text_i
     assert wrapped(pieces) == wrapped([text])
     assert wrapped(pieces).split() == text.split() or "日" in text
     assert "".join(wrapped(pieces).split()) == "".join(text.split())
+    assert wrapped(pieces).count("\n\n") == text.count("\n\n")
 
 
 def test_words_stay_whole_and_code_stays_as_it_is() -> None:

@@ -98,12 +98,16 @@ def start(private_folders: Path) -> Iterator[Start]:
     """`start(MODEL, "--option", ...)` begins a conversation and waits for its prompt."""
     sockets: list[str] = []
 
-    def begin(*arguments: object, **settings: str) -> Terminal:
+    def begin(*arguments: object, before: str = "", **settings: str) -> Terminal:
         env = {"EDGELLM_HOME": str(private_folders / "edgellm"), "EDGELLM_THREADS": "1", "LC_ALL": "C.UTF-8"}
         command = [sys.executable, "-m", "edgellm.cli", "chat", *map(str, arguments)]
         sockets.append(f"edgellm-test-{os.getpid()}-{time.monotonic_ns()}")
         terminal = Terminal(sockets[-1], command, env | settings)
-        terminal.wait_prompt()
+        if before:
+            terminal.wait("loading")
+            terminal.keys(before)
+        else:
+            terminal.wait_prompt()
         return terminal
 
     yield begin
@@ -121,6 +125,12 @@ def test_an_answer_streams_and_keys_pressed_meanwhile_wait_for_the_next_line(sta
     assert "xyzzy" not in screen.rpartition(STATUS)[0]
     answer = partial.split(">>> hat")[-1].strip().split()[0]
     assert answer in screen
+
+
+def test_keys_pressed_while_the_model_loads_wait_for_the_prompt(start: Start, slow: Path) -> None:
+    terminal = start(slow, "-n", 2, before="eager question")
+    screen = terminal.wait(lambda screen: screen.endswith(">>> eager question"))
+    assert screen.count("eager") == 1
 
 
 def test_ctrl_c_stops_an_answer_and_keeps_the_conversation(start: Start, slow: Path, tmp_path: Path) -> None:
