@@ -21,7 +21,7 @@ from edgellm.runtime.drafters.base import Drafter, NoDrafter
 from edgellm.runtime.drafters.chain import ChainDrafter
 from edgellm.runtime.drafters.copy import CopyDrafter
 from edgellm.runtime.drafters.model import ModelDrafter
-from edgellm.runtime.drafters.translating import TranslatingDrafter
+from edgellm.runtime.drafters.translating import MAX_OWN_TOKENS, TranslatingDrafter
 from edgellm.runtime.exactness import exact_width
 from edgellm.runtime.pairing import Match, match
 from edgellm.runtime.template import DOCUMENT, ChatTemplate, Message, TemplateError
@@ -138,17 +138,19 @@ def load_target(path: Path, options: EngineOptions = DEFAULTS) -> Engine:
     backend.warm_up()
     template = ChatTemplate(model.chat_template, model.vocabulary)
     engine = Engine(model, backend, template, NoDrafter(), options, stop_asked=stop_asked)
-    engine.n_draft = options.n_draft
+    engine.n_draft = min(options.n_draft, backend.max_keep - 1)
+    if model.is_recurrent:
+        engine.warnings.append(f"{path.name} keeps a state that cannot take tokens back, so nothing is drafted")
     _note_template(engine.warnings, model, engine.template)
     if n_ctx < options.n_ctx:
         engine.notes.append(f"{path.name} was trained for {n_ctx:,} tokens: the context is that long")
     if options.exact:
         width = exact_width(backend)
-        engine.n_draft = min(options.n_draft, width - 1)
-        (engine.notes if width > 2 else engine.warnings).append(
-            f"exact: passes of 2 to {width} tokens agree bit for bit here"
-            if width > 2
-            else "exact: no two widths agree bit for bit here but 2 with itself, so one token is drafted at most"
+        engine.n_draft = min(engine.n_draft, width - 1)
+        (engine.notes if width > 1 else engine.warnings).append(
+            f"exact: passes of 1 to {width} tokens agree bit for bit here"
+            if width > 1
+            else "exact: no two pass widths agree bit for bit here, so nothing is drafted"
         )
     return engine
 
@@ -175,7 +177,13 @@ def _load_drafter(engine: Engine, path: Path) -> Drafter:
     own_n_ctx = min(engine.backend.n_ctx, model.n_ctx_train or engine.backend.n_ctx)
     backend = LlamaBackend(
         model,
-        ContextOptions(n_ctx=own_n_ctx, n_ubatch=N_UBATCH_DRAFT, kv=options.kv, n_threads=options.n_threads),
+        ContextOptions(
+            n_ctx=own_n_ctx,
+            n_rollback=engine.n_draft * MAX_OWN_TOKENS,
+            n_ubatch=N_UBATCH_DRAFT,
+            kv=options.kv,
+            n_threads=options.n_threads,
+        ),
         stop_asked=engine.stop_asked,
     )
     backend.warm_up()

@@ -15,16 +15,16 @@ N_PROBE = 24  # tokens evaluated at each width
 
 
 def exact_width(backend: Backend) -> int:
-    """The widest w so that passes of 2..w tokens give bitwise equal logits on a few tokens; 2 if none agrees with 2.
+    """The widest w so that passes of 1..w tokens give bitwise equal logits on a few tokens; 1 if none agrees with 1.
 
-    The backend is left empty. Single tokens are no matter of this: an exact backend runs them as two.
+    Single tokens are run as the backend runs them: as two, if it pads. The backend is left empty.
     """
     rng = np.random.default_rng(0)
     tokens = [int(token) for token in rng.integers(0, min(backend.n_vocab, 20_000), N_PROBE + 8)]
     prefix, probe = tokens[:8], tokens[8:]
-    reference = rows_at_width(backend, prefix, probe, 2)
-    width = 2
-    for n in range(3, backend.max_keep + 1):
+    reference = rows_at_width(backend, prefix, probe, 1)
+    width = 1
+    for n in range(2, backend.max_keep + 1):
         if not np.array_equal(rows_at_width(backend, prefix, probe, n), reference):
             break
         width = n

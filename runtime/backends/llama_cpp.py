@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import re
 import threading
 import time
 from collections import deque
@@ -28,8 +29,11 @@ from edgellm.runtime.vocabulary import TokenKind, Vocabulary
 KvType = Literal["f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 KV_TYPES: dict[KvType, int] = {"f32": 0, "f16": 1, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2}
 
+MAX_LAYERS = 512  # that the engine was built for
+
 log = logging.getLogger("edgellm.llama_cpp")
-_recent: deque[str] = deque(maxlen=20)  # warnings and errors, for the sentence that explains a failed load
+_WHERE = re.compile(r"^(\w+: )?(error loading model( [a-z]+)?: )*")  # before the words that say why
+_recent: deque[str] = deque(maxlen=20)  # errors, for the sentence that explains a failed load
 _level = logging.DEBUG
 
 
@@ -37,11 +41,11 @@ _level = logging.DEBUG
 def _on_log(level: int, text: bytes, _user_data: Any) -> None:
     global _level
     if level != 5:  # 5 continues the line before
-        _level = {1: logging.DEBUG, 2: logging.WARNING, 3: logging.ERROR}.get(level, logging.DEBUG)
+        _level = {3: logging.WARNING, 4: logging.ERROR}.get(level, logging.DEBUG)
     line = text.decode("utf-8", "replace").rstrip("\n")
     if not line.strip("."):
         return
-    if _level >= logging.WARNING:
+    if _level == logging.ERROR:
         _recent.append(line)
     log.debug(line)
 
@@ -83,6 +87,7 @@ class ContextOptions:
 
     n_ctx: int = 4096  # tokens
     max_keep: int = 1  # logits rows a pass: the widest verification
+    n_rollback: int = 0  # tokens that a hybrid model can take back, `max_keep` at least; each costs a copy of its state
     n_ubatch: int = 128  # tokens a pass; more costs memory and gains nothing on a CPU
     kv: KvType = "f16"
     flash_attention: bool = True
@@ -117,7 +122,8 @@ class LlamaModel:
         self.chat_template = template if isinstance(template, str) and template else None
         self.n_window = int(api.llama_model_n_swa(self._model))  # tokens that a sliding window sees; 0 without one
         self.n_ctx_train = int(api.llama_model_n_ctx_train(self._model))
-        self.is_recurrent = bool(api.llama_model_is_recurrent(self._model) or api.llama_model_is_hybrid(self._model))
+        self.is_hybrid = bool(api.llama_model_is_hybrid(self._model))  # its state can be rolled back a little way
+        self.is_recurrent = bool(api.llama_model_is_recurrent(self._model))  # nothing but state: it cannot
 
     @property
     def handle(self) -> Any:
@@ -149,7 +155,9 @@ class LlamaBackend:
         """`stop_asked`: once set, reading text ends with `Interrupted`."""
         self.model, self.options = model, options
         self.n_vocab = model.vocabulary.n_tokens
-        self.max_keep = max(options.max_keep, 2 if options.pad_single else 1)
+        # What a purely recurrent model has read cannot be taken back: single tokens, nothing drafted, nothing padded.
+        self._pad_single = options.pad_single and not model.is_recurrent
+        self.max_keep = 1 if model.is_recurrent else max(options.max_keep, 2 if options.pad_single else 1)
         self.busy_s = 0.0
         self.n_threads = options.n_threads or usable_cores()
         self._n_batch = max(options.n_ubatch, self.max_keep)
@@ -168,7 +176,7 @@ class LlamaBackend:
         params.no_perf = True
         # A sliding window keeps n_ubatch spare cells, more than one rejected draft ever needs.
         params.swa_full = False
-        params.n_rs_seq = self.max_keep if model.is_recurrent else 0
+        params.n_rs_seq = max(self.max_keep, options.n_rollback) if model.is_hybrid else 0
         _recent.clear()
         self._ctx = api.llama_init_from_model(model.handle, params)
         if not self._ctx:
@@ -198,7 +206,7 @@ class LlamaBackend:
             self._read(tokens[:n_body])
         if not keep:
             return np.empty((0, self.n_vocab), np.float32)
-        if keep == 1 and self.options.pad_single:
+        if keep == 1 and self._pad_single:
             self._decode([tokens[-1], tokens[-1]], 1)
             self.truncate(len(self.tokens) - 1)
         else:
@@ -347,17 +355,26 @@ def _token_or_none(token: int) -> int | None:
 
 
 def _checked_header(path: Path) -> GgufHeader:
+    """The header, with what would make the engine end the process instead of refusing the file."""
     try:
-        return read_header(path)
+        header = read_header(path)
+        words = [word for word in header.array("tokenizer.ggml.tokens") if word]
     except GgufError as error:
         raise LoadError(str(error)) from error
     except OSError as error:
         raise LoadError(f"{path} cannot be read: {error.strerror}") from error
+    if len(set(words)) < len(words):
+        raise LoadError(f"{path} has the same token twice in its vocabulary: the file is damaged, pull it again")
+    n_layers = header.hparam("block_count", 1)
+    if not isinstance(n_layers, int) or not 0 < n_layers <= MAX_LAYERS:
+        raise LoadError(f"{path} claims {n_layers} layers: the file is damaged, pull it again")
+    return header
 
 
 def _reason() -> str:
     """The engine's own words for its last failure, in one line."""
-    words = [line.split(": ", 1)[-1] for line in _recent if "failed to load model" not in line]
+    lines = [_WHERE.sub("", line) for line in _recent]
+    words = [line for line in lines if line and "failed to load model" not in line]
     if not words:
         return "the engine gave no reason (run with --verbose)"
     reason = words[0]
