@@ -264,8 +264,9 @@ def _weights(role: str, shape: ModelShape, sizes: BufferSizes, loading: Loading)
     if not shape.exact:
         formula = f"{shape.n_params:,} weights x {8 * shape.weight_bytes / shape.n_params:.2f} bits, {how}"
     if loading == "packed":
-        n_bytes = int(n_bytes * (1 + PACKED_OVERHEAD))
-        formula += f" (at most {PACKED_OVERHEAD:.0%} more)"
+        tied = shape.tied[1] if shape.tied else 0  # rows are looked up in the original, products use the packed one
+        n_bytes = int((shape.weight_bytes + tied) * (1 + PACKED_OVERHEAD))
+        formula += f" (at most {PACKED_OVERHEAD:.0%} more)" + (f" + {tied:,} B of output packed apart" if tied else "")
     elif loading == "mapped" and sizes.repacked_bytes:
         n_bytes = shape.weight_bytes + sizes.repacked_bytes
         formula += f" + {sizes.repacked_bytes:,} B rearranged beside them"
