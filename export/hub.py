@@ -35,8 +35,8 @@ def find_file(repo: str, quant: str | None, *, token: str | None = None) -> tupl
     """
     import huggingface_hub
 
-    api = huggingface_hub.HfApi(endpoint=_endpoint(), token=token)
-    with _plain_errors(repo):
+    api = huggingface_hub.HfApi(endpoint=endpoint(), token=token)
+    with plain_errors(repo):
         info = _within(READ_S, lambda: api.model_info(repo, files_metadata=True, timeout=_timeout()))
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
     filename = naming.choose([name for name in siblings if naming.is_model_file(name)], quant, where=repo)
@@ -68,11 +68,11 @@ def pull(
     import huggingface_hub
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, not re-exported
 
-    url = huggingface_hub.hf_hub_url(source.repo, source.filename, revision=source.revision, endpoint=_endpoint())
-    with _plain_errors(source.repo):
+    url = huggingface_hub.hf_hub_url(source.repo, source.filename, revision=source.revision, endpoint=endpoint())
+    with plain_errors(source.repo):
         there = _within(
             READ_S if is_last else IMPATIENT_S,
-            lambda: huggingface_hub.get_hf_file_metadata(url, token=token, timeout=_timeout(), endpoint=_endpoint()),
+            lambda: huggingface_hub.get_hf_file_metadata(url, token=token, timeout=_timeout(), endpoint=endpoint()),
         )
     if not there.commit_hash or not there.etag or not _ETAG.fullmatch(there.etag):
         raise SourceError(f"{url} is not answered by a Hub: check HF_ENDPOINT and the proxy")
@@ -91,9 +91,9 @@ def pull(
         headers = build_hf_headers(token=token)
         partial = blob.with_name(f"{there.etag}.incomplete")
         fetch(url, blob, progress, partial=partial, n_bytes=there.size, sha256=sha256, headers=headers)
-    with _plain_errors(source.repo):  # the blob is there: this only gives it its names in the cache
+    with plain_errors(source.repo):  # the blob is there: this only gives it its names in the cache
         path = huggingface_hub.hf_hub_download(
-            source.repo, source.filename, revision=source.revision, token=token, endpoint=_endpoint()
+            source.repo, source.filename, revision=source.revision, token=token, endpoint=endpoint()
         )
     return Path(path)
 
@@ -146,7 +146,7 @@ def _cache_folder(repo: str) -> Path:
     return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
 
 
-def _endpoint() -> str:
+def endpoint() -> str:
     from huggingface_hub import constants
 
     return constants.ENDPOINT
@@ -160,16 +160,16 @@ def _timeout() -> Any:
 
 
 @contextlib.contextmanager
-def _plain_errors(repo: str) -> Iterator[None]:
+def plain_errors(repo: str) -> Iterator[None]:
     """What the library raises, as one clause that says what to do."""
     import httpx2
     from huggingface_hub import errors
 
-    host = httpx2.URL(_endpoint()).host
+    host = httpx2.URL(endpoint()).host
     try:
         yield
     except errors.GatedRepoError as error:
-        clause = f"{repo} is gated: accept its licence at {_endpoint()}/{repo}, then set HF_TOKEN to your token"
+        clause = f"{repo} is gated: accept its licence at {endpoint()}/{repo}, then set HF_TOKEN to your token"
         raise SourceError(clause) from error
     except errors.RepositoryNotFoundError as error:
         raise SourceError(f"{host} has no repository {repo}, or it is private and HF_TOKEN is not set") from error

@@ -79,8 +79,8 @@ def _fetch(
 
     from edgellm.export.download import Unwatched
 
-    with hub._plain_errors(repo):
-        api = huggingface_hub.HfApi(endpoint=hub._endpoint(), token=token)
+    with hub.plain_errors(repo):
+        api = huggingface_hub.HfApi(endpoint=hub.endpoint(), token=token)
         info = api.model_info(repo, revision=revision, files_metadata=True)
     licence = licence or (info.card_data.get("license") if info.card_data else None)
     commit = str(info.sha)

@@ -5,6 +5,7 @@ The library's own `Llama` class is not used: it keeps n_ctx x n_vocab logits and
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import logging
 import re
@@ -65,6 +66,7 @@ def _initialise() -> None:
     global _initialised, _kernels
     if not _initialised:
         api.llama_log_set(_on_log, ctypes.c_void_p(0))
+        atexit.register(api.llama_log_set, api.llama_log_callback(), ctypes.c_void_p(0))  # no callback into a dead Python
         api.llama_backend_init()
         _kernels = install()  # they offer themselves to every model that is loaded from here on
         _initialised = True
