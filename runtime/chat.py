@@ -174,8 +174,13 @@ class ChatSession:
                     started += stats.prefill_s
                 stats.add(step)
                 stats.decode_s = now - started
-                tokens += step.tokens
-                if piece := stream.feed(vocabulary.decode(step.tokens)):
+                piece = ""
+                for token in step.tokens:  # one by one: no token behind a stop string is kept, however many came along
+                    tokens.append(token)
+                    piece += stream.feed(vocabulary.piece(token))
+                    if stream.stopped:
+                        break
+                if piece:
                     shown.append(piece)
                     yield piece
                 if stream.stopped:
@@ -194,6 +199,7 @@ class ChatSession:
             steps.close()
             if tokens and tokens[-1] in ends:
                 tokens.pop()
+            shown.append(stream.feed(b"", final=True))  # what a stop string might have begun with
             self.last = Answer("".join(shown), tuple(tokens), reason, stats)
             # Ids go back verbatim, so that the next turn finds them cached; not where a stop string cut inside them.
             ids = None if stream.stopped else self.last.tokens
