@@ -44,7 +44,7 @@ class EngineOptions:
     n_threads: int | None = None
     n_gpu_layers: int = -1
     main_gpu: int = 0
-    mmap: bool = True
+    mmap: bool = False  # weights are read once; mapped, llama.cpp would keep what it repacks a second time
 
 
 DEFAULTS = EngineOptions()

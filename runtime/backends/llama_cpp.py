@@ -66,7 +66,8 @@ def _initialise() -> None:
     global _initialised, _kernels
     if not _initialised:
         api.llama_log_set(_on_log, ctypes.c_void_p(0))
-        atexit.register(api.llama_log_set, api.llama_log_callback(), ctypes.c_void_p(0))  # no callback into a dead Python
+        # A log line behind the end of Python must not call into it.
+        atexit.register(api.llama_log_set, api.llama_log_callback(), ctypes.c_void_p(0))
         api.llama_backend_init()
         _kernels = install()  # they offer themselves to every model that is loaded from here on
         _initialised = True
