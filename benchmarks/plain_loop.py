@@ -2,7 +2,7 @@
 
     python benchmarks/plain_loop.py MODEL.gguf [--tokens 128] [--rounds 5]
 
-The reference loop calls llama_decode with one token and takes the argmax of the logits, and nothing else. Both sides use
+The reference loop calls llama_decode with one token and takes the argmax of the logits. Both sides use
 the same file, threads, context and batch sizes, in one process with one copy of the weights; only ratios mean anything.
 """
 

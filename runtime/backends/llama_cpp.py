@@ -62,12 +62,18 @@ def kernels() -> KernelReport:
     return _kernels
 
 
+def _listen() -> None:
+    """Hear what the engine says from here on, whoever else in this process has listened since."""
+    api.llama_log_set(_on_log, ctypes.c_void_p(0))
+    _recent.clear()
+
+
 def _initialise() -> None:
     global _initialised, _kernels
     if not _initialised:
-        api.llama_log_set(_on_log, ctypes.c_void_p(0))
         # A log line behind the end of Python must not call into it.
         atexit.register(api.llama_log_set, api.llama_log_callback(), ctypes.c_void_p(0))
+        _listen()
         api.llama_backend_init()
         _kernels = install()  # they offer themselves to every model that is loaded from here on
         _initialised = True
@@ -115,7 +121,7 @@ class LlamaModel:
         params.load_mode = api.LLAMA_LOAD_MODE_MMAP if options.mmap else api.LLAMA_LOAD_MODE_NONE
         params.use_extra_bufts = options.repack
         params.vocab_only = options.vocabulary_only
-        _recent.clear()
+        _listen()
         self._model = api.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
             raise LoadError(f"{path} could not be loaded: {_reason()}")
@@ -180,7 +186,7 @@ class LlamaBackend:
         # A sliding window keeps n_ubatch spare cells, more than one rejected draft ever needs.
         params.swa_full = False
         params.n_rs_seq = max(self.max_keep, options.n_rollback) if model.is_hybrid else 0
-        _recent.clear()
+        _listen()
         self._ctx = api.llama_init_from_model(model.handle, params)
         if not self._ctx:
             raise LoadError(
