@@ -28,8 +28,19 @@ def edgellm(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*EDGELLM, *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL, **more)
 
 
+def heed_ctrl_c() -> None:
+    """Where the tests run in the background, children inherit that Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([*EDGELLM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [*EDGELLM, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_ctrl_c,
+    )
 
 
 def refused(done: subprocess.CompletedProcess[str], code: int) -> str:
