@@ -247,8 +247,8 @@ def _prompt_ids(engine: Engine, run_: Run, turn: int) -> list[int]:
 def _replay(engine: Engine, plain: Run, turn: int, position: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     backend: Backend = engine.backend
     prompt = _prompt_ids(engine, plain, turn)
-    keep_common_prefix(backend, prompt, len(prompt) - 1)
-    backend.forward(prompt[len(backend.tokens) : -1], keep=0)
+    backend.truncate(0)  # as the run itself began, so that the same passes give the same bits
+    backend.forward(prompt[:-1], keep=0)
     row = backend.forward(prompt[-1:], keep=1)[0]
     for token in plain.turns[turn][:position]:
         row = backend.forward([token], keep=1)[0]
