@@ -76,10 +76,6 @@ def f32s(values: Sequence[float]) -> bytes:
     return struct.pack(f"<IIQ{len(values)}f", _ARRAY, _F32, len(values), *values)
 
 
-def booleans(values: Sequence[bool]) -> bytes:
-    return struct.pack(f"<IIQ{len(values)}?", _ARRAY, _BOOL, len(values), *values)
-
-
 def write_gguf(
     path: Path,
     entries: Mapping[str, bytes],

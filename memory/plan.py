@@ -7,7 +7,7 @@ every setting that decides a size.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
 from edgellm.memory import buffers, kv
@@ -239,10 +239,6 @@ def plan(
     kept_drafter = drafter.name if drafter is not None and settings.drafter is not None else None
     exact = all(size.exact for size in sizes)
     return MemoryPlan(target.name, kept_drafter, target.quantisation, tuple(lines), limit, settings, exact)
-
-
-def with_speed(plan: MemoryPlan, speed: Speed | None) -> MemoryPlan:
-    return replace(plan, tokens_per_s=speed)
 
 
 def _model_lines(

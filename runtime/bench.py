@@ -8,7 +8,6 @@ machine does to one it does to the other. Figures to trust are ratios.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from edgellm.runtime.backends.base import Backend, keep_common_prefix
 from edgellm.runtime.chat import ChatSession, Stats
 from edgellm.runtime.engine import Engine
 from edgellm.runtime.sampling import GREEDY, Sampling
+from edgellm.runtime.template import Message
 
 PLAIN = "none"  # the configuration that the others are compared with
 N_BOOTSTRAP = 2000
@@ -234,8 +234,6 @@ def _explain(engine: Engine, plain: Run, other: Run, turn: int, position: int) -
 
 
 def _prompt_ids(engine: Engine, run_: Run, turn: int) -> list[int]:
-    from edgellm.runtime.template import Message
-
     messages = []
     for i in range(turn + 1):
         messages.append(Message("user", run_.prompt.turns[i]))
@@ -309,19 +307,3 @@ def _ratio(plain: Sequence[Run], runs: Sequence[Run]) -> tuple[float, float, flo
     draws = np.random.default_rng(0).integers(0, len(ids), (N_BOOTSTRAP, len(ids)))
     low, high = np.percentile(ratio(draws), [2.5, 97.5])
     return float(ratio(np.arange(len(ids)))), float(low), float(high)
-
-
-def timed_passes(backend: Backend, n_past: int, widths: Sequence[int], repeat: int = 3) -> dict[int, float]:
-    """Seconds of one pass over n tokens behind `n_past` others, the median of `repeat`, widths interleaved."""
-    tokens = [int(token) for token in np.random.default_rng(0).integers(10, min(backend.n_vocab, 30_000), n_past)]
-    backend.truncate(0)
-    backend.forward(tokens, keep=0)
-    times: dict[int, list[float]] = {width: [] for width in widths}
-    for _ in range(repeat):
-        for width in widths:
-            started = time.perf_counter()
-            backend.forward(tokens[:width], keep=width)
-            times[width].append(time.perf_counter() - started)
-            backend.truncate(n_past)
-    backend.truncate(0)
-    return {width: float(np.median(values)) for width, values in times.items()}
