@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from llama_cpp import llama_cpp as api
 
-from edgellm.runtime.backends.llama_cpp import ContextOptions, LlamaBackend, LlamaModel
+from edgellm.memory.context import ContextSettings
+from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
 from edgellm.runtime.decode import generate
 from edgellm.runtime.drafters.base import NoDrafter
 from edgellm.runtime.sampling import GREEDY
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     model = LlamaModel(arguments.model)
-    backend = LlamaBackend(model, ContextOptions())
+    backend = LlamaBackend(model, ContextSettings(4096))
     backend.warm_up()
     prompt = model.vocabulary.encode(TEXT * 3)
     times: dict[str, list[float]] = {"ours": [], "theirs": []}

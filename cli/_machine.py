@@ -9,13 +9,13 @@ def machine(backend: Any = None) -> dict[str, Any]:
     """Facts that a figure must carry. Sizes in bytes."""
     import os
     import platform
-    import sys
     from importlib.metadata import version
 
     import psutil
 
     from edgellm.memory.cpu import cpu_name
     from edgellm.runtime.backends.llama_cpp import kernels
+    from edgellm.runtime.calibrate import peak_bytes
 
     return {
         "cpu": cpu_name(),
@@ -27,17 +27,5 @@ def machine(backend: Any = None) -> dict[str, Any]:
         "edgellm": version("edgellm"),
         "llama_cpp_python": version("llama-cpp-python"),
         "kernels": kernels().variant,
-        "peak_bytes": _peak_bytes(sys.platform),
+        "peak_bytes": peak_bytes(),
     }
-
-
-def _peak_bytes(system: str) -> int:
-    """The most that this process was ever resident with."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        import psutil
-
-        return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if system == "darwin" else peak * 1024

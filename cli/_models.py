@@ -11,7 +11,7 @@ from edgellm.cli._output import out
 if TYPE_CHECKING:
     from edgellm.export.catalogue import ModelEntry
     from edgellm.export.store import ModelFile
-    from edgellm.runtime.backends.llama_cpp import KvType
+    from edgellm.memory.context import KvType
 
 DEFAULT_TARGET = "qwen2.5-coder-1.5b-instruct"
 DEFAULT_DRAFTER = "smollm2-135m-instruct"  # another vocabulary than any target's but its own family's
@@ -67,12 +67,12 @@ def check_kv(word: str) -> KvType:
     Raises:
         typer.BadParameter: there is no such type; the message lists them.
     """
-    from edgellm.runtime.backends.llama_cpp import KV_TYPES
+    from edgellm.memory.context import KV_BLOCKS
 
-    for known in KV_TYPES:
+    for known in KV_BLOCKS:
         if word.casefold() == known:
             return known
-    raise typer.BadParameter(f"{word!r} is no type of the KV cache: take one of {', '.join(KV_TYPES)}")
+    raise typer.BadParameter(f"{word!r} is no type of the KV cache: take one of {', '.join(KV_BLOCKS)}")
 
 
 def _announce_default_pair() -> None:

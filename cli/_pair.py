@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.runtime.chat import ChatSession
-from edgellm.runtime.engine import EngineOptions, load
+from edgellm.runtime.engine import load
 from edgellm.runtime.pairing import overlap
+from edgellm.runtime.planning import EngineOptions
 
 QUESTIONS = (
     "Why does bread rise?",

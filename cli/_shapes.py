@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 SMALLER = ("Q5_K_M", "Q4_K_M", "Q4_K_S", "Q3_K_M", "Q2_K")  # what a target may be exported to, most exact first
 
 
-def shape_of(reference: str, *, ask: bool = False) -> ModelShape:
-    """The shape of a model, without fetching anything.
+def shape_of(reference: str, *, ask: bool = False, offline: bool = False) -> ModelShape:
+    """The shape of a model, without fetching any of its weights.
 
     Args:
         ask: llama.cpp will size it, so that an architecture need not be known here.
+        offline: ask no server for the header of a model that is not here.
 
     Raises:
         BadReference, UnknownModel: the reference stands for nothing, or for several things.
@@ -37,9 +38,18 @@ def shape_of(reference: str, *, ask: bool = False) -> ModelShape:
         return from_header(read_header(model.path), model.name, ask=ask)
     parsed = naming.parse(reference)
     if parsed.repo:
+        why = "--offline"
+        if not offline:
+            from edgellm.export.download import SourceError
+            from edgellm.export.preview import shape_on_hub
+
+            try:
+                return shape_on_hub(parsed.repo, parsed.quant)
+            except SourceError as error:
+                why = str(error)
         raise UnknownShape(
-            f"{parsed.repo} is not on this machine, so its sizes are not known: run `edgellm pull {reference}`, "
-            "or plan from a model of the catalogue (`edgellm list --all`)"
+            f"{parsed.repo} is not on this machine and its header cannot be read ({why}): plan from a model of the "
+            f"catalogue (`edgellm list --all`), or from a file, once `edgellm pull {reference}` could fetch it"
         )
     from edgellm.export.catalogue import find
 
@@ -76,10 +86,10 @@ def smaller_than(shape: ModelShape) -> list[ModelShape]:
     return [candidate for candidate in found if candidate.weight_bytes < shape.weight_bytes]
 
 
-def drafter_for(target: ModelShape, draft: str | None) -> ModelShape | None:
+def drafter_for(target: ModelShape, draft: str | None, *, offline: bool = False) -> ModelShape | None:
     """The drafter asked for, or the one the catalogue recommends; None for none, or where none is small enough."""
     if draft is not None:
-        return None if draft.casefold() == NO_DRAFTER else shape_of(draft)
+        return None if draft.casefold() == NO_DRAFTER else shape_of(draft, offline=offline)
     from edgellm.export.catalogue import find, load_catalogue
 
     entry = next((entry for entry in load_catalogue() if entry.name == target.name), None)

@@ -106,7 +106,7 @@ class Talk:
 
     def _answer(self, pieces: Iterator[str]) -> None:
         """Show an answer as it comes, then what it cost."""
-        shown = AnswerText()
+        shown, n_forgotten = AnswerText(), self.session.n_forgotten
         with interrupts(self.session.engine.stop_asked), waiting("…") as erase:
             try:
                 for piece in pieces:
@@ -122,6 +122,8 @@ class Talk:
             return
         self.answers.append(answer)
         out.note(dim(status_line(answer, self.session)))
+        if answer.n_forgotten > n_forgotten:
+            out.note(dim(forgotten_line(answer)))
 
     def _help(self, _: str) -> None:
         for name, (arguments, about) in _COMMANDS.items():
@@ -243,7 +245,7 @@ class Talk:
         elif name == "max_tokens":
             self.max_tokens = None if number is None else _at_least(int(number), 1)
         elif name == "draft_tokens":
-            most = min(engine.options.n_draft, engine.backend.max_keep - 1)
+            most = min(engine.settings.n_draft, engine.backend.max_keep - 1)
             engine.n_draft = _at_least(int(value), 0)
             if engine.n_draft > most:
                 engine.n_draft = most
@@ -295,11 +297,16 @@ def status_line(answer: Answer, session: ChatSession) -> str:
     why = {
         "interrupted": "stopped",
         "length": f"stopped after {stats.n_new:,} tokens",
-        "context": "the context is full: /clear, or start again with a larger --ctx",
+        "context": "the context is full: /clear, or start again with a larger --ctx or with --on-full shift",
     }
     if answer.finish_reason in why:
         parts.append(why[answer.finish_reason])
     return f"[{' · '.join(parts)}]"
+
+
+def forgotten_line(answer: Answer) -> str:
+    """What the model no longer knows."""
+    return f"(the context was full: the first {_n_messages(answer.n_forgotten)} are forgotten, /save still writes them)"
 
 
 def _at_least(value: int, least: int) -> int:

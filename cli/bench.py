@@ -39,7 +39,9 @@ def bench(
     draft_tokens: int = typer.Option(
         None, min=0, envvar="EDGELLM_DRAFT_TOKENS", help="Tokens drafted a round.", show_default=False
     ),
-    ctx: int = typer.Option(4096, min=64, envvar="EDGELLM_CTX", help="Context, tokens."),
+    ctx: int = typer.Option(
+        None, min=64, envvar="EDGELLM_CTX", help="Context, tokens; 4096 if memory allows.", show_default=False
+    ),
     exact: bool = typer.Option(
         False, "--exact", envvar="EDGELLM_EXACT", help="Only pass widths that agree bit for bit."
     ),
@@ -49,15 +51,26 @@ def bench(
     threads: int = typer.Option(
         None, min=1, envvar="EDGELLM_THREADS", help="Default: the physical cores.", show_default=False
     ),
-    kv: str = typer.Option("f16", envvar="EDGELLM_KV", help="Type of the KV cache: f16, q8_0, q4_0 ..."),
+    kv: str = typer.Option(
+        None, envvar="EDGELLM_KV", help="Type of the KV cache: f16 (default), q8_0, q4_0 ...", show_default=False
+    ),
+    budget: str = typer.Option(
+        None, "--budget", envvar="EDGELLM_BUDGET", help="Most memory of this program.", metavar="SIZE"
+    ),
+    plan: Path = typer.Option(
+        None, "--plan", envvar="EDGELLM_PLAN", help="Run what `edgellm plan --save FILE` planned.", metavar="FILE"
+    ),
     offline: bool = typer.Option(False, "--offline", envvar="EDGELLM_OFFLINE", help="Use only what is on this disk."),
     json: bool = typer.Option(False, "--json", help="Every prompt's figures and the machine, as one object."),
 ) -> None:
     """Measure plain and speculative decoding in turn over the same prompts, and compare their outputs."""
     from edgellm.cli._machine import machine
     from edgellm.cli._models import check_kv, resolve_pair
+    from edgellm.cli._plans import read_plan
+    from edgellm.memory.units import parse_bytes
     from edgellm.runtime.bench import PLAIN, Prompt, read_prompts, run
-    from edgellm.runtime.engine import N_DRAFT, EngineOptions, load_target, with_drafter
+    from edgellm.runtime.engine import load_target, with_drafter
+    from edgellm.runtime.planning import N_DRAFT, EngineOptions, plan_here
     from edgellm.runtime.sampling import Sampling
 
     chosen = (
@@ -65,6 +78,9 @@ def bench(
         if prompts is not None
         else [Prompt(f"{task}/{i}", task, (text,)) for i, (task, text) in enumerate(PROMPTS)][:limit]
     )
+    planned = read_plan(plan, ctx=ctx, kv=kv, draft_tokens=draft_tokens) if plan else None
+    if planned is not None:
+        model, draft = model or planned.target, draft or [planned.drafter + "+copy" if planned.drafter else "copy"]
     target, default_draft = resolve_pair(
         model, draft[0].removesuffix("+copy") if _models_in(draft) else None, offline=offline
     )
@@ -72,13 +88,18 @@ def bench(
         n_ctx=ctx,
         n_draft=draft_tokens if draft_tokens is not None else N_DRAFT,
         exact=exact,
-        kv=check_kv(kv),
+        kv=check_kv(kv) if kv is not None else None,
         n_threads=threads,
+        budget_bytes=parse_bytes(budget) if budget is not None else None,
     )
-    plain = load_target(target.path, options)
+    configs = _configs(draft, default_draft, offline)
+    largest = max((path for _, path, _ in configs if path), key=lambda path: path.stat().st_size, default=None)
+    planned, note = plan_here(target.path, largest, options, planned)
+    out.detail(note)
+    plain = load_target(target.path, options, planned)
     engines = {PLAIN: plain}
     try:
-        for name, path, copy in _configs(draft, default_draft, offline):
+        for name, path, copy in configs:
             engines[name] = with_drafter(plain, path, copy=copy)
         for engine in engines.values():
             for note in engine.notes:

@@ -10,6 +10,7 @@ import select
 import stat
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -18,8 +19,10 @@ from edgellm.cli._output import out
 
 if TYPE_CHECKING:
     from edgellm.export.store import ModelFile
+    from edgellm.memory.plan import MemoryPlan
     from edgellm.runtime.chat import Answer, ChatSession
-    from edgellm.runtime.engine import Engine, EngineOptions
+    from edgellm.runtime.engine import Engine
+    from edgellm.runtime.planning import EngineOptions
 
 _SAMPLING, _DRAFTING, _ENGINE, _OUTPUT = "Sampling", "Drafting", "Engine", "Output"  # panels of --help
 
@@ -73,14 +76,14 @@ def chat(
         rich_help_panel=_DRAFTING,
     ),
     draft_tokens: int = typer.Option(
-        4,
+        None,
         "--draft-tokens",
         envvar="EDGELLM_DRAFT_TOKENS",
         show_envvar=False,
         min=0,
         max=64,
         metavar="N",
-        help="Most tokens of a draft.",
+        help="Most tokens of a draft; 4 if not given.",
         rich_help_panel=_DRAFTING,
     ),
     no_copy: bool = typer.Option(
@@ -156,22 +159,49 @@ def chat(
         rich_help_panel=_SAMPLING,
     ),
     ctx: int = typer.Option(
-        4096,
+        None,
         "--ctx",
         envvar="EDGELLM_CTX",
         show_envvar=False,
         min=64,
         metavar="N",
-        help="Context in tokens.",
+        help="Context in tokens; 4096, or less where memory is short, if not given.",
+        rich_help_panel=_ENGINE,
+    ),
+    on_full: str = typer.Option(
+        "stop",
+        "--on-full",
+        envvar="EDGELLM_ON_FULL",
+        show_envvar=False,
+        metavar="stop|shift",
+        help="A full context ends the answer, or forgets the oldest turns.",
         rich_help_panel=_ENGINE,
     ),
     kv: str = typer.Option(
-        "f16",
+        None,
         "--kv",
         envvar="EDGELLM_KV",
         show_envvar=False,
         metavar="TYPE",
-        help="Type of the KV cache: f16, q8_0, q4_0 ...",
+        help="Type of the KV cache: f16, q8_0, q4_0 ...; f16, or less where memory is short, if not given.",
+        rich_help_panel=_ENGINE,
+    ),
+    budget: str = typer.Option(
+        None,
+        "--budget",
+        envvar="EDGELLM_BUDGET",
+        show_envvar=False,
+        metavar="SIZE",
+        help="Most memory of this program; what the machine has free if not given.",
+        rich_help_panel=_ENGINE,
+    ),
+    plan: Path = typer.Option(
+        None,
+        "--plan",
+        envvar="EDGELLM_PLAN",
+        show_envvar=False,
+        metavar="FILE",
+        help="Run what `edgellm plan --save FILE` planned.",
         rich_help_panel=_ENGINE,
     ),
     threads: int = typer.Option(
@@ -226,13 +256,20 @@ def chat(
     Every option can be set in the environment too: EDGELLM_TOP_K=20 is --top-k 20.
     """
     from edgellm.cli._models import check_kv, resolve_pair
+    from edgellm.cli._plans import read_plan
     from edgellm.cli._terminal import silent_keys
+    from edgellm.memory.units import parse_bytes
     from edgellm.runtime.chat import ChatSession
-    from edgellm.runtime.engine import EngineOptions
+    from edgellm.runtime.planning import N_DRAFT, EngineOptions
     from edgellm.runtime.sampling import Sampling
 
     if json_ and jsonl:
         raise typer.BadParameter("take one of --json and --jsonl")
+    if on_full not in ("stop", "shift"):
+        raise typer.BadParameter(f"{on_full!r} is no policy for a full context: take stop or shift")
+    planned = read_plan(plan, ctx=ctx, kv=kv, draft_tokens=draft_tokens) if plan else None
+    if planned is not None:
+        model, draft = model or planned.target, draft or planned.drafter or "none"
     question = _question(prompt)
     if question is None and (json_ or jsonl or not sys.stdout.isatty()):
         raise typer.BadParameter("a conversation needs a terminal: give --prompt TEXT, or pipe the text in")
@@ -241,18 +278,25 @@ def chat(
     )
     options = EngineOptions(
         n_ctx=ctx,
-        n_draft=draft_tokens,
+        n_draft=N_DRAFT if draft_tokens is None else draft_tokens,
         copy=not no_copy,
         exact=exact,
-        kv=check_kv(kv),
+        kv=check_kv(kv) if kv is not None else None,
         n_threads=threads,
         n_gpu_layers=gpu_layers,
+        budget_bytes=parse_bytes(budget) if budget is not None else None,
     )
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an output in another encoding gets what it can show
     target, drafter = resolve_pair(model, draft, offline=offline)
-    with silent_keys(), _load(target, drafter, options) as engine:
-        session = ChatSession(engine, system=system, sampling=sampling, stop=stop)
+    with silent_keys(), _load(target, drafter, options, planned) as engine:
+        session = ChatSession(
+            engine,
+            system=system,
+            sampling=sampling,
+            stop=stop,
+            on_full="shift" if on_full == "shift" else "stop",
+        )
         if question is None:
             _talk(session, target, drafter, max_tokens)
         else:
@@ -288,7 +332,9 @@ def _is_piped() -> bool:
 
 
 @contextlib.contextmanager
-def _load(target: ModelFile, drafter: ModelFile | None, options: EngineOptions) -> Iterator[Engine]:
+def _load(
+    target: ModelFile, drafter: ModelFile | None, options: EngineOptions, plan: MemoryPlan | None
+) -> Iterator[Engine]:
     from edgellm.cli._terminal import waiting
     from edgellm.runtime.engine import load
 
@@ -297,7 +343,7 @@ def _load(target: ModelFile, drafter: ModelFile | None, options: EngineOptions) 
         log.setLevel(logging.DEBUG)
         log.addHandler(logging.StreamHandler())
     with waiting(f"loading {target.name} …"):
-        engine = load(target.path, drafter.path if drafter else None, options)
+        engine = load(target.path, drafter.path if drafter else None, options, plan=plan)
     with engine:
         for note in engine.notes:
             out.detail(note)
@@ -318,7 +364,7 @@ def _talk(session: ChatSession, target: ModelFile, drafter: ModelFile | None, ma
 
 
 def _answer_once(session: ChatSession, question: str, max_tokens: int | None, form: _Plain) -> None:
-    from edgellm.cli._talk import status_line
+    from edgellm.cli._talk import forgotten_line, status_line
     from edgellm.cli._terminal import dim, interrupts, waiting
 
     form.start()
@@ -331,6 +377,8 @@ def _answer_once(session: ChatSession, question: str, max_tokens: int | None, fo
     form.end(answer)
     if sys.stderr.isatty() and answer.stats.n_rounds:
         out.note(dim(status_line(answer, session)))
+    if answer.n_forgotten:
+        out.note(forgotten_line(answer))
     if answer.finish_reason == "interrupted":
         raise KeyboardInterrupt
 
@@ -366,7 +414,7 @@ class _Json(_Plain):
         out.json(self._result(answer))
 
     def _result(self, answer: Answer) -> dict[str, Any]:
-        result = {"text": answer.text, "finish_reason": answer.finish_reason}
+        result = {"text": answer.text, "finish_reason": answer.finish_reason, "n_forgotten": answer.n_forgotten}
         return result | self._models | {"stats": answer.stats.to_json()}
 
 

@@ -83,7 +83,8 @@ def _measured(target: ModelFile, draft: ModelFile) -> dict[str, Any]:
     """What becomes of the drafter's proposals alone (nothing is copied), greedily and with the default length."""
     from edgellm.cli._terminal import waiting
     from edgellm.runtime.chat import ChatSession, Stats
-    from edgellm.runtime.engine import EngineOptions, load
+    from edgellm.runtime.engine import load
+    from edgellm.runtime.planning import EngineOptions
 
     total = Stats()
     with (

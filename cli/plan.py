@@ -46,13 +46,21 @@ def plan(
         None, "--ubatch", envvar="EDGELLM_UBATCH", min=1, max=4096, help="Tokens computed at once.", metavar="N"
     ),
     loading: str = typer.Option(
-        "copied", "--load", envvar="EDGELLM_LOAD", help="Weights: copied, mapped, or packed by our kernels."
+        None,
+        "--load",
+        envvar="EDGELLM_LOAD",
+        help="Weights: packed by our kernels (the default), copied, or mapped.",
+        show_default=False,
     ),
     probe: bool = typer.Option(False, "--probe", help="Ask llama.cpp for exact sizes; the files must be here."),
     explain: bool = typer.Option(False, "--explain", help="Show each trim: what it saved and what it cost."),
     matrix: str = typer.Option(
         None, "--matrix", help="Models against devices: names with commas between, or `all`.", metavar="DEVICES"
     ),
+    calibrate: bool = typer.Option(
+        False, "--calibrate", help="Run the plan here: measured memory and speed, kept for later plans."
+    ),
+    offline: bool = typer.Option(False, "--offline", envvar="EDGELLM_OFFLINE", help="Ask no server for a header."),
     save: Path = typer.Option(None, "--save", help="Write the plan as JSON, for `chat --plan`.", metavar="FILE"),
     output: Path = typer.Option(
         None, "--output", "-o", help="Write the matrix to a .csv, .json or .png file.", metavar="FILE"
@@ -60,11 +68,15 @@ def plan(
     json_: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Plan memory: what fits, what each part takes, and how fast it will roughly be. Exit 0 fits, 3 does not."""
-    from edgellm.cli import _errors
+    from dataclasses import asdict, replace
+
+    from edgellm.cli import _calibration, _errors
     from edgellm.cli._shapes import drafter_for, shape_of, smaller_than
     from edgellm.memory.solve import refusal, solve
 
-    ask = _ask(ctx, kv, n_draft, n_ubatch, loading, keep_drafter=draft is not None)
+    if calibrate and (matrix is not None or model is None or mem is not None or device is not None):
+        raise typer.BadParameter("--calibrate runs one model here: give a MODEL, and --budget rather than --mem")
+    ask = _ask(ctx, kv, n_draft, n_ubatch, loading, here=mem is None and device is None, keep=draft is not None)
     if matrix is not None:
         from edgellm.cli._matrix import show_matrix
 
@@ -74,16 +86,24 @@ def plan(
     place = _device(mem, budget, device)
     if model is None:
         return _show_pairs(place, ask, json_)
-    target = shape_of(model, ask=probe)
-    drafter = drafter_for(target, draft)
+    target = shape_of(model, ask=probe, offline=offline)
+    drafter = drafter_for(target, draft, offline=offline)
     sizer = _probing(model, draft, target, drafter) if probe else None
     solution = solve(target, drafter, place, ask, sizer=sizer, smaller=smaller_than(target))
+    if calibrate and solution.plan.fits:
+        _calibration.run(solution.plan, model, draft)
+    if place.kind == "machine" and (measured := _calibration.find(solution.plan)):
+        solution = replace(solution, plan=_calibration.with_speed(solution.plan, measured))
+    else:
+        measured = None
     if save is not None and solution.plan.fits:
-        _write(save, solution.plan)
+        _calibration.write_json(save, solution.plan.to_json())
     if json_:
-        out.json(_as_json(solution, place))
+        out.json({**_as_json(solution, place), "measured": asdict(measured) if measured else None})
     else:
         _show(solution.plan, place, explain=explain)
+        if measured:
+            out.text(_calibration.sentence(solution.plan, measured))
     if save is not None and solution.plan.fits:
         out.note(f"saved to {save}")
     if not solution.plan.fits:
@@ -92,28 +112,37 @@ def plan(
 
 
 def _ask(
-    ctx: int | None, kv: str | None, n_draft: int | None, n_ubatch: int | None, loading: str, *, keep_drafter: bool
+    ctx: int | None,
+    kv: str | None,
+    n_draft: int | None,
+    n_ubatch: int | None,
+    loading: str | None,
+    *,
+    here: bool,
+    keep: bool,
 ) -> Ask:
+    import os
     from typing import cast, get_args
 
-    from edgellm.memory.context import KV_BLOCKS, KvType
+    from edgellm.cli._models import check_kv
     from edgellm.memory.cpu import usable_cores
     from edgellm.memory.plan import Loading
     from edgellm.memory.solve import Ask
 
-    if kv is not None and kv not in KV_BLOCKS:
-        raise typer.BadParameter(f"{kv!r} is no cache type: take {', '.join(KV_BLOCKS)}")
+    if loading is None:
+        off = here and os.environ.get("EDGELLM_KERNELS", "").strip().lower() in ("off", "stock")
+        loading = "copied" if off else "packed"
     if loading not in get_args(Loading):
         raise typer.BadParameter(f"{loading!r} is no way to load: take {', '.join(get_args(Loading))}")
     return Ask(
         n_ctx=ctx,
-        kv=cast(KvType | None, kv),
+        kv=check_kv(kv) if kv is not None else None,
         n_draft=n_draft,
         n_ubatch=n_ubatch,
         loading=cast(Loading, loading),
         repack=loading == "copied",
         n_threads=usable_cores(),
-        keep_drafter=keep_drafter,
+        keep_drafter=keep,
     )
 
 
@@ -164,22 +193,6 @@ def _as_json(solution: Solution, place: Device) -> dict[str, Any]:
         "device": {"name": place.name, "total_bytes": place.total_bytes, "usable_bytes": place.usable_bytes},
         "nearest": {"options": describe(nearest), **nearest.to_json()} if nearest else None,
     }
-
-
-def _write(path: Path, plan: MemoryPlan) -> None:
-    """Whole or not at all."""
-    import json
-    import os
-
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            json.dump(plan.to_json(), file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 _COLOURS = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edgellm.memory.context import ContextSettings
+from edgellm.memory.context import KV_BLOCKS, ContextSettings
 from edgellm.memory.kv import cache_bytes, cells, snapshots
 from edgellm.memory.shape import ModelShape, UnknownShape, has_fused_qkv
 
@@ -132,4 +132,4 @@ def _layer_elements(shape: ModelShape, settings: ContextSettings) -> int:
 
 def _rotates(head_dim: int, settings: ContextSettings) -> bool:
     """llama.cpp rotates heads before it quantises them, where their size allows."""
-    return settings.kv != "f16" and head_dim % 64 == 0
+    return KV_BLOCKS[settings.kv][0] > 1 and head_dim % 64 == 0

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-KvType = Literal["f16", "q8_0", "q4_0"]
+KvType = Literal["f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
 # (elements a block, bytes a block), as ggml lays them out
-KV_BLOCKS: dict[str, tuple[int, int]] = {"f16": (1, 2), "q8_0": (32, 34), "q4_0": (32, 18)}
+KV_BLOCKS: dict[KvType, tuple[int, int]] = {
+    "f32": (1, 4), "f16": (1, 2), "q8_0": (32, 34), "q5_1": (32, 24), "q5_0": (32, 22), "q4_1": (32, 20),
+    "q4_0": (32, 18),
+}  # fmt: skip
+DRAFT_TOKENS_MOST = 4  # of a drafter's own tokens for one of the target's, before a round gives up
 CELL_PAD = 256  # llama.cpp rounds the context up to this many tokens
 
 
@@ -37,7 +41,7 @@ def pad(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def kv_row_bytes(n_elements: int, kv: str) -> int:
+def kv_row_bytes(n_elements: int, kv: KvType) -> int:
     """Bytes of one row of the cache. Quantised rows are whole blocks; ggml refuses others."""
     block_elements, block_bytes = KV_BLOCKS[kv]
     return -(-n_elements // block_elements) * block_bytes

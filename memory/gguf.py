@@ -28,6 +28,8 @@ TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
     29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
 }  # fmt: skip
 
+TYPE_IDS = {name.lower(): type_id for type_id, (name, _, _) in TENSOR_TYPES.items()}  # as ggml itself prints them
+
 # llama.cpp's `general.file_type` -> the name that people give a quantisation
 FILE_TYPES: dict[int, str] = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
@@ -42,6 +44,10 @@ _STRING, _ARRAY = 8, 9
 
 class GgufError(ValueError):
     """The file is no GGUF, or a damaged one. The message names the file and the remedy."""
+
+
+class HeaderCutShort(GgufError):
+    """The bytes end before the header does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +129,12 @@ class _Cursor:
         """The offset of the next `n_bytes`, which are consumed."""
         start = self.offset
         if n_bytes < 0 or n_bytes > len(self.data) - start:
-            raise GgufError(f"{self.path} ends inside its header ({len(self.data):,} bytes): pull or copy it again")
+            raise self._cut_short()
         self.offset = start + n_bytes
         return start
+
+    def _cut_short(self) -> HeaderCutShort:
+        return HeaderCutShort(f"{self.path} ends inside its header ({len(self.data):,} bytes): pull or copy it again")
 
     def scalar(self, kind: int) -> Any:
         code = _SCALARS.get(kind)
@@ -139,6 +148,19 @@ class _Cursor:
             raise GgufError(f"{self.path} has a name of {n_bytes:,} bytes in its header: the file is damaged")
         start = self.take(n_bytes)
         return bytes(self.data[start : start + n_bytes])
+
+    def skip_strings(self, n_items: int) -> None:
+        """Step over strings without a call for each: a vocabulary and its merges are 10^5 of them."""
+        data, offset, end, unpack = self.data, self.offset, len(self.data), struct.Struct("<Q").unpack_from
+        for _ in range(n_items):  # a lying count runs out of file, not out of memory
+            if offset + 8 > end:
+                break
+            offset += 8 + unpack(data, offset)[0]
+        else:
+            if offset <= end:
+                self.offset = offset
+                return
+        raise self._cut_short()
 
     def items(self, kind: int, n_items: int) -> Iterator[Any]:
         if kind == _STRING:
@@ -159,8 +181,7 @@ class _Cursor:
         item_kind, n_items = self.scalar(4), self.scalar(10)
         array = GgufArray(item_kind, n_items, self.offset)
         if item_kind == _STRING:
-            for _ in range(n_items):  # a lying count runs out of file, not out of memory
-                self.take(self.scalar(10))
+            self.skip_strings(n_items)
         elif item_kind in _SCALARS:
             self.take(struct.calcsize("<" + _SCALARS[item_kind]) * n_items)
         else:

@@ -5,7 +5,7 @@ Checked to the byte against llama.cpp 0.5.0 (as in llama-cpp-python 0.3.36) in t
 
 from __future__ import annotations
 
-from edgellm.memory.context import KV_BLOCKS, ContextSettings, kv_row_bytes, pad
+from edgellm.memory.context import KV_BLOCKS, ContextSettings, KvType, kv_row_bytes, pad
 from edgellm.memory.shape import AttentionLayers, ModelShape
 
 
@@ -55,10 +55,14 @@ def snapshots(shape: ModelShape, settings: ContextSettings) -> int:
     return settings.n_rs_seq if shape.is_recurrent and shape.can_rewind else 0
 
 
-def check_cache(shape: ModelShape, kv: str) -> None:
-    block = KV_BLOCKS[kv][0]
-    if any(group.head_dim % block for group in shape.attention):
+def fits_cache(shape: ModelShape, kv: KvType) -> bool:
+    """Whether the model's heads are whole blocks of the type."""
+    return not any(group.head_dim % KV_BLOCKS[kv][0] for group in shape.attention)
+
+
+def check_cache(shape: ModelShape, kv: KvType) -> None:
+    if not fits_cache(shape, kv):
         raise UnsupportedCache(
-            f"{shape.name} has heads of {shape.attention[0].head_dim}, which {kv} cannot store in blocks of {block}: "
-            "use --kv f16"
+            f"{shape.name} has heads of {shape.attention[0].head_dim}, which {kv} cannot store in blocks of "
+            f"{KV_BLOCKS[kv][0]}: use --kv f16"
         )

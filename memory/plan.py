@@ -27,7 +27,7 @@ VOCABULARY_BASE_BYTES = 3_600_000
 VOCABULARY_TOKEN_BYTES = 166  # the engine's and our own tables, a token
 VOCABULARY_MERGE_BYTES = 141
 COPY_TABLE_TOKEN_BYTES = 250  # n-gram drafting: positions of each n-gram of the conversation, a token of context
-PACKED_OVERHEAD = 0.03  # our kernels' layout against the file's, at most
+PACKED_GROWTH = {"Q4_K": 4 / 144, "Q5_K": 4 / 176}  # our kernels' layout against the file's; others keep their size
 SLACK_BYTES = 5 * MIB  # a context's graph descriptions, and the heap's holes
 
 
@@ -261,8 +261,10 @@ def _weights(role: str, shape: ModelShape, sizes: BufferSizes, loading: Loading)
         formula = f"{shape.n_params:,} weights x {8 * shape.weight_bytes / shape.n_params:.2f} bits, {how}"
     if loading == "packed":
         tied = shape.tied[1] if shape.tied else 0  # rows are looked up in the original, products use the packed one
-        n_bytes = int((shape.weight_bytes + tied) * (1 + PACKED_OVERHEAD))
-        formula += f" (at most {PACKED_OVERHEAD:.0%} more)" + (f" + {tied:,} B of output packed apart" if tied else "")
+        matrices = [*shape.matrix_bytes, *([shape.tied] if shape.tied else [])]
+        grown = int(sum(size * PACKED_GROWTH.get(kind, 0.0) for kind, size in matrices))
+        n_bytes = shape.weight_bytes + tied + grown
+        formula += f" + {grown:,} B of scales" + (f" + {tied:,} B of output packed apart" if tied else "")
     elif loading == "mapped" and sizes.repacked_bytes:
         n_bytes = shape.weight_bytes + sizes.repacked_bytes
         formula += f" + {sizes.repacked_bytes:,} B rearranged beside them"

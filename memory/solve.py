@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from edgellm.memory.buffers import Sizer, compute_bytes, estimate
 from edgellm.memory.context import ContextSettings, KvType
 from edgellm.memory.device import Device
-from edgellm.memory.kv import UnsupportedCache, check_cache
+from edgellm.memory.kv import check_cache, fits_cache
 from edgellm.memory.plan import Loading, MemoryPlan, PairSettings, Step, plan
 from edgellm.memory.shape import ModelShape
 from edgellm.memory.speed import draft_length, predict
@@ -84,7 +84,7 @@ def solve(
     if ask.kv is not None:
         check_cache(target, ask.kv)
     start, steps = _start(target, drafter, device, ask)
-    ladder = _ladder(ask, smaller)
+    ladder = _ladder(ask, drafter, smaller)
     found = _descend(start, steps, ladder, drafter, device, size)
     bound = _bound(start, drafter, device, size)
     found = replace(found, bound_bytes=bound)
@@ -93,7 +93,7 @@ def solve(
     freed = replace(ask, n_ctx=None, kv=None, n_draft=None, n_ubatch=None, keep_drafter=False)
     if freed == ask:
         return Solution(found)
-    nearest = _descend(*_start(target, drafter, device, freed), _ladder(freed, smaller), drafter, device, size)
+    nearest = _descend(*_start(target, drafter, device, freed), _ladder(freed, drafter, smaller), drafter, device, size)
     return Solution(found, nearest if nearest.fits else None)
 
 
@@ -133,9 +133,7 @@ def _start(target: ModelShape, drafter: ModelShape | None, device: Device, ask: 
     main = ContextSettings(n_ctx, ask.n_ubatch or N_UBATCH, n_draft + 1, kv, n_threads=ask.n_threads)
     settings = PairSettings(main, n_draft, None, ask.copy and target.can_rewind, ask.loading, ask.repack)
     if drafter is not None:
-        try:
-            check_cache(drafter, draft_kv)
-        except UnsupportedCache:
+        if not fits_cache(drafter, draft_kv):
             draft_kv = "f16"
         own = ContextSettings(min(n_ctx, drafter.n_ctx_train), N_UBATCH_DRAFT, 1, draft_kv, n_threads=ask.n_threads)
         settings = replace(settings, drafter=own)
@@ -234,7 +232,7 @@ def _bound(start: _State, drafter: ModelShape | None, device: Device, size: Size
     if drafter is None or start.settings.drafter is None:
         return None
     state = start
-    for rung in _drafting_rungs(Ask()):
+    for rung in _drafting_rungs(Ask(), drafter):
         changed = rung.apply(state)
         if changed is None or changed.settings.drafter is None:
             continue
@@ -250,8 +248,8 @@ def _bound(start: _State, drafter: ModelShape | None, device: Device, size: Size
     return plan(state.target, drafter, state.settings, device.limit, sizer=size).process_bytes
 
 
-def _ladder(ask: Ask, smaller: Sequence[ModelShape]) -> list[_Rung]:
-    rungs = _drafting_rungs(ask)
+def _ladder(ask: Ask, drafter: ModelShape | None, smaller: Sequence[ModelShape]) -> list[_Rung]:
+    rungs = _drafting_rungs(ask, drafter)
     rungs.append(_Rung(lambda a, b: "draft model dropped, copying kept", _drop_drafter, "most of the speed-up"))
     if ask.kv is None:
         rungs.append(_kv_rung("q8_0", "answers may differ in places"))
@@ -264,15 +262,16 @@ def _ladder(ask: Ask, smaller: Sequence[ModelShape]) -> list[_Rung]:
     return rungs
 
 
-def _drafting_rungs(ask: Ask) -> list[_Rung]:
+def _drafting_rungs(ask: Ask, drafter: ModelShape | None) -> list[_Rung]:
     """What speculation and prompts give up before quality is touched."""
     rungs = [_batch_rung("drafter", 32, "the drafter reads prompts a quarter slower")]
     if ask.n_ubatch is None:
         rungs.append(_batch_rung("target", 64, "prompts about 20 % slower"))
         rungs.append(_batch_rung("target", 32, "prompts about 30 % slower"))
-    for window in (2048, 1024):
+    for window in (2048, 1024, 512):
         rungs.append(_window_rung(window))
-    rungs.append(_draft_kv_rung())
+    if drafter is not None and fits_cache(drafter, "q8_0"):
+        rungs.append(_draft_kv_rung())
     if ask.n_draft is None:
         rungs += [_length_rung(n_draft) for n_draft in (4, 2)]
     return rungs
@@ -354,9 +353,7 @@ def _drop_drafter(state: _State) -> _State | None:
 
 def _kv_rung(kv: KvType, cost: str) -> _Rung:
     def apply(state: _State) -> _State | None:
-        try:
-            check_cache(state.target, kv)
-        except UnsupportedCache:
+        if not fits_cache(state.target, kv):
             return None
         main = replace(state.settings.target, kv=kv)
         return None if main == state.settings.target else replace(state, settings=replace(state.settings, target=main))

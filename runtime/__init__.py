@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from edgellm.runtime.chat import ChatSession as ChatSession
     from edgellm.runtime.chat import Stats as Stats
     from edgellm.runtime.engine import Engine as Engine
-    from edgellm.runtime.engine import EngineOptions as EngineOptions
     from edgellm.runtime.engine import load as load
+    from edgellm.runtime.planning import EngineOptions as EngineOptions
     from edgellm.runtime.sampling import Sampling as Sampling
 
 _HOMES = {
@@ -27,7 +27,7 @@ _HOMES = {
     "ChatSession": "chat",
     "Stats": "chat",
     "Engine": "engine",
-    "EngineOptions": "engine",
+    "EngineOptions": "planning",
     "load": "engine",
     "Sampling": "sampling",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from edgellm.runtime.stopping import TextStream
 from edgellm.runtime.template import Message
 
 FinishReason = Literal["stop", "stop_string", "length", "context", "interrupted"]
+OnFull = Literal["stop", "shift"]  # a full context ends the answer, or lets go of the oldest turns
 
 
 @dataclass(slots=True)
@@ -82,17 +83,30 @@ class Answer:
     tokens: tuple[int, ...]
     finish_reason: FinishReason
     stats: Stats
+    n_forgotten: int = 0  # messages at the beginning of the conversation that it was written without
 
 
 class ChatSession:
     """Turns of a conversation. Only text that is new is evaluated; an interrupted answer is kept as far as it came."""
 
     def __init__(
-        self, engine: Engine, *, system: str | None = None, sampling: Sampling = GREEDY, stop: Sequence[str] = ()
+        self,
+        engine: Engine,
+        *,
+        system: str | None = None,
+        sampling: Sampling = GREEDY,
+        stop: Sequence[str] = (),
+        on_full: OnFull = "stop",
     ) -> None:
+        """
+        Args:
+            on_full: "shift" forgets the oldest turns where the context is full, whole questions with their answers,
+                until half of it is free; what is left is read anew, as if the conversation had begun there.
+        """
         self.engine, self.sampling, self.stop = engine, sampling, tuple(stop)
-        self.system = system
+        self.system, self.on_full = system, on_full
         self.messages: list[Message] = []
+        self.n_forgotten = 0  # of `messages`, from the beginning: kept for `/save`, no longer read
         self.last: Answer | None = None
 
     def reply(self, text: str, *, max_tokens: int | None = None) -> Iterator[str]:
@@ -134,39 +148,75 @@ class ChatSession:
     def clear(self) -> None:
         """Forget the conversation, not the system prompt."""
         self.messages.clear()
-        self.last = None
+        self.last, self.n_forgotten = None, 0
 
     @property
     def n_context(self) -> int:
         """Tokens of the context in use."""
         return len(self.engine.backend.tokens)
 
-    def _conversation(self) -> list[Message]:
-        return [*([Message("system", self.system)] if self.system else []), *self.messages]
+    def _conversation(self, first: int | None = None) -> list[Message]:
+        system = [Message("system", self.system)] if self.system else []
+        return [*system, *self.messages[self.n_forgotten if first is None else first :]]
+
+    def _prompt(self, n_answered: int) -> list[int]:
+        """The conversation, shortened where it must and may be, so that there is room to go on behind `n_answered`.
+
+        Raises:
+            ContextFull: it does not fit.
+        """
+        n_ctx, render = self.engine.backend.n_ctx, self.engine.template.render
+        prompt = render(self._conversation())
+        if len(prompt) + n_answered < n_ctx:
+            return prompt
+        if self.on_full == "shift":
+            n_asked = len(self.messages) - 1  # the question itself stays
+            for first in range(self.n_forgotten + 2, n_asked + 1, 2):
+                prompt = render(self._conversation(first))
+                if len(prompt) + n_answered <= n_ctx // 2 or (first == n_asked and len(prompt) + n_answered < n_ctx):
+                    self.n_forgotten = first
+                    return prompt
+        what, remedy = "conversation is", "/clear it, or start again with a larger --ctx or with --on-full shift"
+        if self.on_full == "shift":
+            what, remedy = "last question alone is", "start again with a larger --ctx"
+        raise ContextFull(
+            f"the {what} {len(prompt) + n_answered:,} tokens long and the context holds {n_ctx:,}: {remedy}"
+        )
+
+    def _steps(self, tokens: list[int], limit: int, stats: Stats) -> Generator[Step, None, None]:
+        """Rounds of the answer whose `tokens` the caller collects; from a shortened conversation where it was full."""
+        engine, ends = self.engine, self.engine.model.vocabulary.end_tokens
+        while True:
+            prompt = self._prompt(len(tokens))
+            so_far = [*prompt, *tokens]
+            n_cached = keep_common_prefix(engine.backend, so_far, len(so_far) - 1)
+            if not tokens:
+                stats.n_prompt, stats.n_cached = len(prompt), n_cached
+            engine.drafter.begin(prompt, own_prompt=engine.draft_prompt(self._conversation()), sampling=self.sampling)
+            if tokens:
+                engine.drafter.observe(so_far, n_new=len(tokens))
+            yield from generate(
+                engine.backend,
+                engine.drafter,
+                so_far,
+                self.sampling,
+                n_draft=engine.n_draft,
+                max_new=limit - len(tokens),
+                stop=ends,
+            )
+            if self.on_full == "stop" or len(tokens) >= limit or tokens[-1] in ends:
+                return
 
     def _answer(self, max_tokens: int | None) -> Iterator[str]:
         engine, stats, started = self.engine, Stats(), time.perf_counter()
         engine.stop_asked.clear()
-        backend, vocabulary = engine.backend, engine.model.vocabulary
-        conversation = self._conversation()
-        prompt = engine.template.render(conversation)
-        stats.n_prompt = len(prompt)
-        if len(prompt) >= backend.n_ctx:
-            raise ContextFull(
-                f"the conversation is {len(prompt):,} tokens long and the context holds {backend.n_ctx:,}: "
-                "/clear it, or start again with a larger --ctx"
-            )
-        stats.n_cached = keep_common_prefix(backend, prompt, len(prompt) - 1)
-
+        vocabulary = engine.model.vocabulary
         stream, tokens, shown = TextStream(self.stop), list[int](), list[str]()
-        limit = max_tokens if max_tokens is not None else backend.n_ctx
+        limit = max_tokens if max_tokens is not None else engine.backend.n_ctx
         reason: FinishReason = "interrupted"
         ends = vocabulary.end_tokens
-        steps = generate(
-            backend, engine.drafter, prompt, self.sampling, n_draft=engine.n_draft, max_new=limit, stop=ends
-        )
+        steps = self._steps(tokens, limit, stats)
         try:
-            engine.drafter.begin(prompt, own_prompt=engine.draft_prompt(conversation), sampling=self.sampling)
             for step in steps:
                 now = time.perf_counter()
                 if not stats.n_rounds:
@@ -195,12 +245,19 @@ class ChatSession:
                     yield piece
         except Interrupted:
             pass
+        except ContextFull:
+            if not tokens:
+                raise
+            reason = "context"  # the last question and this answer fill it: nothing older is left to forget
+            if piece := stream.feed(b"", final=True):
+                shown.append(piece)
+                yield piece
         finally:
             steps.close()
             if tokens and tokens[-1] in ends:
                 tokens.pop()
             shown.append(stream.feed(b"", final=True))  # what a stop string might have begun with
-            self.last = Answer("".join(shown), tuple(tokens), reason, stats)
+            self.last = Answer("".join(shown), tuple(tokens), reason, stats, self.n_forgotten)
             # Ids go back verbatim, so that the next turn finds them cached; not where a stop string cut inside them.
             ids = None if stream.stopped else self.last.tokens
             if stats.n_rounds:

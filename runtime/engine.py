@@ -8,46 +8,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
-from edgellm.runtime.backends.base import Backend
-from edgellm.runtime.backends.llama_cpp import (
-    ContextOptions,
-    KvType,
-    LlamaBackend,
-    LlamaModel,
-    ModelOptions,
-    kernels,
-)
+from edgellm.memory.context import DRAFT_TOKENS_MOST, ContextSettings
+from edgellm.memory.plan import MemoryPlan, PairSettings
+from edgellm.memory.solve import N_UBATCH_DRAFT
+from edgellm.memory.units import format_bytes
+from edgellm.runtime.backends.base import Backend, OutOfMemory
+from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, ModelOptions, kernels
 from edgellm.runtime.drafters.base import Drafter, NoDrafter
 from edgellm.runtime.drafters.chain import ChainDrafter
 from edgellm.runtime.drafters.copy import CopyDrafter
 from edgellm.runtime.drafters.model import ModelDrafter
-from edgellm.runtime.drafters.translating import MAX_OWN_TOKENS, TranslatingDrafter
+from edgellm.runtime.drafters.translating import TranslatingDrafter
 from edgellm.runtime.exactness import exact_width
 from edgellm.runtime.pairing import Match, match
+from edgellm.runtime.planning import DEFAULTS, EngineOptions, plan_here, plan_next, reserve, trimmed, unplanned
 from edgellm.runtime.template import DOCUMENT, ChatTemplate, Message, TemplateError
 
-N_DRAFT = 4  # tokens a round, unless asked otherwise
 NEUTRAL = "You are a helpful assistant."  # the system prompt of a drafter whose target has none
-N_UBATCH_DRAFT = 64  # a drafter reads little at a time; more only costs memory
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """How a pair runs. Sizes are in tokens."""
-
-    n_ctx: int = 4096
-    n_draft: int = N_DRAFT
-    copy: bool = True  # propose what followed the same words before
-    exact: bool = False  # prove at load which widths agree bit for bit, and keep to those
-    kv: KvType = "f16"
-    n_ubatch: int = 128
-    n_threads: int | None = None
-    n_gpu_layers: int = -1
-    main_gpu: int = 0
-    mmap: bool = False  # weights are read once; mapped, llama.cpp would keep what it repacks a second time
-
-
-DEFAULTS = EngineOptions()
 
 
 @dataclass(slots=True)
@@ -59,13 +36,15 @@ class Engine:
     template: ChatTemplate
     drafter: Drafter
     options: EngineOptions
+    settings: PairSettings  # what was allocated
+    plan: MemoryPlan | None = None  # None where the planner does not know the model's cache
     draft_model: LlamaModel | None = None
     draft_template: ChatTemplate | None = None
     pair: Match | None = None
     notes: list[str] = field(default_factory=list)  # what was chosen and why, a sentence each
     warnings: list[str] = field(default_factory=list)  # what a user must know of it
     stop_asked: threading.Event = field(default_factory=threading.Event)  # set it from anywhere to end an answer
-    n_draft: int = N_DRAFT  # after what exactness allows
+    n_draft: int = 0  # tokens a round, after what exactness allows
 
     def __enter__(self) -> Engine:
         return self
@@ -96,54 +75,80 @@ class Engine:
         self.model.close()
 
 
-def load(target: Path | str, draft: Path | str | None = None, options: EngineOptions = DEFAULTS) -> Engine:
-    """Load a target and, if named, a drafter of any vocabulary.
+def load(
+    target: Path | str,
+    draft: Path | str | None = None,
+    options: EngineOptions = DEFAULTS,
+    *,
+    plan: MemoryPlan | None = None,
+) -> Engine:
+    """Load a target and, if named, a drafter of any vocabulary, and allocate what the plan says.
+
+    Args:
+        plan: None for one within `options.budget_bytes`, or within what this machine has free. Where an allocation
+            fails all the same, the next rung of the plan's ladder is tried, and `Engine.warnings` says so.
 
     Raises:
+        DoesNotFit: there is not enough memory, found before anything is loaded; the message names what would fit.
         LoadError: a file that cannot be loaded, with the reason.
         TemplateError: the model's chat template is not valid.
     """
-    engine = load_target(Path(target), options)
-    try:
-        return with_drafter(engine, Path(draft) if draft is not None else None, copy=options.copy)
-    except BaseException:
-        engine.close()
-        raise
+    target, draft = Path(target), Path(draft) if draft is not None else None
+    chosen, note = plan_here(target, draft, options, plan)
+    warnings: list[str] = []
+    while True:
+        try:
+            if chosen is not None:
+                reserve(chosen)
+            engine = load_target(target, options, chosen)
+            engine.notes.insert(0, note)
+            engine.warnings += warnings
+            kept = draft if chosen is None or chosen.settings.drafter else None
+            try:
+                return with_drafter(engine, kept, copy=engine.settings.copy)
+            except BaseException:
+                engine.close()
+                raise
+        except OutOfMemory as error:
+            smaller = plan_next(target, draft, options, chosen) if chosen else None
+            if smaller is None:
+                raise
+            warnings.append(f"{error}; trying a plan of {format_bytes(smaller.process_bytes)} instead")
+            chosen = smaller
 
 
-def load_target(path: Path, options: EngineOptions = DEFAULTS) -> Engine:
-    """A target without a drafter. Raises as `load`."""
+def load_target(path: Path, options: EngineOptions = DEFAULTS, plan: MemoryPlan | None = None) -> Engine:
+    """A target without a drafter, by its plan, or by `options` alone. Raises as `load`."""
+    settings = plan.settings if plan else unplanned(options)
     model_options = ModelOptions(
         n_gpu_layers=options.n_gpu_layers,
         main_gpu=options.main_gpu,
-        mmap=options.mmap,
+        mmap=settings.loading == "mapped",
         # Our kernels give the same bits at every width; the engine's own do so only in the layout of the file.
         repack=kernels().active or not options.exact,
     )
     model = LlamaModel(path, model_options)
-    n_ctx = min(options.n_ctx, model.n_ctx_train or options.n_ctx)
+    asked = settings.target.n_ctx
+    settings = replace(settings, target=replace(settings.target, n_ctx=min(asked, model.n_ctx_train or asked)))
     stop_asked = threading.Event()
-    backend = LlamaBackend(
-        model,
-        ContextOptions(
-            n_ctx=n_ctx,
-            max_keep=options.n_draft + 1,
-            n_ubatch=options.n_ubatch,
-            kv=options.kv,
-            n_threads=options.n_threads,
-            pad_single=options.exact and not kernels().active,
-        ),
-        stop_asked=stop_asked,
-    )
+    try:
+        backend = LlamaBackend(
+            model, settings.target, pad_single=options.exact and not kernels().active, stop_asked=stop_asked
+        )
+    except BaseException:
+        model.close()
+        raise
     backend.warm_up()
     template = ChatTemplate(model.chat_template, model.vocabulary)
-    engine = Engine(model, backend, template, NoDrafter(), options, stop_asked=stop_asked)
-    engine.n_draft = min(options.n_draft, backend.max_keep - 1)
+    engine = Engine(model, backend, template, NoDrafter(), options, settings, plan, stop_asked=stop_asked)
+    engine.n_draft = min(settings.n_draft, backend.max_keep - 1)
+    if plan is not None and (trims := trimmed(plan)):
+        engine.warnings.append(f"to fit {plan.limit.name}: {', '.join(trims)}")
     if model.is_recurrent:
         engine.warnings.append(f"{path.name} keeps a state that cannot take tokens back, so nothing is drafted")
     _note_template(engine.warnings, model, engine.template)
-    if n_ctx < options.n_ctx:
-        engine.notes.append(f"{path.name} was trained for {n_ctx:,} tokens: the context is that long")
+    if settings.target.n_ctx < asked:
+        engine.notes.append(f"{path.name} was trained for {model.n_ctx_train:,} tokens: the context is that long")
     if options.exact:
         width = exact_width(backend)
         engine.n_draft = min(engine.n_draft, width - 1)
@@ -172,20 +177,16 @@ def with_drafter(engine: Engine, draft: Path | None, *, copy: bool) -> Engine:
 def _load_drafter(engine: Engine, path: Path) -> Drafter:
     options, target = engine.options, engine.model
     model = LlamaModel(
-        path, ModelOptions(n_gpu_layers=options.n_gpu_layers, main_gpu=options.main_gpu, mmap=options.mmap)
-    )
-    own_n_ctx = min(engine.backend.n_ctx, model.n_ctx_train or engine.backend.n_ctx)
-    backend = LlamaBackend(
-        model,
-        ContextOptions(
-            n_ctx=own_n_ctx,
-            n_rollback=engine.n_draft * MAX_OWN_TOKENS,
-            n_ubatch=N_UBATCH_DRAFT,
-            kv=options.kv,
-            n_threads=options.n_threads,
+        path,
+        ModelOptions(
+            n_gpu_layers=options.n_gpu_layers, main_gpu=options.main_gpu, mmap=engine.settings.loading == "mapped"
         ),
-        stop_asked=engine.stop_asked,
     )
+    try:
+        backend = LlamaBackend(model, _drafter_settings(engine, model), stop_asked=engine.stop_asked)
+    except BaseException:
+        model.close()
+        raise
     backend.warm_up()
     engine.draft_model = model
     # A file without a template is a base model: it continues a document better than markers it was never taught.
@@ -195,6 +196,14 @@ def _load_drafter(engine: Engine, path: Path) -> Drafter:
     if engine.pair.same:
         return ModelDrafter(backend, engine.pair.different)
     return TranslatingDrafter(backend, model.vocabulary, target.vocabulary, engine.template.turn_end)
+
+
+def _drafter_settings(engine: Engine, model: LlamaModel) -> ContextSettings:
+    """What the plan says, within what the drafter was trained for; for one that was not planned, the target's."""
+    main = engine.settings.target
+    own = engine.settings.drafter or replace(main, n_ubatch=N_UBATCH_DRAFT)
+    n_rs_seq = engine.n_draft * DRAFT_TOKENS_MOST if model.is_hybrid else 0
+    return replace(own, n_ctx=min(own.n_ctx, model.n_ctx_train or own.n_ctx), n_outputs=1, n_rs_seq=n_rs_seq)
 
 
 def _note_template(notes: list[str], model: LlamaModel, template: ChatTemplate) -> None:

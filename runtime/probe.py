@@ -18,6 +18,7 @@ from typing import Any
 
 from edgellm.memory.buffers import BufferSizes
 from edgellm.memory.context import ContextSettings
+from edgellm.memory.gguf import TYPE_IDS
 from edgellm.runtime.backends.base import LoadError
 
 _MIB = 1024 * 1024
@@ -170,7 +171,7 @@ def _context_parameters(lib: Any, settings: ContextSettings) -> Any:
     parameters.n_threads = parameters.n_threads_batch = settings.n_threads
     parameters.flash_attn_type = 1
     parameters.swa_full = False
-    parameters.type_k = parameters.type_v = {"f16": 1, "q8_0": 8, "q4_0": 2}[settings.kv]
+    parameters.type_k = parameters.type_v = TYPE_IDS[settings.kv]
     return parameters
 
 

@@ -15,6 +15,10 @@ class LoadError(RuntimeError):
     """A model that cannot be loaded; the message says why and what to do."""
 
 
+class OutOfMemory(LoadError):
+    """The memory for a model or its context could not be had; less of it might be."""
+
+
 class EngineError(RuntimeError):
     """The engine failed on a model that had loaded."""
 

@@ -15,21 +15,27 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from llama_cpp import llama_cpp as api
 from numpy.typing import NDArray
 
-from edgellm.memory.cpu import usable_cores
-from edgellm.memory.gguf import GgufError, GgufHeader, read_header
-from edgellm.runtime.backends.base import CannotTruncate, ContextFull, EngineError, Interrupted, LoadError, Logits
+from edgellm.memory.context import ContextSettings
+from edgellm.memory.gguf import TYPE_IDS, GgufError, GgufHeader, read_header
+from edgellm.runtime.backends.base import (
+    CannotTruncate,
+    ContextFull,
+    EngineError,
+    Interrupted,
+    LoadError,
+    Logits,
+    OutOfMemory,
+)
 from edgellm.runtime.kernels import KernelReport, install
 from edgellm.runtime.vocabulary import TokenKind, Vocabulary
 
-KvType = Literal["f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
-KV_TYPES: dict[KvType, int] = {"f32": 0, "f16": 1, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2}
-
+_SHORT_OF_MEMORY = "not enough memory"
 MAX_LAYERS = 512  # that the engine was built for
 
 log = logging.getLogger("edgellm.llama_cpp")
@@ -62,6 +68,11 @@ def kernels() -> KernelReport:
     return _kernels
 
 
+def offloads() -> bool:
+    """Whether this build can put layers on a GPU."""
+    return bool(api.llama_supports_gpu_offload())
+
+
 def _listen() -> None:
     """Hear what the engine says from here on, whoever else in this process has listened since."""
     api.llama_log_set(_on_log, ctypes.c_void_p(0))
@@ -90,20 +101,6 @@ class ModelOptions:
     vocabulary_only: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ContextOptions:
-    """What one sequence may use. Every allocation follows from these numbers."""
-
-    n_ctx: int = 4096  # tokens
-    max_keep: int = 1  # logits rows a pass: the widest verification
-    n_rollback: int = 0  # tokens that a hybrid model can take back, `max_keep` at least; each costs a copy of its state
-    n_ubatch: int = 128  # tokens a pass; more costs memory and gains nothing on a CPU
-    kv: KvType = "f16"
-    flash_attention: bool = True
-    n_threads: int | None = None  # None: the physical cores that this process may use
-    pad_single: bool = False  # run single tokens as two, which agree in every bit with wider passes on more kernels
-
-
 class LlamaModel:
     """Weights and vocabulary of one GGUF file.
 
@@ -116,7 +113,7 @@ class LlamaModel:
         self.header = _checked_header(path)
         _initialise()
         params = api.llama_model_default_params()
-        params.n_gpu_layers = options.n_gpu_layers if api.llama_supports_gpu_offload() else 0
+        params.n_gpu_layers = options.n_gpu_layers if offloads() else 0
         params.main_gpu = options.main_gpu
         params.load_mode = api.LLAMA_LOAD_MODE_MMAP if options.mmap else api.LLAMA_LOAD_MODE_NONE
         params.use_extra_bufts = options.repack
@@ -124,7 +121,7 @@ class LlamaModel:
         _listen()
         self._model = api.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
-            raise LoadError(f"{path} could not be loaded: {_reason()}")
+            raise _failure(f"{path} could not be loaded: {_reason()}")
         self._tokenizer = _LlamaTokenizer(api.llama_model_get_vocab(self._model))
         self.vocabulary = Vocabulary(self._tokenizer)
         template = self.header.metadata.get("tokenizer.chat_template")
@@ -157,40 +154,44 @@ class LlamaBackend:
     def __init__(
         self,
         model: LlamaModel,
-        options: ContextOptions = ContextOptions(),
+        settings: ContextSettings,
         *,
+        pad_single: bool = False,
         stop_asked: threading.Event | None = None,
     ) -> None:
-        """`stop_asked`: once set, reading text ends with `Interrupted`."""
-        self.model, self.options = model, options
+        """
+        Args:
+            settings: every allocation follows from these numbers.
+            pad_single: run single tokens as two, which agree in every bit with wider passes on more kernels.
+            stop_asked: once set, reading text ends with `Interrupted`.
+        """
+        self.model, self.settings = model, settings
         self.n_vocab = model.vocabulary.n_tokens
         # What a purely recurrent model has read cannot be taken back: single tokens, nothing drafted, nothing padded.
-        self._pad_single = options.pad_single and not model.is_recurrent
-        self.max_keep = 1 if model.is_recurrent else max(options.max_keep, 2 if options.pad_single else 1)
+        self._pad_single = pad_single and not model.is_recurrent
+        self.max_keep = 1 if model.is_recurrent else max(settings.n_outputs, 2 if pad_single else 1)
         self.busy_s = 0.0
-        self.n_threads = options.n_threads or usable_cores()
-        self._n_batch = max(options.n_ubatch, self.max_keep)
+        self.n_threads = settings.n_threads
+        self._n_batch = max(settings.n_ubatch, self.max_keep)
         self.tokens: list[int] = []
         self._ctx: Any = None
         params = api.llama_context_default_params()
-        params.n_ctx = options.n_ctx
+        params.n_ctx = settings.n_ctx
         params.n_batch = params.n_ubatch = self._n_batch
         params.n_seq_max = 1
         params.n_outputs_max = self.max_keep
         params.n_threads = params.n_threads_batch = self.n_threads
-        params.flash_attn_type = (
-            api.LLAMA_FLASH_ATTN_TYPE_ENABLED if options.flash_attention else api.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        )
-        params.type_k = params.type_v = KV_TYPES[options.kv]
+        params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        params.type_k = params.type_v = TYPE_IDS[settings.kv]
         params.no_perf = True
         # A sliding window keeps n_ubatch spare cells, more than one rejected draft ever needs.
         params.swa_full = False
-        params.n_rs_seq = max(self.max_keep, options.n_rollback) if model.is_hybrid else 0
+        params.n_rs_seq = max(self.max_keep, settings.n_rs_seq) if model.is_hybrid else 0
         _listen()
         self._ctx = api.llama_init_from_model(model.handle, params)
         if not self._ctx:
-            raise LoadError(
-                f"{model.path.name}: no context of {options.n_ctx:,} tokens could be made: {_reason()}; "
+            raise _failure(
+                f"{model.path.name}: no context of {settings.n_ctx:,} tokens could be made: {_reason()}; "
                 "try a smaller --ctx or --kv q8_0"
             )
         self._stop_asked = stop_asked or threading.Event()
@@ -284,10 +285,10 @@ class LlamaBackend:
         return n_window > 0 and api.llama_memory_seq_pos_min(self._memory, 0) > max(0, length - n_window)
 
     def warm_up(self) -> None:
-        """One pass over one token, so that the first answer does not pay for paging the weights in."""
+        """One pass of the widest verification: weights are paged in and no row of logits is allocated later."""
         vocabulary = self.model.vocabulary
         token = vocabulary.bos if vocabulary.bos is not None else 0
-        self.forward([token], keep=1)
+        self.forward([token] * min(self.max_keep, self.n_ctx), keep=min(self.max_keep, self.n_ctx))
         self.truncate(0)
         self.busy_s = 0.0
 
@@ -380,6 +381,10 @@ def _checked_header(path: Path) -> GgufHeader:
     return header
 
 
+def _failure(sentence: str) -> LoadError:
+    return OutOfMemory(sentence) if _SHORT_OF_MEMORY in sentence else LoadError(sentence)
+
+
 def _reason() -> str:
     """The engine's own words for its last failure, in one line."""
     lines = [_WHERE.sub("", line) for line in _recent]
@@ -390,5 +395,5 @@ def _reason() -> str:
     if "unknown model architecture" in reason:
         reason += "; this engine does not know it, pull another model"
     elif "alloc" in reason.lower():
-        reason += "; not enough memory"
+        reason += f"; {_SHORT_OF_MEMORY}"
     return reason

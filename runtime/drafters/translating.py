@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from edgellm.memory.context import DRAFT_TOKENS_MOST
 from edgellm.runtime.backends.base import Backend
 from edgellm.runtime.drafters.base import Draft
 from edgellm.runtime.drafters.follow import Follower
 from edgellm.runtime.sampling import GREEDY, Sampling
 from edgellm.runtime.translate import WINDOW, GrowingText, continuation
 from edgellm.runtime.vocabulary import CannotEncode, Vocabulary
-
-MAX_OWN_TOKENS = 4  # of the drafter's for one of the target's, before a round gives up
 
 
 class TranslatingDrafter:
@@ -57,7 +56,7 @@ class TranslatingDrafter:
         unfinished = self._context.unfinished  # the draft must spell these bytes first: the target has them already
         text = b""
         translated: list[int] = []
-        n_most = min(limit * MAX_OWN_TOKENS, self._follower.backend.n_ctx - len(self._context.tokens))
+        n_most = min(limit * DRAFT_TOKENS_MOST, self._follower.backend.n_ctx - len(self._context.tokens))
         logits = self._follower.read(self._context.tokens)
         for n_drafted in range(1, n_most + 1):
             token = int(logits.argmax())
@@ -82,7 +81,7 @@ class TranslatingDrafter:
     def _slide(self) -> bool:
         """Keep the newer half when the context fills up; the drafter sees less, and the output stays the target's."""
         n_ctx = self._follower.backend.n_ctx
-        if len(self._context.tokens) + 8 * MAX_OWN_TOKENS <= n_ctx:
+        if len(self._context.tokens) + 8 * DRAFT_TOKENS_MOST <= n_ctx:
             return False
         self._context.drop_oldest(n_ctx // 2)
         return True

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from loopback_hub import LoopbackHub
 from tiny_gguf import ARCHITECTURES, write_tiny
 
 HEAVY = ("llama_cpp", "onnxruntime", "torch", "transformers", "numpy", "matplotlib", "edgellm.runtime")
@@ -114,6 +116,77 @@ def test_a_model_of_the_catalogue_needs_no_download() -> None:
     done = edgellm("plan", "llama-3.1-8b-instruct", "--mem", "16GiB", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["lines"][0]["n_bytes"] > 4 * 10**9
+
+
+def test_a_model_on_the_hub_is_planned_from_the_beginning_of_its_file(hub: LoopbackHub, model: Path) -> None:
+    """The file is cut behind its header, and its size is told as that of the whole."""
+    hub.add_repo("me/tiny-GGUF", {"tiny-F32.gguf": model.read_bytes() + bytes(8 * 2**20)})
+    remote = edgellm("plan", "me/tiny-GGUF", "--draft", "none", "--budget", "1GiB", "--json")
+    assert remote.returncode == 0, remote.stderr
+    local = edgellm("plan", model, "--draft", "none", "--budget", "1GiB", "--json")
+    assert json.loads(remote.stdout)["lines"] == json.loads(local.stdout)["lines"]
+    fetched = [request for request in hub.requests if request.method == "GET" and "resolve" in request.path]
+    assert [request.range for request in fetched] == [f"bytes=0-{2**20 - 1}"]
+
+
+def test_a_checkpoint_on_the_hub_is_planned_from_its_config(hub: LoopbackHub) -> None:
+    config = {
+        "model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 256,
+        "intermediate_size": 512, "vocab_size": 1000, "max_position_embeddings": 4096,
+    }  # fmt: skip
+    hub.add_repo("me/checkpoint", {"config.json": json.dumps(config).encode(), "model.safetensors": b""})
+    done = edgellm("plan", "me/checkpoint:Q8_0", "--draft", "none", "--budget", "1GiB", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["quantisation"] == "Q8_0"
+    damaged = hub.add_repo("me/damaged-GGUF", {"x-Q8_0.gguf": b"GGUF" + bytes(range(256)) * 64})
+    assert damaged.files
+    refused = edgellm("plan", "me/damaged-GGUF", "--draft", "none")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error:")
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_a_plan_that_was_run_here_tells_what_it_took(model: Path, tmp_path: Path) -> None:
+    asked = ("plan", model, "--draft", "none", "--budget", "1GiB", "--ctx", "512", "--json")
+    assert json.loads(edgellm(*asked).stdout)["measured"] is None
+    done = edgellm(*asked, "--calibrate")
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)["measured"]
+    assert measured["predicted_bytes"] == json.loads(done.stdout)["process_bytes"]
+    assert measured["peak_bytes"] > 2**20
+    later = json.loads(edgellm(*asked).stdout)
+    assert later["measured"] == measured
+    assert later["tokens_per_s"] == {
+        "value": measured["tokens_per_s"], "kind": "measured", "plain": measured["plain_tokens_per_s"],
+    }  # fmt: skip
+    (Path(os.environ["EDGELLM_HOME"]) / "calibration.json").write_text("{damaged")
+    assert json.loads(edgellm(*asked).stdout)["tokens_per_s"]["kind"] == "estimated"
+    assert edgellm("plan", model, "--mem", "4GB", "--calibrate").returncode == 2
+
+
+def test_a_saved_plan_is_run_and_a_smaller_machine_refuses_it(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    saved = edgellm("plan", model, "--draft", "none", "--budget", "1GiB", "--ctx", "512", "--save", file)
+    assert saved.returncode == 0, saved.stderr
+    chat = ("chat", model, "--draft", "none", "--plan", file, "-p", "the hat", "-n", "4", "--json")
+    done = edgellm(*chat)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["stats"]["n_new"] == 4
+    needed = json.loads(file.read_text())["process_bytes"]
+    refused = edgellm(*chat, "--budget", str(needed * 85 // 100))
+    assert (refused.returncode, refused.stdout) == (3, "")
+    assert "plan again" in refused.stderr
+    assert edgellm(*chat, "--ctx", "4096").returncode == 2
+    file.write_text(file.read_text()[:-20])
+    damaged = edgellm(*chat)
+    assert (damaged.returncode, len(damaged.stderr.splitlines())) == (1, 1)
+
+
+def test_a_conversation_that_shifts_says_what_it_forgot(model: Path) -> None:
+    assert edgellm("chat", model, "--on-full", "never", "-p", "x").returncode == 2
+    done = edgellm("chat", model, "--draft", "none", "--ctx", "256", "--on-full", "shift", "-p", "the hat", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["n_forgotten"] == 0
 
 
 def test_an_unknown_repository_is_answered_with_what_is_missing() -> None:

@@ -217,3 +217,60 @@ def test_stats_add_up_and_go_into_json(drafting: Engine) -> None:
     assert told["accepted_by"] == {"model": stats.n_accepted}
     assert told["acceptance"] == 1.0
     assert told["tokens_per_round"] > 4
+
+
+def told(session: ChatSession, *, turns: int, **options: int) -> list[str]:
+    return [say(session, f"{QUESTION} {i}", **options) for i in range(turns)]
+
+
+def test_a_full_context_that_shifts_answers_as_if_the_conversation_had_begun_later(path: Path) -> None:
+    with load(path, None, EngineOptions(n_ctx=N_CTX, copy=False)) as engine:
+        session = ChatSession(engine, system="a tin", on_full="shift")
+        told(session, turns=12, max_tokens=20)
+        assert session.last is not None
+        assert 0 < session.n_forgotten < len(session.messages) == 24
+        assert session.last.n_forgotten == session.n_forgotten
+        answer = session.last.text
+        engine.backend.truncate(0)
+        later = ChatSession(engine, system="a tin")
+        later.messages = session.messages[session.n_forgotten : -2]
+        assert say(later, session.messages[-2].content, max_tokens=20) == answer
+
+
+def test_an_answer_goes_on_across_a_shift_with_any_drafter(path: Path) -> None:
+    texts = []
+    for draft, copy in ((None, False), (None, True), (path, False)):
+        with load(path, draft, EngineOptions(n_ctx=N_CTX, copy=copy)) as engine:
+            session = ChatSession(engine, on_full="shift", sampling=VARIED)
+            told(session, turns=3, max_tokens=20)
+            before = session.n_forgotten
+            texts.append(say(session, max_tokens=150))
+            assert session.last is not None
+            assert session.last.finish_reason == "length"
+            assert len(session.last.tokens) == 150
+            assert session.n_forgotten > before
+    assert len(set(texts)) == 1
+
+
+def test_a_question_that_fills_the_context_by_itself_ends_its_answer(path: Path) -> None:
+    with load(path, None, EngineOptions(n_ctx=N_CTX, copy=False)) as engine:
+        session = ChatSession(engine, on_full="shift")
+        say(session, "the hat " * 40, max_tokens=1000)
+        assert session.last is not None
+        assert session.last.finish_reason == "context"
+        assert session.last.text == session.messages[-1].content
+        before = list(session.messages)
+        with pytest.raises(ContextFull, match="alone"):
+            say(session, "the hat " * 200)
+        assert session.messages == before
+        say(session, max_tokens=5)
+        assert session.n_forgotten == 2
+
+
+def test_the_pieces_of_an_answer_that_ends_with_the_context_are_the_answer(path: Path) -> None:
+    with load(path, None, EngineOptions(n_ctx=N_CTX, copy=False)) as engine:
+        for policy in ("stop", "shift"):
+            session = ChatSession(engine, on_full="shift" if policy == "shift" else "stop")
+            text = say(session, "the hat " * 40)
+            assert session.last is not None
+            assert (session.last.finish_reason, session.last.text) == ("context", text)

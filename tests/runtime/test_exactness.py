@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgellm.runtime.backends.llama_cpp import ContextOptions, KvType, LlamaBackend, LlamaModel, kernels
+from edgellm.memory.context import ContextSettings, KvType
+from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, kernels
 from edgellm.runtime.exactness import rows_at_width
 
 WIDTHS = (1, 3, 5, 8, 16)
@@ -20,7 +21,7 @@ def test_on_our_kernels_passes_of_every_width_agree_in_every_bit_also_over_long_
     if not kernels().active:
         pytest.skip(f"llama.cpp's own kernels are in use: {kernels().reason}")
     model = LlamaModel(smollm2_path)
-    backend = LlamaBackend(model, ContextOptions(n_ctx=1024, max_keep=max(WIDTHS), kv=kv))
+    backend = LlamaBackend(model, ContextSettings(n_ctx=1024, n_outputs=max(WIDTHS), kv=kv))
     tokens = [int(token) for token in np.random.default_rng(0).integers(1000, 20_000, 616)]
     for n_past in (8, 600):  # ggml's attention takes another way for one token from 512 cells on
         reference = rows_at_width(backend, tokens[:n_past], tokens[-16:], 2)

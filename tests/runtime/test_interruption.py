@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from tiny_gguf import write_tiny
 
+from edgellm.memory.context import ContextSettings
 from edgellm.runtime import ChatSession, Engine, EngineOptions, load
 from edgellm.runtime.backends.base import Interrupted
-from edgellm.runtime.backends.llama_cpp import ContextOptions, LlamaBackend, LlamaModel
+from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
 from edgellm.runtime.drafters.base import NoDrafter
 from edgellm.runtime.sampling import GREEDY, Sampling
 
@@ -58,9 +59,9 @@ def answer(session: ChatSession, text: str) -> str:
 def test_a_read_that_is_stopped_anywhere_can_be_taken_up_again(tiny: Path, n_looks: int) -> None:
     model = LlamaModel(tiny)
     tokens = model.vocabulary.encode(LONG.encode())
-    whole = LlamaBackend(model, ContextOptions(n_ctx=1024, n_ubatch=32))
+    whole = LlamaBackend(model, ContextSettings(n_ctx=1024, n_ubatch=32))
     expected = whole.forward(tokens, keep=1).copy()
-    backend = LlamaBackend(model, ContextOptions(n_ctx=1024, n_ubatch=32), stop_asked=Countdown(n_looks))
+    backend = LlamaBackend(model, ContextSettings(n_ctx=1024, n_ubatch=32), stop_asked=Countdown(n_looks))
     with pytest.raises(Interrupted):
         backend.forward(tokens, keep=1)
     held = list(backend.tokens)

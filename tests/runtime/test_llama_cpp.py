@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from tiny_gguf import write_tiny
 
+from edgellm.memory.context import ContextSettings
 from edgellm.memory.gguf import read_header
 from edgellm.runtime import ChatSession, EngineOptions, load
 from edgellm.runtime.backends.base import CannotTruncate, ContextFull, EngineError, LoadError, keep_common_prefix
-from edgellm.runtime.backends.llama_cpp import ContextOptions, LlamaBackend, LlamaModel
+from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
 from edgellm.runtime.decode import generate
 from edgellm.runtime.drafters.base import NoDrafter
 from edgellm.runtime.drafters.model import ModelDrafter
@@ -42,8 +43,8 @@ def opened() -> Iterator[Callable[..., LlamaBackend]]:
     held: list[LlamaBackend] = []
 
     def backend(path: Path, **options: object) -> LlamaBackend:
-        settings: dict[str, object] = {"n_ctx": 512, "max_keep": 5, "n_ubatch": 32, **options}
-        held.append(LlamaBackend(LlamaModel(path), ContextOptions(**settings)))  # type: ignore[arg-type]
+        settings: dict[str, object] = {"n_ctx": 512, "n_outputs": 5, "n_ubatch": 32, **options}
+        held.append(LlamaBackend(LlamaModel(path), ContextSettings(**settings)))  # type: ignore[arg-type]
         return held[-1]
 
     yield backend
@@ -110,7 +111,7 @@ def test_a_hybrid_model_takes_no_more_back_than_it_has_copies(tiny: Tiny, opened
     with pytest.raises(CannotTruncate, match="--draft none"):
         backend.truncate(50)
     assert backend.tokens == TOKENS[:100]
-    wide = opened(tiny("lfm2"), max_keep=1, n_rollback=16)
+    wide = opened(tiny("lfm2"), n_outputs=1, n_rs_seq=16)
     wide.forward(TOKENS[:84], 0)
     wide.forward(TOKENS[84:100], 0)
     wide.truncate(85)
@@ -142,7 +143,7 @@ def test_a_recurrent_model_says_what_it_cannot_do(tiny: Tiny, opened: Callable[.
 
 def test_a_drafter_of_a_hybrid_family_reads_what_is_new_alone(tiny: Tiny, opened: Callable[..., LlamaBackend]) -> None:
     target = opened(tiny("llama"))
-    drafter = ModelDrafter(opened(tiny("lfm2"), max_keep=1, n_rollback=16))
+    drafter = ModelDrafter(opened(tiny("lfm2"), n_outputs=1, n_rs_seq=16))
     backend = drafter._follower.backend
     read: list[int] = []
     forward = backend.forward
@@ -179,7 +180,7 @@ def test_a_token_that_does_not_exist_is_refused_and_leaves_the_rest(
 
 def test_closing_twice_is_safe_and_closed_parts_say_so(tiny: Tiny) -> None:
     model = LlamaModel(tiny("llama"))
-    backend = LlamaBackend(model, ContextOptions(n_ctx=256))
+    backend = LlamaBackend(model, ContextSettings(n_ctx=256))
     backend.forward([1, 2], 1)
     for _ in range(2):
         backend.close()
@@ -270,13 +271,14 @@ def test_a_file_that_is_not_there_says_so(tmp_path: Path) -> None:
 TRY_ALL = """
 import sys
 from pathlib import Path
+from edgellm.memory.context import ContextSettings
 from edgellm.runtime.backends.base import EngineError, LoadError
-from edgellm.runtime.backends.llama_cpp import ContextOptions, LlamaBackend, LlamaModel
+from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
 for path in sys.argv[1:]:
     print("try", path, flush=True)
     try:
         model = LlamaModel(Path(path))
-        backend = LlamaBackend(model, ContextOptions(n_ctx=64))
+        backend = LlamaBackend(model, ContextSettings(n_ctx=64))
         backend.forward(model.vocabulary.encode(b"hello the hat")[:30], keep=1)
         backend.close()
         model.close()
@@ -309,12 +311,13 @@ def test_a_header_with_any_bit_flipped_is_refused_or_works(tiny: Tiny, tmp_path:
 def test_a_context_that_does_not_fit_says_what_to_try(tiny: Tiny) -> None:
     attempt = f"""
 from pathlib import Path
-from edgellm.runtime.backends.llama_cpp import ContextOptions, LlamaBackend, LlamaModel
-LlamaBackend(LlamaModel(Path({str(tiny("llama"))!r})), ContextOptions(n_ctx=1 << 23))
+from edgellm.memory.context import ContextSettings
+from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
+LlamaBackend(LlamaModel(Path({str(tiny("llama"))!r})), ContextSettings(n_ctx=1 << 23))
 """
     done = subprocess.run([sys.executable, "-c", attempt], preexec_fn=limited, capture_output=True, text=True)
     assert done.returncode == 1
     said = done.stderr.splitlines()[-1]
-    assert "LoadError" in said
+    assert "OutOfMemory" in said
     assert "8,388,608 tokens" in said
     assert "try a smaller --ctx" in said
