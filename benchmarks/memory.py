@@ -28,7 +28,7 @@ from edgellm.memory.buffers import Sizer, estimate
 from edgellm.memory.context import ContextSettings, KvType
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.gguf import read_header
-from edgellm.memory.plan import Limit, Loading, PairSettings, plan
+from edgellm.memory.plan import Limit, Loading, MemoryPlan, PairSettings, plan
 from edgellm.memory.shape import from_header
 from edgellm.memory.units import MIB
 
@@ -60,10 +60,11 @@ def configurations(target: Path, drafters: list[Path], small: list[Path]) -> lis
     mapped += [Configuration(target, drafter, 4096, loading="mapped") for drafter in drafters]
     others = [Configuration(path, None, n_ctx, kv) for path in small for n_ctx, kv in ((8192, "f16"), (4096, "q8_0"))]
     packed = [Configuration(target, drafter, 4096, loading="packed") for drafter in (None, *drafters)]
+    packed += [Configuration(path, None, 4096, loading="packed") for path in small]
     return [*alone, *pairs, *mapped, *others, *packed]
 
 
-def predicted_bytes(it: Configuration, sizer: Sizer) -> int:
+def planned(it: Configuration, sizer: Sizer) -> MemoryPlan:
     main = ContextSettings(it.n_ctx, it.n_ubatch, N_DRAFT + 1, it.kv, n_threads=usable_cores())
     target = from_header(read_header(it.target))
     drafter, own = None, None
@@ -71,7 +72,7 @@ def predicted_bytes(it: Configuration, sizer: Sizer) -> int:
         drafter = from_header(read_header(it.drafter))
         own = ContextSettings(min(it.n_ctx, drafter.n_ctx_train), DRAFT_N_UBATCH, 1, it.kv, n_threads=usable_cores())
     settings = PairSettings(main, N_DRAFT, own, loading=it.loading, repack=it.loading != "packed")
-    return plan(target, drafter, settings, Limit("none", 0), sizer=sizer).total_bytes
+    return plan(target, drafter, settings, Limit("none", 0), sizer=sizer)
 
 
 def ask_llama_cpp(paths: dict[str, Path]) -> Sizer:
@@ -83,21 +84,15 @@ def ask_llama_cpp(paths: dict[str, Path]) -> Sizer:
 def child(request: str) -> None:
     """One configuration, in the engine that `edgellm chat` uses."""
     from edgellm.runtime.decode import generate
-    from edgellm.runtime.engine import EngineOptions, load
+    from edgellm.runtime.engine import load
     from edgellm.runtime.sampling import GREEDY
 
     it = json.loads(request)
-    options = EngineOptions(
-        n_ctx=it["n_ctx"],
-        n_draft=N_DRAFT,
-        kv=it["kv"],
-        n_ubatch=it["n_ubatch"],
-        mmap=it["loading"] == "mapped",
-        n_gpu_layers=0,
-    )
-    with load(it["target"], it["drafter"], options) as engine:
+    with load(it["target"], it["drafter"], plan=MemoryPlan.from_json(it["plan"])) as engine:
         text = Path(__file__).read_bytes() * 4
-        prompt = engine.model.vocabulary.encode(text)[: min(2 * it["n_ubatch"], it["n_ctx"] - 80)]
+        prompt = engine.model.vocabulary.encode(text)[
+            : min(2 * engine.settings.target.n_ubatch, engine.backend.n_ctx - 80)
+        ]
         engine.drafter.begin(prompt)
         steps = generate(engine.backend, engine.drafter, prompt, GREEDY, n_draft=N_DRAFT, max_new=48)
         n_new = sum(len(step.tokens) for step in steps)
@@ -107,11 +102,8 @@ def child(request: str) -> None:
         print(json.dumps({"peak_bytes": peak, "pss_bytes": pss, "n_new": n_new}))
 
 
-def measured(it: Configuration) -> dict[str, int]:
-    request = {
-        "target": str(it.target), "drafter": str(it.drafter) if it.drafter else None, "n_ctx": it.n_ctx, "kv": it.kv,
-        "n_ubatch": it.n_ubatch, "loading": it.loading,
-    }  # fmt: skip
+def measured(it: Configuration, run: MemoryPlan) -> dict[str, int]:
+    request = {"target": str(it.target), "drafter": str(it.drafter) if it.drafter else None, "plan": run.to_json()}
     done = subprocess.run(
         [sys.executable, __file__, "--child", json.dumps(request)],
         env={**os.environ, "EDGELLM_KERNELS": "auto" if it.loading == "packed" else "off"},
@@ -135,14 +127,15 @@ def main() -> None:
     if arguments.child:
         return child(arguments.child)
     asked = ask_llama_cpp({path.stem: path for path in (arguments.target, *arguments.drafter, *arguments.small)})
-    predictions: list[tuple[int, int]] = []
+    predictions: list[tuple[MemoryPlan, MemoryPlan]] = []
     rows: list[dict[str, Any]] = []
     everything = configurations(arguments.target, arguments.drafter, arguments.small)
     for it in everything:
-        predictions.append((predicted_bytes(it, estimate), predicted_bytes(it, asked)))
-    for it, (by_formula, by_engine) in zip(everything, predictions, strict=True):
+        predictions.append((planned(it, estimate), planned(it, asked)))
+    for it, plans in zip(everything, predictions, strict=True):
+        by_formula, by_engine = (found.total_bytes for found in plans)
         with held(arguments.lock):
-            found = measured(it)
+            found = measured(it, plans[1])
         row = {
             "target": it.target.stem, "drafter": it.drafter.stem if it.drafter else "", "n_ctx": it.n_ctx, "kv": it.kv,
             "n_ubatch": it.n_ubatch, "loading": it.loading, "formula_mib": mib(by_formula),

@@ -77,10 +77,10 @@ def this_machine(root: Path = Path("/sys/fs/cgroup")) -> Device:
     memory = psutil.virtual_memory()
     total, free = int(memory.total), int(memory.available)
     name, allowed = "this machine", cgroup_memory(root)
+    reserve = min(total // 20, 512 * MIB)  # so that the system keeps breathing
     if allowed is not None and allowed[0] < total:
         total, free = allowed[0], min(free, max(allowed[0] - allowed[1], 0))
-        name = "this container"
-    reserve = min(total // 20, 512 * MIB)  # so that the system keeps breathing
+        name, reserve = "this container", total // 100  # the system itself lives outside
     isa: Literal["x86", "arm"] = "arm" if platform.machine().lower() in ("arm64", "aarch64") else "x86"
     n_cores = usable_cores()
     return Device(
@@ -146,12 +146,21 @@ def cgroup_memory(root: Path = Path("/sys/fs/cgroup")) -> tuple[int, int] | None
     ):
         try:
             limit = (folder / limit_name).read_text().strip()
-            used = int((folder / used_name).read_text())
+            used = int((folder / used_name).read_text()) - _reclaimable(folder)
         except (OSError, ValueError):
             continue
         if limit.isdecimal() and int(limit) < 2**60:  # version 1 writes a huge number for none
             return int(limit), used
     return None
+
+
+def _reclaimable(folder: Path) -> int:
+    """Bytes of a group's use that are file pages nobody looked at lately: the system lets go of them when asked."""
+    try:
+        entries = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
+    return int(entries.get("total_inactive_file", entries.get("inactive_file", 0)))
 
 
 def _own_groups() -> dict[str, str]:

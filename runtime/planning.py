@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psutil
+
 from edgellm.memory.context import ContextSettings, KvType
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.device import Device, budget_device, this_machine
@@ -162,7 +164,9 @@ def _device(options: EngineOptions) -> Device:
     if options.n_gpu_layers and offloads() and not here.unified:
         # Weights and caches go to a card of its own, whose memory the engine itself minds.
         return replace(here, name="this machine and its GPU", total_bytes=2**62, usable_bytes=2**62)
-    return here
+    # What this process holds already (the interpreter, the engine's libraries) is part of its plan.
+    resident = psutil.Process().memory_info().rss
+    return replace(here, usable_bytes=min(here.usable_bytes + resident, here.total_bytes))
 
 
 def _shape(path: Path) -> ModelShape:
