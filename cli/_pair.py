@@ -1,14 +1,18 @@
-"""How well an exported drafter drafts for its target: measured with the runtime, kept in the manifest."""
+"""What only the runtime can say of an exported pair: the table of its vocabularies, and how well the one drafts for the
+other.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions, engine_name
 from edgellm.runtime.chat import ChatSession
 from edgellm.runtime.engine import load
 from edgellm.runtime.pairing import overlap
 from edgellm.runtime.planning import EngineOptions
+from edgellm.runtime.table import TranslationTable
 
 QUESTIONS = (
     "Why does bread rise?",
@@ -18,11 +22,29 @@ QUESTIONS = (
 N_TOKENS = 48  # of each answer
 
 
+def tabulate(target: Path, draft: Path) -> bytes:
+    """The table that the runtime reads beside the drafter: see `runtime.table`."""
+    models = [LlamaModel(path, ModelOptions(vocabulary_only=True)) for path in (target, draft)]
+    try:
+        table = TranslationTable.build(
+            models[0].vocabulary,
+            models[1].vocabulary,
+            target_key=models[0].vocabulary_key(),
+            draft_key=models[1].vocabulary_key(),
+            engine=engine_name(),
+        )
+    finally:
+        for model in models:
+            model.close()
+    return table.to_bytes()
+
+
 def judge(target: Path, draft: Path, *, measure: bool) -> dict[str, Any]:
     """Shares of the vocabularies that are common and, if `measure`, which part of the drafts the target takes."""
     with load(target, draft, EngineOptions(n_ctx=1024, copy=False)) as engine:
         assert engine.draft_model is not None
-        shared = overlap(engine.model.vocabulary, engine.draft_model.vocabulary)
+        table = engine.table
+        shared = table.overlap() if table else overlap(engine.model.vocabulary, engine.draft_model.vocabulary)
         facts: dict[str, Any] = {
             "target": target.name,
             "draft": draft.name,

@@ -29,7 +29,13 @@ def export(
     trim_corpus: Path | None = typer.Option(
         None, exists=True, dir_okay=False, help="Text whose tokens are kept first."
     ),
+    trim_input: bool = typer.Option(
+        False, "--trim-input", help="Trim what the drafter reads too: a smaller file, fewer drafts accepted."
+    ),
     drop_layers: str | None = typer.Option(None, help="Layers to leave out of the drafter, as in 4,8-11."),
+    draft_head: str | None = typer.Option(
+        None, help="Type of the drafter's last matrix, as in Q4_0.  [default: as is]"
+    ),
     imatrix: Path | None = typer.Option(
         None, exists=True, dir_okay=False, help="Importance matrix of the model (GGUF)."
     ),
@@ -47,7 +53,7 @@ def export(
 
     An interrupted export goes on where it stopped. The folder appears when all of it is there.
     """
-    from edgellm.cli._pair import judge
+    from edgellm.cli._pair import judge, tabulate
     from edgellm.cli._progress import DownloadBar
     from edgellm.export import manifest, naming, pipeline, source
 
@@ -59,9 +65,9 @@ def export(
     draft = draft or (there.repo("draft") if there else None)
     target = fetch(model, there.revision("target") if there else revision)
     drafter = target if draft == "self" else fetch(draft, there.revision("draft") if there else None) if draft else None
-    if (trim_vocab or drop_layers or draft_quant) and drafter is None and there is None:
+    if (trim_vocab or drop_layers or draft_quant or draft_head) and drafter is None and there is None:
         raise naming.BadReference(
-            "--trim-vocab, --drop-layers and --draft-quant make a drafter smaller: name it with --draft"
+            "--trim-vocab, --drop-layers, --draft-quant and --draft-head make a drafter smaller: name it with --draft"
         )
     plan = None
     if mem and not there:
@@ -75,7 +81,9 @@ def export(
         quants=_types(quant),
         draft_quants=_types(draft_quant or ""),
         keep_vocab=trim_vocab,
+        trim_input=trim_input,
         keep_corpus=source.sha256_of(trim_corpus) if trim_corpus else None,
+        draft_head=_head_type(draft_head),
         drop_layers=_layers(drop_layers or ""),
         imatrix=source.sha256_of(imatrix) if imatrix else None,
     )
@@ -90,6 +98,7 @@ def export(
         converter=converter,
         plan=plan.to_json() if plan else None,
         judge=None if there else judge,
+        tabulate=tabulate,
     )
     watch = _Watch(jsonl)
     if there:
@@ -190,6 +199,14 @@ def _types(text: str) -> tuple[str, ...]:
                 f"{name} is no type of llama.cpp; among them are Q4_K_M, Q4_0, Q5_K_M, Q6_K, Q8_0, F16"
             )
     return types
+
+
+def _head_type(text: str | None) -> str | None:
+    from edgellm.export.engine import HEADS
+
+    if text and text.upper() not in HEADS:
+        raise typer.BadParameter(f"{text} is no type for a matrix: take one of {', '.join(HEADS)}")
+    return text.upper() if text else None
 
 
 def _layers(text: str) -> tuple[int, ...]:

@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.export.gguf_writer import TYPE_IDS
 from edgellm.memory.gguf import FILE_TYPES
 
 QUANTS = tuple(name for name in FILE_TYPES.values() if name not in {"F32", "TQ1_0", "TQ2_0", "MXFP4"})
+HEADS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "F16")
 _FILE_TYPE_IDS = {name: number for number, name in FILE_TYPES.items()}
 _QUANTISE_BUFFER_BYTES = 256 * 2**20  # rows kept at once; the library's own default is 8 GiB
 
@@ -39,6 +41,7 @@ def quantise(
     quant: str,
     *,
     imatrix: Path | None = None,
+    head: str | None = None,
     requantise: bool = False,
     on_tensor: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -46,17 +49,20 @@ def quantise(
 
     Args:
         imatrix: importance matrix (a GGUF file of llama.cpp's own tool), which some types need.
+        head: a key of HEADS, for the matrix that computes logits (and the embedding, which often is the same one).
         requantise: allow a source that is quantised already.
         on_tensor: called with (tensors done, tensors in all).
 
     Raises:
         EngineJobError: an unknown type, or llama.cpp's refusal.
     """
-    if quant not in QUANTS:
-        raise EngineJobError(f"{quant!r} is no known type: choose among {', '.join(QUANTS)}")
+    for name, known in ((quant, QUANTS), (head, HEADS)):
+        if name is not None and name not in known:
+            raise EngineJobError(f"{name!r} is no known type: choose among {', '.join(known)}")
     job = {
         "file_type": _FILE_TYPE_IDS[quant],
         "imatrix": str(imatrix) if imatrix else None,
+        "head_type": TYPE_IDS[head] if head else None,
         "requantise": requantise,
     }
     _rewrite(source, target, job, f"quantising {source.name} to {quant}", on_tensor)
@@ -197,6 +203,8 @@ def _rewritten(job: Event, llama_cpp: Any) -> dict[str, Any]:
         params.prune_layers = ctypes.cast(keep[0], ctypes.POINTER(ctypes.c_int32))
     else:
         params.ftype, params.allow_requantize = job["file_type"], job["requantise"]
+    if job.get("head_type") is not None:
+        params.output_tensor_type = params.token_embedding_type = job["head_type"]
     if job.get("imatrix"):
         params.imatrix = ctypes.cast(_imatrix(Path(job["imatrix"]), llama_cpp, keep), type(params.imatrix))
     if llama_cpp.llama_model_quantize(job["source"].encode(), job["target"].encode(), ctypes.byref(params)):

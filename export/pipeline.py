@@ -37,6 +37,12 @@ class Judge(Protocol):
     def __call__(self, target: Path, draft: Path, *, measure: bool) -> dict[str, Any]: ...
 
 
+class Tabulator(Protocol):
+    """Who works out what the vocabularies of a pair say of each other; the runtime reads it, and writes it."""
+
+    def __call__(self, target: Path, draft: Path) -> bytes: ...
+
+
 class ExportError(RuntimeError):
     """An export that cannot be carried out as asked; the message says what to change."""
 
@@ -48,8 +54,10 @@ class Options:
     quants: tuple[str, ...] = ("Q4_K_M",)
     draft_quants: tuple[str, ...] = ()  # empty: as `quants`
     keep_vocab: float | None = None  # share of the drafter's vocabulary that is kept
+    trim_input: bool = False  # also forget how to read what is not kept
     keep_corpus: str | None = None  # sha256 of the text whose tokens are kept first
     drop_layers: tuple[int, ...] = ()  # of the drafter
+    draft_head: str | None = None  # type of the drafter's last matrix, where it is not the file's
     imatrix: str | None = None  # sha256 of the target's importance matrix
 
     @classmethod
@@ -73,6 +81,7 @@ class Request:
     converter: Path | None = None  # llama.cpp's convert_hf_to_gguf.py
     plan: dict[str, Any] | None = None  # of the device that the types were chosen for
     judge: Judge | None = None  # how well a drafter fits, for the manifest
+    tabulate: Tabulator | None = None  # what is stored beside a drafter
 
 
 def export(request: Request, on_event: Callable[[Event], None]) -> Manifest:
@@ -185,14 +194,23 @@ def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], No
         base = _base(step, request.converter, quants)
         _refuse_foreign_heads(base)
         trimmed: dict[str, Any] | None = None
+        words: Path | None = None
         whole = base
         if role == "draft" and options.drop_layers:
             base = step.file("layers", partial(_drop_layers, base, options.drop_layers))
         if role == "draft" and options.keep_vocab is not None:
-            base, trimmed = _trim(step, base, options.keep_vocab, corpus)
+            base, trimmed, words = _trim(step, base, options, corpus)
         paths = {
-            quant: _quantised(step, base, quant, request.imatrix if role == "target" else None) for quant in quants
+            quant: _quantised(step, base, quant, request.imatrix, None)
+            if role == "target"
+            else _quantised(step, base, quant, None, options.draft_head)
+            for quant in quants
         }
+        files += [
+            manifest.file_entry(path, role=role, quant=quant, n_params=read_header(path).n_params)
+            for quant, path in paths.items()
+        ]
+        files += [manifest.file_entry(words, role="words")] if words else []
         described = _described(source, base)
         checked = None
         firsts[role] = next(iter(paths.values()))
@@ -202,6 +220,8 @@ def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], No
             is_whole = whole == base
             checked = verify.verification(source, base if is_whole else whole, paths if is_whole else {})
             step.say("done", "verify", source.name)
+        if role == "draft" and request.tabulate:
+            files.append(_tabulated(step, request.tabulate, firsts["target"], firsts["draft"]))
         if role == "draft" and request.judge:
             step.say("start", "judge", source.name)
             measure = bool(checked and document["target"]["verification"])
@@ -211,10 +231,6 @@ def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], No
             document["pair"] = pair
             step.say("done", "judge", source.name)
         document[role] = described | {"trimmed": trimmed, "verification": checked}
-        files += [
-            manifest.file_entry(path, role=role, quant=quant, n_params=read_header(path).n_params)
-            for quant, path in paths.items()
-        ]
         for path in {base, whole} - set(paths.values()):
             if path.parent == work and path.name not in {entry["path"] for entry in files}:
                 path.unlink(missing_ok=True)
@@ -248,8 +264,11 @@ class _Step:
         return count
 
     def file(self, suffix: str, make: Callable[[Path], object], what: str = "convert") -> Path:
-        """The file of that suffix: as an earlier run left it, or made now."""
-        path = self.path(suffix)
+        """The model file of that suffix: as an earlier run left it, or made now."""
+        return self.made(self.path(suffix), make, what)
+
+    def made(self, path: Path, make: Callable[[Path], object], what: str) -> Path:
+        """Any file, likewise."""
         if path.exists():
             self.say("resumed", what, path.name)
         else:
@@ -290,11 +309,11 @@ def _convert(converter: Path, folder: Path, path: Path, kind: str) -> None:
     aside.replace(path)
 
 
-def _quantised(step: _Step, base: Path, quant: str, imatrix: Path | None) -> Path:
+def _quantised(step: _Step, base: Path, quant: str, imatrix: Path | None, head: str | None) -> Path:
     own = read_header(base).quantisation
     if own == quant and base == step.path(quant):
-        return base
-    if own == quant:
+        return base  # unquantised: its head stays so too
+    if own == quant and not head:
         return step.file(quant, lambda path: _copy(base, path), "copy")
     return step.file(
         quant,
@@ -303,11 +322,23 @@ def _quantised(step: _Step, base: Path, quant: str, imatrix: Path | None) -> Pat
             path,
             quant,
             imatrix=imatrix,
+            head=head,
             requantise=own not in {"F16", "F32", "BF16"},
             on_tensor=step.counter("quantise", path),
         ),
         "quantise",
     )
+
+
+def _tabulated(step: _Step, tabulate: Tabulator, target: Path, draft: Path) -> dict[str, Any]:
+    """The entry of the pair's table, which holds for every type: quantising leaves vocabularies alone."""
+
+    def make(path: Path) -> None:
+        data = tabulate(target, draft)
+        with appearing(path) as file:
+            file.write(data)
+
+    return manifest.file_entry(step.made(step.work / f"draft-{step.source.name}.pair", make, "table"), role="table")
 
 
 def _copy(source: Path, path: Path) -> None:
@@ -323,13 +354,27 @@ def _drop_layers(base: Path, layers: tuple[int, ...], path: Path) -> None:
     engine.drop_layers(base, path, layers)
 
 
-def _trim(step: _Step, base: Path, share: float, corpus: Path | None) -> tuple[Path, dict[str, Any]]:
-    kept = trim.choose(base, share, corpus.read_text(encoding="utf-8") if corpus else "")
+def _trim(step: _Step, base: Path, options: Options, corpus: Path | None) -> tuple[Path, dict[str, Any], Path | None]:
+    """The trimmed model, figures for the manifest, and the file that it reads with."""
+    assert options.keep_vocab is not None
+    kept = trim.choose(base, options.keep_vocab, corpus.read_text(encoding="utf-8") if corpus else "")
+    words: Path | None = None
+    if not options.trim_input:
+        words = step.path("words")
+        if not words.exists():
+            whole = step.file("whole", lambda path: _as_q8(base, path), "quantise")
+            if not trim.write_words(whole, words, kept):
+                words = None
+            whole.unlink()
     path = step.file("trimmed", lambda path: trim.trim_vocabulary(base, path, kept), "trim")
-    return path, {
-        "n_vocab": len(kept),
-        "n_vocab_before": int(read_header(base).metadata["tokenizer.ggml.tokens"].n_items),
-    }
+    header = read_header(base)
+    n_vocab_before = int(header.metadata["tokenizer.ggml.tokens"].n_items)
+    return path, {"n_vocab": len(kept), "n_vocab_before": n_vocab_before}, words
+
+
+def _as_q8(base: Path, path: Path) -> None:
+    own = read_header(base).quantisation
+    engine.quantise(base, path, "Q8_0", requantise=own not in {"F16", "F32", "BF16"})
 
 
 def _described(source: ModelSource, base: Path) -> dict[str, Any]:

@@ -2,8 +2,13 @@
 
 A draft model's last matrix is often its largest (Gemma 3 270M: two thirds of all weights), and a drafter need not be
 able to say everything: what it proposes is checked by the target. FR-Spec (arXiv 2502.14856) limits the head to the
-frequent tokens; here the vocabulary itself is cut, so that the embedding shrinks too and no code has to know. Rows
-are gathered as they lie in the file, quantised or not.
+frequent tokens; here the vocabulary itself is cut, so that the embedding shrinks too. Rows are gathered as they lie in
+the file, quantised or not.
+
+Such a file is a model of its own. What it cannot do is read as before: a word whose token is gone is spelt in pieces,
+in a way the model was not trained on. So the whole vocabulary and its embeddings go into a file beside it, of which
+only the rows of tokens that are read are ever in memory: the runtime reads with these, and writes with the few and with
+what the context holds already.
 
 The tokenizer stays complete: all bytes are kept, so any text can be written; a merge is kept where its parts and its
 result are. A text whose tokens, and the steps that lead to them, are all kept is cut exactly as before: each step
@@ -12,21 +17,29 @@ merges the best pair there is, and leaving out pairs that were not the best chan
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import math
 import re
 import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from edgellm.export import engine
 from edgellm.export import gguf_writer as gguf
 from edgellm.export.gguf_writer import PlannedTensor, write_gguf
-from edgellm.export.tokenizer import BYTE, NORMAL, UNUSED, byte_alphabet
+from edgellm.export.tokenizer import BYTE, NORMAL, SPACE, UNUSED, byte_alphabet
 from edgellm.memory.gguf import GgufHeader, TensorInfo, read_header
 
+FREQUENT = Path(__file__).with_name("frequent.txt")
 ROW_MULTIPLE = 64  # kept tokens are a multiple of this: kernels like whole blocks of rows
 _RESERVED = re.compile(rb"<unused\d+>|<\|reserved_special_token_\d+\|>|\[PAD\d+\]")
+# Of these llama.cpp takes embeddings for tokens. Gemma's are scaled by the root of their width, by whoever gives them.
+_EMBEDDING_SCALES: dict[str, Callable[[int], float]] = {
+    **dict.fromkeys(("llama", "qwen2", "qwen3", "phi3"), lambda width: 1.0),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3"), math.sqrt),
+}
 _VOCABULARY_TENSORS = ("token_embd.weight", "output.weight", "output.bias")
 
 
@@ -37,8 +50,9 @@ class TrimError(ValueError):
 def choose(path: Path, share: float, corpus: str = "") -> list[int]:
     """The tokens to keep: about `share` of a model's vocabulary, as ascending ids.
 
-    Bytes and control tokens stay always. Then come the tokens of `corpus`, the most frequent first, then the rest by
-    id, which is the order in which a BPE vocabulary was learned; each brings the tokens that its merges pass through.
+    Bytes, ASCII signs and control tokens stay always. Then come the tokens of `corpus`, the most frequent first, those
+    of the words and signs of English and of programs (`frequent.txt`), then the rest by id, which is about the order in
+    which a BPE vocabulary was learned; each brings the tokens that its merges pass through.
 
     Raises:
         TrimError: a share out of reach, or a vocabulary of another kind than BPE.
@@ -61,9 +75,7 @@ def choose(path: Path, share: float, corpus: str = "") -> list[int]:
             f"a vocabulary of {len(tokens):,} tokens cannot be cut to {share:g} of it: "
             f"its bytes and control tokens alone are {len(kept):,}"
         )
-    counts = Counter(engine.tokenise(path, [corpus])[0]) if corpus else Counter()
-    order = [token for token, _ in counts.most_common()]
-    for token in [*order, *range(len(tokens))]:
+    for token in [*_wanted(path, header, corpus), *range(len(tokens))]:
         if types[token] == NORMAL and token not in kept:
             family = parts.family(token) - kept
             if len(kept) + len(family) <= wanted:
@@ -71,6 +83,22 @@ def choose(path: Path, share: float, corpus: str = "") -> list[int]:
         if len(kept) >= wanted:
             break
     return sorted(kept)
+
+
+def _wanted(path: Path, header: GgufHeader, corpus: str) -> list[int]:
+    """Tokens by what is known of their use, the most wanted first; some twice."""
+    words = FREQUENT.read_text(encoding="ascii").splitlines()
+    words = [word.encode().decode("unicode_escape") for word in words]
+    if header.metadata.get("tokenizer.ggml.model") == "llama" and header.metadata.get(
+        "tokenizer.ggml.add_space_prefix", True
+    ):
+        words = [word.removeprefix(" ") for word in words]  # the tokenizer puts one there itself
+    first, *cut = engine.tokenise(path, [corpus, *words])
+    common: dict[int, float] = {}
+    for rank, ids in enumerate(cut):
+        for token in ids:
+            common[token] = common.get(token, 0.0) + 1 / (rank + 10)  # Zipf's law: the list holds no counts
+    return [token for token, _ in Counter(first).most_common()] + sorted(common, key=lambda token: -common[token])
 
 
 def trim_vocabulary(source: Path, target: Path, kept: Sequence[int]) -> None:
@@ -102,8 +130,45 @@ def trim_vocabulary(source: Path, target: Path, kept: Sequence[int]) -> None:
     if f"{header.architecture}.vocab_size" in entries:
         entries[f"{header.architecture}.vocab_size"] = gguf.u32(len(kept))
     entries["edgellm.vocabulary.original_size"] = gguf.u32(len(tokens))
+    entries["edgellm.vocabulary.words"] = gguf.string(_words_key(header, kept))
     planned = [_planned(source, header, tensor, kept, len(tokens)) for tensor in header.tensors]
     write_gguf(target, entries, planned)
+
+
+def write_words(source: Path, target: Path, kept: Sequence[int]) -> bool:
+    """Write what a model trimmed to `kept` needs to read all tokens of `source`; whole or not at all.
+
+    Args:
+        source: the untrimmed model as Q8_0.
+
+    Returns:
+        False, and nothing is written, where llama.cpp takes no embeddings for this kind of model.
+    """
+    header = read_header(source)
+    tensor = next((tensor for tensor in header.tensors if tensor.name == "token_embd.weight"), None)
+    scale = _EMBEDDING_SCALES.get(header.architecture)
+    if scale is None or tensor is None:
+        return False
+    entries = dict(_raw_entries(source))
+    entries["edgellm.vocabulary.words"] = gguf.string(_words_key(header, kept))
+    entries["edgellm.vocabulary.kept"] = gguf.i32s(kept)
+    entries["edgellm.embedding_scale"] = gguf.f32(scale(tensor.shape[0]))
+    # What reads, and where it is another matrix also what writes: words of the context can be written again.
+    matrices = [tensor for tensor in header.tensors if tensor.name in {"token_embd.weight", "output.weight"}]
+    if any(matrix.type != "Q8_0" for matrix in matrices):
+        return False
+    write_gguf(target, entries, [_copied(source, header, matrix) for matrix in matrices])
+    return True
+
+
+def _copied(path: Path, header: GgufHeader, tensor: TensorInfo) -> PlannedTensor:
+    start = header.data_offset + tensor.offset
+    return PlannedTensor(tensor.name, tensor.shape, tensor.type, lambda: _pieces(path, start, tensor.n_bytes))
+
+
+def _words_key(header: GgufHeader, kept: Sequence[int]) -> str:
+    """By which a trimmed model and its words know each other."""
+    return hashlib.sha256(header.vocabulary_key().encode() + struct.pack(f"<{len(kept)}i", *kept)).hexdigest()
 
 
 def _vocabulary(header: GgufHeader) -> tuple[list[bytes], list[int], list[float], list[bytes]]:
@@ -136,9 +201,9 @@ def _halves(merge: bytes) -> tuple[bytes, bytes]:
 
 
 def _planned(path: Path, header: GgufHeader, tensor: TensorInfo, kept: Sequence[int], n_vocab: int) -> PlannedTensor:
-    start = header.data_offset + tensor.offset
     if tensor.name not in _VOCABULARY_TENSORS:
-        return PlannedTensor(tensor.name, tensor.shape, tensor.type, lambda: _pieces(path, start, tensor.n_bytes))
+        return _copied(path, header, tensor)
+    start = header.data_offset + tensor.offset
     if not tensor.shape or tensor.shape[-1] != n_vocab:
         raise TrimError(f"{path}: {tensor.name} has {tensor.shape[-1]:,} rows for {n_vocab:,} tokens")
     row_bytes = tensor.n_bytes // n_vocab
@@ -245,7 +310,7 @@ class _ScoreParts(_Parts):
     """SentencePiece BPE: of all neighbours that make a token, the pair with the highest score merges first."""
 
     def __init__(self, ids: dict[bytes, int], scores: Sequence[float]) -> None:
-        super().__init__(ids, set())
+        super().__init__(ids, {bytes([sign]) for sign in range(0x20, 0x7F)} | {SPACE.encode()})
         self._scores = scores
         self._texts = {token: text for text, token in ids.items()}
 

@@ -13,7 +13,7 @@ from edgellm.memory.plan import MemoryPlan, PairSettings
 from edgellm.memory.solve import N_UBATCH_DRAFT
 from edgellm.memory.units import format_bytes
 from edgellm.runtime.backends.base import Backend, OutOfMemory
-from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, ModelOptions, kernels
+from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, ModelOptions, engine_name, kernels
 from edgellm.runtime.drafters.base import Drafter, NoDrafter
 from edgellm.runtime.drafters.chain import ChainDrafter
 from edgellm.runtime.drafters.copy import CopyDrafter
@@ -22,7 +22,9 @@ from edgellm.runtime.drafters.translating import TranslatingDrafter
 from edgellm.runtime.exactness import exact_width
 from edgellm.runtime.pairing import Match, match
 from edgellm.runtime.planning import DEFAULTS, EngineOptions, plan_here, plan_next, reserve, trimmed, unplanned
+from edgellm.runtime.table import TranslationTable, find
 from edgellm.runtime.template import DOCUMENT, ChatTemplate, Message, TemplateError
+from edgellm.runtime.words import is_trimmed
 
 NEUTRAL = "You are a helpful assistant."  # the system prompt of a drafter whose target has none
 
@@ -41,6 +43,7 @@ class Engine:
     draft_model: LlamaModel | None = None
     draft_template: ChatTemplate | None = None
     pair: Match | None = None
+    table: TranslationTable | None = None  # stored beside the drafter
     notes: list[str] = field(default_factory=list)  # what was chosen and why, a sentence each
     warnings: list[str] = field(default_factory=list)  # what a user must know of it
     stop_asked: threading.Event = field(default_factory=threading.Event)  # set it from anywhere to end an answer
@@ -191,7 +194,21 @@ def _load_drafter(engine: Engine, path: Path) -> Drafter:
     engine.draft_model = model
     # A file without a template is a base model: it continues a document better than markers it was never taught.
     engine.draft_template = ChatTemplate(model.chat_template or DOCUMENT, model.vocabulary)
-    engine.pair = match(target.vocabulary, model.vocabulary)
+    engine.table, note = find(
+        path.parent,
+        target_key=target.vocabulary_key(),
+        draft_key=model.vocabulary_key(),
+        engine=engine_name(),
+    )
+    if model.words is not None:
+        n_kept = len(model.words.kept)
+        engine.notes.append(
+            f"{path.name} reads all of {model.words.header.path.name} and writes {n_kept:,} tokens of it"
+        )
+    elif is_trimmed(model.header):
+        engine.notes.append(f"{path.name} has no file of words beside it, so it reads with the tokens that it kept")
+    engine.notes += [note] if note else []
+    engine.pair = engine.table.match if engine.table else match(target.vocabulary, model.vocabulary)
     engine.notes.append(f"{path.name} drafts: {engine.pair.reason}")
     if engine.pair.same:
         return ModelDrafter(backend, engine.pair.different)

@@ -6,6 +6,7 @@ The library's own `Llama` class is not used: it keeps n_ctx x n_vocab logits and
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import logging
 import re
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from llama_cpp import __version__ as _version
 from llama_cpp import llama_cpp as api
 from numpy.typing import NDArray
 
@@ -34,6 +36,7 @@ from edgellm.runtime.backends.base import (
 )
 from edgellm.runtime.kernels import KernelReport, install
 from edgellm.runtime.vocabulary import TokenKind, Vocabulary
+from edgellm.runtime.words import Head, words_of
 
 _SHORT_OF_MEMORY = "not enough memory"
 MAX_LAYERS = 512  # that the engine was built for
@@ -101,6 +104,11 @@ class ModelOptions:
     vocabulary_only: bool = False
 
 
+def engine_name() -> str:
+    """Whose reading of a vocabulary this is."""
+    return f"llama-cpp-python {_version}"
+
+
 class LlamaModel:
     """Weights and vocabulary of one GGUF file.
 
@@ -122,7 +130,16 @@ class LlamaModel:
         self._model = api.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
             raise _failure(f"{path} could not be loaded: {_reason()}")
-        self._tokenizer = _LlamaTokenizer(api.llama_model_get_vocab(self._model))
+        self.words = words_of(path, self.header)
+        self._reader: Any = None  # the vocabulary that a trimmed model reads with
+        if self.words is not None:
+            with contextlib.suppress(LoadError):
+                _checked_header(self.words.header.path)
+                params.vocab_only = True
+                self._reader = api.llama_model_load_from_file(str(self.words.header.path).encode(), params)
+            if not self._reader:
+                self.words = None
+        self._tokenizer = _LlamaTokenizer(api.llama_model_get_vocab(self._reader or self._model))
         self.vocabulary = Vocabulary(self._tokenizer)
         template = self.header.metadata.get("tokenizer.chat_template")
         self.chat_template = template if isinstance(template, str) and template else None
@@ -137,11 +154,17 @@ class LlamaModel:
             raise EngineError(f"{self.path} is closed")
         return self._model
 
+    def vocabulary_key(self) -> str:
+        """Of `vocabulary`, see `GgufHeader.vocabulary_key`."""
+        return (self.words.header if self.words is not None else self.header).vocabulary_key()
+
     def close(self) -> None:
         if self._model:
             self._tokenizer.close()
             api.llama_model_free(self._model)
-        self._model = None
+            if self._reader:
+                api.llama_model_free(self._reader)
+        self._model = self._reader = None
 
 
 class LlamaBackend:
@@ -168,7 +191,7 @@ class LlamaBackend:
         self.model, self.settings = model, settings
         self.n_vocab = model.vocabulary.n_tokens
         # What a purely recurrent model has read cannot be taken back: single tokens, nothing drafted, nothing padded.
-        self._pad_single = pad_single and not model.is_recurrent
+        self._pad_single = pad_single and not model.is_recurrent and model.words is None
         self.max_keep = 1 if model.is_recurrent else max(settings.n_outputs, 2 if pad_single else 1)
         self.busy_s = 0.0
         self.n_threads = settings.n_threads
@@ -198,8 +221,14 @@ class LlamaBackend:
         self._abort = api.ggml_abort_callback(lambda _: self._stop_asked.is_set())
         self._memory = api.llama_get_memory(self._ctx)
         self.n_ctx = int(api.llama_n_ctx(self._ctx))
-        self._batch = api.llama_batch_init(self._n_batch, 0, 1)
-        self._tokens: NDArray[np.int32] = np.ctypeslib.as_array(self._batch.token, (self._n_batch,))
+        words = model.words
+        self._head = Head(words, self.max_keep) if words is not None else None
+        self._batch = api.llama_batch_init(self._n_batch, words.n_embd if words is not None else 0, 1)
+        if words is not None:
+            shape = (self._n_batch, words.n_embd)
+            self._embeddings: NDArray[np.float32] = np.ctypeslib.as_array(self._batch.embd, shape)
+        else:
+            self._tokens: NDArray[np.int32] = np.ctypeslib.as_array(self._batch.token, (self._n_batch,))
         self._positions: NDArray[np.int32] = np.ctypeslib.as_array(self._batch.pos, (self._n_batch,))
         self._wanted: NDArray[np.int8] = np.ctypeslib.as_array(self._batch.logits, (self._n_batch,))
         for i in range(self._n_batch):
@@ -221,7 +250,12 @@ class LlamaBackend:
             self.truncate(len(self.tokens) - 1)
         else:
             self._decode(tokens[n_body:], keep)
-        return np.ctypeslib.as_array(api.llama_get_logits(self._ctx), (keep, self.n_vocab))
+        words, head = self.model.words, self._head
+        if words is None or head is None:
+            return np.ctypeslib.as_array(api.llama_get_logits(self._ctx), (keep, self.n_vocab))
+        rows = np.ctypeslib.as_array(api.llama_get_logits(self._ctx), (keep, len(words.kept)))
+        hidden = np.ctypeslib.as_array(api.llama_get_embeddings(self._ctx), (keep, words.n_embd))
+        return head.logits(rows, hidden)
 
     def _read(self, tokens: Sequence[int]) -> None:
         """Append any number of tokens; this may take long, and may be interrupted."""
@@ -242,7 +276,13 @@ class LlamaBackend:
             return
         if n_held + n > self.n_ctx:
             raise ContextFull(f"the context of {self.n_ctx:,} tokens is full: raise --ctx or /clear the conversation")
-        self._tokens[:n] = tokens
+        if self.model.words is not None and self._head is not None:
+            self._embeddings[:n] = self.model.words.embed(tokens)
+            self._head.see(tokens)
+            # What the head is given is returned for all tokens of a pass or for none.
+            api.llama_set_embeddings(self._ctx, n_rows == n)
+        else:
+            self._tokens[:n] = tokens
         self._positions[:n] = range(n_held, n_held + n)
         self._wanted[:n_rows] = 1
         self._wanted[n_rows:n] = 0

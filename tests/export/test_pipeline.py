@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from checkpoints import tiny_model
 
+from edgellm.cli._pair import tabulate
 from edgellm.export import bundle, manifest, pipeline
 from edgellm.export.gguf import UnsupportedModel
 from edgellm.export.gguf_writer import PlannedTensor, u32, write_gguf
@@ -26,6 +27,7 @@ from edgellm.export.pipeline import ExportError, Options, Request
 from edgellm.export.source import resolve
 from edgellm.export.trim import TrimError, _raw_entries, trim_vocabulary
 from edgellm.memory.gguf import TensorInfo, read_header
+from edgellm.runtime.engine import load
 
 N_KILLS = int(os.environ.get("EDGELLM_TEST_KILLS", "6"))  # 100 for the long run
 
@@ -117,6 +119,25 @@ def test_a_bundle_holds_one_type_of_each_and_is_the_same_to_the_bit(tmp_path: Pa
     manifest.verify(tmp_path / "unpacked")
     with pytest.raises(ManifestError, match="no target of type Q2_K; it has Q8_0, F16"):
         bundle.pack(tmp_path / "out", tmp_path / "other", quant="Q2_K")
+
+
+def test_what_a_drafter_reads_with_and_the_table_of_its_pair_are_packed_and_repeated_too(tmp_path: Path) -> None:
+    asked = request(tmp_path, draft=True, keep_vocab=0.9, quants=("Q8_0", "F16"))
+    asked = replace(asked, tabulate=tabulate)
+    made = pipeline.export(asked, ignore)
+    extra = {entry["role"]: entry["path"] for entry in made.files() if entry["role"] not in {"target", "draft"}}
+    assert extra == {"words": "draft-draft-model-words.gguf", "table": "draft-draft-model.pair"}
+    with load(
+        *(tmp_path / "out" / name for name in ("target-model-Q8_0.gguf", "draft-draft-model-F16.gguf"))
+    ) as engine:
+        assert engine.table is not None
+        assert engine.draft_model is not None
+        assert engine.draft_model.vocabulary.n_tokens == made.document["draft"]["trimmed"]["n_vocab_before"]
+    packed = bundle.pack(tmp_path / "out", tmp_path / "assets")
+    assert {entry["path"] for entry in packed.files()} > set(extra.values())
+    assert pipeline.reproduce(asked, made, ignore) == []
+    alone = replace(request(tmp_path, draft=True, keep_vocab=0.9, trim_input=True), output=tmp_path / "alone")
+    assert {entry["role"] for entry in pipeline.export(alone, ignore).files()} == {"target", "draft"}
 
 
 def test_a_drafter_can_lose_layers_and_tokens(tmp_path: Path) -> None:

@@ -46,6 +46,16 @@ def test_the_usual_types_come_out_smaller_close_and_the_same_twice(tmp_path: Pat
     assert np.linalg.norm(after - before) < 0.3 * np.linalg.norm(before)
 
 
+def test_the_head_can_have_a_type_of_its_own(tmp_path: Path, half: Path) -> None:
+    quantise(half, tmp_path / "plain.gguf", "Q8_0")
+    quantise(tmp_path / "plain.gguf", tmp_path / "light.gguf", "Q8_0", head="Q4_0", requantise=True)
+    before, after = read_header(tmp_path / "plain.gguf"), read_header(tmp_path / "light.gguf")
+    changed = {a.name: b.type for a, b in zip(before.tensors, after.tensors, strict=True) if a.type != b.type}
+    assert changed == {"token_embd.weight": "Q4_0", "output.weight": "Q4_0"}
+    with pytest.raises(EngineJobError, match="no known type"):
+        quantise(half, tmp_path / "out.gguf", "Q8_0", head="Q4_K_M")  # a file's type, not a matrix's
+
+
 def test_an_importance_matrix_changes_what_is_kept_exact(tmp_path: Path, half: Path) -> None:
     rng, tensors = np.random.default_rng(1), []
     for tensor in read_header(half).tensors:

@@ -12,13 +12,15 @@ from vocabularies import NASTY, EngineVocabulary
 
 from edgellm.export import engine
 from edgellm.export.gguf import to_gguf
-from edgellm.export.trim import TrimError, choose, trim_vocabulary
+from edgellm.export.trim import TrimError, choose, trim_vocabulary, write_words
+from edgellm.memory.context import ContextSettings
 from edgellm.memory.gguf import read_header
+from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
 
 CORPUS = "The river carries the boat down to the harbour. def add(a, b):\n    return a + b\n" * 3
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen3"])
+@pytest.fixture(scope="module", params=["llama", "qwen3", "gemma3"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[int]]:
     """A model with a real vocabulary, the same with an eighth of it, and the tokens that were kept."""
     folder = tmp_path_factory.mktemp("trim")
@@ -26,6 +28,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     engine.quantise(folder / "half.gguf", folder / "whole.gguf", "Q8_0")
     kept = choose(folder / "whole.gguf", 0.125, CORPUS)
     trim_vocabulary(folder / "whole.gguf", folder / "trimmed.gguf", kept)
+    assert write_words(folder / "whole.gguf", folder / "trimmed-words.gguf", kept)
     return folder / "whole.gguf", folder / "trimmed.gguf", kept
 
 
@@ -38,7 +41,7 @@ def test_an_eighth_of_the_vocabulary_is_an_eighth_of_its_rows(pair: tuple[Path, 
     n_vocab = read_header(whole).metadata["tokenizer.ggml.tokens"].n_items
     assert len(kept) == -(-n_vocab // 8 // 64) * 64
     rows = {tensor.name: tensor.shape[-1] for tensor in read_header(trimmed).tensors}
-    assert rows["token_embd.weight"] == rows["output.weight"] == len(kept)
+    assert {rows[name] for name in ("token_embd.weight", "output.weight") if name in rows} == {len(kept)}
 
 
 def test_texts_of_kept_tokens_are_cut_as_before(pair: tuple[Path, Path, list[int]]) -> None:
@@ -84,3 +87,38 @@ def test_control_tokens_keep_their_part(pair: tuple[Path, Path, list[int]]) -> N
 def test_a_share_below_the_bytes_and_control_tokens_is_refused(pair: tuple[Path, Path, list[int]]) -> None:
     with pytest.raises(TrimError, match="its bytes and control tokens alone are"):
         choose(pair[0], 0.001)
+
+
+def test_with_its_words_a_trimmed_model_reads_every_token_as_the_whole_one(pair: tuple[Path, Path, list[int]]) -> None:
+    rows = []
+    for path in pair[:2]:
+        model = LlamaModel(path)
+        backend = LlamaBackend(model, ContextSettings(256, n_ubatch=16, n_outputs=8))
+        tokens = model.vocabulary.encode("".join(NASTY).encode())[:100]
+        backend.forward(tokens[:50], keep=0)
+        rows.append((tokens, backend.forward(tokens[50:], keep=8).copy(), model.vocabulary.fingerprint()))
+        backend.close()
+        model.close()
+    (tokens, whole, name), (tokens_too, trimmed, name_too) = rows
+    assert (tokens, name) == (tokens_too, name_too)
+    assert not set(tokens) <= set(pair[2])
+    np.testing.assert_allclose(trimmed[:, pair[2]], whole[:, pair[2]], rtol=1e-5, atol=1e-5)
+    seen = np.setdiff1d(tokens, pair[2])  # what the context holds can be written too
+    np.testing.assert_allclose(trimmed[:, seen], whole[:, seen], rtol=2e-2, atol=2e-2)
+    left_out = np.setdiff1d(np.arange(whole.shape[1]), [*pair[2], *seen])
+    assert np.isneginf(trimmed[:, left_out]).all()
+
+
+def test_without_its_words_or_with_damaged_ones_it_is_a_model_of_its_own(
+    tmp_path: Path, pair: tuple[Path, Path, list[int]]
+) -> None:
+    _, trimmed, kept = pair
+    (tmp_path / "trimmed.gguf").symlink_to(trimmed)
+    words = trimmed.with_name("trimmed-words.gguf").read_bytes()
+    broken = words.replace(b"edgellm.embedding_scale", b"edgellm.embedding_scalp")
+    for data in (None, b"GGUF", words[:-1], broken):
+        if data is not None:
+            (tmp_path / "trimmed-words.gguf").write_bytes(data)
+        model = LlamaModel(tmp_path / "trimmed.gguf")
+        assert (model.words, model.vocabulary.n_tokens) == (None, len(kept))
+        model.close()
