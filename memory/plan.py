@@ -272,12 +272,14 @@ def _weights(role: str, shape: ModelShape, sizes: BufferSizes, loading: Loading)
 
 
 def _vocabulary(role: str, shape: ModelShape) -> Line:
-    n_bytes = VOCABULARY_BASE_BYTES + VOCABULARY_TOKEN_BYTES * shape.n_vocab + VOCABULARY_MERGE_BYTES * shape.n_merges
+    n_merges = shape.n_merges + (shape.n_words if shape.n_merges else 0)
+    n_tokens = shape.n_vocab + shape.n_words  # a trimmed model reads with a second, whole one
+    n_bytes = VOCABULARY_BASE_BYTES + VOCABULARY_TOKEN_BYTES * n_tokens + VOCABULARY_MERGE_BYTES * n_merges
     return Line(
         f"{role} vocabulary",
         n_bytes,
-        f"{VOCABULARY_BASE_BYTES:,} B + {shape.n_vocab:,} tokens x {VOCABULARY_TOKEN_BYTES} B "
-        f"+ {shape.n_merges:,} merges x {VOCABULARY_MERGE_BYTES} B",
+        f"{VOCABULARY_BASE_BYTES:,} B + {n_tokens:,} tokens x {VOCABULARY_TOKEN_BYTES} B "
+        f"+ {n_merges:,} merges x {VOCABULARY_MERGE_BYTES} B",
     )
 
 

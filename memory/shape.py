@@ -95,6 +95,7 @@ class ModelShape:
     tied: tuple[str, int] | None  # (type, bytes) of an embedding that is also the output matrix
     n_merges: int  # of the tokenizer
     exact: bool  # False: weight bytes follow from counts and an average
+    n_words: int = 0  # tokens of the whole vocabulary, which a trimmed model reads with; 0: not trimmed
     known: bool = True  # False: nothing is known of the cache, and llama.cpp must be asked
 
     @property
@@ -184,8 +185,15 @@ def from_header(header: GgufHeader, name: str | None = None, *, ask: bool = Fals
         tied=(embedding.type, embedding.n_bytes) if embedding and "output.weight" not in sizes else None,
         n_merges=merges.n_items if merges else 0,
         exact=True,
+        n_words=_whole_vocabulary(header),
         known=known,
     )
+
+
+def _whole_vocabulary(header: GgufHeader) -> int:
+    """What export writes into a model whose vocabulary it trimmed."""
+    n_words = header.metadata.get("edgellm.vocabulary.original_size", 0)
+    return n_words if isinstance(n_words, int) and 0 <= n_words < 2**31 else 0
 
 
 def from_config(config: Mapping[str, Any], quantisation: str, name: str, *, n_params: int | None = None) -> ModelShape:
