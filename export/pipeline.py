@@ -227,7 +227,7 @@ def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], No
             measure = bool(checked and document["target"]["verification"])
             pair = {"exported": request.judge(firsts["target"], firsts["draft"], measure=measure)}
             if whole != base:
-                pair["before"] = request.judge(firsts["target"], whole, measure=measure)
+                pair["before"] = request.judge(firsts["target"], _before(step, whole, quants[0]), measure=measure)
             document["pair"] = pair
             step.say("done", "judge", source.name)
         document[role] = described | {"trimmed": trimmed, "verification": checked}
@@ -328,6 +328,15 @@ def _quantised(step: _Step, base: Path, quant: str, imatrix: Path | None, head: 
         ),
         "quantise",
     )
+
+
+def _before(step: _Step, whole: Path, quant: str) -> Path:
+    """The drafter that was made smaller, in the type of the one that came out, to compare them."""
+    own = read_header(whole).quantisation
+    if own == quant:
+        return whole
+    requantise = own not in {"F16", "F32", "BF16"}
+    return step.file("before", lambda path: engine.quantise(whole, path, quant, requantise=requantise), "quantise")
 
 
 def _tabulated(step: _Step, tabulate: Tabulator, target: Path, draft: Path) -> dict[str, Any]:

@@ -140,6 +140,22 @@ def test_what_a_drafter_reads_with_and_the_table_of_its_pair_are_packed_and_repe
     assert {entry["role"] for entry in pipeline.export(alone, ignore).files()} == {"target", "draft"}
 
 
+def test_a_smaller_drafter_is_judged_beside_the_whole_one_of_its_type(tmp_path: Path) -> None:
+    seen: list[tuple[str, int]] = []
+
+    def judge(target: Path, draft: Path, *, measure: bool) -> dict[str, Any]:
+        header = read_header(draft)
+        seen.append((header.quantisation, header.metadata["tokenizer.ggml.tokens"].n_items))
+        return {"n": len(seen)}
+
+    asked = replace(request(tmp_path, draft=True, keep_vocab=0.9, quants=("Q8_0",)), judge=judge)
+    made = pipeline.export(asked, ignore)
+    assert made.document["pair"] == {"exported": {"n": 1}, "before": {"n": 2}}
+    assert [quant for quant, _ in seen] == ["Q8_0", "Q8_0"]
+    assert seen[0][1] < seen[1][1] == 304
+    assert not list((tmp_path / "out").glob("*before*"))
+
+
 def test_a_drafter_can_lose_layers_and_tokens(tmp_path: Path) -> None:
     made = pipeline.export(request(tmp_path, draft=True, drop_layers=(1,), keep_vocab=0.9, quants=("Q8_0",)), ignore)
     header = read_header(tmp_path / "out" / "draft-draft-model-Q8_0.gguf")
