@@ -25,9 +25,8 @@ REPOS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", ["smollm2-135m-instruct", pytest.param("qwen2.5-coder-0.5b-instruct", marks=pytest.mark.model)]
-)
+@pytest.mark.model
+@pytest.mark.parametrize("name", REPOS)
 def test_a_repository_of_a_real_model_becomes_that_model(
     tmp_path: Path, hub: LoopbackHub, model_path: Callable[[str], Path], name: str
 ) -> None:
