@@ -26,6 +26,7 @@ def machine(backend: Any = None) -> dict[str, Any]:
         "python": platform.python_version(),
         "edgellm": version("edgellm"),
         "llama_cpp_python": version("llama-cpp-python"),
+        "onnxruntime": version("onnxruntime") if "onnxruntime" in sys.modules else None,
         "kernels": kernels().variant,
         "peak_bytes": peak_bytes(),
     }

@@ -10,7 +10,7 @@ from edgellm.cli._output import out
 
 if TYPE_CHECKING:
     from edgellm.export.store import ModelFile
-    from edgellm.runtime.backends.llama_cpp import LlamaModel
+    from edgellm.runtime.loading import Model
     from edgellm.runtime.pairing import Match, Overlap
 
 # Short, of several kinds, and ours; enough to tell a good pair from a bad one, not to quote.
@@ -36,11 +36,12 @@ def check(
     """Say how well a drafter fits a target: their vocabularies, their sizes and, if measured, what is accepted."""
     from edgellm.cli._models import resolve
     from edgellm.cli._terminal import waiting
-    from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
+    from edgellm.runtime.backends.llama_cpp import ModelOptions
+    from edgellm.runtime.loading import open_model
     from edgellm.runtime.pairing import match, overlap
 
     files = resolve(target, offline=offline), resolve(draft, offline=offline)
-    models = [LlamaModel(file.path, ModelOptions(vocabulary_only=True)) for file in files]
+    models = [open_model(file.path, ModelOptions(vocabulary_only=True)) for file in files]
     ours, theirs = (model.vocabulary for model in models)
     with waiting("comparing the vocabularies …"):
         matched, there, back = match(ours, theirs), overlap(ours, theirs), overlap(theirs, ours)
@@ -68,12 +69,12 @@ def check(
         _print(report, matched, there, back)
 
 
-def _facts(file: ModelFile, model: LlamaModel) -> dict[str, Any]:
+def _facts(file: ModelFile, model: Model) -> dict[str, Any]:
     return {
         "name": file.reference,
-        "architecture": model.header.architecture,
+        "architecture": model.architecture,
         "n_tokens": model.vocabulary.n_tokens,
-        "n_params": model.header.n_params,
+        "n_params": model.n_params,
         "n_bytes": file.n_bytes,
         "chat_template": model.chat_template is not None,
     }

@@ -64,10 +64,12 @@ def _path(text: str) -> Path | None:
     path = Path(text).expanduser()
     rooted = text.startswith(("/", "./", "../", "~")) or (os.sep in text and os.sep != "/") or path.is_absolute()
     is_bare_name = "/" not in text and os.sep not in text
-    if path.is_file() and not (is_bare_name and path.suffix != ".gguf"):
+    if path.is_file() and not (is_bare_name and path.suffix not in (".gguf", ".onnx")):
+        return path
+    if (path / "model.onnx").is_file():
         return path
     if path.is_dir() and (rooted or path.suffix == ".gguf"):
-        raise BadReference(f"{text} is a folder: name a GGUF file in it")
+        raise BadReference(f"{text} is a folder: name a GGUF file in it, or one that holds model.onnx")
     if rooted or (path.suffix == ".gguf" and ":" not in text):
         raise BadReference(f"there is no file {text}")
     return None

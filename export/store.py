@@ -90,7 +90,10 @@ def locate(reference: str) -> ModelFile | None:
     parsed = naming.parse(reference)
     if parsed.path:
         path = parsed.path.resolve()
-        return ModelFile(path, path.stem, naming.quant_of(path.name), path.stat().st_size, None, None, "path")
+        name = path.name if path.is_dir() else path.stem
+        files = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path]
+        n_bytes = sum(file.stat().st_size for file in files)
+        return ModelFile(path, name, naming.quant_of(path.name), n_bytes, None, None, "path")
     if parsed.repo:
         return _locate_repo(parsed.repo, parsed.quant)
     entry = find(parsed.name or "")

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgellm.export import gguf_writer as gguf
+from edgellm.memory.alphabet import SPACE, looks_special
+from edgellm.memory.protobuf import ProtobufError, fields
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's `llama_token_type`
-SPACE = "\u2581"  # SentencePiece's visible space
 MAX_JSON_BYTES = 256 * 2**20
 MAX_TOKENS = 2**22
 # llama.cpp prefers a token of any type where two symbols join to its text; this keeps added ones last.
@@ -114,13 +115,6 @@ def read_vocabulary(folder: Path, n_vocab: int | None = None) -> Vocabulary:
     raise TokenizerError(f"{folder} has neither tokenizer.json nor tokenizer.model: add the tokenizer's files to it")
 
 
-def byte_alphabet() -> list[str]:
-    """The sign that stands for each byte in a byte-level BPE vocabulary (GPT-2's table)."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    spare = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in printable else chr(next(spare)) for byte in range(256)]
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from outside.
 
@@ -167,7 +161,7 @@ def _from_json(folder: Path, config: dict[str, Any], n_vocab: int | None) -> Voc
                 types[token], scores[token] = BYTE, 0.0
     for entry in added:
         text, token = str(entry["content"]), int(entry["id"])
-        control = bool(entry.get("special")) or _looks_special(text)
+        control = bool(entry.get("special")) or looks_special(text)
         if not 0 <= token < len(tokens) or (SPACE in text and text in ranks and not control):
             continue  # Gemma's runs of spaces: the merges make them, where a split of the raw text would see no space
         # llama.cpp splits the raw text at these before it shows spaces, so they are stored with real ones.
@@ -210,17 +204,6 @@ def _blank(folder: Path, size: int, n_vocab: int | None) -> tuple[list[bytes], l
     if size - n_total > 256:  # Gemma 3's text models name an image token that has no row; nothing can produce it
         raise TokenizerError(f"{folder}: the tokenizer has {size:,} tokens, the model only {n_total:,} rows for them")
     return [f"[PAD{token}]".encode() for token in range(n_total)], [UNUSED] * n_total
-
-
-def _looks_special(text: str) -> bool:
-    """Control tokens that some tokenizers mark as ordinary text (Gemma, DeepSeek): a user must not be able to write
-    them.
-    """
-    return (
-        text in {"<pad>", "<mask>", "[multimodal]"}
-        or (text.startswith("<|") and text.endswith("|>"))
-        or (text.startswith("<unused") and text.endswith(">"))
-    )
 
 
 def _distinct(folder: Path, tokens: list[bytes]) -> None:
@@ -369,7 +352,7 @@ def _from_sentencepiece(folder: Path, config: dict[str, Any], n_vocab: int | Non
     for token, (content, special) in added.items():
         if not 0 <= token < len(tokens) or types[token] == UNKNOWN:
             continue
-        control = special or _looks_special(content) or types[token] == CONTROL
+        control = special or looks_special(content) or types[token] == CONTROL
         tokens[token] = (content if control else content.replace(SPACE, " ")).encode()
         types[token], scores[token] = CONTROL if control else USER_DEFINED, _ADDED_SCORE
     _distinct(folder, tokens)
@@ -392,30 +375,8 @@ def _from_sentencepiece(folder: Path, config: dict[str, Any], n_vocab: int | Non
 
 
 def _protobuf(data: bytes, folder: Path) -> Iterator[tuple[int, Any]]:
-    """(field number, value) of one message: ints for varints, bytes for all else."""
-    offset = 0
-
-    def varint() -> int:
-        nonlocal offset
-        value = shift = 0
-        while True:
-            if offset >= len(data) or shift > 63:
-                raise TokenizerError(f"{folder}: tokenizer.model is damaged or truncated: download it again")
-            byte = data[offset]
-            offset += 1
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                return value
-
-    while offset < len(data):
-        key = varint()
-        wire = key & 7
-        if wire == 0:
-            yield key >> 3, varint()
-            continue
-        length = varint() if wire == 2 else {1: 8, 5: 4}.get(wire, -1)
-        if length < 0 or length > len(data) - offset:
-            raise TokenizerError(f"{folder}: tokenizer.model is damaged or truncated: download it again")
-        yield key >> 3, data[offset : offset + length]
-        offset += length
+    """The fields of one message of tokenizer.model."""
+    try:
+        yield from fields(data)
+    except ProtobufError as error:
+        raise TokenizerError(f"{folder}: tokenizer.model is damaged or truncated: download it again") from error

@@ -29,7 +29,8 @@ from pathlib import Path
 from edgellm.export import engine
 from edgellm.export import gguf_writer as gguf
 from edgellm.export.gguf_writer import PlannedTensor, write_gguf
-from edgellm.export.tokenizer import BYTE, NORMAL, SPACE, UNUSED, byte_alphabet
+from edgellm.export.tokenizer import BYTE, NORMAL, UNUSED
+from edgellm.memory.alphabet import SPACE, byte_alphabet
 from edgellm.memory.gguf import GgufHeader, TensorInfo, read_header
 
 FREQUENT = Path(__file__).with_name("frequent.txt")

@@ -13,13 +13,14 @@ from edgellm.memory.plan import MemoryPlan, PairSettings
 from edgellm.memory.solve import N_UBATCH_DRAFT
 from edgellm.memory.units import format_bytes
 from edgellm.runtime.backends.base import Backend, OutOfMemory
-from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, ModelOptions, engine_name, kernels
+from edgellm.runtime.backends.llama_cpp import ModelOptions, engine_name, kernels
 from edgellm.runtime.drafters.base import Drafter, NoDrafter
 from edgellm.runtime.drafters.chain import ChainDrafter
 from edgellm.runtime.drafters.copy import CopyDrafter
 from edgellm.runtime.drafters.model import ModelDrafter
 from edgellm.runtime.drafters.translating import TranslatingDrafter
 from edgellm.runtime.exactness import exact_width
+from edgellm.runtime.loading import Model, needs_padding, open_context, open_model
 from edgellm.runtime.pairing import Match, match
 from edgellm.runtime.planning import DEFAULTS, EngineOptions, plan_here, plan_next, reserve, trimmed, unplanned
 from edgellm.runtime.table import TranslationTable, find
@@ -33,14 +34,14 @@ NEUTRAL = "You are a helpful assistant."  # the system prompt of a drafter whose
 class Engine:
     """A loaded target with its drafter. Use it as a context manager, or call `close`."""
 
-    model: LlamaModel
+    model: Model
     backend: Backend
     template: ChatTemplate
     drafter: Drafter
     options: EngineOptions
     settings: PairSettings  # what was allocated
     plan: MemoryPlan | None = None  # None where the planner does not know the model's cache
-    draft_model: LlamaModel | None = None
+    draft_model: Model | None = None
     draft_template: ChatTemplate | None = None
     pair: Match | None = None
     table: TranslationTable | None = None  # stored beside the drafter
@@ -130,14 +131,13 @@ def load_target(path: Path, options: EngineOptions = DEFAULTS, plan: MemoryPlan 
         # Our kernels give the same bits at every width; the engine's own do so only in the layout of the file.
         repack=kernels().active or not options.exact,
     )
-    model = LlamaModel(path, model_options)
+    model = open_model(path, model_options)
     asked = settings.target.n_ctx
     settings = replace(settings, target=replace(settings.target, n_ctx=min(asked, model.n_ctx_train or asked)))
     stop_asked = threading.Event()
+    pad_single = needs_padding(model, exact=options.exact)
     try:
-        backend = LlamaBackend(
-            model, settings.target, pad_single=options.exact and not kernels().active, stop_asked=stop_asked
-        )
+        backend = open_context(model, settings.target, pad_single=pad_single, stop_asked=stop_asked)
     except BaseException:
         model.close()
         raise
@@ -149,6 +149,7 @@ def load_target(path: Path, options: EngineOptions = DEFAULTS, plan: MemoryPlan 
         engine.warnings.append(f"to fit {plan.limit.name}: {', '.join(trims)}")
     if model.is_recurrent:
         engine.warnings.append(f"{path.name} keeps a state that cannot take tokens back, so nothing is drafted")
+    engine.notes += model.notes
     _note_template(engine.warnings, model, engine.template)
     if settings.target.n_ctx < asked:
         engine.notes.append(f"{path.name} was trained for {model.n_ctx_train:,} tokens: the context is that long")
@@ -179,14 +180,16 @@ def with_drafter(engine: Engine, draft: Path | None, *, copy: bool) -> Engine:
 
 def _load_drafter(engine: Engine, path: Path) -> Drafter:
     options, target = engine.options, engine.model
-    model = LlamaModel(
+    model = open_model(
         path,
         ModelOptions(
             n_gpu_layers=options.n_gpu_layers, main_gpu=options.main_gpu, mmap=engine.settings.loading == "mapped"
         ),
     )
     try:
-        backend = LlamaBackend(model, _drafter_settings(engine, model), stop_asked=engine.stop_asked)
+        # What is drafted may hang on the last bits; what is answered does not.
+        settings = _drafter_settings(engine, model)
+        backend = open_context(model, settings, pad_single=False, stop_asked=engine.stop_asked)
     except BaseException:
         model.close()
         raise
@@ -215,7 +218,7 @@ def _load_drafter(engine: Engine, path: Path) -> Drafter:
     return TranslatingDrafter(backend, model.vocabulary, target.vocabulary, engine.template.turn_end)
 
 
-def _drafter_settings(engine: Engine, model: LlamaModel) -> ContextSettings:
+def _drafter_settings(engine: Engine, model: Model) -> ContextSettings:
     """What the plan says, within what the drafter was trained for; for one that was not planned, the target's."""
     main = engine.settings.target
     own = engine.settings.drafter or replace(main, n_ubatch=N_UBATCH_DRAFT)
@@ -223,6 +226,6 @@ def _drafter_settings(engine: Engine, model: LlamaModel) -> ContextSettings:
     return replace(own, n_ctx=min(own.n_ctx, model.n_ctx_train or own.n_ctx), n_outputs=1, n_rs_seq=n_rs_seq)
 
 
-def _note_template(notes: list[str], model: LlamaModel, template: ChatTemplate) -> None:
+def _note_template(notes: list[str], model: Model, template: ChatTemplate) -> None:
     if template.fallback:
         notes.append(f"{model.path.name} carries no chat template: the {template.fallback} format is used")

@@ -62,7 +62,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 def small_tokenizer(folder: Path, *, n_words: int = 300) -> int:
     """A byte-level tokenizer of a few hundred tokens as Hub files; returns its number of tokens."""
-    from edgellm.export.tokenizer import byte_alphabet
+    from edgellm.memory.alphabet import byte_alphabet
 
     vocab = {sign: token for token, sign in enumerate(byte_alphabet())}
     merges = []
@@ -75,7 +75,7 @@ def small_tokenizer(folder: Path, *, n_words: int = 300) -> int:
     end = len(vocab)
     document = {
         "added_tokens": [{"id": end, "content": "<|end|>", "special": True, "normalized": False}],
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
         "model": {"type": "BPE", "vocab": vocab, "merges": merges},
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -273,7 +273,10 @@ _HUB_NAMES = {
     "ffn_norm": "post_attention_layernorm",
 }
 _SPLITS = {
-    "smollm": [{"type": "Digits", "individual_digits": True}, {"type": "ByteLevel", "add_prefix_space": False}],
+    "smollm": [
+        {"type": "Digits", "individual_digits": True},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+    ],
     "qwen2": [
         {
             "type": "Split",
@@ -284,7 +287,7 @@ _SPLITS = {
             "behavior": "Isolated",
             "invert": False,
         },
-        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
     ],
 }
 
@@ -344,13 +347,19 @@ def _write_tokenizer_of(header: Any, tokens: list[str], folder: Path) -> None:
         for token, (text, kind) in enumerate(zip(tokens, types, strict=True))
         if kind in {3, 4}
     ]
+    last = max(token for token, kind in enumerate(types) if kind == 1)
     document = {
         "added_tokens": added,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": _SPLITS[header.metadata["tokenizer.ggml.pre"]]},
-        "decoder": {"type": "ByteLevel"},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
         "model": {
             "type": "BPE",
-            "vocab": {text: token for token, text in enumerate(tokens) if types[token] not in {3, 4, 5}},
+            # Control tokens among the others are in the vocabulary too: libraries number the rest from its end.
+            "vocab": {
+                text: token
+                for token, text in enumerate(tokens)
+                if types[token] != 5 and (types[token] not in {3, 4} or token < last)
+            },
             "merges": [merge.decode() for merge in header.array("tokenizer.ggml.merges")],
         },
     }

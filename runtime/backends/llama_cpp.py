@@ -146,7 +146,16 @@ class LlamaModel:
         self.n_window = int(api.llama_model_n_swa(self._model))  # tokens that a sliding window sees; 0 without one
         self.n_ctx_train = int(api.llama_model_n_ctx_train(self._model))
         self.is_hybrid = bool(api.llama_model_is_hybrid(self._model))  # its state can be rolled back a little way
+        self.notes: list[str] = []  # what was chosen for it and why, a sentence each
         self.is_recurrent = bool(api.llama_model_is_recurrent(self._model))  # nothing but state: it cannot
+
+    @property
+    def architecture(self) -> str:
+        return self.header.architecture
+
+    @property
+    def n_params(self) -> int:
+        return self.header.n_params
 
     @property
     def handle(self) -> Any:

@@ -20,7 +20,8 @@ from vocabularies import (
     write_vocabulary_gguf,
 )
 
-from edgellm.export.tokenizer import TokenizerError, byte_alphabet, read_vocabulary
+from edgellm.export.tokenizer import TokenizerError, read_vocabulary
+from edgellm.memory.alphabet import byte_alphabet
 from edgellm.memory.gguf import read_header
 
 PARTS = [

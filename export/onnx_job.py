@@ -1,0 +1,265 @@
+"""A job of an exporter's own environment: makes an ONNX graph of a checkpoint, or compares one with it.
+
+Run as a script by that environment's Python, which has torch and transformers and not this package; so nothing of the
+package is imported here. A job is one JSON object on stdin; the answer is the last line of stdout, in JSON. What the
+exporters print goes to stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+MODEL, DATA = "model.onnx", "model.onnx.data"
+BLOCK, ACCURACY_LEVEL = 32, 4  # weights that share a scale; 4: products in 8-bit integers
+N_WINDOW = 256  # tokens that are compared at once
+
+# What may lie between the last matrix and the logits: scaling, capping, conversion.
+_ELEMENTWISE = {"Cast", "Mul", "Div", "Tanh", "Identity", "Add"}
+_PRODUCTS = {"MatMul", "MatMulNBits", "Gemm", "FusedMatMul", "MatMulInteger"}
+
+# The best trade of size and top-1 agreement among the builder's recipes (docs/onnx.md has the table).
+_BUILDER: dict[str, tuple[str, str, list[str]]] = {
+    "int4": (
+        "int4",
+        "cpu",
+        ["algo_config=k_quant", "matmul_mixed_precision=last_matmul:int8,mixed_layers:int8",
+         f"accuracy_level={ACCURACY_LEVEL}", f"block_size={BLOCK}"],
+    ),
+    "int8": ("int8", "cpu", [f"accuracy_level={ACCURACY_LEVEL}", f"block_size={BLOCK}"]),
+    "fp16": ("fp16", "cuda", []),  # the builder has half precision for GPUs alone; the graph runs on CPUs too
+    "fp32": ("fp32", "cpu", []),
+}  # fmt: skip
+
+
+def export(job: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint as `model.onnx` and its data in a folder."""
+    source, folder, quant = Path(job["source"]), Path(job["output"]), job["quant"]
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        made = Path(scratch)
+        (_by_builder if job["exporter"] == "builder" else _by_optimum)(source, made, quant, scratch)
+        _finish(made, folder, _head_dim(source))
+    return {"versions": _versions(job["exporter"])}
+
+
+def _by_builder(source: Path, made: Path, quant: str, scratch: str) -> None:
+    precision, provider, extra = _BUILDER[quant]
+    if _is_tied(source):
+        extra = [*extra, "shared_embeddings=true"]
+    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(made)]
+    command += ["-p", precision, "-e", provider, "-c", f"{scratch}/cache"]
+    _run([*command, "--extra_options", *extra, "hf_token=false", "hf_remote=false"] if extra else command)
+
+
+def _by_optimum(source: Path, made: Path, quant: str, scratch: str) -> None:
+    from optimum.exporters.onnx import main_export
+
+    main_export(
+        model_name_or_path=str(source),
+        output=made,
+        task="text-generation-with-past",
+        no_post_process=True,  # it would tie the head in a way that quantising then passes over
+        do_validation=False,
+        trust_remote_code=False,
+        local_files_only=True,
+    )
+    if quant == "fp32":
+        return
+    import onnx
+
+    model = onnx.load(made / MODEL)
+    if quant == "fp16":
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        model = convert_float_to_float16(model, keep_io_types=False, disable_shape_infer=True)
+    else:
+        from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+        from onnxruntime.quantization.quant_utils import QuantFormat
+
+        config = DefaultWeightOnlyQuantConfig(
+            block_size=BLOCK,
+            is_symmetric=True,
+            accuracy_level=ACCURACY_LEVEL,
+            quant_format=QuantFormat.QOperator,
+            op_types_to_quantize=("MatMul", "Gather") if quant == "int4" else ("MatMul",),
+            bits=4 if quant == "int4" else 8,
+        )
+        quantizer = MatMulNBitsQuantizer(model, algo_config=config)
+        quantizer.process()
+        model = quantizer.model.model
+    for old in made.glob("*.onnx*"):
+        old.unlink()
+    onnx.save_model(model, made / MODEL, save_as_external_data=True, location=DATA, size_threshold=1024)
+
+
+def _finish(made: Path, folder: Path, head_dim: int) -> None:
+    """The graph with an input that says from which token on logits are wanted, and all weights in one file beside it.
+
+    The input has a default (0: all), so programs that do not know it run the graph as ever.
+    """
+    import onnx
+
+    one_file = {path.name for path in made.glob("*") if path.is_file() and ".onnx" in path.name} == {MODEL, DATA}
+    model = onnx.load(made / MODEL, load_external_data=not one_file)
+    rows = _slice_rows(model)
+    for value in (*model.graph.input, *model.graph.output):
+        if value.name.startswith(("past_key_values.", "present.")):
+            value.type.tensor_type.shape.dim[3].dim_value = head_dim  # the builder leaves it open
+    for node in model.graph.node:
+        node.doc_string = ""
+    del model.graph.metadata_props[:], model.graph.value_info[:]
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "edgellm.rows", rows
+    if one_file:
+        onnx.save_model(model, folder / MODEL)
+        shutil.move(made / DATA, folder / DATA)
+    else:
+        onnx.save_model(model, folder / MODEL, save_as_external_data=True, location=DATA, size_threshold=1024)
+
+
+def _slice_rows(model: Any) -> str:
+    """Cut the hidden states to the wanted rows before the widest product; how it was done, for the record."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = model.graph
+    producer = {name: node for node in graph.node for name in node.output}
+    initializers = {tensor.name for tensor in graph.initializer}
+    node = producer["logits"]
+    while node.op_type in _ELEMENTWISE:
+        grown = [name for name in node.input if name in producer and not _is_constant(producer, initializers, name)]
+        if len(grown) != 1:
+            return "all"
+        node = producer[grown[0]]
+    if node.op_type not in _PRODUCTS:
+        return "all"
+    hidden, sliced = node.input[0], "edgellm/hidden_rows"
+    constants = {"edgellm/end": np.iinfo(np.int64).max, "edgellm/axis": 1, "logits_start": 0}
+    for name, value in constants.items():
+        graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), name))
+    graph.input.append(helper.make_tensor_value_info("logits_start", TensorProto.INT64, [1]))
+    cut = helper.make_node(
+        "Slice", [hidden, "logits_start", "edgellm/end", "edgellm/axis"], [sliced], name="edgellm/rows"
+    )
+    graph.node.insert(list(graph.node).index(node), cut)
+    node.input[0] = sliced
+    for output in graph.output:
+        if output.name == "logits":
+            output.type.tensor_type.shape.dim[1].Clear()
+            output.type.tensor_type.shape.dim[1].dim_param = "n_rows"
+    model.ir_version = max(model.ir_version, 4)  # from here on an input's default may be overridden
+    return "logits_start"
+
+
+def _is_constant(producer: dict[str, Any], initializers: set[str], name: str) -> bool:
+    node = producer.get(name)
+    return name in initializers or (node is not None and node.op_type == "Constant")
+
+
+def verify(job: dict[str, Any]) -> dict[str, Any]:
+    """Top-1 agreement and perplexities of a graph and of its checkpoint, over the same windows of a text."""
+    import numpy as np
+    import onnxruntime
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(job["n_threads"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = job["n_threads"]
+    session = onnxruntime.InferenceSession(
+        str(Path(job["output"]) / MODEL), options, providers=["CPUExecutionProvider"]
+    )
+    model = AutoModelForCausalLM.from_pretrained(job["source"], dtype=torch.float32, local_files_only=True).eval()
+    n_same = n_all = n_scored = 0
+    worst = 0.0
+    surprise = {"checkpoint": 0.0, "exported": 0.0}
+    tokens = job["tokens"]
+    for begin in range(0, len(tokens), N_WINDOW):
+        window = [*job["first"], *tokens[begin : begin + N_WINDOW]]
+        with torch.inference_mode():
+            expected = model(torch.tensor([window])).logits[0].numpy()
+        found = _rows(session, window).astype(np.float32)
+        n_same += int((expected.argmax(-1) == found.argmax(-1)).sum())
+        n_all += len(window)
+        spread = np.linalg.norm(expected, axis=1)
+        worst = max(worst, float((np.linalg.norm(found - expected, axis=1) / spread).max()))
+        half = len(window) // 2
+        for name, rows in (("checkpoint", expected), ("exported", found)):
+            part = rows[half:-1].astype(np.float64)
+            part -= part.max(-1, keepdims=True)
+            chosen = part[np.arange(len(part)), window[half + 1 :]]
+            surprise[name] += float((np.log(np.exp(part).sum(-1)) - chosen).sum())
+        n_scored += len(window) - half - 1
+    return {
+        "n_tokens": n_all,
+        "top1": round(n_same / n_all, 5),
+        "max_relative_error": round(worst, 7),
+        "perplexity": {name: round(float(np.exp(total / n_scored)), 4) for name, total in surprise.items()},
+    }
+
+
+def _rows(session: Any, window: list[int]) -> Any:
+    """Logits of every token, nothing cached before them."""
+    import numpy as np
+
+    n = len(window)
+    types = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
+    feed: dict[str, Any] = {}
+    for entry in session.get_inputs():
+        if entry.name == "input_ids":
+            feed[entry.name] = np.array([window], np.int64)
+        elif entry.name == "attention_mask":
+            feed[entry.name] = np.ones((1, n), np.int64)
+        elif entry.name == "position_ids":
+            feed[entry.name] = np.arange(n, dtype=np.int64)[None]
+        elif entry.name.startswith("past_key_values."):
+            heads, dim = entry.shape[1], entry.shape[3]
+            feed[entry.name] = np.zeros((1, heads, 0, dim), types[entry.type])
+    return session.run(["logits"], feed)[0][0]
+
+
+def _is_tied(source: Path) -> bool:
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    return bool(config.get("tie_word_embeddings", str(config.get("model_type", "")).startswith("gemma")))
+
+
+def _head_dim(source: Path) -> int:
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def _versions(exporter: str) -> dict[str, str]:
+    from importlib.metadata import version
+
+    own = ["onnxruntime-genai"] if exporter == "builder" else ["optimum", "optimum-onnx"]
+    return {name: version(name) for name in ("torch", "transformers", "onnx", "onnxruntime", *own)}
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, stdout=sys.stderr, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the exporter ended with {done.returncode}")
+
+
+def main() -> int:
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    job = json.load(sys.stdin)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            answer = {"export": export, "verify": verify}[job["job"]](job)
+    except Exception as error:  # an exporter can raise anything; the parent makes a sentence of it
+        answer = {"error": " ".join(str(error).split())[:2000] or type(error).__name__}
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    print(json.dumps(answer), flush=True)
+    return 1 if "error" in answer else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

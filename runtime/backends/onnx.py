@@ -1,0 +1,378 @@
+"""ONNX models on onnxruntime: the cache preallocated and bound in place, rolled back by its length.
+
+Graphs whose attention is GroupQueryAttention write new keys and values behind the old ones in one buffer a tensor,
+bound as input and output alike: taking tokens back is setting a number, and stale rows are overwritten. Other graphs
+return grown copies of their cache; of these the first rows are kept, copied only when tokens have been taken back.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from edgellm.memory.cpu import usable_cores
+from edgellm.memory.onnx import OnnxError, OnnxGraph, read_graph
+from edgellm.runtime.backends.base import ContextFull, EngineError, Interrupted, LoadError, Logits
+from edgellm.runtime.backends.hub_tokenizer import HubFolder
+from edgellm.runtime.vocabulary import Vocabulary
+
+MODEL = "model.onnx"
+PROVIDER_VARIABLE = "EDGELLM_ONNX_PROVIDER"
+_KNOWN_INPUTS = {"input_ids", "attention_mask", "position_ids", "logits_start"}
+_NUMPY = {"float32": np.float32, "float16": np.float16}
+
+# Providers that run the whole graph, best first -> what their memory is called.
+_WHOLE = {
+    "CUDAExecutionProvider": "cuda",
+    "DmlExecutionProvider": "dml",
+    "WebGpuExecutionProvider": "webgpu",
+}
+_PARTIAL = ("CoreMLExecutionProvider", "QNNExecutionProvider", "XnnpackExecutionProvider", "NnapiExecutionProvider")
+_CPU = "CPUExecutionProvider"
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """Where a session runs, and why in a sentence."""
+
+    name: str
+    device: str  # of the cache
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """What one sequence on onnxruntime may use. Sizes are tokens."""
+
+    n_ctx: int = 4096
+    max_keep: int = 1  # rows of logits a pass: the widest verification
+    n_ubatch: int = 128
+    n_threads: int | None = None  # None: the physical cores that this process may use
+    # Run single tokens as two. onnxruntime's products of two rows and more agree in every bit, those of one row differ
+    # in the last ones; where activations are rounded to 8 bits that becomes visible.
+    pad_single: bool = True
+
+
+def choose_provider(available: Sequence[str], *, cpu_only: bool = False, wanted: str | None = None) -> Provider:
+    """The execution provider for a decoder.
+
+    Args:
+        wanted: a provider's name or the head of it ("cuda", "CoreML"), in any case.
+
+    Raises:
+        LoadError: the wanted one is not in this build of onnxruntime.
+    """
+    if wanted:
+        for name in available:
+            if name.casefold().startswith(wanted.casefold().removesuffix("executionprovider")):
+                return Provider(name, _WHOLE.get(name, "cpu"), f"{_short(name)} was asked for ({PROVIDER_VARIABLE})")
+        have = ", ".join(map(_short, available))
+        raise LoadError(f"{PROVIDER_VARIABLE}={wanted}: this build of onnxruntime has {have}; install another package")
+    partial = [_short(name) for name in available if name in _PARTIAL]
+    aside = (
+        f"; {' and '.join(partial)} would run parts of the graph and hand the rest and the cache to and fro"
+        if partial
+        else ""
+    )
+    if cpu_only:
+        return Provider(_CPU, "cpu", "CPU, since no layer may go to a GPU")
+    for name, device in _WHOLE.items():
+        if name in available:
+            return Provider(name, device, f"{_short(name)}, which runs the whole graph and keeps the cache{aside}")
+    return Provider(_CPU, "cpu", f"CPU, since no other provider of this onnxruntime runs the whole graph{aside}")
+
+
+class OnnxModel:
+    """The graph, the weights' whereabouts and the vocabulary of one ONNX model.
+
+    Raises:
+        LoadError: no ONNX model, a damaged one, weights that are missing or cut off, inputs that a decoder lacks or
+            that are not known, or the tokenizer of another model.
+    """
+
+    is_recurrent = False
+
+    def __init__(self, path: Path, *, cpu_only: bool = False) -> None:
+        """`path`: the model's folder, or a graph in it."""
+        self.path = path
+        graph_path = path / MODEL if path.is_dir() else path
+        files = HubFolder(graph_path.parent)
+        if not files.config and not (graph_path.parent / "tokenizer.json").exists():
+            files = HubFolder(graph_path.parent.parent)  # graphs that lie in a folder of their own, beside the rest
+        try:
+            self.graph = read_graph(graph_path, head_dim=files.head_dim)
+            self.graph.check_data()
+            self.kv = self.graph.kv
+        except OnnxError as error:
+            raise LoadError(str(error)) from error
+        except OSError as error:
+            raise LoadError(f"{graph_path} cannot be read: {error.strerror}") from error
+        _check_inputs(self.graph)
+        self.vocabulary = Vocabulary(files.tokenizer(_n_vocab(self.graph, files)))
+        self.chat_template = files.chat_template()
+        self.n_ctx_train = files.n_ctx_train
+        self.provider = choose_provider(
+            onnxruntime.get_available_providers(), cpu_only=cpu_only, wanted=os.environ.get(PROVIDER_VARIABLE)
+        )
+        cache = "in one buffer" if self.graph.shares_buffer else "copied from pass to pass"
+        self.notes = [
+            f"{path.name} runs on onnxruntime: {self.provider.reason}",
+            f"{path.name} keeps its cache as {self.kv[0].type}, {cache}, as it was exported",
+        ]
+
+    @property
+    def architecture(self) -> str:
+        return "onnx"
+
+    @property
+    def n_params(self) -> int:
+        return sum(
+            int(np.prod(tensor.shape)) * (8 // self.graph.weight_bits if tensor.type == "uint8" else 1)
+            for tensor in self.graph.tensors
+        )
+
+    def close(self) -> None:
+        """Nothing is held but the vocabulary; sessions belong to backends."""
+
+
+class OnnxBackend:
+    """One sequence on onnxruntime. See `Backend` for the contract.
+
+    Raises:
+        LoadError: onnxruntime refuses the graph, or the cache's memory could not be had.
+    """
+
+    def __init__(
+        self,
+        model: OnnxModel,
+        options: SessionOptions = SessionOptions(),
+        *,
+        stop_asked: threading.Event | None = None,
+    ) -> None:
+        """`stop_asked`: once set, reading text ends with `Interrupted` behind the piece that is being read."""
+        graph = model.graph
+        self.model, self.options = model, options
+        self.n_vocab = model.vocabulary.n_tokens
+        self.n_ctx = options.n_ctx
+        self._pad_single = options.pad_single
+        self.max_keep = max(options.max_keep, 2 if self._pad_single else 1)
+        self.busy_s = 0.0
+        self.n_threads = options.n_threads or usable_cores()
+        self.tokens: list[int] = []
+        self._stop_asked = stop_asked or threading.Event()
+        self._n_batch = max(options.n_ubatch, self.max_keep)
+        self._picks_rows = "logits_start" in graph.inputs
+        self._session: Any = _session(model, self.n_threads)
+        self._binding: Any = self._session.io_binding()
+        # A padded token needs room behind the last one.
+        capacity = self.n_ctx + self._pad_single
+        self._ids = np.zeros((1, self._n_batch), np.int64)
+        self._positions = np.arange(capacity, dtype=np.int64)[None]
+        self._mask = np.ones((1, capacity), np.int64)
+        self._start = np.zeros(1, np.int64)
+        self._logits_type = _NUMPY[graph.outputs["logits"].type]
+        n_rows = self.max_keep if self._picks_rows else self._n_batch
+        self._cache: _SharedCache | _GrowingCache
+        try:
+            self._rows = np.zeros((n_rows, self.n_vocab), self._logits_type)
+            if graph.shares_buffer:
+                self._cache = _SharedCache(model, self._binding, capacity)
+            else:
+                self._cache = _GrowingCache(model, self._binding)
+        except (MemoryError, RuntimeError) as error:
+            raise LoadError(
+                f"{model.path.name}: no cache of {self.n_ctx:,} tokens could be made; try a smaller --ctx"
+            ) from error
+
+    def forward(self, tokens: Sequence[int], keep: int) -> Logits:
+        if self._session is None:
+            raise EngineError(f"{self.model.path.name} is closed")
+        if keep > self.max_keep or keep > len(tokens):
+            raise EngineError(f"{keep} rows of logits asked for, {min(self.max_keep, len(tokens))} are to be had")
+        n_body = len(tokens) - keep
+        for start in range(0, n_body, self._n_batch):
+            if self._stop_asked.is_set() and n_body > self._n_batch:
+                raise Interrupted("stopped while reading")
+            self._run(tokens[start : min(start + self._n_batch, n_body)], 0)
+        if not keep:
+            return np.empty((0, self.n_vocab), np.float32)
+        return self._run(tokens[n_body:], keep)
+
+    def _run(self, tokens: Sequence[int], keep: int) -> Logits:
+        """One pass over at most n_batch tokens; logits of the last `keep`."""
+        n, n_held = len(tokens), len(self.tokens)
+        if n_held + n > self.n_ctx:
+            raise ContextFull(f"the context of {self.n_ctx:,} tokens is full: raise --ctx or /clear the conversation")
+        padded = n == 1 and self._pad_single
+        n_run = n + padded
+        if tokens and not 0 <= min(tokens) <= max(tokens) < self.n_vocab:
+            raise EngineError(f"a token is outside the vocabulary of {self.n_vocab:,}")
+        self._ids[0, :n] = tokens
+        self._ids[0, n:n_run] = tokens[-1]
+        # onnxruntime's products take any number of rows but none.
+        n_rows = max(keep + padded, 1) if self._picks_rows else n_run
+        self._start[0] = n_run - n_rows
+        binding = self._binding
+        self._bind("input_ids", self._ids, n_run)
+        self._bind("attention_mask", self._mask, n_held + n_run)
+        self._bind("position_ids", self._positions[:, n_held:], n_run)
+        if self._picks_rows:
+            binding.bind_input("logits_start", "cpu", 0, np.int64, [1], self._start.ctypes.data)
+        shape = [1, n_rows, self.n_vocab]
+        binding.bind_output("logits", "cpu", 0, self._logits_type, shape, self._rows.ctypes.data)
+        self._cache.bind(n_held)
+        started = time.perf_counter()
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # onnxruntime's own classes share no base below it
+            self._cache.reset()
+            self.tokens.clear()
+            raise EngineError(f"{self.model.path.name}: onnxruntime failed: {_first_line(error)}") from error
+        self._cache.ran(n_held + n_run)
+        self.busy_s += time.perf_counter() - started
+        self.tokens.extend(tokens)
+        # A padded token counts for nothing: the next pass overwrites it.
+        return self._rows[n_rows - padded - keep : n_rows - padded].astype(np.float32, copy=False)
+
+    def _bind(self, name: str, array: NDArray[np.int64], n: int) -> None:
+        if name in self.model.graph.inputs:
+            self._binding.bind_input(name, "cpu", 0, np.int64, [1, n], array.ctypes.data)
+
+    def truncate(self, length: int) -> None:
+        del self.tokens[max(0, length) :]
+
+    def warm_up(self) -> None:
+        """One pass over two tokens, so that the first answer does not pay for paging the weights in."""
+        token = self.model.vocabulary.bos or 0
+        self.forward([token, token], keep=1)
+        self.truncate(0)
+        self.busy_s = 0.0
+
+    def close(self) -> None:
+        self._cache.reset()
+        self._binding = self._session = None
+        self.tokens.clear()
+
+
+class _SharedCache:
+    """One buffer a tensor, of the context's length, bound once as input and as output."""
+
+    def __init__(self, model: OnnxModel, binding: Any, capacity: int) -> None:
+        self._values: list[Any] = []
+        device = model.provider.device
+        for pair in model.kv:
+            for past, present in zip(pair.past, pair.present, strict=True):
+                shape = [1, pair.n_heads, capacity, pair.head_dim]
+                # Filled, so that the memory is had now or not at all.
+                zeros = np.full(shape, 0, _NUMPY[pair.type])
+                value = onnxruntime.OrtValue.ortvalue_from_numpy(zeros, device, 0)
+                binding.bind_ortvalue_input(past, value)
+                binding.bind_ortvalue_output(present, value)
+                self._values.append((zeros, value))
+
+    def bind(self, n_held: int) -> None:
+        pass
+
+    def ran(self, n_held: int) -> None:
+        pass
+
+    def reset(self) -> None:
+        pass
+
+
+class _GrowingCache:
+    """What the graph returned last; of it, the rows that are still held."""
+
+    def __init__(self, model: OnnxModel, binding: Any) -> None:
+        self._binding, self._kv, self._outputs = binding, model.kv, list(model.graph.outputs)
+        self._values: dict[str, Any] = {}
+        self._n_values = 0  # tokens in them
+        self.reset()
+
+    def bind(self, n_held: int) -> None:
+        for pair in self._kv:
+            for past, present in zip(pair.past, pair.present, strict=True):
+                value = self._values[past]
+                if n_held < self._n_values:
+                    rows = np.ascontiguousarray(value.numpy()[:, :, :n_held])
+                    value = self._values[past] = onnxruntime.OrtValue.ortvalue_from_numpy(rows)
+                self._binding.bind_ortvalue_input(past, value)
+                self._binding.bind_output(present, "cpu")
+        self._n_values = n_held
+
+    def ran(self, n_held: int) -> None:
+        returned = dict(zip(self._outputs, self._binding.get_outputs(), strict=True))
+        for pair in self._kv:
+            for past, present in zip(pair.past, pair.present, strict=True):
+                self._values[past] = returned[present]
+        self._n_values = n_held
+
+    def reset(self) -> None:
+        for pair in self._kv:
+            for past in pair.past:
+                empty = np.zeros((1, pair.n_heads, 0, pair.head_dim), _NUMPY[pair.type])
+                self._values[past] = onnxruntime.OrtValue.ortvalue_from_numpy(empty)
+        self._n_values = 0
+
+
+def _session(model: OnnxModel, n_threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = n_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    # The arena grows by doubling and keeps what one long prompt needed; the system's allocator gives it back.
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    # Threads that go on spinning behind a pass take the cores from a drafter on another engine.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    names = [model.provider.name] + ([_CPU] if model.provider.name != _CPU else [])
+    try:
+        return onnxruntime.InferenceSession(str(model.graph.path), options, providers=names)
+    except Exception as error:  # onnxruntime's own classes share no base below it
+        raise LoadError(f"{model.graph.path} could not be loaded: {_first_line(error)}") from error
+
+
+def _check_inputs(graph: OnnxGraph) -> None:
+    cache = {name for pair in graph.kv for name in pair.past}
+    missing = [name for name in ("input_ids", "attention_mask") if name not in graph.inputs]
+    missing += [] if cache else ["past_key_values.0.key"]
+    if missing:
+        raise LoadError(
+            f"{graph.path} has no input {' and no input '.join(missing)}: it is no decoder with a cache, "
+            "export it with `edgellm export MODEL --format onnx`"
+        )
+    unknown = sorted(graph.inputs.keys() - cache - _KNOWN_INPUTS - graph.optional)
+    if unknown:
+        raise LoadError(f"{graph.path} wants inputs that are not known here ({', '.join(unknown)}): export it again")
+    if "logits" not in graph.outputs:
+        raise LoadError(f"{graph.path} has no output logits: it is no language model with its head")
+    for pair in graph.kv:
+        if pair.type not in _NUMPY:
+            raise LoadError(f"{graph.path} keeps its cache as {pair.type}, which is not supported: export it again")
+    if graph.outputs["logits"].type not in _NUMPY:
+        raise LoadError(f"{graph.path} gives logits of type {graph.outputs['logits'].type}: export it again")
+
+
+def _n_vocab(graph: OnnxGraph, files: HubFolder) -> int:
+    n_vocab = graph.n_vocab or int(files.config.get("vocab_size") or files.genai.get("vocab_size") or 0)
+    if n_vocab < 1:
+        raise LoadError(f"{graph.path} does not say how many tokens it knows: put the model's config.json beside it")
+    return n_vocab
+
+
+def _short(provider: str) -> str:
+    return provider.removesuffix("ExecutionProvider")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:500] if lines else type(error).__name__
