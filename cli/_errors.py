@@ -21,6 +21,8 @@ _KNOWN: dict[str, int] = {
     "edgellm.export.engine.EngineJobError": FAILED,
     "edgellm.export.gguf.UnsupportedModel": FAILED,
     "edgellm.export.tokenizer.TokenizerError": FAILED,
+    "edgellm.memory.onnx.OnnxError": FAILED,
+    "edgellm.export.environments.ExporterError": FAILED,
     "edgellm.export.manifest.ManifestError": FAILED,
     "edgellm.export.pipeline.ExportError": FAILED,
     "edgellm.export.trim.TrimError": FAILED,

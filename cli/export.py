@@ -13,12 +13,16 @@ from edgellm.cli._output import out
 if TYPE_CHECKING:
     from edgellm.export.manifest import Manifest
     from edgellm.export.pipeline import Request
+    from edgellm.export.source import ModelSource
 
 
 def export(
     model: str = typer.Argument(help="A catalogue name, user/repo, a Hub folder, or a GGUF file."),
     draft: str | None = typer.Option(None, help="The drafter, named alike; `self` cuts one out of the model."),
-    quant: str = typer.Option("Q4_K_M", envvar="EDGELLM_QUANT", help="Types to make, with commas: Q4_K_M,Q8_0,F16."),
+    format_: str = typer.Option("gguf", "--format", envvar="EDGELLM_FORMAT", help="gguf, or onnx for onnxruntime."),
+    quant: str = typer.Option(
+        None, envvar="EDGELLM_QUANT", help="Types to make, with commas: Q4_K_M,Q8_0,F16; of ONNX int4,int8,fp16,fp32."
+    ),
     draft_quant: str | None = typer.Option(None, help="Types of the drafter.  [default: as --quant]"),
     output: Path | None = typer.Option(None, "--output", "-o", help="The folder to make.  [default: NAME-export]"),
     mem: str | None = typer.Option(None, help="The device's memory (6GB): choose the best type that fits it."),
@@ -42,6 +46,13 @@ def export(
     converter: Path | None = typer.Option(
         None, exists=True, help="llama.cpp's convert_hf_to_gguf.py, for other models."
     ),
+    exporter: str = typer.Option(
+        "builder", envvar="EDGELLM_EXPORTER", help="Of ONNX: onnxruntime-genai's builder, or optimum."
+    ),
+    exporter_python: Path | None = typer.Option(
+        None, envvar="EDGELLM_EXPORTER_PYTHON", exists=True, help="A Python that has the exporter's packages."
+    ),
+    yes: bool = typer.Option(False, "--yes", "-y", envvar="EDGELLM_YES", help="Install the exporter without asking."),
     locked: bool = typer.Option(False, "--locked", help="Repeat the export in --output; fail if a bit differs."),
     verify: bool | None = typer.Option(None, "--verify/--no-verify", help="Check the result.  [default: small models]"),
     revision: str | None = typer.Option(None, help="Commit, branch or tag of the model's repository."),
@@ -49,7 +60,7 @@ def export(
     json_: bool = typer.Option(False, "--json", help="Print the manifest."),
     jsonl: bool = typer.Option(False, "--jsonl", help="Print each step as one line of JSON."),
 ) -> None:
-    """Make checked GGUF files for a device: a model, its drafter, and a manifest that an app's build can trust.
+    """Make checked files for a device: a model, its drafter, and a manifest that an app's build can trust.
 
     An interrupted export goes on where it stopped. The folder appears when all of it is there.
     """
@@ -60,6 +71,29 @@ def export(
     def fetch(reference: str, at: str | None) -> source.ModelSource:
         return source.resolve(reference, revision=at, token=token, progress=DownloadBar())
 
+    if format_ not in ("gguf", "onnx"):
+        raise typer.BadParameter(f"--format {format_}: take gguf or onnx")
+    if format_ == "onnx":
+        only_gguf = {
+            "--mem": mem, "--trim-vocab": trim_vocab, "--trim-corpus": trim_corpus, "--drop-layers": drop_layers,
+            "--imatrix": imatrix, "--converter": converter, "--locked": locked, "--draft self": draft == "self",
+        }  # fmt: skip
+        for name in (name for name, value in only_gguf.items() if value):
+            raise typer.BadParameter(f"{name} goes with --format gguf")
+        return _export_onnx(
+            fetch(model, revision),
+            fetch(draft, None) if draft else None,
+            _onnx_types(quant or "int4"),
+            _onnx_types(draft_quant or ""),
+            exporter,
+            exporter_python,
+            output or Path(f"{Path(model).name}-onnx"),
+            yes=yes,
+            verify=verify,
+            json_=json_,
+            jsonl=jsonl,
+        )
+    quant = quant or "Q4_K_M"
     folder = output or Path(f"{Path(model).name.partition(':')[0].removesuffix('.gguf')}-export")
     there = manifest.read(folder) if locked else None
     draft = draft or (there.repo("draft") if there else None)
@@ -130,6 +164,50 @@ def bundle(
     _show(pack(folder, output, quant=quant, draft_quant=draft_quant), output, json_=json_, silent=False)
 
 
+def _export_onnx(
+    target: ModelSource,
+    draft: ModelSource | None,
+    quants: tuple[str, ...],
+    draft_quants: tuple[str, ...],
+    exporter: str,
+    python: Path | None,
+    output: Path,
+    *,
+    yes: bool,
+    verify: bool | None,
+    json_: bool,
+    jsonl: bool,
+) -> None:
+    import sys
+
+    from edgellm.cli._pair import judge
+    from edgellm.export.environments import EXPORTERS, environment
+    from edgellm.export.onnx_export import OnnxRequest, export_onnx
+
+    chosen = next((name for name in EXPORTERS if name == exporter), None)
+    if chosen is None:
+        raise typer.BadParameter(f"--exporter {exporter}: take {' or '.join(EXPORTERS)}")
+
+    def ask(question: str) -> bool:
+        if yes:
+            out.note(question.removesuffix("; create it?"))
+            return True
+        return sys.stdin.isatty() and typer.confirm(question, err=True)
+
+    request = OnnxRequest(
+        target,
+        draft,
+        quants,
+        draft_quants,
+        chosen,
+        python or environment(chosen, ask=ask),
+        output,
+        verify=verify,
+        judge=judge,
+    )
+    _show(export_onnx(request, _Watch(jsonl)), output, json_=json_, silent=jsonl)
+
+
 class _Watch:
     """Steps as they come: lines of JSON on stdout, or talk on stderr."""
 
@@ -171,6 +249,13 @@ def _show(made: Manifest, folder: Path, *, json_: bool, silent: bool) -> None:
     out.table(["role", "file", "size ", "sha256"], rows)
     for role in ("target", "draft"):
         checked = (made.document.get(role) or {}).get("verification") or {}
+        for quant, found in checked.items():
+            if isinstance(found, dict) and "top1" in found:
+                both = found["perplexity"]
+                out.note(
+                    f"{role} {quant}: the checkpoint's token at {found['top1']:.2%} of {found['n_tokens']:,} places, "
+                    f"perplexity {both['exported']:g} against {both['checkpoint']:g}"
+                )
         if isinstance(checked.get("logits"), dict):
             error, n_tokens = checked["logits"]["max_relative_error"], checked["logits"]["n_tokens"]
             out.note(f"{role}: logits of {n_tokens} tokens within {error:.2g} of the checkpoint's")
@@ -207,6 +292,16 @@ def _head_type(text: str | None) -> str | None:
     if text and text.upper() not in HEADS:
         raise typer.BadParameter(f"{text} is no type for a matrix: take one of {', '.join(HEADS)}")
     return text.upper() if text else None
+
+
+def _onnx_types(text: str) -> tuple[str, ...]:
+    from edgellm.export.onnx_export import QUANTS
+
+    types = tuple(dict.fromkeys(word.strip().lower() for word in text.split(",") if word.strip()))
+    for name in types:
+        if name not in QUANTS:
+            raise typer.BadParameter(f"{name} is no type of ONNX export; take {', '.join(QUANTS)}")
+    return types
 
 
 def _layers(text: str) -> tuple[int, ...]:

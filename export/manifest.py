@@ -12,6 +12,7 @@ from edgellm.export.gguf_writer import appearing
 from edgellm.export.source import sha256_of
 from edgellm.export.tokenizer import TokenizerError, read_json
 from edgellm.memory.gguf import GgufError, read_header
+from edgellm.memory.onnx import OnnxError, read_graph
 
 NAME = "edgellm.json"
 FORMAT = 1
@@ -88,11 +89,17 @@ def check(document: dict[str, Any], where: str) -> Manifest:
         raise ManifestError(f"{where} is damaged: export again")
     for entry in files:
         name = entry.get("path") if isinstance(entry, dict) else None
-        if not isinstance(name, str) or Path(name).name != name or name in {"", ".", ".."}:
+        if not isinstance(name, str) or not _stays_inside(name):
             raise ManifestError(f"{where} names a file outside its folder ({name!r}): do not use it")
         if not isinstance(entry.get("n_bytes"), int) or not isinstance(entry.get("sha256"), str):
             raise ManifestError(f"{where} does not say what {name} must hash to: export again")
     return Manifest(document)
+
+
+def _stays_inside(name: str) -> bool:
+    """A file of the folder, or of a folder in it."""
+    parts = name.split("/")
+    return len(parts) <= 2 and all(Path(part).name == part and part not in {"", ".", ".."} for part in parts)
 
 
 def verify(folder: Path) -> Manifest:
@@ -116,5 +123,10 @@ def verify(folder: Path) -> Manifest:
             try:
                 read_header(path)
             except GgufError as error:
+                raise ManifestError(str(error)) from error
+        if path.suffix == ".onnx":
+            try:
+                read_graph(path).check_data()
+            except OnnxError as error:
                 raise ManifestError(str(error)) from error
     return manifest

@@ -46,6 +46,8 @@ def export(job: dict[str, Any]) -> dict[str, Any]:
         made = Path(scratch)
         (_by_builder if job["exporter"] == "builder" else _by_optimum)(source, made, quant, scratch)
         _finish(made, folder, _head_dim(source))
+        if (made / "genai_config.json").exists():
+            shutil.move(made / "genai_config.json", folder)
     return {"versions": _versions(job["exporter"])}
 
 
@@ -53,7 +55,7 @@ def _by_builder(source: Path, made: Path, quant: str, scratch: str) -> None:
     precision, provider, extra = _BUILDER[quant]
     if _is_tied(source):
         extra = [*extra, "shared_embeddings=true"]
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(made)]
+    command = [sys.executable, "-I", "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(made)]
     command += ["-p", precision, "-e", provider, "-c", f"{scratch}/cache"]
     _run([*command, "--extra_options", *extra, "hf_token=false", "hf_remote=false"] if extra else command)
 
@@ -180,9 +182,9 @@ def verify(job: dict[str, Any]) -> dict[str, Any]:
     n_same = n_all = n_scored = 0
     worst = 0.0
     surprise = {"checkpoint": 0.0, "exported": 0.0}
-    tokens = job["tokens"]
+    tokens, first = _tokens(job)
     for begin in range(0, len(tokens), N_WINDOW):
-        window = [*job["first"], *tokens[begin : begin + N_WINDOW]]
+        window = [*first, *tokens[begin : begin + N_WINDOW]]
         with torch.inference_mode():
             expected = model(torch.tensor([window])).logits[0].numpy()
         found = _rows(session, window).astype(np.float32)
@@ -203,6 +205,15 @@ def verify(job: dict[str, Any]) -> dict[str, Any]:
         "max_relative_error": round(worst, 7),
         "perplexity": {name: round(float(np.exp(total / n_scored)), 4) for name, total in surprise.items()},
     }
+
+
+def _tokens(job: dict[str, Any]) -> tuple[list[int], list[int]]:
+    """The text in the model's tokens, and what its tokenizer puts before every text."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(Path(job["source"]) / "tokenizer.json"))
+    tokens = tokenizer.encode(job["text"], add_special_tokens=False).ids[: job["n_tokens"]]
+    return tokens, tokenizer.encode("", add_special_tokens=True).ids[:1]
 
 
 def _rows(session: Any, window: list[int]) -> Any:

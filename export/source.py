@@ -13,7 +13,7 @@ from edgellm.export import hub, naming, store
 from edgellm.export.catalogue import HfSource, find
 from edgellm.export.download import Progress
 
-_TOKENIZER_FILES = {
+TOKENIZER_FILES = {
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "chat_template.json", "config.json", "generation_config.json",
 }  # fmt: skip
@@ -106,11 +106,11 @@ def _chosen(names: Sequence[str]) -> list[str]:
     if not weights:
         return []
     indices = [f"{weights[0].partition('-')[0].partition('.')[0]}{Path(weights[0]).suffix}.index.json"]
-    return sorted(name for name in names if name in _TOKENIZER_FILES or name in weights or name in indices)
+    return sorted(name for name in names if name in TOKENIZER_FILES or name in weights or name in indices)
 
 
 def _belongs(name: str) -> bool:
-    return name in _TOKENIZER_FILES or name.endswith((".safetensors", ".bin", ".index.json"))
+    return name in TOKENIZER_FILES or name.endswith((".safetensors", ".bin", ".index.json"))
 
 
 def sha256_of(path: Path) -> str:

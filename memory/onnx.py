@@ -190,11 +190,12 @@ def read_graph(path: Path, *, head_dim: int = 0) -> OnnxGraph:
     with path.open("rb") as file:
         if not path.stat().st_size:
             raise OnnxError(f"{path} is empty: copy it again")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as data:
-            try:
-                return _model(data, path, head_dim)
-            except (ProtobufError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-                raise OnnxError(f"{path} is no ONNX graph, or a damaged one ({error}): copy it again") from None
+        # Not closed by hand: while an error is on its way, parts of the file are still looked at.
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    try:
+        return _model(data, path, head_dim)
+    except (ProtobufError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise OnnxError(f"{path} is no ONNX graph, or a damaged one ({error}): copy it again") from None
 
 
 def _model(data: memoryview, path: Path, head_dim: int) -> OnnxGraph:
