@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgellm.cli._models import DEFAULT_DRAFTER, NO_DRAFTER
 
@@ -32,6 +32,8 @@ def shape_of(reference: str, *, ask: bool = False, offline: bool = False) -> Mod
     from edgellm.memory.shape import UnknownShape, from_header
 
     folder = Path(reference).expanduser()
+    if (folder / "model.onnx").is_file():
+        return _of_onnx(folder)
     if (folder / "config.json").is_file():
         return _of_checkpoint(folder)
     if model := store.locate(reference):
@@ -110,15 +112,34 @@ def path_of(reference: str) -> Path | None:
     return model.path if model else None
 
 
+def _of_onnx(folder: Path) -> ModelShape:
+    from edgellm.memory.onnx import read_graph
+    from edgellm.memory.onnx_plan import shape_of, sizes_in
+
+    config = _config(folder)
+    graph = read_graph(folder / "model.onnx", head_dim=sizes_in(config)["head_dim"])
+    graph.check_data()
+    return shape_of(graph, config, folder.resolve().name)
+
+
 def _of_checkpoint(folder: Path) -> ModelShape:
+    from edgellm.memory.shape import from_config
+
+    return from_config(_config(folder), "Q4_K_M", folder.name)
+
+
+def _config(folder: Path) -> dict[str, Any]:
     import json
 
-    from edgellm.memory.shape import UnknownShape, from_config
+    from edgellm.memory.shape import UnknownShape
 
+    path = folder / "config.json"
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UnknownShape(f"{path} is missing: copy it there from the model's repository") from error
     except ValueError as error:
-        raise UnknownShape(f"{folder / 'config.json'} is no JSON: {error}") from error
+        raise UnknownShape(f"{path} is no JSON: {error}") from error
     if not isinstance(config, dict):
-        raise UnknownShape(f"{folder / 'config.json'} is no JSON object")
-    return from_config(config, "Q4_K_M", folder.name)
+        raise UnknownShape(f"{path} is no JSON object")
+    return config

@@ -202,7 +202,7 @@ _COLOURS = {
 
 
 def _colour(line: str) -> str:
-    return _COLOURS.get(line) or _COLOURS[line.split()[-1]]
+    return _COLOURS.get(line) or _COLOURS.get(line.split()[-1]) or _COLOURS["runtime"]
 
 
 def _show(plan: MemoryPlan, place: Device, *, explain: bool) -> None:

@@ -45,7 +45,7 @@ def export(job: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         made = Path(scratch)
         (_by_builder if job["exporter"] == "builder" else _by_optimum)(source, made, quant, scratch)
-        _finish(made, folder, _head_dim(source))
+        _finish(made, folder, _head_dim(source), embedding_too=quant in ("int4", "int8"))
         if (made / "genai_config.json").exists():
             shutil.move(made / "genai_config.json", folder)
     return {"versions": _versions(job["exporter"])}
@@ -101,7 +101,7 @@ def _by_optimum(source: Path, made: Path, quant: str, scratch: str) -> None:
     onnx.save_model(model, made / MODEL, save_as_external_data=True, location=DATA, size_threshold=1024)
 
 
-def _finish(made: Path, folder: Path, head_dim: int) -> None:
+def _finish(made: Path, folder: Path, head_dim: int, *, embedding_too: bool) -> None:
     """The graph with an input that says from which token on logits are wanted, and all weights in one file beside it.
 
     The input has a default (0: all), so programs that do not know it run the graph as ever.
@@ -110,6 +110,13 @@ def _finish(made: Path, folder: Path, head_dim: int) -> None:
 
     one_file = {path.name for path in made.glob("*") if path.is_file() and ".onnx" in path.name} == {MODEL, DATA}
     model = onnx.load(made / MODEL, load_external_data=not one_file)
+    if embedding_too and any(_is_plain_embedding(model, node) for node in model.graph.node):
+        if one_file:
+            onnx.load_external_data_for_model(model, str(made))
+            one_file = False
+        for node in list(model.graph.node):
+            if _is_plain_embedding(model, node):
+                _quantise_embedding(model, node)
     rows = _slice_rows(model)
     for value in (*model.graph.input, *model.graph.output):
         if value.name.startswith(("past_key_values.", "present.")):
@@ -124,6 +131,44 @@ def _finish(made: Path, folder: Path, head_dim: int) -> None:
         shutil.move(made / DATA, folder / DATA)
     else:
         onnx.save_model(model, folder / MODEL, save_as_external_data=True, location=DATA, size_threshold=1024)
+
+
+def _is_plain_embedding(model: Any, node: Any) -> bool:
+    """A lookup in float32 rows that no product shares: the one weight that both exporters leave alone."""
+    if node.op_type != "Gather":
+        return False
+    users = sum(node.input[0] in other.input for other in model.graph.node)
+    table = next((tensor for tensor in model.graph.initializer if tensor.name == node.input[0]), None)
+    return (
+        table is not None
+        and users == 1
+        and table.data_type == 1
+        and len(table.dims) == 2
+        and table.dims[1] % BLOCK == 0
+    )
+
+
+def _quantise_embedding(model: Any, node: Any) -> None:
+    """8 bits a weight, one scale a block, rounded to the nearest."""
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    table = next(tensor for tensor in graph.initializer if tensor.name == node.input[0])
+    values = numpy_helper.to_array(table)
+    blocks = values.reshape(len(values), -1, BLOCK)
+    scales = np.abs(blocks).max(-1) / 127
+    steps = np.rint(blocks / np.where(scales == 0, 1, scales)[..., None])
+    names = [f"{table.name}_Q8", f"{table.name}_scales"]
+    arrays = [(steps + 128).astype(np.uint8).reshape(values.shape), scales.astype(np.float32)]
+    graph.initializer.remove(table)
+    graph.initializer.extend(numpy_helper.from_array(*pair) for pair in zip(arrays, names, strict=True))
+    looked_up = helper.make_node(
+        "GatherBlockQuantized", [names[0], node.input[1], names[1]], list(node.output), name=node.name,
+        domain="com.microsoft", bits=8, block_size=BLOCK, gather_axis=0, quantize_axis=1,
+    )  # fmt: skip
+    graph.node.insert(list(graph.node).index(node), looked_up)
+    graph.node.remove(node)
 
 
 def _slice_rows(model: Any) -> str:

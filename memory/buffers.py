@@ -40,6 +40,10 @@ def estimate(shape: ModelShape, settings: ContextSettings, repack: bool = False,
         UnknownShape: nothing is known of the model's cache.
         UnsupportedCache: a cache type that the model's heads do not divide into.
     """
+    if shape.onnx is not None:
+        from edgellm.memory import onnx_plan
+
+        return onnx_plan.estimate(shape, settings)
     if not shape.known:
         raise UnknownShape(f"the cache of {shape.name} ({shape.architecture}) is not known; plan it with --probe")
     return BufferSizes(

@@ -177,6 +177,19 @@ class OnnxGraph:
                 )
 
 
+@dataclass(frozen=True, slots=True)
+class OnnxFacts:
+    """What a plan must know of a graph."""
+
+    kv_row_bytes: int  # a token, all layers
+    kv_type: str
+    shares_buffer: bool
+    picks_rows: bool  # logits are computed for the rows that are asked for
+    n_nodes: int
+    doubled_bytes: int  # weights that a lookup and a product share, each in its own layout
+    largest_bytes: int  # of one weight
+
+
 def read_graph(path: Path, *, head_dim: int = 0) -> OnnxGraph:
     """The graph of a file.
 

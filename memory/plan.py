@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
-from edgellm.memory import buffers, kv
+from edgellm.memory import buffers, kv, onnx_plan
 from edgellm.memory.buffers import BufferSizes, Sizer, estimate
 from edgellm.memory.context import KV_BLOCKS, ContextSettings, KvType
 from edgellm.memory.shape import ModelShape
@@ -230,6 +230,8 @@ def plan(
         lines += _model_lines("drafter", drafter, settings.drafter, sizes[1], settings)
     lines.append(_candidates(target, settings))
     lines.append(Line("runtime", RUNTIME_BASE_BYTES, "interpreter, numpy and the engine's libraries, measured"))
+    if target.onnx is not None or (drafter is not None and drafter.onnx is not None and settings.drafter is not None):
+        lines.append(Line("runtime onnxruntime", onnx_plan.LIBRARY_BYTES, "its library, measured"))
     n_contexts = len(sizes)
     lines.append(Line("unaccounted", n_contexts * SLACK_BYTES, f"{format_bytes(SLACK_BYTES)} a context"))
     if limit.reserve_bytes:
@@ -244,6 +246,8 @@ def plan(
 def _model_lines(
     role: str, shape: ModelShape, context: ContextSettings, sizes: BufferSizes, settings: PairSettings
 ) -> list[Line]:
+    if shape.onnx is not None:
+        return [Line(*line) for line in onnx_plan.lines(role, shape, context, sizes)]
     return [
         _weights(role, shape, sizes, settings.loading),
         _vocabulary(role, shape),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgellm.memory.gguf import GgufHeader
+from edgellm.memory.onnx import OnnxFacts
 
 # Every layer attends and keeps its keys and values.
 _PLAIN = {
@@ -96,6 +97,7 @@ class ModelShape:
     n_merges: int  # of the tokenizer
     exact: bool  # False: weight bytes follow from counts and an average
     n_words: int = 0  # tokens of the whole vocabulary, which a trimmed model reads with; 0: not trimmed
+    onnx: OnnxFacts | None = None  # set: onnxruntime runs it, whose memory follows other rules
     known: bool = True  # False: nothing is known of the cache, and llama.cpp must be asked
 
     @property

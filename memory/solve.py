@@ -166,7 +166,7 @@ def _free_trims(target: ModelShape, drafter: ModelShape | None, settings: PairSe
     if drafter is not None and settings.drafter is not None:
         models.append(("drafter", drafter, settings.drafter))
     for role, shape, chosen in models:
-        if not shape.known:
+        if not shape.known or shape.onnx is not None:
             continue
         wide = replace(chosen, n_ubatch=max(ENGINE_N_UBATCH, chosen.n_ubatch), n_outputs=ENGINE_N_UBATCH)
         fewer = replace(wide, n_outputs=chosen.n_outputs)
@@ -353,7 +353,7 @@ def _drop_drafter(state: _State) -> _State | None:
 
 def _kv_rung(kv: KvType, cost: str) -> _Rung:
     def apply(state: _State) -> _State | None:
-        if not fits_cache(state.target, kv):
+        if state.target.onnx is not None or not fits_cache(state.target, kv):  # a graph's type is part of it
             return None
         main = replace(state.settings.target, kv=kv)
         return None if main == state.settings.target else replace(state, settings=replace(state.settings, target=main))

@@ -1,0 +1,157 @@
+"""What an ONNX graph takes on onnxruntime's CPU provider: weights, cache with its own type, temporaries.
+
+onnxruntime does not say what it will allocate, so the terms were measured (onnxruntime 1.32.0, arena off, x86-64;
+docs/onnx.md says how well they hold).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from edgellm.memory.buffers import BufferSizes
+from edgellm.memory.context import ContextSettings
+from edgellm.memory.onnx import OnnxFacts, OnnxGraph
+from edgellm.memory.shape import AttentionLayers, ModelShape, UnknownShape
+from edgellm.memory.units import MIB
+
+LIBRARY_BYTES = 20 * MIB  # onnxruntime's own code and tables
+SESSION_BYTES = 29 * MIB
+NODE_BYTES = 2_200  # of a session, an operator
+VOCABULARY_BASE_BYTES = 8_000_000
+VOCABULARY_TOKEN_BYTES = 645  # the `tokenizers` package's tables and our own, a token
+GROWN_COPIES = 3  # of a cache that grows: what goes in, what comes out, what is being put together
+
+_ITEM_BYTES = {"float32": 4, "float16": 2, "int8": 1, "uint8": 1}
+
+
+def facts_of(graph: OnnxGraph) -> OnnxFacts:
+    """Raises OnnxError where the graph does not say its cache's sizes."""
+    sizes = {tensor.name: tensor.n_bytes for tensor in graph.tensors}
+    aliases = {
+        node.outputs[0]: node.inputs[0]
+        for node in graph.nodes
+        if node.op in ("Transpose", "Reshape") and node.inputs[0] in sizes
+    }
+
+    def used_by(op: str) -> set[str]:
+        nodes = [node for node in graph.nodes if node.op.startswith(op)]
+        return {aliases.get(name, name) for node in nodes for name in node.inputs}
+
+    return OnnxFacts(
+        kv_row_bytes=sum(2 * pair.n_heads * pair.head_dim * _ITEM_BYTES.get(pair.type, 4) for pair in graph.kv),
+        kv_type=graph.kv[0].type,
+        shares_buffer=graph.shares_buffer,
+        picks_rows="logits_start" in graph.inputs,
+        n_nodes=len(graph.nodes),
+        doubled_bytes=sum(sizes[name] for name in used_by("Gather") & used_by("MatMul") & sizes.keys()),
+        largest_bytes=max(sizes.values(), default=0),
+    )
+
+
+def shape_of(graph: OnnxGraph, config: Mapping[str, Any], name: str) -> ModelShape:
+    """The shape of an exported model.
+
+    Raises:
+        OnnxError: the graph does not say its cache's sizes.
+        UnknownShape: config.json lacks the model's widths.
+    """
+    sizes = sizes_in(config)
+    if not sizes["n_embd"] or not sizes["n_heads"]:
+        raise UnknownShape(f"{name}: config.json lacks hidden_size or num_attention_heads: copy the model's there")
+    facts, kv = facts_of(graph), graph.kv
+    width = kv[0].n_heads * kv[0].head_dim
+    return ModelShape(
+        name=name,
+        architecture="onnx",
+        quantisation=graph.quantisation,
+        n_layers=len(kv),
+        n_embd=sizes["n_embd"],
+        n_heads=sizes["n_heads"],
+        n_vocab=graph.n_vocab,
+        n_ctx_train=sizes["n_ctx_train"] or 4096,
+        n_params=round(8 * graph.weight_bytes / graph.weight_bits),
+        q_width=sizes["n_heads"] * kv[0].head_dim,
+        n_ff=sizes["n_ff"],
+        n_experts_used=0,
+        attention=(AttentionLayers(len(kv), width, width, kv[0].head_dim),),
+        state_elements=0,
+        weight_bytes=graph.weight_bytes,
+        lookup_bytes=0,
+        expert_bytes=0,
+        n_experts=0,
+        matrix_bytes=(),
+        tied=None,
+        n_merges=0,
+        exact=True,
+        onnx=facts,
+    )
+
+
+def estimate(shape: ModelShape, settings: ContextSettings) -> BufferSizes:
+    """Sizes of a graph in one context."""
+    facts = shape.onnx
+    assert facts is not None
+    n_embd, n_ff, n_heads, n_vocab = shape.n_embd, shape.n_ff, shape.n_heads, shape.n_vocab
+    tokens = min(settings.n_ubatch, settings.n_ctx)
+    scores = n_heads * tokens * settings.n_ctx * 4
+    rows = settings.n_outputs if facts.picks_rows else tokens
+    kv_bytes = facts.kv_row_bytes * (settings.n_ctx + 1) * (1 if facts.shares_buffer else GROWN_COPIES)
+    compute = tokens * (8 * n_ff + 10 * n_embd) * 4 + (2 if facts.shares_buffer else 4) * scores
+    # While it loads, a session holds its largest weight twice; later memory for the rest is had from that.
+    loading = max(0, facts.largest_bytes // 2 - kv_bytes - compute)
+    return BufferSizes(
+        weights_bytes=shape.weight_bytes + facts.doubled_bytes,
+        repacked_bytes=0,
+        kv_bytes=kv_bytes,
+        compute_bytes=compute + session_bytes(facts) + loading,
+        output_bytes=max(rows, 2) * n_vocab * 4,
+        exact=False,
+    )
+
+
+def session_bytes(facts: OnnxFacts) -> int:
+    return SESSION_BYTES + NODE_BYTES * facts.n_nodes
+
+
+def vocabulary_bytes(n_vocab: int) -> int:
+    return VOCABULARY_BASE_BYTES + VOCABULARY_TOKEN_BYTES * n_vocab
+
+
+def cache_formula(facts: OnnxFacts, settings: ContextSettings) -> str:
+    copies = "" if facts.shares_buffer else f" x {GROWN_COPIES} copies while it grows"
+    return f"{settings.n_ctx + 1:,} tokens x {facts.kv_row_bytes:,} B{copies}, {facts.kv_type} as exported"
+
+
+def lines(role: str, shape: ModelShape, settings: ContextSettings, sizes: BufferSizes) -> list[tuple[str, int, str]]:
+    """(name, bytes, formula) of a model's lines in a plan."""
+    facts = shape.onnx
+    assert facts is not None
+    twice = f" + {facts.doubled_bytes:,} B that a lookup and a product share" if facts.doubled_bytes else ""
+    return [
+        (f"{role} weights", sizes.weights_bytes, f"{shape.weight_bytes:,} B, {shape.quantisation}{twice}"),
+        (
+            f"{role} vocabulary",
+            vocabulary_bytes(shape.n_vocab),
+            f"{VOCABULARY_BASE_BYTES:,} B + {shape.n_vocab:,} tokens x {VOCABULARY_TOKEN_BYTES} B",
+        ),
+        (f"{role} cache", sizes.kv_bytes, cache_formula(facts, settings)),
+        (
+            f"{role} compute",
+            sizes.compute_bytes,
+            f"session {session_bytes(facts):,} B + activations and scores of {settings.n_ubatch} tokens",
+        ),
+        (f"{role} logits", sizes.output_bytes, f"{settings.n_outputs} rows x {shape.n_vocab:,} logits x 4 B"),
+    ]
+
+
+def sizes_in(config: Mapping[str, Any]) -> dict[str, int]:
+    """`n_embd`, `n_ff`, `n_heads` and so on of a config.json, 0 where it does not say."""
+    names = {
+        "n_layers": "num_hidden_layers", "n_embd": "hidden_size", "n_ff": "intermediate_size",
+        "n_heads": "num_attention_heads", "n_ctx_train": "max_position_embeddings", "head_dim": "head_dim",
+    }  # fmt: skip
+    found = {name: int(config.get(key) or 0) for name, key in names.items()}
+    found["head_dim"] = found["head_dim"] or math.floor(found["n_embd"] / max(found["n_heads"], 1))
+    return found
