@@ -156,12 +156,21 @@ def bundle(
     output: Path = typer.Option(..., "--output", "-o", help="A folder to make, or a .tar file."),
     quant: str | None = typer.Option(None, help="The one type of the model to pack.  [default: the first]"),
     draft_quant: str | None = typer.Option(None, help="The one type of the drafter to pack.  [default: the first]"),
+    format_: str | None = typer.Option(
+        None, "--format", envvar="EDGELLM_FORMAT", help="What the export must be of: gguf or onnx.  [default: either]"
+    ),
+    ort: bool = typer.Option(False, "--ort", help="ONNX models in onnxruntime's own format, for reduced builds."),
     json_: bool = typer.Option(False, "--json", help="Print the bundle's manifest."),
 ) -> None:
     """Pack one model, one drafter and their manifest into a folder or tar for an app's assets."""
+    from edgellm.export import manifest
     from edgellm.export.bundle import pack
 
-    _show(pack(folder, output, quant=quant, draft_quant=draft_quant), output, json_=json_, silent=False)
+    if format_ is not None and format_ != manifest.read(folder).options.get("format", "gguf"):
+        raise manifest.ManifestError(
+            f"{folder} was not exported to {format_}: `edgellm export MODEL --format {format_}`"
+        )
+    _show(pack(folder, output, quant=quant, draft_quant=draft_quant, ort=ort), output, json_=json_, silent=False)
 
 
 def _export_onnx(

@@ -273,18 +273,26 @@ def _summary(plan: MemoryPlan, place: Device) -> None:
     console = out.console()
     words = [
         f"context {settings.target.n_ctx:,}",
-        f"cache {settings.target.kv}",
+        f"cache {_cache_type(plan, 'target') or settings.target.kv}",
         f"drafts of {settings.n_draft}" if settings.n_draft else "no drafting",
         f"batch {settings.target.n_ubatch}",
     ]
     if own := settings.drafter:
-        words.append(f"drafter: window {own.n_ctx:,}, cache {own.kv}, batch {own.n_ubatch}")
+        words.append(
+            f"drafter: window {own.n_ctx:,}, cache {_cache_type(plan, 'drafter') or own.kv}, batch {own.n_ubatch}"
+        )
     console.print(", ".join(words))
     if speed := plan.tokens_per_s:
         console.print(f"about {speed.value:.1f} tok/s, {speed.plain:.1f} without drafting ({speed.kind})")
     if plan.bound_bytes:
         console.print(f"a draft model gains from {format_bytes(plan.bound_bytes)} of a program's memory on")
     console.print(f"[dim]{place.source}[/]")
+
+
+def _cache_type(plan: MemoryPlan, role: str) -> str | None:
+    """The type that an ONNX graph was exported with; None where it is a setting."""
+    formula = next(line.formula for line in plan.lines if line.name == f"{role} cache")
+    return formula.split(", ")[-1].removesuffix(" as exported") if formula.endswith(" as exported") else None
 
 
 def _ladder(plan: MemoryPlan) -> None:

@@ -9,15 +9,21 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from edgellm.export import manifest
+from edgellm.export import manifest, onnx_bundle
 from edgellm.export.gguf_writer import appearing
 from edgellm.export.manifest import Manifest, ManifestError
 
 
-def pack(folder: Path, output: Path, *, quant: str | None = None, draft_quant: str | None = None) -> Manifest:
+def pack(
+    folder: Path, output: Path, *, quant: str | None = None, draft_quant: str | None = None, ort: bool = False
+) -> Manifest:
     """Check an exported folder and pack one type of each role of it; `output` appears whole or not at all.
 
-    The same folder gives the same tar to the bit: members in the manifest's order, no times, no owners.
+    The same folder gives the same tar to the bit: members in the manifest's order, no times, no owners. ONNX models
+    come with their operators and with hosts to start from.
+
+    Args:
+        ort: ONNX models in onnxruntime's own format.
 
     Raises:
         ManifestError: the folder is not what its manifest says, lacks the type, or `output` is there already.
@@ -28,13 +34,14 @@ def pack(folder: Path, output: Path, *, quant: str | None = None, draft_quant: s
     files = [_picked(source, role, wanted) for role, wanted in (("target", quant), ("draft", draft_quant))]
     files += [[entry for entry in source.files() if entry["role"] not in {"target", "draft"}]]
     packed = manifest.check({**source.document, "files": [entry for part in files for entry in part]}, str(folder))
+    is_onnx = any(entry["path"].endswith(".onnx") for entry in packed.files())
+    if ort and not is_onnx:
+        raise ManifestError(f"{folder} holds no ONNX model, so --ort does not apply")
+    if is_onnx:
+        return _pack_onnx(folder, output, packed, ort=ort)
     text = json.dumps(packed.document, indent=2, ensure_ascii=False).encode() + b"\n"
     if output.suffix == ".tar":
-        with appearing(output) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
-            tar.addfile(_member(manifest.NAME, len(text)), io.BytesIO(text))
-            for entry in packed.files():
-                with (folder / entry["path"]).open("rb") as data:
-                    tar.addfile(_member(entry["path"], entry["n_bytes"]), data)
+        _write_tar(folder, output, packed, text)
         return packed
     aside = output.with_name(f".{output.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
@@ -47,11 +54,39 @@ def pack(folder: Path, output: Path, *, quant: str | None = None, draft_quant: s
     return packed
 
 
+def _pack_onnx(folder: Path, output: Path, packed: Manifest, *, ort: bool) -> Manifest:
+    aside = output.with_name(f".{output.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        for entry in packed.files():
+            (aside / entry["path"]).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / entry["path"], aside / entry["path"])
+        document = {**packed.document, "files": onnx_bundle.furnish(aside, list(packed.files()), ort=ort)}
+        manifest.write(aside, document)
+        furnished = manifest.verify(aside)
+        if output.suffix == ".tar":
+            _write_tar(aside, output, furnished, (aside / manifest.NAME).read_bytes())
+        else:
+            aside.replace(output)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return furnished
+
+
+def _write_tar(folder: Path, output: Path, packed: Manifest, text: bytes) -> None:
+    with appearing(output) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        tar.addfile(_member(manifest.NAME, len(text)), io.BytesIO(text))
+        for entry in packed.files():
+            with (folder / entry["path"]).open("rb") as data:
+                tar.addfile(_member(entry["path"], entry["n_bytes"]), data)
+
+
 def _picked(source: Manifest, role: str, quant: str | None) -> list[dict[str, Any]]:
     of_role = [entry for entry in source.files() if entry["role"] == role]
-    chosen = [entry for entry in of_role if quant is None or entry.get("quant") == quant.upper()][:1]
+    wanted = quant or next((entry.get("quant") for entry in of_role), None)
+    chosen = [entry for entry in of_role if str(entry.get("quant")).casefold() == str(wanted).casefold()]
     if quant is not None and not chosen:
-        has = ", ".join(str(entry.get("quant")) for entry in of_role) or "none"
+        has = ", ".join(dict.fromkeys(str(entry.get("quant")) for entry in of_role)) or "none"
         raise ManifestError(f"the export has no {role} of type {quant}; it has {has}")
     return chosen
 

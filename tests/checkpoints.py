@@ -60,6 +60,9 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+_AS_IT_IS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)  # how an added token is looked for
+
+
 def small_tokenizer(folder: Path, *, n_words: int = 300) -> int:
     """A byte-level tokenizer of a few hundred tokens as Hub files; returns its number of tokens."""
     from edgellm.memory.alphabet import byte_alphabet
@@ -74,8 +77,11 @@ def small_tokenizer(folder: Path, *, n_words: int = 300) -> int:
                 merges.append(f"{left} {right}")
     end = len(vocab)
     document = {
-        "added_tokens": [{"id": end, "content": "<|end|>", "special": True, "normalized": False}],
+        "added_tokens": [{"id": end, "content": "<|end|>", "special": True, **_AS_IT_IS}],
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "normalizer": None,
+        "post_processor": None,
         "model": {"type": "BPE", "vocab": vocab, "merges": merges},
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -341,9 +347,8 @@ def hub_folder_of(gguf_path: Path, folder: Path, *, dtype: str = "F16") -> Path:
 
 def _write_tokenizer_of(header: Any, tokens: list[str], folder: Path) -> None:
     types = header.array("tokenizer.ggml.token_type")
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     added = [
-        {"id": token, "content": text, "special": kind == 3, **flags}
+        {"id": token, "content": text, "special": kind == 3, **_AS_IT_IS}
         for token, (text, kind) in enumerate(zip(tokens, types, strict=True))
         if kind in {3, 4}
     ]

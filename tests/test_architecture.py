@@ -18,8 +18,13 @@ ALLOWED: dict[str, set[str]] = {
 # A heavy library is imported by its adapter alone.
 ADAPTERS = {
     "llama_cpp": {"export/engine.py", "runtime/backends/llama_cpp.py", "runtime/probe.py"},
-    "onnxruntime": {"export/onnx_job.py", "runtime/backends/onnx.py"},
-    "tokenizers": {"export/verify.py", "runtime/backends/hub_tokenizer.py"},
+    "onnxruntime": {"export/hosts/host.py", "export/onnx_bundle.py", "export/onnx_job.py", "runtime/backends/onnx.py"},
+    "tokenizers": {
+        "export/hosts/host.py",
+        "export/onnx_job.py",
+        "export/verify.py",
+        "runtime/backends/hub_tokenizer.py",
+    },
     "torch": {"export/onnx_job.py"},
 }
 

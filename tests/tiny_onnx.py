@@ -29,7 +29,8 @@ def write_tiny_onnx(
     settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"chat_template": CHATML}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     config = {
-        "vocab_size": n_vocab, "hidden_size": N_EMBD, "num_attention_heads": N_HEADS, "head_dim": HEAD_DIM,
+        "vocab_size": n_vocab, "hidden_size": N_EMBD, "num_attention_heads": N_HEADS,
+        "num_key_value_heads": N_KV_HEADS, "intermediate_size": N_FF, "head_dim": HEAD_DIM,
         "num_hidden_layers": n_layers, "max_position_embeddings": n_ctx, "model_type": "llama",
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))

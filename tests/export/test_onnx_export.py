@@ -1,0 +1,218 @@
+"""ONNX export and bundles: whole or not at all, checked, and used by hosts that know nothing of this package."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from checkpoints import tiny_model
+from tiny_onnx import write_tiny_onnx
+
+from edgellm.export import manifest, onnx_job
+from edgellm.export.bundle import pack
+from edgellm.export.environments import ExporterError, environment, requirements_of
+from edgellm.export.manifest import ManifestError
+from edgellm.export.onnx_export import OnnxRequest, export_onnx
+from edgellm.export.pipeline import ExportError
+from edgellm.export.source import ModelSource
+from edgellm.export.verify import VerificationFailed
+from edgellm.memory.onnx import read_graph
+from edgellm.runtime.backends.onnx import OnnxBackend, OnnxModel, SessionOptions
+
+# Stands in for an exporter's Python: answers jobs with a folder that was made before.
+STAND_IN = """\
+#!{python}
+import json, shutil, sys
+job = json.load(sys.stdin)
+assert sys.argv[1:] == ["-I", {job!r}]
+print("chatter that is no answer", file=sys.stderr)
+if job["job"] == "export":
+    {act}
+    for name in ("model.onnx", "model.onnx.data"):
+        shutil.copy({made!r} + "/" + name, job["output"])
+    print(json.dumps({{"versions": {{"torch": "0"}}}}))
+else:
+    perplexity = {{"checkpoint": 9.0, "exported": 9.1}}
+    print(json.dumps({{"top1": {top1}, "n_tokens": 2000, "max_relative_error": 0.0, "perplexity": perplexity}}))
+"""
+Ask = Callable[..., OnnxRequest]
+
+
+@pytest.fixture
+def request_of(tmp_path: Path) -> Ask:
+    checkpoint = tiny_model(tmp_path / "tiny", "llama")
+    made = write_tiny_onnx(tmp_path / "made")
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        shutil.copy(made / name, checkpoint)
+
+    def asked(*, act: str = "pass", top1: float = 1.0, **more: Any) -> OnnxRequest:
+        python = tmp_path / "python"
+        job = str(Path(onnx_job.__file__))
+        python.write_text(STAND_IN.format(python=sys.executable, job=job, act=act, made=str(made), top1=top1))
+        python.chmod(0o755)
+        source = ModelSource("tiny", checkpoint)
+        options: dict[str, Any] = {"target": source, "draft": source, "quants": ("fp32",), "draft_quants": ("int4",)}
+        return OnnxRequest(exporter="builder", python=python, output=tmp_path / "out", **(options | more))
+
+    return asked
+
+
+def quiet(event: object) -> None:
+    pass
+
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="the stand-in is a script with a shebang")
+
+
+def test_an_export_is_whole_checked_and_says_what_made_it(request_of: Ask) -> None:
+    made = export_onnx(request_of(), quiet)
+    folder = request_of().output
+    assert {(entry["role"], entry["quant"]) for entry in made.files()} == {("target", "fp32"), ("draft", "int4")}
+    assert made.document["tools"]["torch"] == "0"
+    assert made.document["target"]["verification"]["fp32"]["top1"] == 1.0
+    assert made.document["target"]["operators"]["com.microsoft.GroupQueryAttention"] == 2
+    assert manifest.verify(folder).document == made.document
+    assert OnnxModel(folder / "tiny-fp32").chat_template
+    assert not list(folder.glob("*.log"))
+    assert export_onnx(request_of(), quiet).document == made.document  # the same request finds it there
+
+
+def test_a_failing_exporter_leaves_nothing_and_its_last_words(request_of: Ask) -> None:
+    failing = request_of(act='sys.exit(print(json.dumps({"error": "no such architecture"})) or 1)')
+    with pytest.raises(ExporterError, match="exporting tiny to fp32 failed: no such architecture"):
+        export_onnx(failing, quiet)
+    assert not failing.output.exists()
+
+
+def test_a_dying_exporter_is_told_from_its_log(request_of: Ask) -> None:
+    with pytest.raises(ExporterError, match="chatter"):
+        export_onnx(request_of(act="sys.exit(3)"), quiet)
+
+
+def test_a_graph_that_is_not_the_checkpoints_model_is_refused(request_of: Ask) -> None:
+    with pytest.raises(VerificationFailed, match=r"99\.0%.*--no-verify"):
+        export_onnx(request_of(top1=0.99), quiet)
+    assert export_onnx(request_of(top1=0.99, verify=False), quiet)
+
+
+def test_a_gguf_file_is_no_source_of_onnx(request_of: Ask, tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ExportError, match="checkpoint"):
+        export_onnx(request_of(target=ModelSource("x", tmp_path / "x.gguf")), quiet)
+
+
+def test_an_exporter_is_installed_only_if_the_answer_is_yes() -> None:
+    asked: list[str] = []
+    with pytest.raises(ExporterError, match="--yes"):
+        environment("optimum", ask=lambda question: bool(asked.append(question)))
+    assert "GiB" in asked[0]
+
+
+def test_exporters_pin_every_package() -> None:
+    for exporter in ("builder", "optimum"):
+        lines = requirements_of(exporter).read_text().splitlines()  # type: ignore[arg-type]
+        assert all("==" in line for line in lines if line and not line.startswith("#"))
+
+
+@pytest.mark.parametrize("name", ["a/../../b", "../b", "/b", "a/b/c", "a//b", "a/..", ""])
+def test_manifests_name_nothing_outside_their_folder(name: str) -> None:
+    files = [{"path": name, "n_bytes": 1, "sha256": "0"}]
+    with pytest.raises(ManifestError, match="outside"):
+        manifest.check({"format": manifest.FORMAT, "options": {}, "files": files}, "here")
+
+
+def greedy(folder: Path, prompt: list[int], n: int) -> list[int]:
+    backend = OnnxBackend(OnnxModel(folder), SessionOptions(n_ctx=128, max_keep=2, n_threads=1, pad_single=False))
+    row, ids = backend.forward(prompt, keep=1)[0], list[int]()
+    for _ in range(n):
+        ids.append(int(row.argmax()))
+        row = backend.forward(ids[-1:], keep=1)[0]
+    return ids
+
+
+@pytest.mark.parametrize("ort", [False, True], ids=["onnx", "ort"])
+def test_a_bundle_runs_in_a_python_host(request_of: Ask, tmp_path: Path, ort: bool) -> None:
+    export_onnx(request_of(), quiet)
+    bundle = tmp_path / "bundle"
+    packed = pack(request_of().output, bundle, ort=ort)
+    assert {Path(entry["path"]).suffix for entry in packed.files() if entry["role"] == "draft"} >= {
+        ".ort" if ort else ".onnx"
+    }
+    assert bool(list(bundle.glob("*/*.data"))) != ort
+    done = subprocess.run(
+        [sys.executable, bundle / "host.py", "the heat", "8"], capture_output=True, text=True, check=True
+    )
+    answer = json.loads(done.stdout)
+    assert answer["ids"] == greedy(request_of().output / "tiny-fp32", answer["prompt"], 8)
+    operators = (bundle / "required_operators.config").read_text()
+    assert "com.microsoft;1;GroupQueryAttention" in operators
+    assert manifest.verify(bundle)
+
+
+def test_a_bundle_in_a_tar_holds_what_its_manifest_says(request_of: Ask, tmp_path: Path) -> None:
+    export_onnx(request_of(), quiet)
+    packed = pack(request_of().output, tmp_path / "bundle.tar")
+    with tarfile.open(tmp_path / "bundle.tar") as tar:
+        assert tar.getnames() == [manifest.NAME, *(entry["path"] for entry in packed.files())]
+
+
+@pytest.mark.model
+def test_a_bundle_runs_in_a_javascript_host(request_of: Ask, tmp_path: Path) -> None:
+    if not (shutil.which("node") and shutil.which("npm")):
+        pytest.skip("node and npm are not installed")
+    export_onnx(request_of(), quiet)
+    bundle = tmp_path / "bundle"
+    pack(request_of().output, bundle)
+    packages = ["onnxruntime-node@1.30.0", "@huggingface/tokenizers@0.2.0"]
+    subprocess.run(["npm", "install", "--ignore-scripts", "--no-audit", *packages], cwd=bundle, check=True)
+    done = subprocess.run(["node", "host.mjs", "the heat", "8"], cwd=bundle, capture_output=True, text=True, check=True)
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["ids"] == greedy(request_of().output / "tiny-fp32", answer["prompt"], 8)
+
+
+# ---- what is done to an exporter's graph -----------------------------------------------------------------------------
+
+
+def test_a_graph_gets_a_choice_of_rows_and_keeps_its_meaning(tmp_path: Path) -> None:
+    folder = write_tiny_onnx(tmp_path / "tiny")
+    before = OnnxBackend(OnnxModel(folder), SessionOptions(n_ctx=64, max_keep=3)).forward(list(range(20)), 3).copy()
+    model = onnx.load(folder / "model.onnx")
+    cut = next(node for node in model.graph.node if node.op_type == "Slice")
+    for node in model.graph.node:
+        node.input[:] = [cut.input[0] if name == cut.output[0] else name for name in node.input]
+    model.graph.node.remove(cut)
+    kept = [value for value in model.graph.input if value.name != "logits_start"]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name == "logits_start"]:
+        model.graph.initializer.remove(tensor)
+    assert onnx_job._slice_rows(model) == "logits_start"
+    onnx.save_model(model, folder / "model.onnx")
+    assert "logits_start" in read_graph(folder / "model.onnx").optional
+    after = OnnxBackend(OnnxModel(folder), SessionOptions(n_ctx=64, max_keep=3)).forward(list(range(20)), 3)
+    np.testing.assert_allclose(after, before, atol=1e-5)
+
+
+def test_an_embedding_of_its_own_is_quantised_to_eight_bits(tmp_path: Path) -> None:
+    folder = write_tiny_onnx(tmp_path / "tiny")
+    before = OnnxBackend(OnnxModel(folder), SessionOptions(n_ctx=64, max_keep=8)).forward(list(range(8)), 8).copy()
+    n_bytes = read_graph(folder / "model.onnx").weight_bytes
+    model = onnx.load(folder / "model.onnx")
+    found = [node for node in model.graph.node if onnx_job._is_plain_embedding(model, node)]
+    assert len(found) == 1
+    onnx_job._quantise_embedding(model, found[0])
+    onnx.save_model(model, folder / "model.onnx")
+    assert read_graph(folder / "model.onnx").weight_bytes < n_bytes
+    after = OnnxBackend(OnnxModel(folder), SessionOptions(n_ctx=64, max_keep=8)).forward(list(range(8)), 8)
+    error = np.linalg.norm(after - before) / np.linalg.norm(before)
+    assert 0 < error < 0.1
