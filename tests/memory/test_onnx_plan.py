@@ -1,0 +1,70 @@
+"""Plans of ONNX models: exact where they can be, what is shared counts twice, the graph decides the type of the cache."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_onnx import HEAD_DIM, N_KV_HEADS, write_tiny_onnx
+
+from edgellm.memory.context import ContextSettings
+from edgellm.memory.onnx import read_graph
+from edgellm.memory.onnx_plan import GROWN_COPIES, facts_of, shape_of
+from edgellm.memory.plan import Limit, MemoryPlan, PairSettings, plan
+from edgellm.memory.shape import ModelShape, UnknownShape
+
+SETTINGS = ContextSettings(n_ctx=100, n_ubatch=32, n_outputs=5)
+
+
+def tiny(folder: Path, **shape: bool) -> ModelShape:
+    write_tiny_onnx(folder, **shape)
+    return shape_of(read_graph(folder / "model.onnx"), json.loads((folder / "config.json").read_text()), "tiny")
+
+
+def planned(shape: ModelShape, settings: ContextSettings = SETTINGS) -> dict[str, int]:
+    made = plan(shape, None, PairSettings(settings, 4), Limit("none", 0))
+    assert MemoryPlan.from_json(json.loads(json.dumps(made.to_json()))).total_bytes == made.total_bytes
+    return {line.name: line.n_bytes for line in made.lines}
+
+
+def test_a_cache_in_one_buffer_is_its_rows_and_one_for_a_padded_token(tmp_path: Path) -> None:
+    row = 2 * 2 * N_KV_HEADS * HEAD_DIM * 4  # layers, keys and values, heads, float32
+    assert planned(tiny(tmp_path))["target cache"] == 101 * row
+
+
+def test_a_cache_that_grows_is_there_several_times(tmp_path: Path) -> None:
+    one, grown = (planned(tiny(tmp_path / str(shared), shared=shared)) for shared in (True, False))
+    assert grown["target cache"] == GROWN_COPIES * one["target cache"]
+
+
+def test_weights_are_those_of_the_files(tmp_path: Path) -> None:
+    shape = tiny(tmp_path)
+    on_disk = sum(path.stat().st_size for path in tmp_path.glob("model.onnx*"))
+    assert 0.8 * on_disk < planned(shape)["target weights"] < on_disk
+
+
+def test_a_weight_of_a_lookup_and_a_product_is_counted_twice(tmp_path: Path) -> None:
+    import onnx
+
+    tiny(tmp_path)
+    model = onnx.load(tmp_path / "model.onnx", load_external_data=False)
+    head = next(node for node in model.graph.node if node.output[0] == "logits")
+    turned = onnx.helper.make_node("Transpose", ["embed"], ["turned"], perm=[1, 0])
+    head.input[1] = "turned"
+    model.graph.node.insert(0, turned)
+    onnx.save_model(model, tmp_path / "model.onnx")
+    graph = read_graph(tmp_path / "model.onnx")
+    embedding = next(tensor for tensor in graph.tensors if tensor.name == "embed")
+    assert facts_of(graph).doubled_bytes == embedding.n_bytes
+
+
+def test_the_type_of_weights_is_read_from_the_products(tmp_path: Path) -> None:
+    assert tiny(tmp_path / "a").quantisation == "fp32"
+    assert tiny(tmp_path / "b", quantised=True).quantisation == "int4"
+
+
+def test_a_configuration_without_widths_is_refused(tmp_path: Path) -> None:
+    write_tiny_onnx(tmp_path)
+    with pytest.raises(UnknownShape, match="hidden_size"):
+        shape_of(read_graph(tmp_path / "model.onnx"), {}, "tiny")
