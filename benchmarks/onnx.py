@@ -29,8 +29,8 @@ from edgellm.memory.cpu import usable_cores
 from edgellm.memory.plan import Limit, PairSettings, plan
 from edgellm.memory.units import MIB
 from edgellm.runtime.backends.base import Backend
-from edgellm.runtime.backends.llama_cpp import ContextOptions, ModelOptions
-from edgellm.runtime.loading import open_context, open_model
+from edgellm.runtime.backends.llama_cpp import ModelOptions
+from edgellm.runtime.loading import needs_padding, open_context, open_model
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
 N_WINDOW, N_TOKENS, N_PAST, N_ROUNDS = 256, 2000, 128, 7
@@ -40,8 +40,9 @@ MEMORY_SETTINGS = ((512, 128), (1024, 64), (1024, 128), (2048, 128))  # (context
 
 def opened(path: Path, n_ctx: int, max_keep: int, n_ubatch: int = 128) -> Any:
     model = open_model(path, ModelOptions(mmap=False))
-    options = ContextOptions(n_ctx=n_ctx, max_keep=max_keep, n_ubatch=n_ubatch)
-    return open_context(model, options, threading.Event(), padded=True)
+    settings = ContextSettings(n_ctx, n_ubatch, max_keep, n_threads=usable_cores())
+    pad_single = needs_padding(model, exact=False)
+    return open_context(model, settings, pad_single=pad_single, stop_asked=threading.Event())
 
 
 def n_bytes(path: Path) -> int:

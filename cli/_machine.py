@@ -9,6 +9,7 @@ def machine(backend: Any = None) -> dict[str, Any]:
     """Facts that a figure must carry. Sizes in bytes."""
     import os
     import platform
+    import sys
     from importlib.metadata import version
 
     import psutil

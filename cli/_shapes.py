@@ -29,11 +29,12 @@ def shape_of(reference: str, *, ask: bool = False, offline: bool = False) -> Mod
     """
     from edgellm.export import naming, store
     from edgellm.memory.gguf import read_header
+    from edgellm.memory.onnx_plan import read_shape
     from edgellm.memory.shape import UnknownShape, from_header
 
     folder = Path(reference).expanduser()
     if (folder / "model.onnx").is_file():
-        return _of_onnx(folder)
+        return read_shape(folder)
     if (folder / "config.json").is_file():
         return _of_checkpoint(folder)
     if model := store.locate(reference):
@@ -110,16 +111,6 @@ def path_of(reference: str) -> Path | None:
 
     model = store.locate(reference)
     return model.path if model else None
-
-
-def _of_onnx(folder: Path) -> ModelShape:
-    from edgellm.memory.onnx import read_graph
-    from edgellm.memory.onnx_plan import shape_of, sizes_in
-
-    config = _config(folder)
-    graph = read_graph(folder / "model.onnx", head_dim=sizes_in(config)["head_dim"])
-    graph.check_data()
-    return shape_of(graph, config, folder.resolve().name)
 
 
 def _of_checkpoint(folder: Path) -> ModelShape:

@@ -190,6 +190,11 @@ class OnnxFacts:
     largest_bytes: int  # of one weight
 
 
+def is_onnx(path: Path) -> bool:
+    """Whether the path is meant for onnxruntime: a graph, or a folder with one."""
+    return path.suffix == ".onnx" or path.is_dir()
+
+
 def read_graph(path: Path, *, head_dim: int = 0) -> OnnxGraph:
     """The graph of a file.
 

@@ -6,13 +6,15 @@ docs/onnx.md says how well they hold).
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from edgellm.memory.buffers import BufferSizes
 from edgellm.memory.context import ContextSettings
-from edgellm.memory.onnx import OnnxFacts, OnnxGraph
+from edgellm.memory.onnx import OnnxFacts, OnnxGraph, read_graph
 from edgellm.memory.shape import AttentionLayers, ModelShape, UnknownShape
 from edgellm.memory.units import MIB
 
@@ -87,6 +89,27 @@ def shape_of(graph: OnnxGraph, config: Mapping[str, Any], name: str) -> ModelSha
         exact=True,
         onnx=facts,
     )
+
+
+def read_shape(path: Path) -> ModelShape:
+    """The shape of a graph, or of the one in a folder, with the sizes of the config.json beside it.
+
+    Raises:
+        OnnxError: no graph, a damaged one, or weights that are missing.
+        UnknownShape: config.json is missing, damaged, or lacks the model's widths.
+    """
+    graph_path = path / "model.onnx" if path.is_dir() else path
+    config_path = graph_path.with_name("config.json")
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+        sizes = sizes_in(config)
+    except FileNotFoundError as error:
+        raise UnknownShape(f"{config_path} is missing: copy it there from the model's repository") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UnknownShape(f"{config_path} is damaged ({error}): copy it again from the model's repository") from error
+    graph = read_graph(graph_path, head_dim=sizes["head_dim"])
+    graph.check_data()
+    return shape_of(graph, config, path.resolve().name.removesuffix(".onnx"))
 
 
 def estimate(shape: ModelShape, settings: ContextSettings) -> BufferSizes:

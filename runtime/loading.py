@@ -6,18 +6,15 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from edgellm.memory.context import ContextSettings
+from edgellm.memory.onnx import is_onnx
 from edgellm.runtime.backends.base import LoadError
-from edgellm.runtime.backends.llama_cpp import ContextOptions, LlamaBackend, LlamaModel, ModelOptions, kernels
+from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, ModelOptions, kernels
 
 if TYPE_CHECKING:
     from edgellm.runtime.backends.onnx import OnnxBackend, OnnxModel
 
 Model: TypeAlias = "LlamaModel | OnnxModel"
-
-
-def is_onnx(path: Path) -> bool:
-    """Whether the path is meant for onnxruntime: a graph, or a folder with one."""
-    return path.suffix == ".onnx" or path.is_dir()
 
 
 def open_model(path: Path, options: ModelOptions) -> Model:
@@ -38,25 +35,24 @@ def open_model(path: Path, options: ModelOptions) -> Model:
 
 
 def open_context(
-    model: Model, options: ContextOptions, stop_asked: threading.Event, *, padded: bool
+    model: Model, settings: ContextSettings, *, pad_single: bool, stop_asked: threading.Event
 ) -> LlamaBackend | OnnxBackend:
     """A sequence on the model.
 
     Args:
-        options: what does not apply to an ONNX graph (the cache's type, rolled-back states) is passed over there.
-        padded: on onnxruntime, run single tokens as two, which makes results independent of how many are run at once.
+        settings: what does not apply to an ONNX graph (the cache's type, rolled-back states) is passed over there.
+        pad_single: run single tokens as two, which makes results independent of how many are run at once.
 
     Raises:
         LoadError: the context's memory could not be had.
     """
     if isinstance(model, LlamaModel):
-        return LlamaBackend(model, options, stop_asked=stop_asked)
-    from edgellm.runtime.backends.onnx import OnnxBackend, SessionOptions
+        return LlamaBackend(model, settings, pad_single=pad_single, stop_asked=stop_asked)
+    from edgellm.runtime.backends.onnx import OnnxBackend
 
-    own = SessionOptions(options.n_ctx, options.max_keep, options.n_ubatch, options.n_threads, padded)
-    return OnnxBackend(model, own, stop_asked=stop_asked)
+    return OnnxBackend(model, settings, pad_single=pad_single, stop_asked=stop_asked)
 
 
-def is_exact_anyway(model: Model) -> bool:
-    """Whether passes of all widths agree bit for bit without being asked to."""
-    return not isinstance(model, LlamaModel) or kernels().active
+def needs_padding(model: Model, *, exact: bool) -> bool:
+    """Whether a target runs single tokens as two. On onnxruntime it always does, which costs next to nothing there."""
+    return not isinstance(model, LlamaModel) or (exact and not kernels().active)

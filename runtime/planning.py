@@ -13,6 +13,8 @@ from edgellm.memory.context import ContextSettings, KvType
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.device import Device, budget_device, this_machine
 from edgellm.memory.gguf import GgufError, read_header
+from edgellm.memory.onnx import OnnxError, is_onnx
+from edgellm.memory.onnx_plan import read_shape
 from edgellm.memory.plan import DoesNotFit, Loading, MemoryPlan, PairSettings, PlanError
 from edgellm.memory.plan import plan as lines_of
 from edgellm.memory.shape import ModelShape, UnknownShape, from_header
@@ -71,7 +73,7 @@ def plan_here(
         return plan, f"planned: {format_bytes(plan.process_bytes)}"
     try:
         shapes = _shape(target), _shape(draft) if draft else None
-    except (UnknownShape, GgufError, OSError) as error:
+    except (UnknownShape, GgufError, OnnxError, OSError) as error:
         return None, f"memory is not planned: {error}"
     solution = solve(*shapes, device, _ask(options))
     if not solution.plan.fits:
@@ -84,7 +86,7 @@ def _check_files(plan: MemoryPlan, target: Path, draft: Path | None) -> None:
     """A plan holds for the files that it was made from, or for others that take no more."""
     try:
         shapes = _shape(target), _shape(draft) if draft and plan.settings.drafter else None
-    except (UnknownShape, GgufError, OSError):
+    except (UnknownShape, GgufError, OnnxError, OSError):
         return  # a plan by the engine's own sizes, or a file that the engine will refuse
     needed = lines_of(*shapes, plan.settings, plan.limit).process_bytes
     if needed > plan.process_bytes * (1 + TOLERANCE):
@@ -170,4 +172,4 @@ def _device(options: EngineOptions) -> Device:
 
 
 def _shape(path: Path) -> ModelShape:
-    return from_header(read_header(path), path.stem)
+    return read_shape(path) if is_onnx(path) else from_header(read_header(path), path.stem)

@@ -19,9 +19,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgellm.memory.cpu import usable_cores
+from edgellm.memory.context import ContextSettings
 from edgellm.memory.onnx import OnnxError, OnnxGraph, read_graph
-from edgellm.runtime.backends.base import ContextFull, EngineError, Interrupted, LoadError, Logits
+from edgellm.runtime.backends.base import ContextFull, EngineError, Interrupted, LoadError, Logits, OutOfMemory
 from edgellm.runtime.backends.hub_tokenizer import HubFolder
 from edgellm.runtime.vocabulary import Vocabulary
 
@@ -47,19 +47,6 @@ class Provider:
     name: str
     device: str  # of the cache
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class SessionOptions:
-    """What one sequence on onnxruntime may use. Sizes are tokens."""
-
-    n_ctx: int = 4096
-    max_keep: int = 1  # rows of logits a pass: the widest verification
-    n_ubatch: int = 128
-    n_threads: int | None = None  # None: the physical cores that this process may use
-    # Run single tokens as two. onnxruntime's products of two rows and more agree in every bit, those of one row differ
-    # in the last ones; where activations are rounded to 8 bits that becomes visible.
-    pad_single: bool = True
 
 
 def choose_provider(available: Sequence[str], *, cpu_only: bool = False, wanted: str | None = None) -> Provider:
@@ -99,7 +86,7 @@ class OnnxModel:
             that are not known, or the tokenizer of another model.
     """
 
-    is_recurrent = False
+    is_recurrent = is_hybrid = False
 
     def __init__(self, path: Path, *, cpu_only: bool = False) -> None:
         """`path`: the model's folder, or a graph in it."""
@@ -148,28 +135,36 @@ class OnnxBackend:
     """One sequence on onnxruntime. See `Backend` for the contract.
 
     Raises:
-        LoadError: onnxruntime refuses the graph, or the cache's memory could not be had.
+        LoadError: onnxruntime refuses the graph.
+        OutOfMemory: the cache's memory could not be had.
     """
 
     def __init__(
         self,
         model: OnnxModel,
-        options: SessionOptions = SessionOptions(),
+        settings: ContextSettings,
         *,
+        pad_single: bool = True,
         stop_asked: threading.Event | None = None,
     ) -> None:
-        """`stop_asked`: once set, reading text ends with `Interrupted` behind the piece that is being read."""
+        """
+        Args:
+            settings: the cache's type and snapshots of states are passed over: they are part of the graph.
+            pad_single: run single tokens as two. onnxruntime's products of two rows and more agree in every bit, those
+                of one row differ in the last ones; where activations are rounded to 8 bits that becomes visible.
+            stop_asked: once set, reading text ends with `Interrupted` behind the piece that is being read.
+        """
         graph = model.graph
-        self.model, self.options = model, options
+        self.model, self.settings = model, settings
         self.n_vocab = model.vocabulary.n_tokens
-        self.n_ctx = options.n_ctx
-        self._pad_single = options.pad_single
-        self.max_keep = max(options.max_keep, 2 if self._pad_single else 1)
+        self.n_ctx = settings.n_ctx
+        self._pad_single = pad_single
+        self.max_keep = max(settings.n_outputs, 2 if self._pad_single else 1)
         self.busy_s = 0.0
-        self.n_threads = options.n_threads or usable_cores()
+        self.n_threads = settings.n_threads
         self.tokens: list[int] = []
         self._stop_asked = stop_asked or threading.Event()
-        self._n_batch = max(options.n_ubatch, self.max_keep)
+        self._n_batch = max(settings.n_ubatch, self.max_keep)
         self._picks_rows = "logits_start" in graph.inputs
         self._session: Any = _session(model, self.n_threads)
         self._binding: Any = self._session.io_binding()
@@ -189,7 +184,7 @@ class OnnxBackend:
             else:
                 self._cache = _GrowingCache(model, self._binding)
         except (MemoryError, RuntimeError) as error:
-            raise LoadError(
+            raise OutOfMemory(
                 f"{model.path.name}: no cache of {self.n_ctx:,} tokens could be made; try a smaller --ctx"
             ) from error
 

@@ -26,8 +26,9 @@ from edgellm.export.onnx_export import OnnxRequest, export_onnx
 from edgellm.export.pipeline import ExportError
 from edgellm.export.source import ModelSource
 from edgellm.export.verify import VerificationFailed
+from edgellm.memory.context import ContextSettings
 from edgellm.memory.onnx import read_graph
-from edgellm.runtime.backends.onnx import OnnxBackend, OnnxModel, SessionOptions
+from edgellm.runtime.backends.onnx import OnnxBackend, OnnxModel
 
 # Stands in for an exporter's Python: answers jobs with a folder that was made before.
 STAND_IN = """\
@@ -132,7 +133,7 @@ def test_manifests_name_nothing_outside_their_folder(name: str) -> None:
 
 
 def greedy(folder: Path, prompt: list[int], n: int) -> list[int]:
-    backend = OnnxBackend(OnnxModel(folder), SessionOptions(n_ctx=128, max_keep=2, n_threads=1, pad_single=False))
+    backend = OnnxBackend(OnnxModel(folder), ContextSettings(128, n_threads=1), pad_single=False)
     row, ids = backend.forward(prompt, keep=1)[0], list[int]()
     for _ in range(n):
         ids.append(int(row.argmax()))
@@ -185,7 +186,7 @@ def test_a_bundle_runs_in_a_javascript_host(request_of: Ask, tmp_path: Path) -> 
 
 def test_a_graph_gets_a_choice_of_rows_and_keeps_its_meaning(tmp_path: Path) -> None:
     folder = write_tiny_onnx(tmp_path / "tiny")
-    before = OnnxBackend(OnnxModel(folder), SessionOptions(n_ctx=64, max_keep=3)).forward(list(range(20)), 3).copy()
+    before = OnnxBackend(OnnxModel(folder), ContextSettings(64, n_outputs=3)).forward(list(range(20)), 3).copy()
     model = onnx.load(folder / "model.onnx")
     cut = next(node for node in model.graph.node if node.op_type == "Slice")
     for node in model.graph.node:
@@ -199,13 +200,13 @@ def test_a_graph_gets_a_choice_of_rows_and_keeps_its_meaning(tmp_path: Path) -> 
     assert onnx_job._slice_rows(model) == "logits_start"
     onnx.save_model(model, folder / "model.onnx")
     assert "logits_start" in read_graph(folder / "model.onnx").optional
-    after = OnnxBackend(OnnxModel(folder), SessionOptions(n_ctx=64, max_keep=3)).forward(list(range(20)), 3)
+    after = OnnxBackend(OnnxModel(folder), ContextSettings(64, n_outputs=3)).forward(list(range(20)), 3)
     np.testing.assert_allclose(after, before, atol=1e-5)
 
 
 def test_an_embedding_of_its_own_is_quantised_to_eight_bits(tmp_path: Path) -> None:
     folder = write_tiny_onnx(tmp_path / "tiny")
-    before = OnnxBackend(OnnxModel(folder), SessionOptions(n_ctx=64, max_keep=8)).forward(list(range(8)), 8).copy()
+    before = OnnxBackend(OnnxModel(folder), ContextSettings(64, n_outputs=8)).forward(list(range(8)), 8).copy()
     n_bytes = read_graph(folder / "model.onnx").weight_bytes
     model = onnx.load(folder / "model.onnx")
     found = [node for node in model.graph.node if onnx_job._is_plain_embedding(model, node)]
@@ -213,6 +214,6 @@ def test_an_embedding_of_its_own_is_quantised_to_eight_bits(tmp_path: Path) -> N
     onnx_job._quantise_embedding(model, found[0])
     onnx.save_model(model, folder / "model.onnx")
     assert read_graph(folder / "model.onnx").weight_bytes < n_bytes
-    after = OnnxBackend(OnnxModel(folder), SessionOptions(n_ctx=64, max_keep=8)).forward(list(range(8)), 8)
+    after = OnnxBackend(OnnxModel(folder), ContextSettings(64, n_outputs=8)).forward(list(range(8)), 8)
     error = np.linalg.norm(after - before) / np.linalg.norm(before)
     assert 0 < error < 0.1

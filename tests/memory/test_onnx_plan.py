@@ -1,4 +1,4 @@
-"""Plans of ONNX models: exact where they can be, what is shared counts twice, the graph decides the type of the cache."""
+"""Plans of ONNX models: exact where they can be; what is shared counts twice; the graph decides the cache."""
 
 from __future__ import annotations
 

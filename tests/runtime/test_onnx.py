@@ -14,10 +14,11 @@ import pytest
 from tiny_gguf import write_tiny
 from tiny_onnx import write_tiny_onnx
 
+from edgellm.memory.context import ContextSettings
 from edgellm.memory.onnx import OnnxError, read_graph
 from edgellm.runtime import ChatSession, EngineOptions, load
 from edgellm.runtime.backends.base import ContextFull, EngineError, Interrupted, LoadError
-from edgellm.runtime.backends.onnx import OnnxBackend, OnnxModel, SessionOptions, choose_provider
+from edgellm.runtime.backends.onnx import OnnxBackend, OnnxModel, choose_provider
 from edgellm.runtime.decode import generate
 from edgellm.runtime.drafters.base import NoDrafter
 from edgellm.runtime.drafters.copy import CopyDrafter
@@ -25,7 +26,7 @@ from edgellm.runtime.exactness import rows_at_width
 from edgellm.runtime.sampling import GREEDY
 
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(0, 256, 500)]
-OPTIONS = SessionOptions(n_ctx=200, max_keep=6, n_ubatch=32, n_threads=1)
+OPTIONS = ContextSettings(n_ctx=200, n_ubatch=32, n_outputs=6, n_threads=1)
 SHAPES = [
     pytest.param({"shared": True}, id="one-buffer"),
     pytest.param({"shared": True, "quantised": True}, id="one-buffer-int4"),
@@ -47,7 +48,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return written
 
 
-def opened(folder: Path, options: SessionOptions = OPTIONS) -> OnnxBackend:
+def opened(folder: Path, options: ContextSettings = OPTIONS) -> OnnxBackend:
     return OnnxBackend(OnnxModel(folder), options)
 
 
