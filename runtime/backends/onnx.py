@@ -195,7 +195,7 @@ class OnnxBackend:
             raise EngineError(f"{keep} rows of logits asked for, {min(self.max_keep, len(tokens))} are to be had")
         n_body = len(tokens) - keep
         for start in range(0, n_body, self._n_batch):
-            if self._stop_asked.is_set() and n_body > self._n_batch:
+            if self._stop_asked.is_set():
                 raise Interrupted("stopped while reading")
             self._run(tokens[start : min(start + self._n_batch, n_body)], 0)
         if not keep:
@@ -253,7 +253,7 @@ class OnnxBackend:
         self.busy_s = 0.0
 
     def close(self) -> None:
-        self._cache.reset()
+        self._cache.free()
         self._binding = self._session = None
         self.tokens.clear()
 
@@ -282,6 +282,9 @@ class _SharedCache:
 
     def reset(self) -> None:
         pass
+
+    def free(self) -> None:
+        self._values.clear()
 
 
 class _GrowingCache:
@@ -317,6 +320,9 @@ class _GrowingCache:
                 empty = np.zeros((1, pair.n_heads, 0, pair.head_dim), _NUMPY[pair.type])
                 self._values[past] = onnxruntime.OrtValue.ortvalue_from_numpy(empty)
         self._n_values = 0
+
+    def free(self) -> None:
+        self._values.clear()
 
 
 def _session(model: OnnxModel, n_threads: int) -> Any:
