@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,7 +72,8 @@ def _make(
     request: OnnxRequest, sources: dict[str, ModelSource], work: Path, on_event: Callable[[Event], None]
 ) -> dict[str, Any]:
     log = work / "exporter.log"
-    tools = {"edgellm": version("edgellm")}
+    tools_path = work / "tools.json"  # what made the folders that an interrupted run left
+    tools = json.loads(tools_path.read_text()) if tools_path.exists() else {"edgellm": version("edgellm")}
     options = {"format": "onnx", "quants": request.quants, "draft_quants": request.draft_quants}
     document: dict[str, Any] = {"options": {**options, "exporter": request.exporter}, "plan": None}
     files: list[dict[str, Any]] = []
@@ -92,6 +94,7 @@ def _make(
             else:
                 say("start", "convert")
                 tools |= _convert(request, source, folder, quant, log)
+                tools_path.write_text(json.dumps(tools))
                 say("done", "convert", n_bytes=sum(path.stat().st_size for path in folder.iterdir()))
             firsts.setdefault(role, folder)
             if wants_proof:
@@ -123,13 +126,14 @@ def _make(
         on_event({"event": "start", "step": "judge", "role": "draft", "file": firsts["draft"].name})
         document["pair"] = {"exported": request.judge(firsts["target"], firsts["draft"], measure=bool(checked))}
         on_event({"event": "done", "step": "judge", "role": "draft", "file": firsts["draft"].name})
-    log.unlink(missing_ok=True)
+    for path in (log, tools_path, *work.glob("*.unfinished")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     return document | {"tools": tools, "files": files}
 
 
 def _convert(request: OnnxRequest, source: ModelSource, folder: Path, quant: str, log: Path) -> dict[str, str]:
     """The folder of one model and type, which appears whole or not at all; versions of what made it."""
-    aside = folder.with_name(f".{folder.name}.part")
+    aside = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     job = {"job": "export", "exporter": request.exporter, "source": str(source.path.resolve()), "quant": quant}

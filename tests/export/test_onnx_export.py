@@ -95,6 +95,17 @@ def test_a_failing_exporter_leaves_nothing_and_its_last_words(request_of: Ask) -
     assert not failing.output.exists()
 
 
+def test_what_an_interrupted_run_made_is_not_made_again(request_of: Ask) -> None:
+    with pytest.raises(ExporterError):
+        export_onnx(request_of(act="if job['quant'] == 'int4': sys.exit(3)"), quiet)
+    events: list[Any] = []
+    made = export_onnx(request_of(), events.append)
+    assert [event["file"] for event in events if event["event"] == "resumed"] == ["tiny-fp32"]
+    assert made.document["tools"]["torch"] == "0"
+    assert {entry["path"].split("/")[0] for entry in made.files()} == {"tiny-fp32", "draft-tiny-int4"}
+    assert {path.name for path in request_of().output.iterdir()} == {"edgellm.json", "tiny-fp32", "draft-tiny-int4"}
+
+
 def test_a_dying_exporter_is_told_from_its_log(request_of: Ask) -> None:
     with pytest.raises(ExporterError, match="chatter"):
         export_onnx(request_of(act="sys.exit(3)"), quiet)
