@@ -33,7 +33,7 @@ from edgellm.runtime.backends.llama_cpp import ModelOptions
 from edgellm.runtime.loading import needs_padding, open_context, open_model
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
-N_WINDOW, N_TOKENS, N_PAST, N_ROUNDS = 256, 2000, 128, 7
+N_WINDOW, N_TOKENS, N_PAST = 256, 2000, 128
 N_PATTERNS = 1000
 MEMORY_SETTINGS = ((512, 128), (1024, 64), (1024, 128), (2048, 128))  # (context, batch)
 
@@ -57,11 +57,11 @@ def quality(reference: Path, paths: list[Path], text: bytes) -> None:
         print(f"| {path.stem} | {n_bytes(path) / 1e6:.0f} | {top1:.4f} | {perplexity:.3f} |", flush=True)
 
 
-def costs(paths: list[Path]) -> None:
+def costs(paths: list[Path], n_rounds: int) -> None:
     backends = {path: opened(path, 512, max(WIDTHS)) for path in paths}
     tokens = [int(token) for token in np.random.default_rng(0).integers(0, 20_000, 512)]
     times: dict[tuple[Path, int], list[float]] = {}
-    for _ in range(N_ROUNDS):
+    for _ in range(n_rounds):
         for path, backend in backends.items():
             backend.truncate(0)
             started = time.perf_counter()
@@ -176,12 +176,13 @@ def main() -> None:
     parser.add_argument("what", choices=["quality", "costs", "memory", "rollback", "child"])
     parser.add_argument("arguments", nargs="+")
     parser.add_argument("--text", type=Path, help="what is read for agreement and perplexity")
+    parser.add_argument("--rounds", type=int, default=7, help="times that each pass is timed")
     options = parser.parse_args()
     if options.what == "child":
         return child(options.arguments[0])
     paths = [Path(argument) for argument in options.arguments]
     if options.what == "costs":
-        return costs(paths)
+        return costs(paths, options.rounds)
     if options.what == "quality":
         from edgellm.export.onnx_export import verification_text
 
