@@ -53,6 +53,8 @@ def export(job: dict[str, Any]) -> dict[str, Any]:
 
 def _by_builder(source: Path, made: Path, quant: str, scratch: str) -> None:
     precision, provider, extra = _BUILDER[quant]
+    if not _takes_k_quant(source):
+        extra = [option.replace("algo_config=k_quant", "algo_config=rtn") for option in extra]
     if _is_tied(source):
         extra = [*extra, "shared_embeddings=true"]
     command = [sys.executable, "-I", "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(made)]
@@ -286,6 +288,13 @@ def _is_tied(source: Path) -> bool:
     return bool(config.get("tie_word_embeddings", str(config.get("model_type", "")).startswith("gemma")))
 
 
+def _takes_k_quant(source: Path) -> bool:
+    """The builder's k-quant packs two blocks' zero points in a byte, and fails on an odd number of blocks in a row."""
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    heads = _head_dim(source) * int(config["num_attention_heads"])
+    return all(int(width) % (2 * BLOCK) == 0 for width in (config["hidden_size"], config["intermediate_size"], heads))
+
+
 def _head_dim(source: Path) -> int:
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
@@ -299,9 +308,11 @@ def _versions(exporter: str) -> dict[str, str]:
 
 
 def _run(command: list[str]) -> None:
-    done = subprocess.run(command, stdout=sys.stderr, check=False)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    sys.stderr.write(done.stdout)
     if done.returncode:
-        raise RuntimeError(f"the exporter ended with {done.returncode}")
+        lines = done.stdout.strip().splitlines() or [f"it ended with {done.returncode}"]
+        raise RuntimeError(f"the exporter said {lines[-1]!r}")
 
 
 def main() -> int:

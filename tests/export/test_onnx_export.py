@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 from checkpoints import tiny_model
+from conftest import USER_ENV
 from tiny_onnx import write_tiny_onnx
 
 from edgellm.export import manifest, onnx_job
@@ -228,3 +229,31 @@ def test_an_embedding_of_its_own_is_quantised_to_eight_bits(tmp_path: Path) -> N
     after = OnnxBackend(OnnxModel(folder), ContextSettings(64, n_outputs=8)).forward(list(range(8)), 8)
     error = np.linalg.norm(after - before) / np.linalg.norm(before)
     assert 0 < error < 0.1
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("exporter", ["builder", "optimum"])
+def test_real_exporters_agree_with_their_checkpoint(tmp_path: Path, exporter: str) -> None:
+    """In the user's own environment of the exporter, which is made if it is not there."""
+    checkpoint = tiny_model(tmp_path / "tiny", "llama")
+    config = json.loads((checkpoint / "config.json").read_text()) | {"model_type": "llama"}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    command = [
+        sys.executable,
+        "-m",
+        "edgellm.cli",
+        "export",
+        str(checkpoint),
+        "--format",
+        "onnx",
+        "--quant",
+        "fp32,int4",
+    ]
+    command += ["--exporter", exporter, "--yes", "--verify", "--json", "-o", str(tmp_path / "out")]
+    done = subprocess.run(command, env=USER_ENV, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    checked = json.loads(done.stdout)["target"]["verification"]
+    assert checked["fp32"]["top1"] >= 0.999
+    assert checked["int4"]["top1"] > 0.5
+    assert read_graph(tmp_path / "out" / "tiny-int4" / "model.onnx").quantisation == "int4"
+    assert len(greedy(tmp_path / "out" / "tiny-int4", [1, 2, 3], 8)) == 8
