@@ -13,7 +13,7 @@ from edgellm.memory.plan import MemoryPlan, PairSettings
 from edgellm.memory.solve import N_UBATCH_DRAFT
 from edgellm.memory.units import format_bytes
 from edgellm.runtime.backends.base import Backend, OutOfMemory
-from edgellm.runtime.backends.llama_cpp import ModelOptions, engine_name, kernels
+from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions, engine_name, kernels
 from edgellm.runtime.drafters.base import Drafter, NoDrafter
 from edgellm.runtime.drafters.chain import ChainDrafter
 from edgellm.runtime.drafters.copy import CopyDrafter
@@ -197,25 +197,30 @@ def _load_drafter(engine: Engine, path: Path) -> Drafter:
     engine.draft_model = model
     # A file without a template is a base model: it continues a document better than markers it was never taught.
     engine.draft_template = ChatTemplate(model.chat_template or DOCUMENT, model.vocabulary)
-    engine.table, note = find(
-        path.parent,
-        target_key=target.vocabulary_key(),
-        draft_key=model.vocabulary_key(),
-        engine=engine_name(),
-    )
-    if model.words is not None:
-        n_kept = len(model.words.kept)
-        engine.notes.append(
-            f"{path.name} reads all of {model.words.header.path.name} and writes {n_kept:,} tokens of it"
-        )
-    elif is_trimmed(model.header):
-        engine.notes.append(f"{path.name} has no file of words beside it, so it reads with the tokens that it kept")
-    engine.notes += [note] if note else []
+    if isinstance(model, LlamaModel):
+        _note_words(engine.notes, model)
+        if isinstance(target, LlamaModel):
+            engine.table, note = find(
+                path.parent,
+                target_key=target.vocabulary_key(),
+                draft_key=model.vocabulary_key(),
+                engine=engine_name(),
+            )
+            engine.notes += [note] if note else []
     engine.pair = engine.table.match if engine.table else match(target.vocabulary, model.vocabulary)
     engine.notes.append(f"{path.name} drafts: {engine.pair.reason}")
     if engine.pair.same:
         return ModelDrafter(backend, engine.pair.different)
     return TranslatingDrafter(backend, model.vocabulary, target.vocabulary, engine.template.turn_end)
+
+
+def _note_words(notes: list[str], model: LlamaModel) -> None:
+    name = model.path.name
+    if model.words is not None:
+        n_kept = len(model.words.kept)
+        notes.append(f"{name} reads all of {model.words.header.path.name} and writes {n_kept:,} tokens of it")
+    elif is_trimmed(model.header):
+        notes.append(f"{name} has no file of words beside it, so it reads with the tokens that it kept")
 
 
 def _drafter_settings(engine: Engine, model: Model) -> ContextSettings:
