@@ -4,8 +4,12 @@
 // The order of every floating-point operation is written out here and is the same for each number of columns and each policy
 // (integer sums are exact, products are fused), so all variants give the same bits as the generic one, whatever the batch.
 //
-// A policy has `kLanes` rows in a vector, types F (floats), I (int32) and W (4 bytes a lane), and the functions used below.
-// `kSignedOnly` says that its dot product wants signed weights when they need all eight bits.
+// A policy has `kLanes` rows in a vector, types F (floats), I (int32), W (4 bytes a lane) and N (what its dot product adds to), and
+// the functions used below. `kColumns` columns at most share one unpacked vector of weights: their sums must fit the registers.
+// `kSignedOnly` says that its dot product wants signed weights when they need all eight bits. `kNarrow` says that N is two int16 a
+// lane, each the sum of half of the products, which widen() adds up. It wraps, so what counts is that the sum is in range when it
+// is widened: 16 products of 4 bits with int8 (30,480 at most), 16 of 5 bits less 16 (32,512), 8 of 5 bits (31,496), 8 of 6 bits
+// less 32 (32,512). Offsets are therefore subtracted before, as the pair of int16 at which a sum starts.
 
 // clang-format off
 #if defined(EDGELLM_OUT_OF_LINE)   // a policy of plain loops: inlined into every kernel it would compile for minutes
@@ -26,6 +30,7 @@
 template <int N>
 struct Int {
     static constexpr int value = N;
+    constexpr operator int() const { return N; }
 };
 
 // body(Int<0>), body(Int<1>), ...: shift counts must be constants.
@@ -40,9 +45,28 @@ EDGELLM_INLINE constexpr void repeat(Body&& body) {
 // Bytes ahead, about four blocks of 256: the weight stream then overlaps the arithmetic. Nothing else matters as much.
 constexpr int kAhead = 9472;
 
-template <class S, int NC>
-EDGELLM_INLINE void dot_columns(typename S::I (&acc)[NC], typename S::W w, const int32_t* q) {
-    EDGELLM_UNROLL for (int c = 0; c < NC; c++) acc[c] = S::dot(acc[c], w, q + c);
+// body(first, Int<n>) for as few and as even parts of NC columns as a policy takes at once.
+template <class S, int NC, class Body>
+EDGELLM_INLINE void each_part(Body&& body) {
+    constexpr int n_parts = (NC + S::kColumns - 1) / S::kColumns, n = (NC + n_parts - 1) / n_parts;
+    if constexpr (n_parts == 1) {
+        body(Int<0>{}, Int<NC>{});
+    } else if constexpr (NC % n == 0) {
+        for (int first = 0; first < NC; first += n) body(first, Int<n>{});
+    } else {
+        for (int first = 0; first < (n_parts - 1) * n; first += n) body(first, Int<n>{});
+        body(Int<(n_parts - 1) * n>{}, Int<NC - (n_parts - 1) * n>{});
+    }
+}
+
+template <class S, int C>
+EDGELLM_INLINE void dot_columns(typename S::N (&acc)[C], const typename S::W& w, const int32_t* q) {
+    EDGELLM_UNROLL for (int c = 0; c < C; c++) acc[c] = S::dot(acc[c], w, q + c);
+}
+
+template <class S, int C>
+EDGELLM_INLINE void dot_wide_columns(typename S::I (&acc)[C], const typename S::W& w, const int32_t* q) {
+    EDGELLM_UNROLL for (int c = 0; c < C; c++) acc[c] = S::dot_wide(acc[c], w, q + c);
 }
 
 template <class S, int NC>
@@ -65,6 +89,7 @@ template <class S, Type T, int NC>
 void group_block32(const uint8_t* group, int64_t k, const Tile& tile, float* y, int64_t stride, int rows) {
     using F = typename S::F;
     using I = typename S::I;
+    using N = typename S::N;
     using W = typename S::W;
     constexpr bool kMin = T == Q4_1 || T == Q5_1, kFifth = T == Q5_0 || T == Q5_1, kWide = T == Q8_0 || T == IQ4_NL;
     constexpr int kQuantBytes = kInfo[T].quant_bytes, kScaleBytes = kInfo[T].scale_bytes;
@@ -72,60 +97,71 @@ void group_block32(const uint8_t* group, int64_t k, const Tile& tile, float* y, 
     for (int part = 0; part * S::kLanes < kRows && part * S::kLanes < rows; part++) {
         const uint8_t* w = group + part * S::kLanes * 4;
         const uint8_t* scale = group + n_blocks * kQuantBytes + part * S::kLanes * 2;
-        const int32_t *q = tile.q, *sum = tile.sum;
-        const float* d = tile.d;
+        const int32_t *tile_q = tile.q, *tile_sum = tile.sum;
+        const float* tile_d = tile.d;
         F f[NC];
         EDGELLM_UNROLL for (int c = 0; c < NC; c++) f[c] = S::zero();
         for (int64_t b = 0; b < n_blocks; b++) {
-            I acc[NC];
-            EDGELLM_UNROLL for (int c = 0; c < NC; c++) {
-                if constexpr (kMin || (kWide && S::kSignedOnly)) acc[c] = S::zero_int();
-                else acc[c] = S::broadcast_int(sum + c);
-            }
-            if constexpr (T == Q8_0) {
-                repeat<8>([&](auto t) EDGELLM_INLINE_LAMBDA {
-                    S::prefetch(w + kAhead + kLine * t.value);
-                    W v = S::load(w + kLine * t.value);
-                    if constexpr (S::kSignedOnly) v = S::flip_sign(v);
-                    EDGELLM_UNROLL for (int c = 0; c < NC; c++) acc[c] = S::dot_wide(acc[c], v, q + t.value * NC + c);
-                });
-            } else {
-                W fifth = W();
-                if constexpr (kFifth) {
-                    S::prefetch(w + kAhead + 256);
-                    fifth = S::load(w + 256);
-                }
-                repeat<4>([&](auto t) EDGELLM_INLINE_LAMBDA {
-                    S::prefetch(w + kAhead + kLine * t.value);
-                    const W v = S::load(w + kLine * t.value);
-                    W low = S::low(v), high = S::high(v);
-                    if constexpr (kFifth) {
-                        low = S::template insert<4 - t.value, 0x10>(low, fifth);
-                        high = S::template insert<0 - t.value, 0x10>(high, fifth);
-                    }
-                    if constexpr (T == IQ4_NL) {
-                        low = S::lookup(low);
-                        high = S::lookup(high);
-                        if constexpr (S::kSignedOnly) {
-                            low = S::flip_sign(low);
-                            high = S::flip_sign(high);
+            each_part<S, NC>([&](auto first, auto n_columns) EDGELLM_INLINE_LAMBDA {
+                constexpr int C = n_columns.value;
+                const int32_t *q = tile_q + first, *sum = tile_sum + first;
+                const float* d = tile_d + first;
+                I total[C];
+                if constexpr (kWide) {
+                    EDGELLM_UNROLL for (int c = 0; c < C; c++) total[c] = S::kSignedOnly ? S::zero_int() : S::broadcast_int(sum + c);
+                    repeat<kQuantBytes / kLine>([&](auto t) EDGELLM_INLINE_LAMBDA {
+                        S::prefetch(w + kAhead + kLine * t.value);
+                        W v = S::load(w + kLine * t.value);
+                        if constexpr (T == Q8_0) {
+                            if constexpr (S::kSignedOnly) v = S::flip_sign(v);
+                            dot_wide_columns<S, C>(total, v, q + t.value * NC);
+                        } else {
+                            W low = S::lookup(S::low(v)), high = S::lookup(S::high(v));
+                            if constexpr (S::kSignedOnly) {
+                                low = S::flip_sign(low);
+                                high = S::flip_sign(high);
+                            }
+                            dot_wide_columns<S, C>(total, low, q + t.value * NC);
+                            dot_wide_columns<S, C>(total, high, q + (t.value + 4) * NC);
                         }
-                        EDGELLM_UNROLL for (int c = 0; c < NC; c++) acc[c] = S::dot_wide(acc[c], low, q + t.value * NC + c);
-                        EDGELLM_UNROLL for (int c = 0; c < NC; c++) acc[c] = S::dot_wide(acc[c], high, q + (t.value + 4) * NC + c);
-                    } else {
-                        dot_columns<S>(acc, low, q + t.value * NC);
-                        dot_columns<S>(acc, high, q + (t.value + 4) * NC);
+                    });
+                } else {
+                    N acc[C];
+                    EDGELLM_UNROLL for (int c = 0; c < C; c++) acc[c] = kMin ? S::zero_sum() : S::start(sum + c);
+                    W fifth = W();
+                    if constexpr (kFifth) {
+                        S::prefetch(w + kAhead + 256);
+                        fifth = S::load(w + 256);
                     }
-                });
-            }
-            const F dw = S::half(scale);
+                    repeat<4>([&](auto t) EDGELLM_INLINE_LAMBDA {
+                        S::prefetch(w + kAhead + kLine * t.value);
+                        W v = S::low(S::load(w + kLine * t.value));
+                        if constexpr (kFifth) v = S::template insert<4 - t.value, 0x10>(v, fifth);
+                        dot_columns<S, C>(acc, v, q + t.value * NC);
+                    });
+                    if constexpr (T == Q5_1 && S::kNarrow) {
+                        EDGELLM_UNROLL for (int c = 0; c < C; c++) total[c] = S::widen(acc[c]), acc[c] = S::zero_sum();
+                    }
+                    repeat<4>([&](auto t) EDGELLM_INLINE_LAMBDA {
+                        W v = S::high(S::load(w + kLine * t.value));
+                        if constexpr (kFifth) v = S::template insert<0 - t.value, 0x10>(v, fifth);
+                        dot_columns<S, C>(acc, v, q + (t.value + 4) * NC);
+                    });
+                    EDGELLM_UNROLL for (int c = 0; c < C; c++) {
+                        if constexpr (T == Q5_1 && S::kNarrow) total[c] = S::add(total[c], S::widen(acc[c]));
+                        else total[c] = S::widen(acc[c]);
+                    }
+                }
+                const F dw = S::half(scale);
+                F m = F();
+                if constexpr (kMin) m = S::half(scale + 32);
+                EDGELLM_UNROLL for (int c = 0; c < C; c++) {
+                    f[first + c] = S::fma(S::to_float(total[c]), S::mul(dw, S::broadcast(d + c)), f[first + c]);
+                    if constexpr (kMin) f[first + c] = S::fma(m, S::broadcast(reinterpret_cast<const float*>(sum) + c), f[first + c]);
+                }
+            });
             S::prefetch(scale + next_group);
-            EDGELLM_UNROLL for (int c = 0; c < NC; c++) f[c] = S::fma(S::to_float(acc[c]), S::mul(dw, S::broadcast(d + c)), f[c]);
-            if constexpr (kMin) {
-                const F m = S::half(scale + 32);
-                EDGELLM_UNROLL for (int c = 0; c < NC; c++) f[c] = S::fma(m, S::broadcast(reinterpret_cast<const float*>(sum) + c), f[c]);
-            }
-            w += kQuantBytes, scale += kScaleBytes, q += 8 * NC, d += NC, sum += NC;
+            w += kQuantBytes, scale += kScaleBytes, tile_q += 8 * NC, tile_d += NC, tile_sum += NC;
         }
         store_columns<S>(f, y, stride, part, rows);
     }
@@ -136,53 +172,86 @@ template <class S, Type T, int NC>
 void group_q45k(const uint8_t* group, int64_t k, const Tile& tile, float* y, int64_t stride, int rows) {
     using F = typename S::F;
     using I = typename S::I;
+    using N = typename S::N;
     using W = typename S::W;
     constexpr int kMins = kInfo[T].quant_bytes - 256, kScales = kMins + 128;   // where they lie in a block
     const int64_t n_blocks = k / 256, next_group = group_bytes(T, k);   // its scales: no prefetcher would guess them
     for (int part = 0; part * S::kLanes < kRows && part * S::kLanes < rows; part++) {
         const uint8_t* w = group + part * S::kLanes * 4;
         const uint8_t* scale = group + n_blocks * kInfo[T].quant_bytes + part * S::kLanes * 2;
-        const int32_t *q = tile.q, *sum = tile.sum;
-        const float* d = tile.d;
+        const int32_t *tile_q = tile.q, *tile_sum = tile.sum;
+        const float* tile_d = tile.d;
         F f[NC];
         EDGELLM_UNROLL for (int c = 0; c < NC; c++) f[c] = S::zero();
         for (int64_t b = 0; b < n_blocks; b++) {
-            F s[NC];
-            EDGELLM_UNROLL for (int c = 0; c < NC; c++) s[c] = S::zero();
-            repeat<8>([&](auto j) EDGELLM_INLINE_LAMBDA {   // sub-blocks of 32: low nibbles of eight vectors, then their high ones
-                I acc[NC];
-                EDGELLM_UNROLL for (int c = 0; c < NC; c++) acc[c] = S::zero_int();
-                repeat<8>([&](auto t) EDGELLM_INLINE_LAMBDA {
-                    const uint8_t* at = w + (j.value / 2 * 8 + t.value) * kLine;
-                    W v;
-                    if constexpr (j.value % 2 == 0) {
-                        S::prefetch(at + kAhead);
-                        v = S::low(S::load(at));
+            each_part<S, NC>([&](auto first, auto n_columns) EDGELLM_INLINE_LAMBDA {
+                constexpr int C = n_columns.value;
+                const int32_t *q = tile_q + first, *sum = tile_sum + first;
+                F s[C];
+                EDGELLM_UNROLL for (int c = 0; c < C; c++) s[c] = S::zero();
+                // Sub-blocks of 32: low nibbles of eight vectors, then their high ones.
+                auto sub_block = [&](auto pair, auto odd) EDGELLM_INLINE_LAMBDA {
+                    const int j = 2 * pair + odd.value;
+                    N acc[C];
+                    I half[C];
+                    EDGELLM_UNROLL for (int c = 0; c < C; c++) acc[c] = S::zero_sum();
+                    repeat<8>([&](auto t) EDGELLM_INLINE_LAMBDA {
+                        const uint8_t* at = w + (pair * 8 + t.value) * kLine;
+                        W v;
+                        if constexpr (odd.value == 0) {
+                            S::prefetch(at + kAhead);
+                            v = S::low(S::load(at));
+                        } else {
+                            v = S::high(S::load(at));
+                        }
+                        if constexpr (T == Q5_K) {
+                            constexpr int J = 2 * decltype(pair)::value + odd.value;
+                            if (J == 0) S::prefetch(w + kAhead + 2048 + t.value * kLine);
+                            v = S::template insert<4 - J, 0x10>(v, S::load(w + 2048 + t.value * kLine));
+                        }
+                        if constexpr (T == Q5_K && S::kNarrow && t.value == 4) {
+                            EDGELLM_UNROLL for (int c = 0; c < C; c++) half[c] = S::widen(acc[c]), acc[c] = S::zero_sum();
+                        }
+                        dot_columns<S, C>(acc, v, q + (j * 8 + t.value) * NC);
+                    });
+                    const F factor = S::bytes(w - part * S::kLanes * 3 + kScales + j * kRows);
+                    EDGELLM_UNROLL for (int c = 0; c < C; c++) {
+                        I total = S::widen(acc[c]);
+                        if constexpr (T == Q5_K && S::kNarrow) total = S::add(total, half[c]);
+                        s[c] = S::fma(S::to_float(total), factor, s[c]);
+                    }
+                };
+                auto both = [&](auto pair) EDGELLM_INLINE_LAMBDA {
+                    sub_block(pair, Int<0>{});
+                    sub_block(pair, Int<1>{});
+                };
+                if constexpr (T == Q4_K && S::kNarrow) {   // a loop fits the cache of decoded instructions
+                    for (int pair = 0; pair < 4; pair++) both(pair);
+                } else {
+                    repeat<4>(both);
+                }
+                const W min_a = S::load(w + kMins), min_b = S::load(w + kMins + kLine);
+                const F dw = S::half(scale), dmin = S::half(scale + 32);
+                EDGELLM_UNROLL for (int c = 0; c < C; c++) {
+                    I m;
+                    if constexpr (S::kNarrow) {
+                        const N high = S::dot(S::dot(S::zero_sum(), min_a, sum + NC + c), min_b, sum + 3 * NC + c);
+                        const N low = S::dot(S::dot(S::zero_sum(), min_a, sum + c), min_b, sum + 2 * NC + c);
+                        m = S::add(S::times_64(S::widen(high)), S::widen(low));
                     } else {
-                        v = S::high(S::load(at));
+                        m = S::dot(S::dot(S::zero_int(), min_a, sum + NC + c), min_b, sum + 3 * NC + c);
+                        m = S::dot(S::dot(S::times_64(m), min_a, sum + c), min_b, sum + 2 * NC + c);
                     }
-                    if constexpr (T == Q5_K) {
-                        if constexpr (j.value == 0) S::prefetch(w + kAhead + 2048 + t.value * kLine);
-                        v = S::template insert<4 - j.value, 0x10>(v, S::load(w + 2048 + t.value * kLine));
-                    }
-                    dot_columns<S>(acc, v, q + (j.value * 8 + t.value) * NC);
-                });
-                const F factor = S::bytes(w - part * S::kLanes * 3 + kScales + j.value * kRows);
-                EDGELLM_UNROLL for (int c = 0; c < NC; c++) s[c] = S::fma(S::to_float(acc[c]), factor, s[c]);
+                    const F product = S::minus_product(S::mul(s[c], dw), S::to_float(m), dmin);
+                    f[first + c] = S::fma(product, S::broadcast(tile_d + first + c), f[first + c]);
+                }
             });
             S::prefetch(w + kAhead + kMins);
             S::prefetch(w + kAhead + kMins + 64);
             S::prefetch(w + kAhead + kMins + 128);
             S::prefetch(w + kAhead + kMins + 192);
-            const W min_a = S::load(w + kMins), min_b = S::load(w + kMins + kLine);
-            const F dw = S::half(scale), dmin = S::half(scale + 32);
             S::prefetch(scale + next_group);
-            EDGELLM_UNROLL for (int c = 0; c < NC; c++) {
-                I m = S::dot(S::dot(S::zero_int(), min_a, sum + NC + c), min_b, sum + 3 * NC + c);
-                m = S::dot(S::dot(S::times_64(m), min_a, sum + c), min_b, sum + 2 * NC + c);
-                f[c] = S::fma(S::minus_product(S::mul(s[c], dw), S::to_float(m), dmin), S::broadcast(d + c), f[c]);
-            }
-            w += kInfo[T].quant_bytes, scale += kInfo[T].scale_bytes, q += 64 * NC, d += NC, sum += 4 * NC;
+            w += kInfo[T].quant_bytes, scale += kInfo[T].scale_bytes, tile_q += 64 * NC, tile_d += NC, tile_sum += 4 * NC;
         }
         store_columns<S>(f, y, stride, part, rows);
     }
@@ -191,44 +260,65 @@ void group_q45k(const uint8_t* group, int64_t k, const Tile& tile, float* y, int
 template <class S, Type T, int NC>
 void group_q6k(const uint8_t* group, int64_t k, const Tile& tile, float* y, int64_t stride, int rows) {
     using F = typename S::F;
-    using I = typename S::I;
+    using N = typename S::N;
     using W = typename S::W;
     const int64_t n_blocks = k / 256, next_group = group_bytes(T, k);   // its scales: no prefetcher would guess them
     for (int part = 0; part * S::kLanes < kRows && part * S::kLanes < rows; part++) {
         const uint8_t* w = group + part * S::kLanes * 4;
         const uint8_t* scale = group + n_blocks * kInfo[T].quant_bytes + part * S::kLanes * 2;
-        const int32_t *q = tile.q, *sum = tile.sum;
-        const float* d = tile.d;
+        const int32_t *tile_q = tile.q, *tile_sum = tile.sum;
+        const float* tile_d = tile.d;
         F f[NC];
         EDGELLM_UNROLL for (int c = 0; c < NC; c++) f[c] = S::zero();
         for (int64_t b = 0; b < n_blocks; b++) {
-            F s[NC];
-            EDGELLM_UNROLL for (int c = 0; c < NC; c++) s[c] = S::zero();
-            repeat<16>([&](auto j) EDGELLM_INLINE_LAMBDA {   // sub-blocks of 16: half of the block, quarter of that, half of that
-                constexpr int kHalf = j.value / 8, kQuarter = j.value / 2 % 4, kFirst = j.value % 2 * 4;
-                I acc[NC];
-                EDGELLM_UNROLL for (int c = 0; c < NC; c++) acc[c] = S::broadcast_int(sum + j.value * NC + c);
-                repeat<4>([&](auto i) EDGELLM_INLINE_LAMBDA {
-                    constexpr int t = kFirst + i.value;
-                    const uint8_t* nibbles = w + (kHalf * 16 + kQuarter % 2 * 8 + t) * kLine;
-                    const uint8_t* pairs = w + 2048 + (kHalf * 8 + t) * kLine;
-                    if constexpr (kQuarter < 2) S::prefetch(nibbles + kAhead);
-                    if constexpr (kQuarter == 0) S::prefetch(pairs + kAhead);
-                    W v = kQuarter < 2 ? S::low(S::load(nibbles)) : S::high(S::load(nibbles));
-                    v = S::template insert<4 - 2 * kQuarter, 0x30>(v, S::load(pairs));
-                    dot_columns<S>(acc, v, q + (j.value * 4 + i.value) * NC);
-                });
-                const F factor = S::signed_bytes(w - part * S::kLanes * 3 + 3072 + j.value * kRows);
-                EDGELLM_UNROLL for (int c = 0; c < NC; c++) s[c] = S::fma(S::to_float(acc[c]), factor, s[c]);
+            each_part<S, NC>([&](auto first, auto n_columns) EDGELLM_INLINE_LAMBDA {
+                constexpr int C = n_columns.value;
+                const int32_t *q = tile_q + first, *sum = tile_sum + first;
+                F s[C];
+                EDGELLM_UNROLL for (int c = 0; c < C; c++) s[c] = S::zero();
+                // Sub-blocks of 16: half of the block, quarter of that, half of that.
+                auto sub_block = [&](auto half, auto quarter, auto last) EDGELLM_INLINE_LAMBDA {
+                    const int j = half * 8 + quarter.value * 2 + last;
+                    N acc[C];
+                    EDGELLM_UNROLL for (int c = 0; c < C; c++) acc[c] = S::start(sum + j * NC + c);
+                    repeat<4>([&](auto u) EDGELLM_INLINE_LAMBDA {
+                        const int t = last * 4 + u.value;
+                        const uint8_t* nibbles = w + (half * 16 + quarter.value % 2 * 8 + t) * kLine;
+                        const uint8_t* pairs = w + 2048 + (half * 8 + t) * kLine;
+                        if constexpr (quarter.value < 2) S::prefetch(nibbles + kAhead);
+                        if constexpr (quarter.value == 0) S::prefetch(pairs + kAhead);
+                        W v = quarter.value < 2 ? S::low(S::load(nibbles)) : S::high(S::load(nibbles));
+                        v = S::template insert<4 - 2 * quarter.value, 0x30>(v, S::load(pairs));
+                        dot_columns<S, C>(acc, v, q + (j * 4 + u.value) * NC);
+                    });
+                    const F factor = S::signed_bytes(w - part * S::kLanes * 3 + 3072 + j * kRows);
+                    EDGELLM_UNROLL for (int c = 0; c < C; c++) s[c] = S::fma(S::to_float(S::widen(acc[c])), factor, s[c]);
+                };
+                auto quarters = [&](auto half) EDGELLM_INLINE_LAMBDA {
+                    repeat<4>([&](auto quarter) EDGELLM_INLINE_LAMBDA {
+                        if constexpr (S::kNarrow) {
+                            for (int last = 0; last < 2; last++) sub_block(half, quarter, last);
+                        } else {
+                            repeat<2>([&](auto last) EDGELLM_INLINE_LAMBDA { sub_block(half, quarter, last); });
+                        }
+                    });
+                };
+                if constexpr (S::kNarrow) {   // loops fit the cache of decoded instructions
+                    for (int half = 0; half < 2; half++) quarters(half);
+                } else {
+                    repeat<2>(quarters);
+                }
+                const F dw = S::half(scale);
+                EDGELLM_UNROLL for (int c = 0; c < C; c++) {
+                    f[first + c] = S::fma(S::mul(s[c], dw), S::broadcast(tile_d + first + c), f[first + c]);
+                }
             });
             S::prefetch(w + kAhead + 3072);
             S::prefetch(w + kAhead + 3136);
             S::prefetch(w + kAhead + 3200);
             S::prefetch(w + kAhead + 3264);
-            const F dw = S::half(scale);
             S::prefetch(scale + next_group);
-            EDGELLM_UNROLL for (int c = 0; c < NC; c++) f[c] = S::fma(S::mul(s[c], dw), S::broadcast(d + c), f[c]);
-            w += kInfo[T].quant_bytes, scale += kInfo[T].scale_bytes, q += 64 * NC, d += NC, sum += 16 * NC;
+            w += kInfo[T].quant_bytes, scale += kInfo[T].scale_bytes, tile_q += 64 * NC, tile_d += NC, tile_sum += 16 * NC;
         }
         store_columns<S>(f, y, stride, part, rows);
     }
@@ -242,16 +332,24 @@ EDGELLM_INLINE int32_t nearest(float x) {
     return static_cast<int32_t>(bits - 0x4b400000u);
 }
 
+// Minus the offset times the sums of the first and of the last two of each of `n` fours: two int16, the first below.
+EDGELLM_INLINE int32_t start_pair(const int8_t* q, int n, int offset) {
+    int32_t first = 0, last = 0;
+    for (int i = 0; i < n; i++) first += q[4 * i] + q[4 * i + 1], last += q[4 * i + 2] + q[4 * i + 3];
+    return static_cast<int32_t>((static_cast<uint32_t>(-first * offset) & 0xffffu) | static_cast<uint32_t>(-last * offset) << 16);
+}
+
 // Blocks [first, last) of one row of activations to int8 with one float a block: d = max|x| / 127.
-template <int kBlock>
+template <int kBlock, bool kNarrow>
 EDGELLM_INLINE void quantize_blocks(Type type, const float* x, int64_t first, int64_t last, const Tile& tile, int c) {
     const int cols = tile.cols;
     for (int64_t b = first; b < last; b++) {
         const float* from = x + b * kBlock;
-        uint32_t bits[kBlock], top = 0;   // of non-negative floats the order is that of their bits
-        std::memcpy(bits, from, sizeof bits);
+        uint32_t top = 0;   // of non-negative floats the order is that of their bits
         for (int i = 0; i < kBlock; i++) {
-            const uint32_t magnitude = bits[i] & 0x7fffffffu;
+            uint32_t magnitude;
+            std::memcpy(&magnitude, from + i, 4);   // one by one: a copy of the block would be read back before it is written
+            magnitude &= 0x7fffffffu;
             top = top > magnitude ? top : magnitude;
         }
         float largest;
@@ -268,7 +366,8 @@ EDGELLM_INLINE void quantize_blocks(Type type, const float* x, int64_t first, in
             int32_t sum = 0;
             for (int i = 0; i < 32; i++) sum += q[i];
             const float product = d * static_cast<float>(sum);
-            const int32_t start = -sum * (type == Q4_0 ? 8 : type == Q5_0 ? 16 : 128);
+            const int offset = type == Q4_0 ? 8 : type == Q5_0 ? 16 : 128;
+            const int32_t start = kNarrow && offset < 128 ? start_pair(q, 8, offset) : -sum * offset;
             if (type == Q4_1 || type == Q5_1) std::memcpy(sums, &product, 4);
             else *sums = start;
         } else {
@@ -278,7 +377,7 @@ EDGELLM_INLINE void quantize_blocks(Type type, const float* x, int64_t first, in
                 for (int i = 0; i < 16; i++) sum16[j] += q[16 * j + i];
             }
             if (type == Q6_K) {
-                for (int j = 0; j < 16; j++) sums[j * cols] = -32 * sum16[j];
+                for (int j = 0; j < 16; j++) sums[j * cols] = kNarrow ? start_pair(q + 16 * j, 4, 32) : -32 * sum16[j];
             } else {
                 int8_t split[16];   // [lo 0-3][hi 0-3][lo 4-7][hi 4-7]
                 for (int j = 0; j < 8; j++) {
@@ -292,26 +391,28 @@ EDGELLM_INLINE void quantize_blocks(Type type, const float* x, int64_t first, in
     }
 }
 
+template <class S>
 void quantize(Type type, const float* x, int64_t first, int64_t last, const Tile& tile, int c) {
-    if (kInfo[type].block == 32) quantize_blocks<32>(type, x, first, last, tile, c);
-    else quantize_blocks<256>(type, x, first, last, tile, c);
+    if (kInfo[type].block == 32) quantize_blocks<32, S::kNarrow>(type, x, first, last, tile, c);
+    else quantize_blocks<256, S::kNarrow>(type, x, first, last, tile, c);
 }
 
 template <class S>
 double peak_of(int64_t rounds) {
     constexpr int n = 12;   // enough independent sums to hide the latency
-    typename S::I acc[n];
+    typename S::N acc[n];
     alignas(64) uint8_t bytes[kLine] = {1};
-    const typename S::W w = S::load(bytes);
+    typename S::W w = S::load(bytes);
     alignas(64) int32_t q[n] = {};
-    EDGELLM_UNROLL for (int c = 0; c < n; c++) acc[c] = S::zero_int();
+    EDGELLM_UNROLL for (int c = 0; c < n; c++) acc[c] = S::zero_sum();
     for (int64_t i = 0; i < rounds; i++) {
+        S::keep_bytes(w);   // or the products are taken out of the loop
         EDGELLM_UNROLL for (int c = 0; c < n; c++) acc[c] = S::dot(acc[c], w, q + c);
         EDGELLM_UNROLL for (int c = 0; c < n; c++) S::keep(acc[c]);   // or twelve equal sums become one
     }
     float out[S::kLanes] = {};
     typename S::F total = S::zero();
-    EDGELLM_UNROLL for (int c = 0; c < n; c++) total = S::fma(S::to_float(acc[c]), S::to_float(acc[c]), total);
+    EDGELLM_UNROLL for (int c = 0; c < n; c++) total = S::fma(S::to_float(S::widen(acc[c])), S::to_float(S::widen(acc[c])), total);
     S::store(out, total);
     return out[0] >= 0 ? static_cast<double>(rounds) * n * S::kLanes * 4 : 0;
 }
@@ -344,7 +445,7 @@ constexpr GroupKernel kernel_of() {
 // A constant, so that no instruction of the variant runs on a CPU that lacks it.
 template <class S>
 constexpr Variant table_of(const char* name, bool (*runs_here)()) {
-    Variant v = {name, runs_here, quantize, {}, peak_of<S>, read_of<S>};
+    Variant v = {name, runs_here, quantize<S>, {}, peak_of<S>, read_of<S>};
     repeat<kTypes>([&](auto t) {
         repeat<kMaxCols>([&](auto c) { v.kernel[t.value][c.value] = kernel_of<S, static_cast<Type>(t.value), c.value + 1>(); });
     });

@@ -1,4 +1,4 @@
-// AVX2, with and without the dot-product instruction of AVX-VNNI: eight rows in a register, so a group takes two passes.
+// AVX2, with and without the dot-product instruction of AVX-VNNI: sixteen rows in two registers.
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 
@@ -21,57 +21,114 @@ namespace edgellm {
 namespace {
 
 struct S {
-    using F = __m256;
-    using I = __m256i;
-    using W = __m256i;
-    static constexpr int kLanes = 8;
+    struct F {
+        __m256 a, b;
+    };
+    struct I {
+        __m256i a, b;
+    };
+    using W = I;
+    using N = I;
+    static constexpr int kLanes = 16;
+    static constexpr int kColumns = 4;   // with two sums each they leave half of the 16 registers for the rest
+    static constexpr bool kNarrow = !EDGELLM_AVX_VNNI;
     static constexpr bool kSignedOnly = !EDGELLM_AVX_VNNI;   // 16-bit sums of pairs overflow with weights of eight bits
-    static inline F zero() { return _mm256_setzero_ps(); }
-    static inline I zero_int() { return _mm256_setzero_si256(); }
-    static inline F broadcast(const float* p) { return _mm256_broadcast_ss(p); }
-    static inline I broadcast_int(const int32_t* p) { return _mm256_set1_epi32(*p); }
-    static inline W load(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-    static inline W low(W v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
-    static inline W high(W v) { return _mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(15)); }
+    static inline __m256i load_one(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+    static inline F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+    static inline I zero_int() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+    static inline N zero_sum() { return zero_int(); }
+    static inline F broadcast(const float* p) {
+        const __m256 v = _mm256_broadcast_ss(p);
+        return {v, v};
+    }
+    static inline I broadcast_int(const int32_t* p) {
+        const __m256i v = _mm256_set1_epi32(*p);
+        return {v, v};
+    }
+    static inline N start(const int32_t* p) { return broadcast_int(p); }
+    static inline W load(const uint8_t* p) { return {load_one(p), load_one(p + 32)}; }
+    static inline W low(const W& v) {
+        const __m256i mask = _mm256_set1_epi8(15);
+        return {_mm256_and_si256(v.a, mask), _mm256_and_si256(v.b, mask)};
+    }
+    static inline W high(const W& v) {
+        const __m256i mask = _mm256_set1_epi8(15);
+        return {_mm256_and_si256(_mm256_srli_epi16(v.a, 4), mask), _mm256_and_si256(_mm256_srli_epi16(v.b, 4), mask)};
+    }
     template <int shift, int mask>
-    static inline W insert(W v, W from) {
+    static inline __m256i insert_one(__m256i v, __m256i from) {
         if constexpr (shift > 0) from = _mm256_slli_epi16(from, shift);
         if constexpr (shift < 0) from = _mm256_srli_epi16(from, -shift);
         return _mm256_or_si256(v, _mm256_and_si256(from, _mm256_set1_epi8(mask)));
     }
-    static inline W lookup(W v) {
-        return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(kIq4))), v);
+    template <int shift, int mask>
+    static inline W insert(const W& v, const W& from) {
+        return {insert_one<shift, mask>(v.a, from.a), insert_one<shift, mask>(v.b, from.b)};
     }
+    static inline W lookup(const W& v) {
+        const __m256i table = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(kIq4)));
+        return {_mm256_shuffle_epi8(table, v.a), _mm256_shuffle_epi8(table, v.b)};
+    }
+    static inline I add(const I& x, const I& y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 #if EDGELLM_AVX_VNNI
-    static inline I dot(I acc, W w, const int32_t* q) { return _mm256_dpbusd_avx_epi32(acc, w, _mm256_set1_epi32(*q)); }
-    static inline I dot_wide(I acc, W w, const int32_t* q) { return dot(acc, w, q); }
+    static inline N dot(const N& acc, const W& w, const int32_t* p) {
+        const __m256i q = _mm256_set1_epi32(*p);
+        return {_mm256_dpbusd_avx_epi32(acc.a, w.a, q), _mm256_dpbusd_avx_epi32(acc.b, w.b, q)};
+    }
+    static inline I dot_wide(const I& acc, const W& w, const int32_t* q) { return dot(acc, w, q); }
+    static inline I widen(const N& v) { return v; }
 #else
-    static inline I dot(I acc, W w, const int32_t* q) {   // weights below 64: two products stay below 2^15
-        const I pairs = _mm256_maddubs_epi16(w, _mm256_set1_epi32(*q));
+    static inline N dot(const N& acc, const W& w, const int32_t* p) {
+        const __m256i q = _mm256_set1_epi32(*p);
+        N sum = {_mm256_add_epi16(acc.a, _mm256_maddubs_epi16(w.a, q)), _mm256_add_epi16(acc.b, _mm256_maddubs_epi16(w.b, q))};
+        keep(sum);   // or the compiler forms all the products first and runs out of registers
+        return sum;
+    }
+    static inline __m256i wide_one(__m256i acc, __m256i w, __m256i q) {   // |w| * (q with the sign of w), |w| <= 128
+        const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(q, w));
         return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
     }
-    static inline I dot_wide(I acc, W w, const int32_t* q) {   // |w| * (q with the sign of w), |w| <= 128
-        const I pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(_mm256_set1_epi32(*q), w));
-        return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    static inline I dot_wide(const I& acc, const W& w, const int32_t* p) {
+        const __m256i q = _mm256_set1_epi32(*p);
+        I sum = {wide_one(acc.a, w.a, q), wide_one(acc.b, w.b, q)};
+        keep(sum);
+        return sum;
+    }
+    static inline I widen(const N& v) {
+        const __m256i ones = _mm256_set1_epi16(1);
+        return {_mm256_madd_epi16(v.a, ones), _mm256_madd_epi16(v.b, ones)};
     }
 #endif
-    static inline W flip_sign(W v) { return _mm256_xor_si256(v, _mm256_set1_epi8(static_cast<char>(0x80))); }
-    static inline I times_64(I v) { return _mm256_slli_epi32(v, 6); }
-    static inline F to_float(I v) { return _mm256_cvtepi32_ps(v); }
-    static inline F half(const uint8_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+    static inline W flip_sign(const W& v) {
+        const __m256i top = _mm256_set1_epi8(static_cast<char>(0x80));
+        return {_mm256_xor_si256(v.a, top), _mm256_xor_si256(v.b, top)};
+    }
+    static inline I times_64(const I& v) { return {_mm256_slli_epi32(v.a, 6), _mm256_slli_epi32(v.b, 6)}; }
+    static inline F to_float(const I& v) { return {_mm256_cvtepi32_ps(v.a), _mm256_cvtepi32_ps(v.b)}; }
+    static inline __m128i load_half(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+    static inline __m128i load_quarter(const uint8_t* p) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)); }
+    static inline F half(const uint8_t* p) { return {_mm256_cvtph_ps(load_half(p)), _mm256_cvtph_ps(load_half(p + 16))}; }
     static inline F bytes(const uint8_t* p) {
-        return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+        return to_float({_mm256_cvtepu8_epi32(load_quarter(p)), _mm256_cvtepu8_epi32(load_quarter(p + 8))});
     }
     static inline F signed_bytes(const uint8_t* p) {
-        return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+        return to_float({_mm256_cvtepi8_epi32(load_quarter(p)), _mm256_cvtepi8_epi32(load_quarter(p + 8))});
     }
-    static inline F mul(F a, F b) { return _mm256_mul_ps(a, b); }
-    static inline F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
-    static inline F minus_product(F c, F a, F b) { return _mm256_fnmadd_ps(a, b, c); }
-    static inline void store(float* p, F v) { _mm256_storeu_ps(p, v); }
+    static inline F mul(const F& x, const F& y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+    static inline F fma(const F& x, const F& y, const F& z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
+    static inline F minus_product(const F& z, const F& x, const F& y) {
+        return {_mm256_fnmadd_ps(x.a, y.a, z.a), _mm256_fnmadd_ps(x.b, y.b, z.b)};
+    }
+    static inline void store(float* p, const F& v) {
+        _mm256_storeu_ps(p, v.a);
+        _mm256_storeu_ps(p + 8, v.b);
+    }
     static inline void prefetch(const uint8_t* p) { EDGELLM_PREFETCH(p); }
-    static inline void keep(I& v) { EDGELLM_KEEP(v); }
-    static inline void keep_bytes(W& v) { EDGELLM_KEEP(v); }
+    static inline void keep(I& v) {
+        EDGELLM_KEEP(v.a);
+        EDGELLM_KEEP(v.b);
+    }
+    static inline void keep_bytes(W& v) { keep(v); }
 };
 
 #include "kernels.h"

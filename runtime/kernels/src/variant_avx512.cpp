@@ -16,12 +16,18 @@ struct S {
     using F = __m512;
     using I = __m512i;
     using W = __m512i;
+    using N = I;
     static constexpr int kLanes = 16;
+    static constexpr int kColumns = kMaxCols;
+    static constexpr bool kNarrow = false;
     static constexpr bool kSignedOnly = false;
     static inline F zero() { return _mm512_setzero_ps(); }
     static inline I zero_int() { return _mm512_setzero_si512(); }
     static inline F broadcast(const float* p) { return _mm512_set1_ps(*p); }
     static inline I broadcast_int(const int32_t* p) { return _mm512_set1_epi32(*p); }
+    static inline N zero_sum() { return zero_int(); }
+    static inline N start(const int32_t* p) { return broadcast_int(p); }
+    static inline I widen(N v) { return v; }
     static inline W load(const uint8_t* p) { return _mm512_loadu_si512(p); }
     static inline W low(W v) { return _mm512_and_si512(v, _mm512_set1_epi8(15)); }
     static inline W high(W v) { return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15)); }

@@ -28,6 +28,8 @@ float from_half(const uint8_t* p) {
 
 struct S {
     static constexpr int kLanes = 16;
+    static constexpr int kColumns = kMaxCols;
+    static constexpr bool kNarrow = false;
     static constexpr bool kSignedOnly = false;
     struct F {
         float v[kLanes];
@@ -35,6 +37,7 @@ struct S {
     struct I {
         int32_t v[kLanes];
     };
+    using N = I;
     struct W {
         uint8_t v[kLanes * 4];
     };
@@ -48,6 +51,9 @@ struct S {
     EDGELLM_CALL I zero_int() { return I{}; }
     EDGELLM_CALL F broadcast(const float* p) { return each<F>([=](int) { return *p; }); }
     EDGELLM_CALL I broadcast_int(const int32_t* p) { return each<I>([=](int) { return *p; }); }
+    EDGELLM_CALL N zero_sum() { return zero_int(); }
+    EDGELLM_CALL N start(const int32_t* p) { return broadcast_int(p); }
+    EDGELLM_CALL I widen(const N& v) { return v; }
     EDGELLM_CALL W load(const uint8_t* p) { return each<W>([=](int i) { return p[i]; }); }
     EDGELLM_CALL W low(const W& v) { return each<W>([&](int i) { return static_cast<uint8_t>(v.v[i] & 15); }); }
     EDGELLM_CALL W high(const W& v) { return each<W>([&](int i) { return static_cast<uint8_t>(v.v[i] >> 4); }); }

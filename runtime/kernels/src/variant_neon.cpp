@@ -26,12 +26,18 @@ struct S {
     struct W {
         uint8x16_t a, b;
     };
+    using N = I;
     static constexpr int kLanes = 8;
+    static constexpr int kColumns = kMaxCols;
+    static constexpr bool kNarrow = false;
     static constexpr bool kSignedOnly = true;   // the instruction multiplies signed by signed
     static inline F zero() { return {vdupq_n_f32(0), vdupq_n_f32(0)}; }
     static inline I zero_int() { return {vdupq_n_s32(0), vdupq_n_s32(0)}; }
     static inline F broadcast(const float* p) { return {vld1q_dup_f32(p), vld1q_dup_f32(p)}; }
     static inline I broadcast_int(const int32_t* p) { return {vld1q_dup_s32(p), vld1q_dup_s32(p)}; }
+    static inline N zero_sum() { return zero_int(); }
+    static inline N start(const int32_t* p) { return broadcast_int(p); }
+    static inline I widen(N v) { return v; }
     static inline W load(const uint8_t* p) { return {vld1q_u8(p), vld1q_u8(p + 16)}; }
     static inline W low(W v) { return {vandq_u8(v.a, vdupq_n_u8(15)), vandq_u8(v.b, vdupq_n_u8(15))}; }
     static inline W high(W v) { return {vshrq_n_u8(v.a, 4), vshrq_n_u8(v.b, 4)}; }
