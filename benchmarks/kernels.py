@@ -3,6 +3,8 @@
     python benchmarks/kernels.py products                          # every weight type and batch
     python benchmarks/kernels.py model FILE.gguf                   # t(n), a prompt of 512 tokens, loading, residence
     python benchmarks/kernels.py model FILE.gguf --plot tn.png     # needs matplotlib
+    python benchmarks/kernels.py perplexity FILE.gguf              # EDGELLM_KERNELS=off for the other side
+    python benchmarks/kernels.py exactness FILE.gguf               # which sizes of a pass give the same bits
 
 Run it on an otherwise idle machine. Times of whole models are medians; of products the fastest of many, since one
 product is shorter than a time slice.
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -24,6 +27,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+from numpy.typing import NDArray
 
 BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 32)
 PAST, PROMPT = 256, 512
@@ -43,34 +47,170 @@ def products(arguments: argparse.Namespace) -> None:
     )
     rows, k = arguments.rows, arguments.k
     rng = np.random.default_rng(0)
-    for number, name in enumerate(load.weight_types()):
+    names = load.weight_types() if arguments.types == "all" else arguments.types.split(",")
+    batches = [int(n) for n in arguments.batches.split(",")]
+    for name in names:
+        number = load.weight_types().index(name)
         n_bytes = library.edgellm_packed_bytes(number, rows, k)
         n_copies = max(2, -(-(128 * 2**20) // n_bytes))  # so that none is still in a cache when its turn comes
-        kind = gguf.GGMLQuantizationType[name.upper()]
-        block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+        block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name.upper()]]
         raw = np.zeros(rows * k // block * block_bytes, np.uint8)  # the time does not depend on the numbers
         packed = np.empty(n_bytes * n_copies, np.uint8)
         for i in range(n_copies):
             library.edgellm_pack(number, raw.ctypes.data, rows, k, packed[i * n_bytes :].ctypes.data, n_threads)
-        for n in BATCHES:
+        stock = StockProducts(name, raw, rows, k, n_copies, n_threads)
+        for n in batches:
             x, y = rng.standard_normal((n, k)).astype(np.float32), np.empty((n, rows), np.float32)
-            took_s = library.edgellm_matmul(
-                variant.encode(),
-                number,
-                packed.ctypes.data,
-                n_copies,
-                rows,
-                k,
-                x.ctypes.data,
-                n,
-                y.ctypes.data,
-                n_threads,
-                3,
-            )
+            took_s, stock_s = math.inf, math.inf
+            for _ in range(3):  # in turn
+                ours_s = library.edgellm_matmul(
+                    variant.encode(),
+                    number,
+                    packed.ctypes.data,
+                    n_copies,
+                    rows,
+                    k,
+                    x.ctypes.data,
+                    n,
+                    y.ctypes.data,
+                    n_threads,
+                    1,
+                )
+                took_s, stock_s = min(took_s, ours_s), min(stock_s, stock.seconds(x))
             n_macs = n * rows * k
             share = roofline.floor_s(n_bytes, n_macs) / took_s
             rates = f"{n_bytes / took_s / 1e9:6.1f} GB/s {n_macs / took_s / 1e9:6.0f} GMAC/s"
-            print(f"{name:8} n={n:3d} {took_s * 1e6:8.0f} us {rates} {share:6.0%} of the roofline", flush=True)
+            line = f"{name:8} n={n:3d} {took_s * 1e6:8.0f} us {rates} {share:6.0%} of the roofline"
+            print(f"{line}; stock {stock_s * 1e6:8.0f} us ({stock_s / took_s:.2f} x)", flush=True)
+        stock.close()
+    if arguments.onnx:
+        onnx_products(rows, k, batches, n_threads)
+
+
+class StockProducts:
+    """llama.cpp's own product of one matrix, repacked where it can be, over several copies in turn."""
+
+    def __init__(self, name: str, raw: NDArray[np.uint8], rows: int, k: int, n_copies: int, n_threads: int) -> None:
+        from edgellm.runtime.kernels import load
+
+        paths = [load._library(load._llama_folder(), part) for part in ("ggml-base", "ggml-cpu")]
+        self.base, self.cpu = (ctypes.CDLL(str(path)) for path in paths)
+        self._call(self.base, "ggml_log_set", SILENT, None)
+        self.rows, self.k, self.n_copies = rows, k, n_copies
+        self.backend = self._call(self.cpu, "ggml_backend_cpu_init")
+        self._call(self.cpu, "ggml_backend_cpu_set_n_threads", self.backend, ctypes.c_int(n_threads))
+        self.weights = self._context(n_copies)
+        kind = int(gguf.GGMLQuantizationType[name.upper()])
+        self.matrices = [self._tensor(self.weights, kind, k, rows) for _ in range(n_copies)]
+        registry = self._call(self.cpu, "ggml_backend_cpu_reg")
+        device = self._call(self.base, "ggml_backend_reg_dev_get", registry, ctypes.c_size_t(0))
+        address = self._call(
+            self.base, "ggml_backend_reg_get_proc_address", registry, b"ggml_backend_dev_get_extra_bufts"
+        )
+        extra = ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)(address.value)(device)
+        where = ctypes.c_void_p(extra[0] or self._call(self.base, "ggml_backend_cpu_buffer_type").value)
+        for attempt in (where, self._call(self.base, "ggml_backend_cpu_buffer_type")):
+            self.buffer = self._call(self.base, "ggml_backend_alloc_ctx_tensors_from_buft", self.weights, attempt)
+            # A repacking buffer leaves `extra` empty where it has no layout for the type: it cannot hold such weights.
+            at = self.base.ggml_tensor_overhead() - 32 - 16
+            packed = ctypes.c_void_p.from_address(self.matrices[0].value + at).value
+            if attempt is not where or packed:
+                break
+            self._call(self.base, "ggml_backend_buffer_free", self.buffer)
+            self._call(self.base, "ggml_free", self.weights)
+            self.weights = self._context(n_copies)
+            self.matrices = [self._tensor(self.weights, kind, k, rows) for _ in range(n_copies)]
+        for matrix in self.matrices:
+            self._set(matrix, raw)
+
+    def seconds(self, x: NDArray[np.float32]) -> float:
+        """Of the fastest product of x (n, k)."""
+        context = self._context(2 * self.n_copies + 1, n_graphs=self.n_copies)
+        columns = self._tensor(context, 0, self.k, len(x))
+        products = [self._call(self.base, "ggml_mul_mat", context, matrix, columns) for matrix in self.matrices]
+        graphs = []
+        for product in products:
+            graphs.append(self._call(self.base, "ggml_new_graph", context))
+            self._call(self.base, "ggml_build_forward_expand", graphs[-1], product)
+        host = self._call(self.base, "ggml_backend_cpu_buffer_type")
+        buffer = self._call(self.base, "ggml_backend_alloc_ctx_tensors_from_buft", context, host)
+        self._set(columns, x)
+        best = math.inf
+        for graph in graphs:
+            start = time.perf_counter()
+            self._call(self.base, "ggml_backend_graph_compute", self.backend, graph)
+            best = min(best, time.perf_counter() - start)
+        self._call(self.base, "ggml_backend_buffer_free", buffer)
+        self._call(self.base, "ggml_free", context)
+        return best
+
+    def close(self) -> None:
+        self._call(self.base, "ggml_backend_buffer_free", self.buffer)
+        self._call(self.base, "ggml_free", self.weights)
+        self._call(self.base, "ggml_backend_free", self.backend)
+
+    def _context(self, n_tensors: int, n_graphs: int = 0) -> ctypes.c_void_p:
+        n_bytes = (n_tensors + 1) * 512 + n_graphs * 2**18
+        return self._call(self.base, "ggml_init", InitParams(n_bytes, None, True))
+
+    def _tensor(self, context: ctypes.c_void_p, kind: int, k: int, rows: int) -> ctypes.c_void_p:
+        shape = ctypes.c_int64(k), ctypes.c_int64(rows)
+        return self._call(self.base, "ggml_new_tensor_2d", context, ctypes.c_int(kind), *shape)
+
+    def _set(self, tensor: ctypes.c_void_p, data: NDArray[Any]) -> None:
+        data = np.ascontiguousarray(data)
+        where, size = ctypes.c_void_p(data.ctypes.data), ctypes.c_size_t(data.nbytes)
+        self._call(self.base, "ggml_backend_tensor_set", tensor, where, ctypes.c_size_t(0), size)
+
+    @staticmethod
+    def _call(library: ctypes.CDLL, name: str, *arguments: Any) -> ctypes.c_void_p:
+        function = library[name]
+        function.restype = ctypes.c_void_p
+        return ctypes.c_void_p(function(*arguments))
+
+
+SILENT = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
+
+
+class InitParams(ctypes.Structure):
+    _fields_ = [("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool)]
+
+
+def onnx_products(rows: int, k: int, batches: Sequence[int], n_threads: int) -> None:
+    """onnxruntime's product of 4-bit weights in blocks of 32 with int8 activations (accuracy level 4)."""
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    n_copies = max(2, -(-(128 * 2**20) // (rows * k * 9 // 16)))
+    rng = np.random.default_rng(0)
+    nodes, weights, outputs = [], [], []
+    for i in range(n_copies):
+        quants = rng.integers(0, 256, (rows, k // 32, 16), dtype=np.uint8)
+        scales = np.full(rows * k // 32, 0.01, np.float32)
+        weights += [numpy_helper.from_array(quants, f"q{i}"), numpy_helper.from_array(scales, f"s{i}")]
+        attributes = {"K": k, "N": rows, "bits": 4, "block_size": 32, "accuracy_level": 4}
+        nodes.append(
+            helper.make_node("MatMulNBits", ["x", f"q{i}", f"s{i}"], [f"y{i}"], domain="com.microsoft", **attributes)
+        )
+        outputs.append(helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, ["n", rows]))
+    graph = helper.make_graph(
+        nodes, "products", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", k])], outputs, weights
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = n_threads
+    proto: onnx.ModelProto = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    for n in batches:
+        x = rng.standard_normal((n, k)).astype(np.float32)
+        best = math.inf
+        for _ in range(4):
+            start = time.perf_counter()
+            session.run(None, {"x": x})
+            best = min(best, (time.perf_counter() - start) / n_copies)
+        n_macs = n * rows * k
+        print(f"onnxruntime int4 n={n:3d} {best * 1e6:8.0f} us {n_macs / best / 1e9:6.0f} GMAC/s", flush=True)
 
 
 def model(arguments: argparse.Namespace) -> None:
@@ -93,6 +233,63 @@ def model(arguments: argparse.Namespace) -> None:
         side.close()
     if arguments.plot:
         plot(medians, arguments.plot)
+
+
+def perplexity(arguments: argparse.Namespace) -> None:
+    """Of windows of 512 tokens, each predicted from the second on."""
+    from edgellm.runtime.backends.llama_cpp import ContextOptions, LlamaBackend, LlamaModel, kernels
+
+    n_window, n_rows = 512, 64
+    weights = LlamaModel(Path(arguments.file))
+    backend = LlamaBackend(weights, ContextOptions(n_ctx=n_window, max_keep=n_rows, n_threads=arguments.threads))
+    tokens = weights.vocabulary.tokenize(sample_text(arguments.text))
+    total, n_predicted = 0.0, 0
+    for first in range(0, len(tokens) - 1, n_window):
+        window = tokens[first : first + n_window]
+        backend.truncate(0)
+        for at in range(0, len(window) - 1, n_rows):
+            part = window[at : at + n_rows]
+            logits = backend.forward(part, len(part)).astype(np.float64)
+            logits -= logits.max(axis=1, keepdims=True)
+            following = window[at + 1 : at + 1 + len(part)]
+            rows = np.arange(len(following))
+            total -= float((logits[rows, following] - np.log(np.exp(logits[rows]).sum(axis=1))).sum())
+            n_predicted += len(following)
+    print(f"{kernels().variant}: perplexity {math.exp(total / n_predicted):.4f} over {n_predicted} tokens")
+
+
+def exactness(arguments: argparse.Namespace) -> None:
+    """Of 32 tokens behind a context: how many have the same bits in passes of n as alone."""
+    from edgellm.runtime.backends.llama_cpp import ContextOptions, LlamaBackend, LlamaModel, kernels
+
+    n_probe, widths = 32, (*range(1, 17), 32)
+    weights = LlamaModel(Path(arguments.file))
+    tokens = weights.vocabulary.tokenize(sample_text(arguments.text))
+    for n_context in (int(n) for n in arguments.contexts.split(",")):
+        options = ContextOptions(n_ctx=n_context + n_probe, max_keep=n_probe, n_threads=arguments.threads)
+        backend = LlamaBackend(weights, options)
+        backend.forward(tokens[:n_context], 0)
+        probe, alone, cells = tokens[n_context : n_context + n_probe], None, []
+        for n in widths:
+            rows = []
+            for at in range(0, n_probe, n):
+                part = probe[at : at + n]
+                rows.append(backend.forward(part, len(part)).copy())
+            backend.truncate(n_context)
+            logits = np.concatenate(rows)
+            alone = logits if alone is None else alone
+            cells.append(f"{n}: {int((logits == alone).all(axis=1).sum())}")
+        print(f"{kernels().variant}, context {n_context}, equal of {n_probe}: {' '.join(cells)}", flush=True)
+        backend.close()
+
+
+def sample_text(file: str | None) -> bytes:
+    """The file, or 20,000 characters of Python's own documentation."""
+    if file:
+        return Path(file).read_bytes()
+    from pydoc_data.topics import topics
+
+    return "\n".join(topics[name] for name in sorted(topics))[:20_000].encode()
 
 
 class Side:
@@ -185,7 +382,7 @@ def plot(medians: dict[str, dict[int, float]], file: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for function in (products, model, worker):
+    for function in (products, model, worker, perplexity, exactness):
         command = commands.add_parser(function.__name__)
         command.set_defaults(function=function)
         command.add_argument("--threads", type=int, default=os.cpu_count())
@@ -193,11 +390,16 @@ def main() -> None:
             command.add_argument("--variant")
             command.add_argument("--rows", type=int, default=8960)
             command.add_argument("--k", type=int, default=1536)
+            command.add_argument("--types", default="all")
+            command.add_argument("--batches", default=",".join(map(str, BATCHES)))
+            command.add_argument("--onnx", action="store_true", help="onnxruntime too; needs onnx and onnxruntime")
         else:
             command.add_argument("file")
             command.add_argument("--kernels", default="off,auto")
             command.add_argument("--repeat", type=int, default=9)
             command.add_argument("--plot")
+            command.add_argument("--text")
+            command.add_argument("--contexts", default="100,1000,4000")
     arguments = parser.parse_args()
     arguments.function(arguments)
 

@@ -41,7 +41,8 @@ std::vector<float> multiply(const Variant& v, Type type, const std::vector<uint8
 int main() {
     std::mt19937 random(1);
     int n_checked = 0, n_wrong = 0;
-    const int64_t shapes[][3] = {{1, 1, 1}, {16, 1, 0}, {17, 2, 17}, {31, 3, 4}, {40, 1, 8}, {5, 1, 300}, {64, 5, 2}};   // rows, blocks, n
+    const int64_t shapes[][3] = {{1, 1, 1}, {16, 1, 0}, {17, 2, 17}, {31, 3, 4}, {40, 1, 8}, {5, 1, 300}, {64, 5, 2},
+                                {17, 1, 0}, {15, 1, 1}, {33, 1, 17}, {3, 1, 4096}};   // rows, blocks, n
     for (int t = 0; t < kTypes; t++) {
         const Type type = static_cast<Type>(t);
         for (const auto& shape : shapes) {

@@ -76,6 +76,58 @@ def test_the_definition_is_close_to_the_dequantised_weights(name: str) -> None:
     assert 0 < error < 0.01  # int8 activations: about 0.4 % where all weights have one sign, less elsewhere
 
 
+class InitParams(ctypes.Structure):
+    _fields_ = [("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool)]
+
+
+def multiply_by_stock(name: str, raw: NDArray[np.uint8], rows: int, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The same product as `multiply` by llama.cpp's own kernels."""
+    folder = load._llama_folder()
+    base, cpu = (load._library(folder, part) for part in ("ggml-base", "ggml-cpu"))
+    assert base is not None
+    assert cpu is not None
+    ggml, ggml_cpu = ctypes.CDLL(str(base)), ctypes.CDLL(str(cpu))
+    pointer, c_int, c_i64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+    for function, arguments in (
+        (ggml.ggml_init, [InitParams]),
+        (ggml.ggml_new_tensor_2d, [pointer, c_int, c_i64, c_i64]),
+        (ggml.ggml_get_data, [pointer]),
+        (ggml.ggml_mul_mat, [pointer, pointer, pointer]),
+        (ggml.ggml_new_graph, [pointer]),
+    ):
+        function.argtypes, function.restype = arguments, pointer
+    ggml.ggml_build_forward_expand.argtypes = [pointer, pointer]
+    ggml_cpu.ggml_graph_compute_with_ctx.argtypes = [pointer, pointer, c_int]
+    ggml.ggml_free.argtypes, ggml.ggml_free.restype = [pointer], None
+    (n, k), x = x.shape, np.ascontiguousarray(x)
+    context = ggml.ggml_init(InitParams(64 * 2**20, None, False))
+    weights = ggml.ggml_new_tensor_2d(context, quant_type(name).value, k, rows)
+    columns = ggml.ggml_new_tensor_2d(context, 0, k, n)
+    ctypes.memmove(ggml.ggml_get_data(weights), raw.ctypes.data, raw.nbytes)
+    ctypes.memmove(ggml.ggml_get_data(columns), x.ctypes.data, x.nbytes)
+    graph, product = ggml.ggml_new_graph(context), ggml.ggml_mul_mat(context, weights, columns)
+    ggml.ggml_build_forward_expand(graph, product)
+    assert ggml_cpu.ggml_graph_compute_with_ctx(context, graph, 1) == 0
+    y = np.empty((n, rows), np.float32)
+    ctypes.memmove(y.ctypes.data, ggml.ggml_get_data(product), y.nbytes)
+    ggml.ggml_free(context)
+    return y
+
+
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("variant", load.variants())
+def test_the_error_is_no_larger_than_that_of_llama_cpp(variant: str, name: str) -> None:
+    rows, k = 256, 1536
+    raw, x = random_weights(name, rows, k), activations(16, k)
+    exact = x.astype(np.float64) @ gguf.dequantize(raw, quant_type(name)).astype(np.float64).T
+    ours, stock = (
+        float(np.linalg.norm(y - exact) / np.linalg.norm(exact))
+        for y in (multiply(variant, name, raw, rows, x), multiply_by_stock(name, raw, rows, x))
+    )
+    print(f"{variant} {name}: {ours:.3%}, stock {stock:.3%}")
+    assert ours < stock * 1.02  # both round the activations to 8 bits, and not in the same places
+
+
 @pytest.mark.parametrize("name", TYPES)
 @pytest.mark.parametrize("variant", [name for name in load.variants() if name != "generic"])
 def test_every_variant_gives_the_bits_of_the_definition(variant: str, name: str) -> None:

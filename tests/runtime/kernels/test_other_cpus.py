@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,10 +16,26 @@ SOURCES = HERE.parents[2] / "runtime" / "kernels" / "src"
 COMMON = ["matmul.cpp", "pack.cpp", "cpu.cpp", "variant_generic.cpp"]
 
 
+X86 = ["variant_avx512.cpp", "variant_avx2.cpp", "variant_avxvnni.cpp"]
+SANITIZE = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+
+def compile_all(compiler: str, sources: list[Path], options: list[str], folder: Path) -> list[Path]:
+    """The object files, compiled side by side."""
+    command = [compiler, "-std=c++17", "-ffp-contract=off", "-w", "-fPIC", f"-I{SOURCES}", *options, "-c"]
+    objects = [folder / f"{source.stem}.o" for source in sources]
+    with ThreadPoolExecutor(2) as pool:
+        for done in pool.map(
+            lambda pair: subprocess.run([*command, pair[0], "-o", pair[1]]), zip(sources, objects, strict=True)
+        ):
+            assert done.returncode == 0, done.args
+    return objects
+
+
 def build(compiler: str, sources: list[str], options: list[str], program: Path) -> None:
-    command = [compiler, "-std=c++17", "-ffp-contract=off", "-w", f"-I{SOURCES}", *options]
-    command += [str(SOURCES / name) for name in sources] + [str(HERE / "check_variants.cpp"), "-o", str(program)]
-    subprocess.run([*command, "-pthread"], check=True)
+    files = [*(SOURCES / name for name in sources), HERE / "check_variants.cpp"]
+    objects = compile_all(compiler, files, options, program.parent)
+    subprocess.run([compiler, *options, *objects, "-o", program, "-pthread"], check=True)
 
 
 @pytest.mark.skipif(
@@ -30,12 +49,61 @@ def test_neon_gives_the_bits_of_the_definition(tmp_path: Path) -> None:
     assert "neon-dotprod generic" in done.stdout
 
 
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the library and the check of the variants, built for the sanitizers."""
+    if not shutil.which("g++"):
+        pytest.skip("needs g++")
+    folder = tmp_path_factory.mktemp("sanitized")
+    files = [SOURCES / name for name in [*COMMON, *X86]]
+    objects = compile_all("g++", files, SANITIZE, folder)
+    check = compile_all("g++", [HERE / "check_variants.cpp"], SANITIZE, folder)
+    subprocess.run(["g++", *SANITIZE, *objects, *check, "-o", folder / "check", "-pthread"], check=True)
+    rest = compile_all("g++", [SOURCES / "exports.cpp", SOURCES / "plugin.cpp"], SANITIZE, folder)
+    library = folder / "_kernels.so"
+    subprocess.run(["g++", "-shared", *SANITIZE, *objects, *rest, "-o", library, "-pthread", "-ldl"], check=True)
+    return folder
+
+
 @pytest.mark.model  # a minute of compilation
-@pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
-def test_the_sanitizers_find_nothing(tmp_path: Path) -> None:
-    x86 = ["variant_avx512.cpp", "variant_avx2.cpp", "variant_avxvnni.cpp"]
-    options = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    build("g++", [*COMMON, *x86], options, tmp_path / "check")
-    done = subprocess.run([tmp_path / "check"], capture_output=True, text=True)
+def test_the_sanitizers_find_nothing(sanitized: Path) -> None:
+    done = subprocess.run([sanitized / "check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " 0 wrong" in done.stdout
+
+
+TWO_AT_ONCE = """
+import sys, threading
+from pathlib import Path
+from edgellm.runtime.kernels import load
+load.__file__ = sys.argv[1]
+from edgellm.runtime.backends.llama_cpp import ContextOptions, LlamaBackend, LlamaModel, kernels
+def run(model, out):
+    backend = LlamaBackend(model, ContextOptions(n_ctx=256, max_keep=17, n_threads=2))
+    for n in (1, 17, 40):
+        backend.truncate(0)
+        out.append(backend.forward(list(range(100, 100 + n)), 1).tobytes())
+    backend.close()
+for _ in range(3):
+    model, outs = LlamaModel(Path(sys.argv[2])), ([], [])
+    threads = [threading.Thread(target=run, args=(model, out)) for out in outs]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    assert len(outs[0]) == 3 and outs[0] == outs[1]
+    model.close()
+print(kernels().variant)
+"""
+
+
+@pytest.mark.model
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a library to be loaded before all others")
+def test_the_sanitizers_find_nothing_in_two_contexts_at_once_nor_in_repeated_loads(
+    sanitized: Path, smollm2_path: Path
+) -> None:
+    names = ("libasan.so", "libubsan.so", "libstdc++.so")
+    found = [subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip() for name in names]
+    environment = {**os.environ, "LD_PRELOAD": " ".join(found), "ASAN_OPTIONS": "detect_leaks=0"}
+    command = [sys.executable, "-c", TWO_AT_ONCE, sanitized / "load.py", smollm2_path]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split()[-1] != "stock", done.stderr
