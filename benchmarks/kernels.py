@@ -218,17 +218,17 @@ def model(arguments: argparse.Namespace) -> None:
     work = [*BATCHES, -PROMPT]
     times: dict[str, dict[int, list[float]]] = {name: {n: [] for n in work} for name in sides}
     for name, side in sides.items():
-        print(f"{name}: {side.facts}")
+        print(f"{name}: {side.facts}", flush=True)
         for n in work:
             side.seconds(n)  # warm
     for _ in range(arguments.repeat):
         for n in work:
             for name, side in sides.items():
                 times[name][n].append(side.seconds(n))
-    medians = {name: {n: statistics.median(all_s) for n, all_s in of_side.items()} for name, of_side in times.items()}
-    for name, median in medians.items():
-        cells = " ".join(f"{n}: {median[n] * 1e3:.1f} ms ({median[n] / median[1]:.2f})" for n in BATCHES)
-        print(f"{name}: {cells}; prompt of {PROMPT}: {PROMPT / median[-PROMPT]:.0f} tok/s")
+        medians = {name: {n: statistics.median(all_s) for n, all_s in of.items()} for name, of in times.items()}
+        for name, median in medians.items():
+            cells = " ".join(f"{n}: {median[n] * 1e3:.1f} ms ({median[n] / median[1]:.2f})" for n in BATCHES)
+            print(f"{name}: {cells}; prompt of {PROMPT}: {PROMPT / median[-PROMPT]:.0f} tok/s", flush=True)
     for side in sides.values():
         side.close()
     if arguments.plot:

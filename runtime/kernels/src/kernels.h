@@ -399,7 +399,7 @@ void quantize(Type type, const float* x, int64_t first, int64_t last, const Tile
 
 template <class S>
 double peak_of(int64_t rounds) {
-    constexpr int n = 12;   // enough independent sums to hide the latency
+    constexpr int n = S::kColumns < kMaxCols ? 5 : 12;   // enough independent sums to hide the latency, in registers
     typename S::N acc[n];
     alignas(64) uint8_t bytes[kLine] = {1};
     typename S::W w = S::load(bytes);
@@ -408,7 +408,7 @@ double peak_of(int64_t rounds) {
     for (int64_t i = 0; i < rounds; i++) {
         S::keep_bytes(w);   // or the products are taken out of the loop
         EDGELLM_UNROLL for (int c = 0; c < n; c++) acc[c] = S::dot(acc[c], w, q + c);
-        EDGELLM_UNROLL for (int c = 0; c < n; c++) S::keep(acc[c]);   // or twelve equal sums become one
+        EDGELLM_UNROLL for (int c = 0; c < n; c++) S::keep(acc[c]);   // or equal sums become one
     }
     float out[S::kLanes] = {};
     typename S::F total = S::zero();
@@ -417,20 +417,14 @@ double peak_of(int64_t rounds) {
     return out[0] >= 0 ? static_cast<double>(rounds) * n * S::kLanes * 4 : 0;
 }
 
-// Eight streams of the variant's widest loads.
+// Loads alone, as far ahead as the kernels.
 template <class S>
 void read_of(const uint8_t* from, int64_t n_bytes) {
-    constexpr int n = 8;
-    const int64_t stream = n_bytes / n / kLine * kLine;
-    typename S::W total[n];
-    EDGELLM_UNROLL for (int i = 0; i < n; i++) total[i] = S::load(from);
-    for (int64_t at = 0; at < stream; at += kLine) {
-        EDGELLM_UNROLL for (int i = 0; i < n; i++) S::prefetch(from + i * stream + at + 2048);
+    for (int64_t at = 0; at < n_bytes / kLine * kLine; at += kLine) {
+        S::prefetch(from + at + kAhead);
         for (int part = 0; part < kRows; part += S::kLanes) {
-            EDGELLM_UNROLL for (int i = 0; i < n; i++) {
-                total[i] = S::load(from + i * stream + at + part * 4);
-                S::keep_bytes(total[i]);
-            }
+            typename S::W v = S::load(from + at + part * 4);
+            S::keep_bytes(v);
         }
     }
 }
