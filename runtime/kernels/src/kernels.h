@@ -403,8 +403,8 @@ double peak_of(int64_t rounds) {
     typename S::N acc[n];
     alignas(64) uint8_t bytes[kLine] = {1};
     typename S::W w = S::load(bytes);
-    alignas(64) int32_t q[n] = {};
-    EDGELLM_UNROLL for (int c = 0; c < n; c++) acc[c] = S::zero_sum();
+    alignas(64) int32_t q[n];
+    EDGELLM_UNROLL for (int c = 0; c < n; c++) acc[c] = S::zero_sum(), q[c] = static_cast<int32_t>(rounds & 1) + c;   // different, unknown
     for (int64_t i = 0; i < rounds; i++) {
         S::keep_bytes(w);   // or the products are taken out of the loop
         EDGELLM_UNROLL for (int c = 0; c < n; c++) acc[c] = S::dot(acc[c], w, q + c);

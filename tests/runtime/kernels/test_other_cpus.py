@@ -17,7 +17,7 @@ COMMON = ["matmul.cpp", "pack.cpp", "cpu.cpp", "variant_generic.cpp"]
 
 
 X86 = ["variant_avx512.cpp", "variant_avx2.cpp", "variant_avxvnni.cpp"]
-SANITIZE = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SANITIZE = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
 def compile_all(compiler: str, sources: list[Path], options: list[str], folder: Path) -> list[Path]:
