@@ -237,12 +237,13 @@ def model(arguments: argparse.Namespace) -> None:
 
 def perplexity(arguments: argparse.Namespace) -> None:
     """Of windows of 512 tokens, each predicted from the second on."""
-    from edgellm.runtime.backends.llama_cpp import ContextOptions, LlamaBackend, LlamaModel, kernels
+    from edgellm.memory.context import ContextSettings
+    from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, kernels
 
     n_window, n_rows = 512, 64
     weights = LlamaModel(Path(arguments.file))
-    backend = LlamaBackend(weights, ContextOptions(n_ctx=n_window, max_keep=n_rows, n_threads=arguments.threads))
-    tokens = weights.vocabulary.tokenize(sample_text(arguments.text))
+    backend = LlamaBackend(weights, ContextSettings(n_ctx=n_window, n_outputs=n_rows, n_threads=arguments.threads))
+    tokens = weights.vocabulary.encode(sample_text(arguments.text))
     total, n_predicted = 0.0, 0
     for first in range(0, len(tokens) - 1, n_window):
         window = tokens[first : first + n_window]
@@ -260,13 +261,14 @@ def perplexity(arguments: argparse.Namespace) -> None:
 
 def exactness(arguments: argparse.Namespace) -> None:
     """Of 32 tokens behind a context: how many have the same bits in passes of n as alone."""
-    from edgellm.runtime.backends.llama_cpp import ContextOptions, LlamaBackend, LlamaModel, kernels
+    from edgellm.memory.context import ContextSettings
+    from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, kernels
 
     n_probe, widths = 32, (*range(1, 17), 32)
     weights = LlamaModel(Path(arguments.file))
-    tokens = weights.vocabulary.tokenize(sample_text(arguments.text))
+    tokens = weights.vocabulary.encode(sample_text(arguments.text))
     for n_context in (int(n) for n in arguments.contexts.split(",")):
-        options = ContextOptions(n_ctx=n_context + n_probe, max_keep=n_probe, n_threads=arguments.threads)
+        options = ContextSettings(n_ctx=n_context + n_probe, n_outputs=n_probe, n_threads=arguments.threads)
         backend = LlamaBackend(weights, options)
         backend.forward(tokens[:n_context], 0)
         probe, alone, cells = tokens[n_context : n_context + n_probe], None, []

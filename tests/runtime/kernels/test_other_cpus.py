@@ -77,9 +77,10 @@ import sys, threading
 from pathlib import Path
 from edgellm.runtime.kernels import load
 load.__file__ = sys.argv[1]
-from edgellm.runtime.backends.llama_cpp import ContextOptions, LlamaBackend, LlamaModel, kernels
+from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, kernels
+from edgellm.memory.context import ContextSettings
 def run(model, out):
-    backend = LlamaBackend(model, ContextOptions(n_ctx=256, max_keep=17, n_threads=2))
+    backend = LlamaBackend(model, ContextSettings(n_ctx=256, n_outputs=17, n_threads=2))
     for n in (1, 17, 40):
         backend.truncate(0)
         out.append(backend.forward(list(range(100, 100 + n)), 1).tobytes())
