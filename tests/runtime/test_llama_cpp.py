@@ -144,7 +144,7 @@ def test_a_recurrent_model_says_what_it_cannot_do(tiny: Tiny, opened: Callable[.
 def test_a_drafter_of_a_hybrid_family_reads_what_is_new_alone(tiny: Tiny, opened: Callable[..., LlamaBackend]) -> None:
     target = opened(tiny("llama"))
     drafter = ModelDrafter(opened(tiny("lfm2"), n_outputs=1, n_rs_seq=16))
-    backend = drafter._follower.backend
+    backend = drafter.follower.backend
     read: list[int] = []
     forward = backend.forward
     backend.forward = lambda tokens, keep: (read.append(len(tokens)), forward(tokens, keep))[1]  # type: ignore[method-assign,func-returns-value]
