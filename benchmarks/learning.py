@@ -17,7 +17,8 @@ from typing import Any
 
 from edgellm.runtime.bench import Prompt, read_prompts
 from edgellm.runtime.chat import ChatSession
-from edgellm.runtime.engine import N_DRAFT, Engine, EngineOptions, load_target, with_drafter
+from edgellm.runtime.engine import Engine, load_target, with_drafter
+from edgellm.runtime.planning import N_DRAFT, EngineOptions
 
 
 def ask(engine: Engine, prompt: Prompt, n_tokens: int) -> dict[str, Any]:

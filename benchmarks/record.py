@@ -19,7 +19,8 @@ from edgellm.runtime.bench import read_prompts
 from edgellm.runtime.chat import ChatSession
 from edgellm.runtime.drafters.follow import Follower
 from edgellm.runtime.drafters.model import top_of
-from edgellm.runtime.engine import Engine, EngineOptions, load
+from edgellm.runtime.engine import Engine, load
+from edgellm.runtime.planning import EngineOptions
 from edgellm.runtime.template import Message
 from edgellm.runtime.translate import GrowingText
 

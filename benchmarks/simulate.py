@@ -108,6 +108,7 @@ class ReplayDrafter:
         self._curve, self._clock, self._speller, self._cache = curve, clock, speller, cache
         self._guesses = TranslatingDrafter._guesses.__get__(self)  # its own arithmetic, on recorded passes
         self.busy_s = 0.0
+        self.n_merged = 0
         self.recording: Recording | None = None
         self._context = GrowingText(own, [])
         self._n_read = self._n = 0
@@ -154,6 +155,7 @@ class ReplayDrafter:
         tail = (*tokens[-WINDOW:], *prefix)[-WINDOW:]
         n_skip = len(draft["unfinished"])
         drafted: list[int] = []
+        n_merged = 0
         n_first = max(1, len(tokens) - self._n_read + len(prefix))
         for i, token in enumerate(draft["tokens"]):
             self._pass(min(n_first, 512) if not i else 1)
@@ -167,6 +169,8 @@ class ReplayDrafter:
                 return
             drafted.append(token)
             spelled = self._speller.spell(tail, drafted, n_skip)
+            self.n_merged += spelled.n_merged - n_merged
+            n_merged = spelled.n_merged
             yield self._guesses(spelled, drafted, draft["top"], draft["entropy"])
             if not spelled.goes_on:
                 return
@@ -187,6 +191,7 @@ class Figures:
     n_drafted: int = 0
     n_accepted: int = 0
     seconds: float = 0.0
+    n_merged: int = 0  # tokens that the n-gram cache merged
     by_task: dict[str, tuple[int, float, int]] = field(default_factory=dict)
 
     def add(self, task: str, n_new: int, n_rounds: int, n_drafted: int, n_accepted: int, seconds: float) -> None:
@@ -272,7 +277,29 @@ def replay(
             sum(step.n_accepted for step in steps),
             clock.now_s - started,
         )
+    figures.n_merged = drafting.n_merged
     return figures
+
+
+def spellings(pair: Pair, recordings: Sequence[Recording], costs: Callable[[], Costs], n_draft: int) -> None:
+    """OmniDraft's table for this pair: the model alone at a fixed length, and its drafts said in five ways."""
+    print(f"model alone, {n_draft} tokens a draft:")
+    full = NgramCache(NGRAM_BYTES)
+    rows: list[tuple[str, str, NgramCache | None]] = [
+        ("direct map", "direct", None),
+        ("OmniDraft, cold", "omnidraft", full),
+        ("OmniDraft, warm", "omnidraft", full),
+    ]
+    for i in range(len(rows) + 2):
+        if i == 3:  # the cache's size is known by now
+            rows += [("OmniDraft, warm, a quarter", "omnidraft", quarter := NgramCache(full.n_bytes // 4))]
+            quarter.merge(full.entries())
+            rows += [("text again", "text", None)]
+        name, spelling, cache = rows[i]
+        f = replay(pair, recordings, costs, copy=False, store=False, fixed=n_draft, spelling=spelling, cache=cache)
+        held = f"{cache.n_entries:,} entries, {cache.n_bytes:,} B" if cache is not None else "no cache"
+        print(f"  {name:<27}{f.a_round:5.2f} tokens a round, {f.n_accepted / f.n_drafted:4.0%} accepted, "
+              f"{f.n_merged / f.n_rounds:5.2f} merged a round, {held}")  # fmt: skip
 
 
 def oracle(pair: Pair, recordings: Sequence[Recording], costs: Costs, *, spelling: Speller) -> Figures:
@@ -379,6 +406,8 @@ def main() -> None:
     pair = Pair(target, own, target.turn_end)
     recordings = read_recordings(arguments.recordings)
     results: dict[str, Any] = {}
+    for n_draft in (4, 8):
+        spellings(pair, recordings, curves(None, arguments.one_ms, arguments.draft_ms)["flat"], n_draft)
     text = TextSpeller(own, target)
     for name, costs in curves(arguments.curves, arguments.one_ms, arguments.draft_ms).items():
         started = time.perf_counter()
