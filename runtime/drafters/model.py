@@ -62,8 +62,9 @@ class ModelDrafter:
         return self.follower.n_unread(self._tokens, self._n_known)
 
     def catch_up(self) -> None:
-        self._settle(())
-        self.follower.prefill(self._tokens)
+        if self.follower.room(self._tokens, 0):
+            self._settle(())
+            self.follower.prefill(self._tokens)
 
     def _settle(self, extra: Sequence[int]) -> None:
         reach = self._reach if self._reach is not None else len(self._tokens)
