@@ -11,13 +11,14 @@ from edgellm.runtime.drafters.base import Draft, Guess
 from edgellm.runtime.drafters.follow import Follower
 from edgellm.runtime.sampling import GREEDY, Distribution, Sampling
 
+LOWEST = np.float32(-100.0)  # a logit below the likeliest one's that is as good as none
 REACH = 512  # own tokens that are read at most when drafting begins late; what lies before adds little
 
 
 def top_of(logits: Logits) -> tuple[int, float, float]:
     """The likeliest token, its probability, and the entropy of the whole row in nats."""
     token = int(logits.argmax())
-    shifted = logits - logits[token]
+    shifted = np.maximum(logits - logits[token], LOWEST)  # what cannot be drafted has a logit of -inf
     weights = np.exp(shifted)
     total = float(weights.sum())
     return token, 1.0 / total, float(np.log(total)) - float(weights @ shifted) / total

@@ -19,6 +19,7 @@ WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)  # tokens a pass that are measured; b
 DRAFT_WIDTHS = (1, 2, 4, 8, 16, 32)
 CONTEXTS = (32, 512)  # tokens held at the time; beyond, the line goes on
 N_REPEATS = 4
+BUDGET_S = 8.0  # for measuring one model
 DRIFT = 0.05  # weight of a new pass in the correction
 REFRESH = 0.15  # share by which a curve has drifted when it is written anew
 
@@ -107,29 +108,41 @@ class Costs:
     draft: CostCurve | None = None
 
 
-def measure(backend: Backend, widths: Sequence[int] = WIDTHS, repeats: int = N_REPEATS) -> CostCurve:
-    """Time passes of a backend; takes a few seconds and leaves it empty.
+def measure(
+    backend: Backend, widths: Sequence[int] = WIDTHS, repeats: int = N_REPEATS, budget_s: float = BUDGET_S
+) -> CostCurve:
+    """Time passes of a backend, and leave it empty.
 
     Widths take turns, so that a disturbance hits all alike, and the least time of each counts: what else runs on a
-    machine only ever makes a pass slower.
+    machine only ever makes a pass slower. On a machine that is too busy for the budget fewer widths are measured.
     """
-    widths = [n for n in widths if n <= max(backend.max_keep, 1)] if backend.max_keep > 1 else list(widths)
+    widths = [n for n in widths if n <= backend.max_keep] if backend.max_keep > 1 else list(widths)
     contexts = [n for n in CONTEXTS if n + max(widths) <= backend.n_ctx] or [0]
-    seconds: list[list[float]] = []
+    # The ends first, then the middle: whatever is left out lies between two that are known.
+    order = sorted(widths, key=lambda n: (n not in (widths[0], widths[-1]), widths.index(n) % 2))
+    deadline = time.perf_counter() + budget_s
+    rows: list[dict[int, float]] = []
     for context in contexts:
+        if rows and time.perf_counter() > deadline:
+            break
         backend.truncate(0)
         backend.forward(_filler(backend, context), keep=0)
-        taken: dict[int, list[float]] = {n: [] for n in widths}
-        for i in range(repeats):
-            for n in widths if i % 2 else reversed(widths):
+        row: dict[int, float] = {}
+        for _ in range(repeats):
+            for n in order:
+                if time.perf_counter() > deadline and len(row) >= min(2, len(order)):
+                    break
                 keep = min(n, backend.max_keep)
                 started = time.perf_counter()
                 backend.forward(_filler(backend, n), keep=keep)
-                taken[n].append(time.perf_counter() - started)
+                row[n] = min(row.get(n, math.inf), time.perf_counter() - started)
                 backend.truncate(context)
-        seconds.append([min(taken[n]) for n in widths])
+        rows.append(row)
     backend.truncate(0)
-    return CostCurve(tuple(widths), tuple(contexts), seconds)
+    if len(rows) > 1 and rows[1].keys() != rows[0].keys():
+        del rows[1]
+    measured = sorted(rows[0])
+    return CostCurve(tuple(measured), tuple(contexts[: len(rows)]), [[row[n] for n in measured] for row in rows])
 
 
 def _filler(backend: Backend, n: int) -> list[int]:
