@@ -191,6 +191,7 @@ class Figures:
     n_drafted: int = 0
     n_accepted: int = 0
     seconds: float = 0.0
+    overhead_s: float = 0.0  # real time that choosing took
     n_merged: int = 0  # tokens that the n-gram cache merged
     by_task: dict[str, tuple[int, float, int]] = field(default_factory=dict)
 
@@ -278,6 +279,7 @@ def replay(
             clock.now_s - started,
         )
     figures.n_merged = drafting.n_merged
+    figures.overhead_s = adaptive.choices.overhead_s if adaptive is not None else 0.0
     return figures
 
 
@@ -438,7 +440,8 @@ def main() -> None:
         for row, f in rows.items():
             rate = f.n_accepted / f.n_drafted if f.n_drafted else 0.0
             print(f"  {row:<20} {f.a_round:5.2f} tokens a round, {rate:4.0%} accepted, "
-                  f"{f.speed / plain.speed:5.2f} x plain, {f.speed / best:4.0%} of the oracle")  # fmt: skip
+                  f"{f.speed / plain.speed:5.2f} x plain, {f.speed / best:4.0%} of the oracle, "
+                  f"{1e6 * f.overhead_s / f.n_rounds:4.0f} us a round")  # fmt: skip
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2))
 

@@ -23,7 +23,7 @@ from edgellm.runtime.learning import recall
 from edgellm.runtime.learning.confidence import AcceptanceHead, LogisticHead, Rate, logit
 from edgellm.runtime.learning.costs import Costs
 from edgellm.runtime.learning.history import GAP, History
-from edgellm.runtime.learning.recall import Recall
+from edgellm.runtime.learning.recall import Recall, Recollection
 from edgellm.runtime.sampling import GREEDY, Distribution, Sampling
 
 Stop = Literal["cost", "entropy", "never"]
@@ -58,7 +58,7 @@ class Choices:
     n_passes: int = 0  # of the draft model
     rounds_by: Counter[str] = field(default_factory=Counter)  # sources of the proposal, joined by +
     n_probes: int = 0
-    overhead_s: float = 0.0  # of choosing, without the models and the translation
+    overhead_s: float = 0.0  # of recalling, choosing and learning, without the models and the translation
 
 
 class EntropyRule:
@@ -124,10 +124,11 @@ class AdaptiveDrafter:
         self._round_s = 0.0
         self._n_rounds_answer = 0
         self._n_passes = 0
-        self._mark_s = self._model_mark_s = 0.0
+        self._mark_s = self._asked_s = 0.0
         self._table: list[float] = []
         self._table_for = (-1, -1)
         self._least = LEAST
+        self._judged_last: tuple[Recollection | None, float] = (None, 0.0)
 
     @property
     def busy_s(self) -> float:
@@ -155,7 +156,7 @@ class AdaptiveDrafter:
     # --- choosing
 
     def propose(self, tokens: Sequence[int], limit: int) -> Draft:
-        started, busy = time.perf_counter(), self.busy_s
+        started, self._asked_s = time.perf_counter(), 0.0
         limit = min(limit, self._fixed) if self._fixed is not None else limit
         self._items, self._free, self._n_passes, self._probed = [], [], 0, False
         self._round_s = 0.0
@@ -167,7 +168,7 @@ class AdaptiveDrafter:
         items = self._items[:n]
         probs = [item.probs for item in items]
         sources = [item.source for item in items]
-        self.choices.overhead_s += time.perf_counter() - started - (self.busy_s - busy)
+        self.choices.overhead_s += time.perf_counter() - started - self._asked_s
         self.choices.n_passes += self._n_passes
         self._mark_s = self._target.busy_s
         joined = "+".join(dict.fromkeys(sources)) or "none"
@@ -206,10 +207,9 @@ class AdaptiveDrafter:
         """What the histories would go on with."""
         chain: list[_Item] = []
         while len(chain) < n_most and reach > self._least:
-            found = self._recall.guess()
+            found, p = self._recalled()
             if found is None:
                 break
-            p = self.free_head.predict(found.features)
             reach *= p
             chain.append(_Item(found.token, p, found.source, found.features))
             self._recall.take(found.token)
@@ -286,7 +286,14 @@ class AdaptiveDrafter:
         draft_cost = self._costs.draft if self._costs is not None else None
         model_mark, n_first = self.model.busy_s, self.model.n_unread() + n_free
         was_open = False
-        for guesses in self.model.drafting(tokens, prefix):
+        passes = iter(self.model.drafting(tokens, prefix))
+        while True:
+            asked = time.perf_counter()
+            drafted = next(passes, None)
+            self._asked_s += time.perf_counter() - asked
+            if drafted is None:
+                break
+            guesses = drafted
             n_passes += 1
             if draft_cost is not None:
                 n_read = n_first if n_passes == 1 else 1
@@ -331,21 +338,27 @@ class AdaptiveDrafter:
         self._n_passes += n_passes
         return reach
 
+    def _recalled(self) -> tuple[Recollection | None, float]:
+        """What the histories would go on with, and its chance of being accepted."""
+        found = self._recall.guess()
+        if found is not self._judged_last[0]:
+            self._judged_last = (found, self.free_head.predict(found.features) if found is not None else 0.0)
+        return self._judged_last
+
     def _recalls_better(self, reach: float) -> bool:
         """Whether the histories know the next token better than the model would, its price considered."""
-        found = self._recall.guess()
+        found, p = self._recalled()
         if found is None:
             return False
-        p = self.free_head.predict(found.features)
         item = _Item(found.token, p, found.source)
         return bool(self._n_before_model([item], reach)) and p > 0.5
 
     def _judged(self, guess: Guess) -> _Item:
         """A guess of the model with its chance of being accepted."""
-        found = self._recall.guess() if guess.probs is None else None  # nothing may depend on how a draw fell out
+        # Nothing may depend on how a draw fell out.
+        found, p = self._recalled() if guess.probs is None else (None, 0.0)
         agrees = differs = 0.0
         if found is not None:
-            p = self.free_head.predict(found.features)
             agrees, differs = (p, 0.0) if found.token == guess.token else (0.0, p)
         features = (
             1.0,

@@ -9,7 +9,6 @@ from typing import NamedTuple
 from edgellm.runtime.learning.history import GAP, MAX_MATCH, History
 
 WEIGHTS = (-1.9, 0.56, 0.74, 0.14, 0.05, 0.75)  # fitted to answers to prompts of our own; they only begin the learning
-SURE = 4  # tokens of a match that makes looking for other places needless
 
 
 class Recollection(NamedTuple):
@@ -29,10 +28,13 @@ class Recall:
         self._histories = list(histories.values())
         self._tail: list[int] = []
         self._places: list[tuple[int, int, int]] = []  # (history, position, match)
+        self._guess: Recollection | None = None
+        self._is_guessed = False
 
     def start(self, tokens: Sequence[int]) -> None:
         """Guesses will follow `tokens`."""
         self._tail = list(tokens[-MAX_MATCH:])
+        self._is_guessed = False
         self._look()
 
     def _look(self) -> None:
@@ -44,6 +46,11 @@ class Recall:
 
     def guess(self) -> Recollection | None:
         """The likeliest token that follows; None where nothing like it was said."""
+        if not self._is_guessed:
+            self._guess, self._is_guessed = self._find(), True
+        return self._guess
+
+    def _find(self) -> Recollection | None:
         weights: dict[int, float] = {}
         best: dict[int, tuple[int, int]] = {}  # token -> (longest match, its history)
         counts: dict[int, int] = {}
@@ -76,13 +83,11 @@ class Recall:
     def take(self, token: int) -> None:
         """`token` is proposed: go on behind it."""
         self._tail.append(token)
+        self._is_guessed = False
         self._places = [
             (i, position + 1, min(match + 1, MAX_MATCH))
             for i, position, match in self._places
             if self._histories[i].token(position) == token
         ]
-        if not any(match >= SURE for _, _, match in self._places):
-            kept = self._places
+        if not self._places:
             self._look()
-            known = {place[:2] for place in self._places}
-            self._places += [place for place in kept if place[:2] not in known]
