@@ -119,7 +119,7 @@ def test_a_hybrid_model_takes_no_more_back_than_it_has_copies(tiny: Tiny, opened
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "lfm2", "qwen35", "mamba"])
 def test_every_kind_of_model_answers_and_drafting_changes_nothing(architecture: str, tiny: Tiny) -> None:
-    options = EngineOptions(n_ctx=256)
+    options = EngineOptions(n_ctx=256, n_draft=4, fixed=True)
     with load(tiny(architecture), None, EngineOptions(n_ctx=256, copy=False)) as plain:
         wanted = "".join(ChatSession(plain).reply("the thin hat the thin hat", max_tokens=40))
     with load(tiny(architecture), tiny(architecture), options) as engine:
