@@ -81,10 +81,10 @@ class Learning:
             except (ValueError, KeyError, TypeError):
                 assert file is not None
                 file.set_aside("holds no cost curve")
-        widest = min(widths[-1], backend.max_keep) if backend.max_keep > 1 else widths[-1]
-        if curve is None or curve.widths[-1] < max(n for n in widths if n <= widest):
+        wanted = {n for n in widths if n <= backend.max_keep or backend.max_keep == 1}
+        if curve is None or not wanted <= set(curve.widths):
             curve = curves.measure(backend, widths, repeats=curves.N_REPEATS if file is not None else 1)
-            if file is not None:
+            if file is not None and wanted <= set(curve.widths):  # what a busy machine left out is measured next time
                 self._write(file, curve.to_json())
         if file is not None:
             self._curves.append((file, curve))
@@ -116,7 +116,7 @@ class Learning:
         if self._drafter is not None and self._drafter.choices.n_rounds and (file := self._knowledge_file()):
             self._write(file, self._drafter.knowledge())
         for file, curve in self._curves:
-            if curve.has_drifted:
+            if curve.has_drifted and len(curve.widths) > 2:
                 self._write(file, curve.to_json())
         self._saved_s = time.monotonic()
 
