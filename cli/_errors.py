@@ -32,6 +32,7 @@ _KNOWN: dict[str, int] = {
     "edgellm.export.naming.BadReference": USAGE,
     "edgellm.export.store.PullError": FAILED,
     "edgellm.cli._conversation.BadConversation": FAILED,
+    "edgellm.runtime.learning.keep.BadArchive": FAILED,
     "edgellm.runtime.sampling.BadSampling": USAGE,
     "edgellm.runtime.template.TemplateError": FAILED,
     "edgellm.runtime.backends.base.LoadError": FAILED,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -17,6 +17,24 @@ DEFAULT_TARGET = "qwen2.5-coder-1.5b-instruct"
 DEFAULT_DRAFTER = "smollm2-135m-instruct"  # another vocabulary than any target's but its own family's
 NO_DRAFTER = "none"
 MIN_RATIO = 2  # a target must be this many times its drafter's bytes; less could never pay
+
+
+def drafting_options(
+    n: int | None, *, learn: bool = True, assume_cost: float | None = None, merged_probs: bool = False
+) -> dict[str, Any]:
+    """Options of an engine that drafts what pays, or `n` tokens a round, and keeps what it learns."""
+    from edgellm.export.store import home
+    from edgellm.runtime.planning import N_DRAFT
+
+    return {
+        "n_draft": N_DRAFT if n is None else n,
+        "fixed": n is not None,
+        "learn": "kept" if learn else "off",
+        "learned": home() / "learned",
+        "assume_cost": assume_cost,
+        "merged_probs": merged_probs,
+        "spelling": "omnidraft" if merged_probs else "merged",
+    }
 
 
 def resolve(reference: str, *, offline: bool = False) -> ModelFile:

@@ -20,6 +20,7 @@ QUESTIONS = (
     "A train leaves at 9:40 and arrives at 13:05. How long is the journey?",
 )
 N_TOKENS = 48  # of each answer
+N_DRAFT = 4  # tokens a round: what acceptance is compared at
 
 
 def tabulate(target: Path, draft: Path) -> bytes:
@@ -41,7 +42,7 @@ def tabulate(target: Path, draft: Path) -> bytes:
 
 def judge(target: Path, draft: Path, *, measure: bool) -> dict[str, Any]:
     """Shares of the vocabularies that are common and, if `measure`, which part of the drafts the target takes."""
-    with load(target, draft, EngineOptions(n_ctx=1024, copy=False)) as engine:
+    with load(target, draft, EngineOptions(n_ctx=1024, n_draft=N_DRAFT, fixed=True, copy=False, learn="off")) as engine:
         assert engine.draft_model is not None
         table = engine.table
         shared = table.overlap() if table else overlap(engine.model.vocabulary, engine.draft_model.vocabulary)

@@ -37,11 +37,24 @@ def bench(
     limit: int = typer.Option(None, min=1, help="Only the first N prompts of the file.", show_default=False),
     max_tokens: int = typer.Option(128, min=1, envvar="EDGELLM_MAX_TOKENS", help="Tokens an answer, at most."),
     draft_tokens: int = typer.Option(
-        None, min=0, envvar="EDGELLM_DRAFT_TOKENS", help="Tokens drafted a round.", show_default=False
+        None, min=0, envvar="EDGELLM_DRAFT_TOKENS", help="Draft so many a round, not what pays.", show_default=False
     ),
     ctx: int = typer.Option(
         None, min=64, envvar="EDGELLM_CTX", help="Context, tokens; 4096 if memory allows.", show_default=False
     ),
+    no_learn: bool = typer.Option(
+        False, "--no-learn", envvar="EDGELLM_NO_LEARN", help="Do not draft from earlier answers of the run."
+    ),
+    assume_cost: float = typer.Option(
+        None,
+        "--assume-cost",
+        min=0.0,
+        envvar="EDGELLM_ASSUME_COST",
+        help="Choose lengths as if n tokens took 1 + X (n - 1) times the pass of one.",
+        metavar="X",
+        show_default=False,
+    ),
+    ablate: bool = typer.Option(False, "--ablate", help="Compare each part of drafting, from none to all of them."),
     exact: bool = typer.Option(
         False, "--exact", envvar="EDGELLM_EXACT", help="Only pass widths that agree bit for bit."
     ),
@@ -65,12 +78,12 @@ def bench(
 ) -> None:
     """Measure plain and speculative decoding in turn over the same prompts, and compare their outputs."""
     from edgellm.cli._machine import machine
-    from edgellm.cli._models import check_kv, resolve_pair
+    from edgellm.cli._models import check_kv, drafting_options, resolve_pair
     from edgellm.cli._plans import read_plan
     from edgellm.memory.units import parse_bytes
-    from edgellm.runtime.bench import PLAIN, Prompt, read_prompts, run
+    from edgellm.runtime.bench import PLAIN, Prompt, ablation, read_prompts, run
     from edgellm.runtime.engine import load_target, with_drafter
-    from edgellm.runtime.planning import N_DRAFT, EngineOptions, plan_here
+    from edgellm.runtime.planning import EngineOptions, plan_here
     from edgellm.runtime.sampling import Sampling
 
     chosen = (
@@ -86,7 +99,7 @@ def bench(
     )
     options = EngineOptions(
         n_ctx=ctx,
-        n_draft=draft_tokens if draft_tokens is not None else N_DRAFT,
+        **drafting_options(draft_tokens, assume_cost=assume_cost) | {"learn": "off" if no_learn else "fresh"},
         exact=exact,
         kv=check_kv(kv) if kv is not None else None,
         n_threads=threads,
@@ -99,8 +112,11 @@ def bench(
     plain = load_target(target.path, options, planned)
     engines = {PLAIN: plain}
     try:
-        for name, path, copy in configs:
-            engines[name] = with_drafter(plain, path, copy=copy)
+        if ablate:
+            engines |= ablation(plain, default_draft.path if default_draft else None)
+        else:
+            for name, path, copy in configs:
+                engines[name] = with_drafter(plain, path, copy=copy)
         for engine in engines.values():
             for note in engine.notes:
                 out.detail(note)
@@ -125,6 +141,7 @@ def bench(
                 "max_tokens": max_tokens,
                 "n_ctx": plain.backend.n_ctx,
                 "temperature": temperature,
+                "explained": drafter.explain() if (drafter := engines[name].controller) else "nothing drafts",
             }
             for name in report.configs
         ]
@@ -135,7 +152,7 @@ def bench(
     if json:
         out.json(to_json(report, described, facts))
     else:
-        _show(report, target.name, facts)
+        (_show_ablation if ablate else _show)(report, target.name, facts, described)
 
 
 def _models_in(drafts: list[str]) -> bool:
@@ -220,8 +237,31 @@ def to_json(report: Report, configs: list[dict[str, Any]], machine: dict[str, An
     }
 
 
-def _show(report: Report, target: str, facts: dict[str, Any]) -> None:
+def _show_ablation(report: Report, target: str, facts: dict[str, Any], described: list[dict[str, Any]]) -> None:
+    """One row for each part of drafting."""
+    rows = []
     for config in report.configs:
+        s = report.summary(config)
+        total_s = sum(s["time_s"].values()) or math.inf
+        rows.append(
+            [
+                config,
+                f"{s['tokens_per_round']:.2f}",
+                f"{s['acceptance']:.0%}",
+                f"{s['ratio']:.2f} ({s['ratio_low']:.2f}-{s['ratio_high']:.2f})",
+                f"{s['identical']} of {s['n_prompts']}",
+                " ".join(f"{name} {value / total_s:.1%}" for name, value in s["time_s"].items()),
+            ]
+        )
+    out.table(
+        ["drafting", "tok/round ", "accepted ", "ratio (95 %) ", "identical ", "time"], rows, title=f"{target}, ablated"
+    )
+    out.text(f"  controller: {described[-1]['explained']}")
+    _show_machine(facts)
+
+
+def _show(report: Report, target: str, facts: dict[str, Any], described: list[dict[str, Any]]) -> None:
+    for config, facts_of_config in zip(report.configs, described, strict=True):
         rows = []
         for task in [*report.tasks, None] if len(report.tasks) > 1 else [None]:
             s = report.summary(config, task)
@@ -254,6 +294,7 @@ def _show(report: Report, target: str, facts: dict[str, Any]) -> None:
         s = report.summary(config)
         for who, n in sorted(s["drafted_by"].items()):
             out.text(f"  {who} drafted {n:,} tokens, {s['acceptance_by'][who]:.0%} accepted")
+        out.text(f"  {facts_of_config['explained']}")
     for (config, prompt_id), found in report.differences.items():
         out.text(
             f"  {config}, {prompt_id}: differs at token {found.position} of answer {found.turn + 1}: "
@@ -261,6 +302,10 @@ def _show(report: Report, target: str, facts: dict[str, Any]) -> None:
         )
     if report.noise is not None:
         out.text(f"  numerical noise of this machine: pass width moves logit differences by up to {report.noise:.3f}")
+    _show_machine(facts)
+
+
+def _show_machine(facts: dict[str, Any]) -> None:
     out.text(
         f"  {facts['cpu']}, {facts['n_threads']} threads, kernels {facts['kernels']}, "
         f"peak memory {facts['peak_bytes'] / 2**20:,.0f} MiB"

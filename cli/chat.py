@@ -83,7 +83,25 @@ def chat(
         min=0,
         max=64,
         metavar="N",
-        help="Most tokens of a draft; 4 if not given.",
+        help="Draft so many tokens each time; what pays, by measured costs, if not given.",
+        rich_help_panel=_DRAFTING,
+    ),
+    no_learn: bool = typer.Option(
+        False,
+        "--no-learn",
+        envvar="EDGELLM_NO_LEARN",
+        show_envvar=False,
+        help="Neither use nor keep what was learnt from earlier answers.",
+        rich_help_panel=_DRAFTING,
+    ),
+    assume_cost: float = typer.Option(
+        None,
+        "--assume-cost",
+        envvar="EDGELLM_ASSUME_COST",
+        show_envvar=False,
+        min=0.0,
+        metavar="X",
+        help="Choose lengths as if n tokens took 1 + X (n - 1) times the pass of one.",
         rich_help_panel=_DRAFTING,
     ),
     no_copy: bool = typer.Option(
@@ -92,6 +110,14 @@ def chat(
         envvar="EDGELLM_NO_COPY",
         show_envvar=False,
         help="Do not draft by copying from what was said before.",
+        rich_help_panel=_DRAFTING,
+    ),
+    merged_probs: bool = typer.Option(
+        False,
+        "--merged-probs",
+        envvar="EDGELLM_MERGED_PROBS",
+        show_envvar=False,
+        help="When sampling, use OmniDraft's merged probabilities: more is accepted, exact only approximately.",
         rich_help_panel=_DRAFTING,
     ),
     exact: bool = typer.Option(
@@ -255,12 +281,12 @@ def chat(
 
     Every option can be set in the environment too: EDGELLM_TOP_K=20 is --top-k 20.
     """
-    from edgellm.cli._models import check_kv, resolve_pair
+    from edgellm.cli._models import check_kv, drafting_options, resolve_pair
     from edgellm.cli._plans import read_plan
     from edgellm.cli._terminal import silent_keys
     from edgellm.memory.units import parse_bytes
     from edgellm.runtime.chat import ChatSession
-    from edgellm.runtime.planning import N_DRAFT, EngineOptions
+    from edgellm.runtime.planning import EngineOptions
     from edgellm.runtime.sampling import Sampling
 
     if json_ and jsonl:
@@ -278,8 +304,8 @@ def chat(
     )
     options = EngineOptions(
         n_ctx=ctx,
-        n_draft=N_DRAFT if draft_tokens is None else draft_tokens,
         copy=not no_copy,
+        **drafting_options(draft_tokens, learn=not no_learn, assume_cost=assume_cost, merged_probs=merged_probs),
         exact=exact,
         kv=check_kv(kv) if kv is not None else None,
         n_threads=threads,
@@ -302,6 +328,8 @@ def chat(
         else:
             form = _Json(target, drafter) if json_ else _JsonLines(target, drafter) if jsonl else _Plain()
             _answer_once(session, question, max_tokens, form)
+        if engine.controller is not None:
+            out.detail(f"drafting: {engine.controller.explain()}")
 
 
 def _question(prompt: str | None) -> str | None:

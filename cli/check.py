@@ -90,7 +90,9 @@ def _measured(target: ModelFile, draft: ModelFile) -> dict[str, Any]:
     total = Stats()
     with (
         waiting("measuring …"),
-        load(target.path, draft.path, EngineOptions(n_ctx=512, copy=False)) as engine,
+        load(
+            target.path, draft.path, EngineOptions(n_ctx=512, n_draft=4, fixed=True, copy=False, learn="off")
+        ) as engine,
     ):
         session = ChatSession(engine)
         for prompt in _PROMPTS:

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from edgellm.cli import _errors, bench, chat, check, devices, doctor, export, models, plan, pull
+from edgellm.cli import _errors, bench, cache, chat, check, devices, doctor, export, models, plan, pull
 from edgellm.cli._output import out
 
 app = typer.Typer(
@@ -49,6 +49,7 @@ app.command()(models.rm)
 app.command()(export.export)
 app.command()(export.verify)
 app.command()(export.bundle)
+app.add_typer(cache.app, name="cache")
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
-from edgellm.memory import buffers, kv, onnx_plan
+from edgellm.memory import buffers, kv, learnt, onnx_plan
 from edgellm.memory.buffers import BufferSizes, Sizer, estimate
 from edgellm.memory.context import KV_BLOCKS, ContextSettings, KvType
 from edgellm.memory.shape import ModelShape
@@ -26,7 +26,6 @@ RUNTIME_BASE_BYTES = 42 * MIB  # interpreter, numpy, the engine's libraries
 VOCABULARY_BASE_BYTES = 3_600_000
 VOCABULARY_TOKEN_BYTES = 166  # the engine's and our own tables, a token
 VOCABULARY_MERGE_BYTES = 141
-COPY_TABLE_TOKEN_BYTES = 250  # n-gram drafting: positions of each n-gram of the conversation, a token of context
 PACKED_GROWTH = {"Q4_K": 4 / 144, "Q5_K": 4 / 176}  # our kernels' layout against the file's; others keep their size
 SLACK_BYTES = 5 * MIB  # a context's graph descriptions, and the heap's holes
 
@@ -296,11 +295,17 @@ def _compute(role: str, shape: ModelShape, context: ContextSettings, sizes: Buff
 
 
 def _candidates(target: ModelShape, settings: PairSettings) -> Line:
-    """Sampling's view of one row (ids and weights), and the table of n-grams that copying drafts from."""
-    table = COPY_TABLE_TOKEN_BYTES * settings.target.n_ctx if settings.copy else 0
+    """Sampling's view of one row (ids and weights), and what drafting remembers."""
+    table = learnt.conversation_bytes(settings.target.n_ctx) if settings.copy else 0
     formula = f"{target.n_vocab:,} x 12 B"
     if table:
-        formula += f" + n-grams of {settings.target.n_ctx:,} tokens x {COPY_TABLE_TOKEN_BYTES} B"
+        formula += (
+            f" + index of {settings.target.n_ctx:,} tokens {table:,} B + earlier answers {learnt.STORE_BYTES:,} B"
+        )
+        table += learnt.STORE_BYTES
+    if settings.drafter is not None:
+        formula += f" + spellings {learnt.NGRAM_BYTES:,} B"
+        table += learnt.NGRAM_BYTES
     return Line("candidates", target.n_vocab * 12 + table, formula)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from edgellm.runtime.backends.base import Backend, keep_common_prefix
 from edgellm.runtime.chat import ChatSession, Stats
-from edgellm.runtime.engine import Engine
+from edgellm.runtime.engine import Engine, with_drafter
 from edgellm.runtime.sampling import GREEDY, Sampling
 from edgellm.runtime.template import Message
 
@@ -113,6 +113,40 @@ class Report:
         }
 
 
+ABLATION: dict[str, dict[str, Any]] = {
+    "copy only": {"model": False, "copy": True, "learn": "off", "fixed": True},
+    "store only": {"model": False, "copy": False, "learn": "fresh", "fixed": True},
+    "model, text": {"copy": False, "learn": "off", "fixed": True, "spelling": "text"},
+    "model, direct": {"copy": False, "learn": "off", "fixed": True, "spelling": "direct"},
+    "model, TLI": {"copy": False, "learn": "off", "fixed": True, "spelling": "tli"},
+    "model, OmniDraft": {"copy": False, "learn": "off", "fixed": True, "spelling": "omnidraft"},
+    "model, stopping": {"copy": False, "learn": "off", "fixed": True, "stop": "entropy"},
+    "all, fixed": {"copy": True, "learn": "fresh", "fixed": True},
+    "all, controller": {"copy": True, "learn": "fresh", "fixed": False},
+}
+"""Parts of drafting switched on one after the other; `fixed` ones draft N_ABLATE tokens a round."""
+N_ABLATE = 8
+
+
+def ablation(plain: Engine, draft: Path | None) -> dict[str, Engine]:
+    """An engine for each row of `ABLATION`, sharing the target. Rows that need a draft model are left out without one.
+
+    Raises:
+        LoadError: the drafter cannot be loaded.
+    """
+    engines: dict[str, Engine] = {}
+    for name, row in ABLATION.items():
+        wants_model = row.get("model", True)
+        if wants_model and draft is None:
+            continue
+        changes = {key: value for key, value in row.items() if key != "model"}
+        if row["fixed"]:
+            changes["n_draft"] = N_ABLATE
+        options = replace(plain.options, **changes)
+        engines[name] = with_drafter(plain, draft if wants_model else None, copy=row["copy"], options=options)
+    return engines
+
+
 def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
     """Prompts of a JSON-lines file: `{"id", "task", "turns": [user message, ...]}` a line.
 
@@ -157,18 +191,32 @@ def run(
     """
     names = list(engines)
     report = Report([name for name in names if name != PLAIN])
-    for name in names:
-        _run_one(name, engines[name], prompts[0], min(8, max_tokens), sampling)  # first calls pay for paging
+    for name in names:  # first calls pay for paging
+        _as_before(name, engines[name], _known(engines[name]), prompts[0], min(8, max_tokens), sampling)
     for i, prompt in enumerate(prompts):
+        known = {name: _known(engine) for name, engine in engines.items()}
         for j in range(repeat):
             shift = (i + j) % len(names)
             for name in (*names[shift:], *names[:shift]):
+                if j and (drafter := engines[name].controller):
+                    drafter.rewind(known[name])  # what the first time taught must not make the second one easy
                 result = _run_one(name, engines[name], prompt, max_tokens, sampling)
                 report.runs.append(result)
                 on_run(result)
     if sampling.greedy:
         _compare(report, engines[PLAIN])
     return report
+
+
+def _known(engine: Engine) -> Any:
+    return engine.controller.snapshot() if engine.controller is not None else None
+
+
+def _as_before(name: str, engine: Engine, known: Any, prompt: Prompt, max_tokens: int, sampling: Sampling) -> None:
+    """A run of which nothing remains."""
+    _run_one(name, engine, prompt, max_tokens, sampling)
+    if engine.controller is not None:
+        engine.controller.rewind(known)
 
 
 def _run_one(name: str, engine: Engine, prompt: Prompt, max_tokens: int, sampling: Sampling) -> Run:

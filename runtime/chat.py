@@ -60,9 +60,9 @@ class Stats:
         self.translate_s += step.translate_s
         self.verify_s += step.verify_s
         self.sample_s += step.sample_s
-        if step.n_drafted:
-            self.drafted_by[step.source] += step.n_drafted
-            self.accepted_by[step.source] += step.n_accepted
+        for i, source in enumerate(step.sources or [step.source] * step.n_drafted):
+            self.drafted_by[source] += 1
+            self.accepted_by[source] += i < step.n_accepted
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -260,5 +260,6 @@ class ChatSession:
             self.last = Answer("".join(shown), tuple(tokens), reason, stats, self.n_forgotten)
             # Ids go back verbatim, so that the next turn finds them cached; not where a stop string cut inside them.
             ids = None if stream.stopped else self.last.tokens
+            engine.keep()
             if stats.n_rounds:
                 self.messages.append(Message("assistant", self.last.text, ids))

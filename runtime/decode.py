@@ -23,6 +23,7 @@ class Step:
     n_drafted: int
     n_accepted: int
     source: str  # who drafted
+    sources: Sequence[str]  # of each token, where they differ
     draft_s: float  # in the draft model's forward passes
     translate_s: float  # the rest of the drafter's time
     verify_s: float  # in the target's forward pass
@@ -81,6 +82,7 @@ def generate(
             n_drafted=len(draft.tokens),
             n_accepted=min(n_accepted, len(tokens) - n_known),
             source=draft.source,
+            sources=draft.sources,
             draft_s=draft_s,
             translate_s=proposed - started + time.perf_counter() - truncated - draft_s,
             verify_s=forwarded - proposed + truncated - verified,

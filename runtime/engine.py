@@ -14,12 +14,14 @@ from edgellm.memory.solve import N_UBATCH_DRAFT
 from edgellm.memory.units import format_bytes
 from edgellm.runtime.backends.base import Backend, OutOfMemory
 from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions, engine_name, kernels
-from edgellm.runtime.drafters.base import Drafter, NoDrafter
-from edgellm.runtime.drafters.chain import ChainDrafter
-from edgellm.runtime.drafters.copy import CopyDrafter
-from edgellm.runtime.drafters.model import ModelDrafter
+from edgellm.runtime.drafters.adaptive import AdaptiveDrafter
+from edgellm.runtime.drafters.base import Drafter, NoDrafter, SteppedDrafter
+from edgellm.runtime.drafters.model import REACH, ModelDrafter
+from edgellm.runtime.drafters.spelling import MapSpeller, MergingSpeller, Speller, TextSpeller
 from edgellm.runtime.drafters.translating import TranslatingDrafter
 from edgellm.runtime.exactness import exact_width
+from edgellm.runtime.learning.history import History
+from edgellm.runtime.learning.pair import Learning
 from edgellm.runtime.loading import Model, needs_padding, open_context, open_model
 from edgellm.runtime.pairing import Match, match
 from edgellm.runtime.planning import DEFAULTS, EngineOptions, plan_here, plan_next, reserve, trimmed, unplanned
@@ -49,6 +51,8 @@ class Engine:
     warnings: list[str] = field(default_factory=list)  # what a user must know of it
     stop_asked: threading.Event = field(default_factory=threading.Event)  # set it from anywhere to end an answer
     n_draft: int = 0  # tokens a round, after what exactness allows
+    controller: AdaptiveDrafter | None = None  # the drafter, where there is one
+    learning: Learning | None = None
 
     def __enter__(self) -> Engine:
         return self
@@ -70,8 +74,14 @@ class Engine:
         except TemplateError:
             return None
 
+    def keep(self) -> None:
+        """Write down what was learnt, where it is to be kept. A disk that refuses is a warning and no failure."""
+        if self.learning is not None:
+            self.learning.save()
+
     def close(self) -> None:
-        """Free both models; safe to call twice."""
+        """Keep what was learnt and free both models; safe to call twice."""
+        self.keep()
         self.drafter.close()
         self.backend.close()
         if self.draft_model is not None:
@@ -109,7 +119,10 @@ def load(
             engine.warnings += warnings
             kept = draft if chosen is None or chosen.settings.drafter else None
             try:
-                return with_drafter(engine, kept, copy=engine.settings.copy)
+                # A plan without copying has no room for what was learnt either.
+                given_up = options.copy and not engine.settings.copy
+                options_kept = replace(options, learn="off") if given_up else options
+                return with_drafter(engine, kept, copy=engine.settings.copy, options=options_kept)
             except BaseException:
                 engine.close()
                 raise
@@ -164,21 +177,38 @@ def load_target(path: Path, options: EngineOptions = DEFAULTS, plan: MemoryPlan 
     return engine
 
 
-def with_drafter(engine: Engine, draft: Path | None, *, copy: bool) -> Engine:
+def with_drafter(engine: Engine, draft: Path | None, *, copy: bool, options: EngineOptions | None = None) -> Engine:
     """The same target with a drafter model, with copying, with both, or with neither.
+
+    `options`: of drafting, where they differ from the target's.
 
     Raises:
         LoadError: the drafter cannot be loaded.
     """
-    engine = replace(engine, notes=[*engine.notes])
-    drafters: list[Drafter] = [CopyDrafter()] if copy else []
-    if draft is not None:
-        drafters.append(_load_drafter(engine, draft))
-    engine.drafter = ChainDrafter(drafters) if len(drafters) > 1 else drafters[0] if drafters else NoDrafter()
+    engine = replace(engine, notes=[*engine.notes], warnings=[*engine.warnings], options=options or engine.options)
+    options = engine.options
+    engine.n_draft = min(engine.n_draft, options.n_draft)
+    learning = Learning(engine, draft)
+    model = _load_drafter(engine, draft, learning) if draft is not None else None
+    store = learning.store if options.learn != "off" and (copy or options.learned is not None) else None
+    if model is None and not copy and store is None:
+        engine.drafter = NoDrafter()
+        return engine
+    engine.drafter = engine.controller = drafter = AdaptiveDrafter(
+        engine.backend,
+        learning.costs(model) if not options.fixed else None,
+        model=model,
+        conversation=History(engine.backend.n_ctx + 1) if copy else None,
+        store=store.history if store is not None else None,
+        fixed=options.n_draft if options.fixed else None,
+        stop=options.stop,
+    )
+    learning.attach(drafter)
+    engine.learning = learning
     return engine
 
 
-def _load_drafter(engine: Engine, path: Path) -> Drafter:
+def _load_drafter(engine: Engine, path: Path, learning: Learning) -> SteppedDrafter:
     options, target = engine.options, engine.model
     model = open_model(
         path,
@@ -210,8 +240,26 @@ def _load_drafter(engine: Engine, path: Path) -> Drafter:
     engine.pair = engine.table.match if engine.table else match(target.vocabulary, model.vocabulary)
     engine.notes.append(f"{path.name} drafts: {engine.pair.reason}")
     if engine.pair.same:
-        return ModelDrafter(backend, engine.pair.different)
-    return TranslatingDrafter(backend, model.vocabulary, target.vocabulary, engine.template.turn_end)
+        return ModelDrafter(backend, engine.pair.different, REACH)
+    own, theirs, cache = model.vocabulary, target.vocabulary, learning.ngrams(model.vocabulary)
+    speller: Speller
+    if options.spelling == "merged":
+        speller = MergingSpeller(own, theirs, cache)
+    elif options.spelling == "text":
+        speller = TextSpeller(own, theirs)
+    else:
+        speller = MapSpeller(own, theirs, cache if options.spelling == "omnidraft" else None)
+    return TranslatingDrafter(
+        backend,
+        own,
+        theirs,
+        engine.template.turn_end,
+        speller=speller,
+        cache=cache,
+        shared_only=options.spelling == "tli",
+        reach=REACH,
+        merged_probs=options.merged_probs,
+    )
 
 
 def _note_words(notes: list[str], model: LlamaModel) -> None:

@@ -6,6 +6,7 @@ import mmap
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import psutil
 
@@ -22,13 +23,21 @@ from edgellm.memory.solve import DEFAULT_N_CTX, N_UBATCH, Ask, refusal, solve
 from edgellm.memory.units import format_bytes
 from edgellm.runtime.backends.base import OutOfMemory
 from edgellm.runtime.backends.llama_cpp import kernels, offloads
+from edgellm.runtime.drafters.adaptive import Stop
 
-N_DRAFT = 4  # tokens a round, unless asked otherwise
+N_DRAFT = 15  # tokens a round at most; how many of them are drafted is decided every round
 
 TOLERANCE = (
     0.02  # of a stored plan against the same plan made anew: another machine may size buffers a little otherwise
 )
 UNTOUCHED_BYTES = 72 * 2**20  # a context's: threads' stacks and tables that are reserved and never filled
+
+
+Learn = Literal["kept", "fresh", "off"]
+"""kept: go on with what earlier runs learnt; fresh: begin with nothing and keep nothing; off: do not learn."""
+Spelling = Literal["merged", "text", "omnidraft", "direct", "tli"]
+"""merged: text tokenised again, its end judged by OmniDraft's cache; text: without the cache; omnidraft: token by token
+and by the cache's entries; direct: token by token; tli: likewise, and nothing else is drafted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +47,13 @@ class EngineOptions:
     n_ctx: int | None = None  # 4,096, or less where memory is short
     n_draft: int = N_DRAFT
     copy: bool = True  # propose what followed the same words before
+    fixed: bool = False  # draft `n_draft` tokens a round whatever they cost
+    stop: Stop = "cost"  # what ends a draft of a fixed length earlier
+    spelling: Spelling = "merged"  # how a draft of another vocabulary is said in the target's
+    merged_probs: bool = False  # with spelling "omnidraft", when sampling: accept more, follow the target approximately
+    learn: Learn = "kept"  # from what the target says: for later answers, and how two vocabularies spell each other
+    learned: Path | None = None  # where that and measured costs are kept between runs; None: nowhere
+    assume_cost: float | None = None  # choose lengths as if a pass over n tokens took 1 + this (n - 1) times one's
     exact: bool = False  # prove at load which widths agree bit for bit, and keep to those
     kv: KvType | None = None  # f16, or less where memory is short
     n_ubatch: int | None = None

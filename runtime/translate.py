@@ -52,6 +52,12 @@ class GrowingText:
         self.tokens[first + start :] = self._vocabulary.encode_leniently(text)
         return first + start
 
+    def copy(self) -> GrowingText:
+        """The same text, to be continued in another way."""
+        twin = GrowingText(self._vocabulary, ())
+        twin._n_prefix, twin.tokens, twin.unfinished = self._n_prefix, self.tokens.copy(), self.unfinished
+        return twin
+
     def drop_oldest(self, n_keep: int) -> None:
         """Forget all but the newest `n_keep` tokens (a sliding window)."""
         n_dropped = max(0, len(self.tokens) - n_keep)

@@ -23,7 +23,7 @@ def verify(target: Callable[[int], Distribution], draft: Draft, rng: np.random.G
     """
     for i, token in enumerate(draft.tokens):
         p = target(i)
-        q = draft.probs[i] if draft.probs is not None else certain(token)
+        q = (draft.probs[i] if draft.probs is not None else None) or certain(token)
         if rng.random() * q.of(token) < p.of(token):
             continue
         rest = np.maximum(p.probs - q.at(p.ids), 0.0)

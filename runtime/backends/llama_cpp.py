@@ -39,6 +39,7 @@ from edgellm.runtime.vocabulary import TokenKind, Vocabulary
 from edgellm.runtime.words import Head, words_of
 
 _SHORT_OF_MEMORY = "not enough memory"
+MAX_JOINED = 24  # tokens that are read in the pass of those whose logits are wanted
 MAX_LAYERS = 512  # that the engine was built for
 
 log = logging.getLogger("edgellm.llama_cpp")
@@ -250,12 +251,14 @@ class LlamaBackend:
         if keep > self.max_keep or keep > len(tokens):
             raise EngineError(f"{keep} rows of logits asked for, {min(self.max_keep, len(tokens))} are to be had")
         n_body = len(tokens) - keep
+        if keep and n_body <= MAX_JOINED and len(tokens) <= self._n_batch and not self._pad_single:
+            n_body = 0  # what a drafter missed of the last round is read in the pass that drafts
         if n_body:
             self._read(tokens[:n_body])
         if not keep:
             return np.empty((0, self.n_vocab), np.float32)
         if keep == 1 and self._pad_single:
-            self._decode([tokens[-1], tokens[-1]], 1)
+            self._decode([tokens[-1], tokens[-1]], 1, first=True)
             self.truncate(len(self.tokens) - 1)
         else:
             self._decode(tokens[n_body:], keep)
@@ -278,8 +281,8 @@ class LlamaBackend:
         finally:
             api.llama_set_abort_callback(self._ctx, api.ggml_abort_callback(), None)
 
-    def _decode(self, tokens: Sequence[int], n_rows: int) -> None:
-        """One engine call over at most n_batch tokens; logits of the first `n_rows`."""
+    def _decode(self, tokens: Sequence[int], n_rows: int, *, first: bool = False) -> None:
+        """One engine call over at most n_batch tokens; logits of the last `n_rows`, or of the first."""
         n, n_held = len(tokens), len(self.tokens)
         if not n:
             return
@@ -293,8 +296,8 @@ class LlamaBackend:
         else:
             self._tokens[:n] = tokens
         self._positions[:n] = range(n_held, n_held + n)
-        self._wanted[:n_rows] = 1
-        self._wanted[n_rows:n] = 0
+        self._wanted[:n] = 0
+        self._wanted[slice(n_rows) if first else slice(n - n_rows, n)] = 1
         self._batch.n_tokens = n
         started = time.perf_counter()
         status = api.llama_decode(self._ctx, self._batch)

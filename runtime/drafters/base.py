@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,8 +18,21 @@ class Draft:
     """
 
     tokens: list[int] = field(default_factory=list)
-    probs: list[Distribution] | None = None
+    probs: Sequence[Distribution | None] | None = None  # None in it: that token is given
     source: str = "none"
+    sources: Sequence[str] = ()  # of each token, where they are not all of one source
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """One token of a draft model, and what it knows of it."""
+
+    token: int
+    top: float = 1.0  # the drafter's probability of what it spelled the token with
+    entropy: float = 0.0  # nats, the largest on the way
+    is_open: bool = False  # what is drafted next may still change it
+    ends: float | None = None  # then, how likely it stays as it is; None where nothing is known
+    probs: Distribution | None = None  # that it was drawn from; None for a token that is given
 
 
 class Drafter(Protocol):
@@ -51,6 +64,25 @@ class Drafter(Protocol):
 
     def close(self) -> None:
         """Free what the drafter holds."""
+        ...
+
+
+class SteppedDrafter(Drafter, Protocol):
+    """A draft model that is asked pass by pass, and reads what it missed only when it is asked."""
+
+    def n_unread(self) -> int:
+        """Tokens of its own that it must read before it can draft."""
+        ...
+
+    def drafting(self, tokens: Sequence[int], prefix: Sequence[int]) -> Iterator[list[Guess]]:
+        """After each pass, all that it guesses to follow `tokens` and the proposed `prefix`. Ends when it cannot go on.
+
+        Guesses that are not open stay as they were.
+        """
+        ...
+
+    def catch_up(self) -> None:
+        """Read what it missed."""
         ...
 
 

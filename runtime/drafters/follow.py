@@ -21,6 +21,21 @@ class Follower:
         # One token is always left to read: its logits are where drafting starts.
         keep_common_prefix(self.backend, tokens, len(tokens) - 1, n_known=changed_from)
 
+    def n_unread(self, tokens: Sequence[int], changed_from: int) -> int:
+        """How many of `tokens` are to be read; nothing is cut yet."""
+        held = self.backend.tokens
+        n_max = max(0, min(len(tokens) - 1, len(held)))
+        n = min(changed_from, n_max)
+        while n < n_max and held[n] == tokens[n]:
+            n += 1
+        return len(tokens) - n
+
+    def n_to_drop(self, tokens: Sequence[int], changed_from: int, reach: int) -> int:
+        """How many of the oldest tokens are better forgotten than read: all before `reach`, if most are unread."""
+        if len(tokens) <= reach or self.n_unread(tokens, changed_from) <= reach:
+            return 0
+        return len(tokens) - reach
+
     def read(self, tokens: Sequence[int]) -> Logits:
         """Read what is missing of the settled `tokens`; the logits after the last, (n_vocab,)."""
         return self.extend(tokens[len(self.backend.tokens) :])

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from edgellm.runtime.backends.base import Backend
-from edgellm.runtime.drafters.base import Draft
+from edgellm.runtime.backends.base import Backend, Logits
+from edgellm.runtime.drafters.base import Draft, Guess
 from edgellm.runtime.drafters.follow import Follower
 from edgellm.runtime.sampling import GREEDY, Distribution, Sampling
+
+LOWEST = np.float32(-100.0)  # a logit below the likeliest one's that is as good as none
+REACH = 512  # own tokens that are read at most when drafting begins late; what lies before adds little
+
+
+def top_of(logits: Logits) -> tuple[int, float, float]:
+    """The likeliest token, its probability, and the entropy of the whole row in nats."""
+    token = int(logits.argmax())
+    shifted = np.maximum(logits - logits[token], LOWEST)  # what cannot be drafted has a logit of -inf
+    weights = np.exp(shifted)
+    total = float(weights.sum())
+    return token, 1.0 / total, float(np.log(total)) - float(weights @ shifted) / total
 
 
 class ModelDrafter:
@@ -17,17 +29,22 @@ class ModelDrafter:
     which raises acceptance (the tokens then come with the distributions that they were drawn from).
     """
 
-    def __init__(self, backend: Backend, different: frozenset[int] = frozenset()) -> None:
-        """`different`: ids that the two vocabularies do not share, never proposed."""
-        self._follower = Follower(backend)
+    def __init__(self, backend: Backend, different: frozenset[int] = frozenset(), reach: int | None = None) -> None:
+        """`different`: ids that the two vocabularies do not share, never proposed.
+
+        `reach`: own tokens that are read when it must read many; None: all.
+        """
+        self.follower = Follower(backend)
         self._tokens: list[int] = []  # what it follows
+        self._n_known = 0  # below which the backend is known to hold the same
         self._sampling = GREEDY
         self._different = np.array(sorted(different), np.int64)
         self._rng = np.random.default_rng()
+        self._reach = reach
 
     @property
     def busy_s(self) -> float:
-        return self._follower.backend.busy_s
+        return self.follower.backend.busy_s
 
     def begin(
         self, prompt: Sequence[int], *, own_prompt: Sequence[int] | None = None, sampling: Sampling = GREEDY
@@ -36,37 +53,69 @@ class ModelDrafter:
         # Another stream than the verifier's: the rule is exact for draws that do not depend on each other.
         self._rng = np.random.default_rng(None if sampling.seed is None else (sampling.seed, 1))
         self._tokens = self._known(prompt)
-        self._follower.settle(self._tokens, 0)
-        if self._follower.room(self._tokens, 0):
-            self._follower.prefill(self._tokens)
+        self._n_known = 0
 
     def observe(self, tokens: Sequence[int], n_new: int) -> None:
+        self._n_known = min(self._n_known, len(self._tokens))
         self._tokens += self._known(tokens[len(tokens) - n_new :])
-        self._follower.settle(self._tokens, len(self._tokens) - n_new)
+
+    def n_unread(self) -> int:
+        return self.follower.n_unread(self._tokens, self._n_known)
+
+    def catch_up(self) -> None:
+        if self.follower.room(self._tokens, 0):
+            self._settle(())
+            self.follower.prefill(self._tokens)
+
+    def _settle(self, extra: Sequence[int]) -> None:
+        reach = self._reach if self._reach is not None else len(self._tokens)
+        if n_dropped := self.follower.n_to_drop(self._tokens, self._n_known, reach):
+            del self._tokens[:n_dropped]
+            self._n_known = 0
+        self.follower.settle([*self._tokens, *extra] if extra else self._tokens, self._n_known)
+        self._n_known = len(self._tokens)
+
+    def drafting(self, tokens: Sequence[int], prefix: Sequence[int]) -> Iterator[list[Guess]]:
+        backend, extra = self.follower.backend, self._known(prefix)
+        self._settle(extra)
+        if not self.follower.room(self._tokens, len(extra) + 1):
+            return
+        guesses: list[Guess] = []
+        logits = self.follower.read([*self._tokens, *extra])
+        while True:
+            guess = self._guess(logits, (*self._tokens[-self._sampling.repeat_last_n :], *extra))
+            if guess is None:
+                return
+            guesses.append(guess)
+            extra.append(guess.token)
+            yield guesses
+            if len(backend.tokens) >= backend.n_ctx:
+                return
+            logits = self.follower.extend([guess.token])
+
+    def _guess(self, logits: Logits, history: Sequence[int]) -> Guess | None:
+        if self._sampling.greedy and self._sampling.repeat_penalty == 1.0 and not self._different.size:
+            return Guess(*top_of(logits))
+        q = self._shared(self._sampling.distribution(logits, history))
+        if q is None:
+            return None
+        if self._sampling.greedy:
+            return Guess(q.draw(self._rng), *top_of(logits)[1:])
+        spread = float(-(q.probs * np.log(np.maximum(q.probs, 1e-12))).sum())
+        return Guess(q.draw(self._rng), float(q.probs.max()), spread, probs=q)
 
     def propose(self, tokens: Sequence[int], limit: int) -> Draft:
-        if limit <= 0 or not self._follower.room(self._tokens, limit):
-            return Draft()
-        drafted: list[int] = []
-        probs: list[Distribution] = []
-        logits = self._follower.read(self._tokens)
-        while True:
-            q = self._sampling.distribution(logits, (*self._tokens[-self._sampling.repeat_last_n :], *drafted))
-            shared = self._shared(q)
-            if shared is None:
-                break
-            q = shared
-            token = q.draw(self._rng)
-            drafted.append(token)
-            probs.append(q)
-            if len(drafted) == limit:
-                break
-            logits = self._follower.extend([token])
-        return Draft(drafted, None if self._sampling.greedy else probs, "model")
+        guesses: list[Guess] = []
+        if limit > 0:
+            for guesses in self.drafting(tokens, ()):
+                if len(guesses) >= limit:
+                    break
+        probs = None if self._sampling.greedy else [guess.probs for guess in guesses]
+        return Draft([guess.token for guess in guesses], probs, "model")
 
     def _known(self, tokens: Sequence[int]) -> list[int]:
         """Target ids as the drafter may read them: those behind the end of its vocabulary become its first token."""
-        n_vocab = self._follower.backend.n_vocab
+        n_vocab = self.follower.backend.n_vocab
         return [token if token < n_vocab else 0 for token in tokens]
 
     def _shared(self, q: Distribution) -> Distribution | None:
@@ -78,4 +127,4 @@ class ModelDrafter:
         return Distribution(q.ids[keep], q.probs[keep] / mass) if mass > 0.0 else None
 
     def close(self) -> None:
-        self._follower.backend.close()
+        self.follower.backend.close()

@@ -1,90 +1,232 @@
-"""Draft with a small model of any other vocabulary: draft text, tokenise it again for the target.
+"""Draft with a small model of any other vocabulary: draft text, and say it in the target's tokens.
 
-String-level matching after Timor et al. 2025 (arXiv:2502.05202, SLEM), with what its implementations lack: an
-incremental drafter context that is never rebuilt, token borders taken from context, and no half word proposed as a
-whole one.
+After Timor et al. 2025 (arXiv:2502.05202) and OmniDraft (arXiv:2507.02659), with what implementations lack: an
+incremental drafter context that is never rebuilt, token borders taken from context, no half word proposed as a whole
+one, and a text that is read only when drafting is about to happen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from edgellm.memory.context import DRAFT_TOKENS_MOST
 from edgellm.runtime.backends.base import Backend
-from edgellm.runtime.drafters.base import Draft
+from edgellm.runtime.drafters.base import Draft, Guess
 from edgellm.runtime.drafters.follow import Follower
-from edgellm.runtime.sampling import GREEDY, Sampling
-from edgellm.runtime.translate import WINDOW, GrowingText, continuation
-from edgellm.runtime.vocabulary import CannotEncode, Vocabulary
+from edgellm.runtime.drafters.model import top_of
+from edgellm.runtime.drafters.spelling import MapSpeller, Spelled, Speller, TextSpeller, learn_spellings
+from edgellm.runtime.learning.ngrams import NgramCache
+from edgellm.runtime.sampling import GREEDY, Distribution, Sampling
+from edgellm.runtime.translate import WINDOW, GrowingText
+from edgellm.runtime.vocabulary import Vocabulary
+
+MAX_PASSES = 64  # of one round
+NEVER = np.float32(-1e4)  # a logit that is never the largest, and no infinity
 
 
 class TranslatingDrafter:
     """Keeps its model's context true to the target's text, in the drafter's own tokens and chat template."""
 
-    def __init__(self, backend: Backend, own: Vocabulary, target: Vocabulary, turn_end: int | None) -> None:
-        """`turn_end`: what the target writes where the drafter would end its turn."""
-        self._follower = Follower(backend)
+    def __init__(
+        self,
+        backend: Backend,
+        own: Vocabulary,
+        target: Vocabulary,
+        turn_end: int | None,
+        *,
+        speller: Speller | None = None,
+        cache: NgramCache | None = None,
+        shared_only: bool = False,
+        reach: int | None = None,
+        merged_probs: bool = False,
+    ) -> None:
+        """
+        Args:
+            turn_end: what the target writes where the drafter would end its turn.
+            speller: how drafts are said in the target's vocabulary; tokenising the text again if None.
+            cache: learns the spelling of what the target says.
+            shared_only: never draft a token that the target's vocabulary lacks (token-level intersection); needs a
+                `MapSpeller`.
+            reach: own tokens that are read when it must read many; None: all.
+            merged_probs: where the target samples, draw drafts and hand on OmniDraft's merged probabilities; needs a
+                `MapSpeller`. More is accepted, and the output follows the target's distribution only approximately
+                where several entries of the cache begin with the same token.
+        """
+        self.follower = Follower(backend)
         self._turn_end = turn_end
         self._own, self._target = own, target
+        self._speller = speller or TextSpeller(own, target)
+        self._cache, self._reach = cache, reach
+        self._mask = None
+        if shared_only and isinstance(self._speller, MapSpeller):
+            lacking = np.array(self._speller.direct) < 0
+            lacking[list(own.end_tokens)] = False
+            self._mask = np.where(lacking, NEVER, np.float32(0.0))
+        self._direct = (
+            np.array(self._speller.direct) if merged_probs and isinstance(self._speller, MapSpeller) else None
+        )
+        self._sampling = GREEDY
+        self._rng = np.random.default_rng()
         self._context = GrowingText(own, [])
+        self._n_known = 0  # tokens of the context below which the backend is known to hold the same
+        self._n_unlearnt = 0  # target tokens whose spelling what follows may still change
 
     @property
     def busy_s(self) -> float:
-        return self._follower.backend.busy_s
+        return self.follower.backend.busy_s
 
     def begin(
         self, prompt: Sequence[int], *, own_prompt: Sequence[int] | None = None, sampling: Sampling = GREEDY
     ) -> None:
+        self._sampling = sampling
+        self._rng = np.random.default_rng(None if sampling.seed is None else (sampling.seed, 1))
         if own_prompt is None:
             bos = [self._own.bos] if self._own.adds_bos and self._own.bos is not None else []
             own_prompt = bos + self._own.encode_leniently(self._target.decode(prompt))
         self._context = GrowingText(self._own, own_prompt)
+        self._n_known = self._n_unlearnt = 0
         self._slide()
-        self._follower.settle(self._context.tokens, 0)
-        self._follower.prefill(self._context.tokens)
 
     def observe(self, tokens: Sequence[int], n_new: int) -> None:
         changed_from = self._context.append(self._target.decode(tokens[len(tokens) - n_new :]))
-        if self._slide():
-            changed_from = 0
-        self._follower.settle(self._context.tokens, changed_from)
+        self._n_known = min(self._n_known, changed_from)
+        self._learn(tokens, n_new)
+        self._slide()
 
-    def propose(self, tokens: Sequence[int], limit: int) -> Draft:
-        if limit <= 0 or not self._context.tokens:
-            return Draft()
-        tail = tokens[-WINDOW:]
-        unfinished = self._context.unfinished  # the draft must spell these bytes first: the target has them already
+    def _learn(self, tokens: Sequence[int], n_new: int) -> None:
+        self._n_unlearnt += n_new
+        if self._cache is None or self._n_unlearnt < 2 or self._context.unfinished:
+            return
+        n = min(self._n_unlearnt, WINDOW)
+        recent = tokens[len(tokens) - n :]
+        learn_spellings(self._cache, self._own, self._target, self._context.tokens[-4 * WINDOW :], recent, n)
+        self._n_unlearnt = 1
+
+    def n_unread(self) -> int:
+        n = self.follower.n_unread(self._context.tokens, self._n_known)
+        return n if self._reach is None else min(n, self._reach)
+
+    def catch_up(self) -> None:
+        self._leave_out()
+        self.follower.settle(self._context.tokens, self._n_known)
+        self._n_known = len(self._context.tokens)
+        self.follower.prefill(self._context.tokens)
+
+    def _leave_out(self) -> None:
+        """What lies before the reach of a text that is mostly unread is left out for good."""
+        tokens = self._context.tokens
+        if self._reach is not None and self.follower.n_to_drop(tokens, self._n_known, self._reach):
+            self._context.drop_oldest(self._reach)
+            self._n_known = 0
+
+    def drafting(self, tokens: Sequence[int], prefix: Sequence[int]) -> Iterator[list[Guess]]:
+        context = self._context
+        if not context.tokens:
+            return
+        self._leave_out()
+        n_known = self._n_known
+        if prefix:
+            context = context.copy()
+            n_known = min(n_known, context.append(self._target.decode(prefix)))
+        self.follower.settle(context.tokens, n_known)
+        self._n_known = min(len(self._context.tokens), n_known) if prefix else len(context.tokens)
+        backend, own = self.follower.backend, self._own
+        tail = (*tokens[-WINDOW:], *prefix)[-WINDOW:]
+        unfinished = context.unfinished  # the draft must spell these bytes first: the target has them already
+        drafted: list[int] = []
+        tops: list[float] = []
+        entropies: list[float] = []
+        drawn: list[Distribution] = []
+        draws = self._direct is not None and not self._sampling.greedy
         text = b""
-        translated: list[int] = []
-        n_most = min(limit * DRAFT_TOKENS_MOST, self._follower.backend.n_ctx - len(self._context.tokens))
-        logits = self._follower.read(self._context.tokens)
-        for n_drafted in range(1, n_most + 1):
-            token = int(logits.argmax())
-            if token in self._own.end_tokens:
-                if self._turn_end is not None and text[len(unfinished) :] == self._target.decode(translated):
-                    translated.append(self._turn_end)
-                return Draft(translated[:limit], source="model")
-            piece = self._own.piece(token)
+        if len(backend.tokens) >= backend.n_ctx - 1:
+            return
+        logits = self.follower.read(context.tokens)
+        for _ in range(MAX_PASSES):
+            row = logits if self._mask is None else logits + self._mask
+            token, top, entropy = top_of(row)
+            if draws:
+                drawn.append(self._sampling.distribution(row, [*context.tokens[-64:], *drafted]))
+                token = drawn[-1].draw(self._rng)
+            if token in own.end_tokens:
+                spelled = self._speller.spell(tail, drafted, len(unfinished)) if drafted else Spelled([], 0)
+                guesses = self._guesses(spelled._replace(n_settled=len(spelled.tokens)), drafted, tops, entropies)
+                if self._turn_end is not None and text[len(unfinished) :] == self._target.decode(spelled.tokens):
+                    guesses.append(Guess(self._turn_end, top, entropy))
+                yield guesses
+                return
+            piece = own.piece(token)
             text += piece
             if not piece or not text.startswith(unfinished[: len(text)]):
-                break
-            try:
-                translated = continuation(self._target, tail, text[len(unfinished) :])
-            except CannotEncode:
-                break
-            # One token more than wanted shows that the last one wanted is no half word.
-            if len(translated) > limit or n_drafted == n_most:
-                break
-            logits = self._follower.extend([token])
-        return Draft(translated[: min(limit, len(translated) - 1)] if translated else [], source="model")
+                return
+            drafted.append(token)
+            tops.append(top)
+            entropies.append(entropy)
+            spelled = self._speller.spell(tail, drafted, len(unfinished))
+            yield self._guesses(spelled, drafted, tops, entropies, drawn)
+            if not spelled.goes_on or len(backend.tokens) >= backend.n_ctx:
+                return
+            logits = self.follower.extend([token])
 
-    def _slide(self) -> bool:
+    def _guesses(
+        self,
+        spelled: Spelled,
+        drafted: Sequence[int],
+        tops: Sequence[float],
+        entropies: Sequence[float],
+        drawn: Sequence[Distribution] = (),
+    ) -> list[Guess]:
+        """Each target token with the confidence of the draft tokens that begin in it."""
+        guesses: list[Guess] = []
+        n_spelled = n_drafted = at = 0
+        for i, token in enumerate(spelled.tokens):
+            n_spelled += len(self._target.piece(token))
+            top, entropy, first = 1.0, 0.0, at
+            while at < len(drafted) and n_drafted < n_spelled:
+                top *= tops[at]
+                entropy = max(entropy, entropies[at])
+                n_drafted += len(self._own.piece(drafted[at]))
+                at += 1
+            probs = self._merged(token, drafted[first:at], drawn[first:at]) if drawn else None
+            guesses.append(Guess(token, top, entropy, i >= spelled.n_settled, spelled.ends, probs))
+        return guesses
+
+    def _merged(self, token: int, drafted: Sequence[int], drawn: Sequence[Distribution]) -> Distribution:
+        """The proposal's distribution over target ids (OmniDraft, equations 1 and 2).
+
+        A token that was merged of several gets the product of their probabilities, which the first of them loses; what
+        has no counterpart has none, so that the sum may stay below 1.
+        """
+        assert self._direct is not None
+        ids = self._direct[drawn[0].ids]
+        shared = ids >= 0
+        ids, probs = ids[shared], drawn[0].probs[shared].copy()
+        if len(drafted) > 1:
+            product = math.prod(q.of(piece) for q, piece in zip(drawn, drafted, strict=True))
+            probs[ids == self._direct[drafted[0]]] -= product
+            keep = ids != token
+            ids, probs = np.append(ids[keep], token), np.append(np.maximum(probs[keep], 0.0), product)
+        return Distribution(ids, probs)
+
+    def propose(self, tokens: Sequence[int], limit: int) -> Draft:
+        settled: list[Guess] = []
+        if limit > 0:
+            for n_passes, guesses in enumerate(self.drafting(tokens, ()), 1):
+                settled = [guess for guess in guesses if not guess.is_open]
+                if len(settled) >= limit or n_passes > limit * DRAFT_TOKENS_MOST:
+                    break
+        probs = [guess.probs for guess in settled[:limit]]
+        return Draft([guess.token for guess in settled[:limit]], probs if any(probs) else None, "model")
+
+    def _slide(self) -> None:
         """Keep the newer half when the context fills up; the drafter sees less, and the output stays the target's."""
-        n_ctx = self._follower.backend.n_ctx
-        if len(self._context.tokens) + 8 * DRAFT_TOKENS_MOST <= n_ctx:
-            return False
-        self._context.drop_oldest(n_ctx // 2)
-        return True
+        n_ctx = self.follower.backend.n_ctx
+        if len(self._context.tokens) + 8 * DRAFT_TOKENS_MOST > n_ctx:
+            self._context.drop_oldest(n_ctx // 2)
+            self._n_known = 0
 
     def close(self) -> None:
-        self._follower.backend.close()
+        self.follower.backend.close()

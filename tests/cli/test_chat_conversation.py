@@ -199,7 +199,7 @@ def test_settings_can_be_changed_and_changed_back(talk: Talk, capsys: pytest.Cap
     ):
         assert say(talk, capsys, line)[0] == f"  {shown}\n"
     assert talk.session.stop == ("the end", "\n")
-    for line in ("/set temperature 0", "/set seed none", "/set draft_tokens 4", "/set stop none"):
+    for line in ("/set temperature 0", "/set seed none", "/set draft_tokens 15", "/set stop none"):
         say(talk, capsys, line)
     assert say(talk, capsys, "/set")[0] == before
 

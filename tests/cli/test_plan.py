@@ -50,7 +50,7 @@ def test_the_json_holds_what_is_promised(model: Path) -> None:
 
 
 def test_what_does_not_fit_exits_3_and_names_what_would(model: Path) -> None:
-    done = edgellm("plan", model, "--draft", "none", "--budget", "70MiB", "--ctx", "32768")
+    done = edgellm("plan", model, "--draft", "none", "--budget", "64MiB", "--ctx", "32768")
     assert done.returncode == 3
     assert "would fit" in done.stderr
     assert "--ctx" in done.stderr

@@ -31,7 +31,7 @@ def plain(path: Path) -> Iterator[Engine]:
 @pytest.fixture(scope="module")
 def drafting(path: Path) -> Iterator[Engine]:
     """The target is its own drafter, so every draft is accepted."""
-    with load(path, path, EngineOptions(n_ctx=N_CTX, copy=False)) as engine:
+    with load(path, path, EngineOptions(n_ctx=N_CTX, n_draft=4, fixed=True, copy=False)) as engine:
         yield engine
 
 
@@ -186,7 +186,7 @@ def test_a_conversation_that_does_not_fit_is_left_as_it_was(plain: Engine) -> No
 def test_a_prompt_beyond_the_drafters_context_is_answered_without_drafts(path: Path, tmp_path: Path) -> None:
     short = write_tiny(tmp_path / "short.gguf", n_ctx_train=64)
     long = "the hat " * 90
-    with load(path, short, EngineOptions(n_ctx=1024, copy=False)) as engine:
+    with load(path, short, EngineOptions(n_ctx=1024, n_draft=4, fixed=True, copy=False)) as engine:
         session = ChatSession(engine)
         say(session, long, max_tokens=10)
         assert session.last is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,14 @@ from hypothesis import strategies as st
 
 from edgellm.runtime.backends.base import ContextFull, keep_common_prefix
 from edgellm.runtime.decode import Step, generate
-from edgellm.runtime.drafters.base import Draft, Drafter, NoDrafter
-from edgellm.runtime.drafters.chain import ChainDrafter
-from edgellm.runtime.drafters.copy import CopyDrafter
+from edgellm.runtime.drafters.adaptive import AdaptiveDrafter
+from edgellm.runtime.drafters.base import Drafter, NoDrafter
 from edgellm.runtime.drafters.model import ModelDrafter
+from edgellm.runtime.drafters.spelling import MapSpeller
 from edgellm.runtime.drafters.translating import TranslatingDrafter
+from edgellm.runtime.learning.costs import Costs, assumed
+from edgellm.runtime.learning.history import History
+from edgellm.runtime.learning.ngrams import NgramCache
 from edgellm.runtime.sampling import GREEDY, Sampling
 from edgellm.runtime.vocabulary import Vocabulary
 
@@ -35,7 +39,7 @@ def draft_vocabulary() -> Vocabulary:
     return Vocabulary(PieceTokenizer(DRAFT, {"<end>": 0}, ends=["<end>"]))
 
 
-def model_drafter(seed: int) -> Drafter:
+def model_drafter(seed: int) -> ModelDrafter:
     return ModelDrafter(TableBackend(random_table(N_VOCAB, seed)))
 
 
@@ -48,21 +52,45 @@ def partly_different_drafter(seed: int) -> Drafter:
     return ModelDrafter(TableBackend(random_table(N_VOCAB - 2, seed)), frozenset({1, 3}))
 
 
-def translating_drafter(seed: int) -> Drafter:
+def translating_drafter(seed: int) -> TranslatingDrafter:
     backend = TableBackend(random_table(len(DRAFT), seed), n_ctx=96)  # so small that its window slides
     return TranslatingDrafter(backend, draft_vocabulary(), target_vocabulary(), 8)
 
 
+def mapped_drafter(seed: int, cache: NgramCache | None, shared_only: bool = False) -> Drafter:
+    own, target = draft_vocabulary(), target_vocabulary()
+    speller = MapSpeller(own, target, cache)
+    backend = TableBackend(random_table(len(DRAFT), seed), n_ctx=96)
+    return TranslatingDrafter(backend, own, target, 8, speller=speller, cache=cache, shared_only=shared_only, reach=20)
+
+
+def costs(per_token: float = 0.05) -> Costs:
+    return Costs(assumed(1.0, per_token), assumed(0.1, 0.05))
+
+
+def adaptive(seed: int, **options: Any) -> AdaptiveDrafter:
+    options = {"conversation": History(256), "costs": costs()} | options
+    return AdaptiveDrafter(TableBackend(random_table(N_VOCAB, seed)), **options)
+
+
 DRAFTERS: dict[str, Callable[[int], Drafter]] = {
     "none": lambda seed: NoDrafter(),
-    "copy": lambda seed: CopyDrafter(),
+    "copy": lambda seed: adaptive(seed, fixed=9),
+    "store": lambda seed: adaptive(seed, conversation=None, store=History(64), fixed=9),
     "model": lambda seed: model_drafter(seed + 1),
     "itself": model_drafter,
     "partly different": partly_different_drafter,
     "recurrent": lambda seed: ModelDrafter(TableBackend(random_table(N_VOCAB, seed), can_truncate=False)),
     "small context": lambda seed: ModelDrafter(TableBackend(random_table(N_VOCAB, seed), n_ctx=12)),
     "translating": translating_drafter,
-    "chain": lambda seed: ChainDrafter([CopyDrafter(), translating_drafter(seed)]),
+    "all, fixed": lambda seed: adaptive(seed, model=translating_drafter(seed), fixed=9),
+    "entropy rule": lambda seed: adaptive(seed, model=model_drafter(seed + 1), fixed=9, stop="entropy"),
+    "controller": lambda seed: adaptive(seed, model=model_drafter(seed + 1), store=History(300)),
+    "controller, related": lambda seed: adaptive(seed, model=model_drafter(seed), store=History(300)),
+    "controller, translating": lambda seed: adaptive(seed, model=translating_drafter(seed)),
+    "controller, dear passes": lambda seed: adaptive(seed, model=model_drafter(seed), costs=costs(0.9)),
+    "OmniDraft": lambda seed: mapped_drafter(seed, NgramCache(10**5)),
+    "TLI": lambda seed: mapped_drafter(seed, None, shared_only=True),
     "nonsense": lambda seed: NonsenseDrafter(N_VOCAB, seed=seed),
 }
 
@@ -203,7 +231,7 @@ def test_nothing_is_generated_when_nothing_is_asked_for() -> None:
     assert backend.tokens == PROMPT[:-1]
 
 
-@pytest.mark.parametrize("name", ["model", "translating", "chain"])
+@pytest.mark.parametrize("name", ["model", "translating", "controller"])
 def test_a_drafter_reads_what_is_new_and_no_more(name: str) -> None:
     """Nothing that grows with the context is done in a round."""
     prompt = PROMPT * 40
@@ -213,33 +241,8 @@ def test_a_drafter_reads_what_is_new_and_no_more(name: str) -> None:
     }
     translating = TranslatingDrafter(backends["translating"], draft_vocabulary(), target_vocabulary(), 8)
     drafter: Drafter = ModelDrafter(backends["model"]) if name == "model" else translating
-    drafter = ChainDrafter([CopyDrafter(), translating]) if name == "chain" else drafter
+    drafter = adaptive(1, model=translating) if name == "controller" else drafter
     backend = backends["model" if name == "model" else "translating"]
     drafter.begin(prompt)
-    n_before = backend.n_read
     steps = list(generate(TableBackend(random_table(N_VOCAB, 9)), drafter, prompt, GREEDY, n_draft=4, max_new=100))
-    assert backend.n_read - n_before <= len(steps) * (4 * 4 + 16 + 1)
-
-
-def test_copy_proposes_what_followed_the_longest_match() -> None:
-    drafter = CopyDrafter()
-    text = [9, 1, 2, 3, 4, 5, 8, 1, 2, 3, 6, 7, 9, 1, 2, 3]
-    drafter.begin(text)
-    assert drafter.propose(text, 3) == Draft([4, 5, 8], source="copy")  # 9 1 2 3 is longer than 1 2 3
-    assert drafter.propose(text, 0).tokens == []
-    drafter.begin([1, 2, 9, 1, 2])
-    assert drafter.propose([1, 2, 9, 1, 2], 3).tokens == []  # two tokens are noise
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.lists(st.integers(0, 2), max_size=60), st.lists(st.integers(1, 5), max_size=20))
-def test_copy_knows_the_same_however_the_tokens_came(tokens: list[int], portions: list[int]) -> None:
-    whole, grown = CopyDrafter(), CopyDrafter()
-    whole.begin(tokens)
-    at = 0
-    grown.begin([])
-    for portion in [*portions, len(tokens)]:
-        n_new = min(portion, len(tokens) - at)
-        at += n_new
-        grown.observe(tokens[:at], n_new)
-    assert grown.propose(tokens, 8) == whole.propose(tokens, 8)
+    assert backend.n_read <= len(prompt) * 2 + len(steps) * (4 * 4 + 16 + 1)

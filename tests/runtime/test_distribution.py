@@ -5,32 +5,59 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
-from fakes import NonsenseDrafter, TableBackend, random_table
+from fakes import NonsenseDrafter, PieceTokenizer, TableBackend, byte_vocabulary, random_table
 from numpy.typing import NDArray
 
 from edgellm.runtime.decode import generate
+from edgellm.runtime.drafters.adaptive import AdaptiveDrafter
 from edgellm.runtime.drafters.base import Draft, Drafter, NoDrafter
-from edgellm.runtime.drafters.chain import ChainDrafter
-from edgellm.runtime.drafters.copy import CopyDrafter
 from edgellm.runtime.drafters.model import ModelDrafter
+from edgellm.runtime.drafters.spelling import MapSpeller
+from edgellm.runtime.drafters.translating import TranslatingDrafter
+from edgellm.runtime.learning.costs import Costs, assumed
+from edgellm.runtime.learning.history import History
+from edgellm.runtime.learning.ngrams import NgramCache
 from edgellm.runtime.sampling import BadSampling, Distribution, Sampling, certain
 from edgellm.runtime.verify import verify
+from edgellm.runtime.vocabulary import Vocabulary
 
 N_VOCAB = 6
 TARGET = random_table(N_VOCAB, 11, scale=1.2)
 RELATED = TARGET + random_table(N_VOCAB, 12, scale=0.7)  # a drafter that is often right
 
+
+def adaptive(**options: Any) -> AdaptiveDrafter:
+    costs = Costs(assumed(1.0, 0.05), assumed(0.1, 0.05))
+    return AdaptiveDrafter(TableBackend(TARGET), costs, **{"conversation": History(256)} | options)
+
+
+def mapped(cache: NgramCache) -> Drafter:
+    """The related model with the same bytes under other ids; drafts are drawn and come with their probabilities."""
+    order = [3, 5, 0, 1, 4, 2]
+    table = RELATED[np.ix_(order, order, order)]
+    target = Vocabulary(PieceTokenizer([b"%d" % i for i in range(N_VOCAB)]))
+    own = Vocabulary(PieceTokenizer([b"%d" % i for i in order]))
+    speller = MapSpeller(own, target, cache)
+    return TranslatingDrafter(TableBackend(table), own, target, None, speller=speller, cache=cache, merged_probs=True)
+
+
 DRAFTERS: dict[str, Callable[[], Drafter]] = {
     "none": NoDrafter,
-    "copy": CopyDrafter,
+    "copy": lambda: adaptive(fixed=4),
+    "store": lambda: adaptive(conversation=None, store=History(512), fixed=4),
     "model": lambda: ModelDrafter(TableBackend(RELATED)),
     "itself": lambda: ModelDrafter(TableBackend(TARGET)),
     "partly different": lambda: ModelDrafter(TableBackend(RELATED), frozenset({0, 4})),
     "smaller vocabulary": lambda: ModelDrafter(TableBackend(RELATED[:4, :4, :4].copy())),
-    "chain": lambda: ChainDrafter([CopyDrafter(), ModelDrafter(TableBackend(RELATED))]),
+    "all, fixed": lambda: adaptive(fixed=4, model=ModelDrafter(TableBackend(RELATED)), store=History(512)),
+    "controller": lambda: adaptive(model=ModelDrafter(TableBackend(RELATED)), store=History(512)),
+    "controller, itself": lambda: adaptive(model=ModelDrafter(TableBackend(TARGET))),
+    "entropy rule": lambda: adaptive(fixed=4, stop="entropy", model=ModelDrafter(TableBackend(RELATED))),
+    "mapped": lambda: mapped(NgramCache(10**5)),
     "given nonsense": lambda: NonsenseDrafter(N_VOCAB),
     "drawn nonsense": lambda: NonsenseDrafter(N_VOCAB, probs=True),
 }
@@ -116,7 +143,7 @@ def test_every_setting_keeps_the_distribution_that_it_describes(name: str, setti
     assert_drawn_from_target(sampled(DRAFTERS[name](), SETTINGS[setting], 6_000), SETTINGS[setting])
 
 
-@pytest.mark.parametrize("name", ["model", "partly different", "chain"])
+@pytest.mark.parametrize("name", ["model", "partly different", "controller", "all, fixed"])
 def test_the_first_tokens_of_many_seeds_follow_the_distribution(name: str) -> None:
     """Drafting and checking draw from streams that do not depend on each other, from the first token on."""
     n = 3_000
@@ -222,3 +249,20 @@ def test_extreme_temperatures_give_probabilities(temperature: float) -> None:
 def test_settings_out_of_range_are_refused_by_name(settings: dict[str, float]) -> None:
     with pytest.raises(BadSampling, match=next(iter(settings))):
         Sampling(**settings)  # type: ignore[arg-type]
+
+
+def test_a_merged_token_has_the_product_which_its_first_part_loses() -> None:
+    """OmniDraft's equations 1 and 2."""
+    own, target = byte_vocabulary(b"fl", b"ake"), byte_vocabulary(b"flake", b"fl")
+    cache = NgramCache(10**5)
+    cache.learn([256, 257], 256)
+    drafter = TranslatingDrafter(
+        TableBackend(random_table(2)), own, target, None, speller=MapSpeller(own, target, cache), merged_probs=True
+    )
+    first = Distribution(np.array([256, 97, 257]), np.array([0.5, 0.3, 0.2]))
+    second = Distribution(np.array([257, 98]), np.array([0.4, 0.6]))
+    q = drafter._merged(256, [256, 257], [first, second])
+    assert q.of(256) == pytest.approx(0.5 * 0.4)
+    assert q.of(257) == pytest.approx(0.5 - 0.5 * 0.4)  # "fl" alone
+    assert q.of(97) == pytest.approx(0.3)
+    assert q.probs.sum() == pytest.approx(0.8)  # "ake" has no counterpart

@@ -119,7 +119,7 @@ def test_a_hybrid_model_takes_no_more_back_than_it_has_copies(tiny: Tiny, opened
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "lfm2", "qwen35", "mamba"])
 def test_every_kind_of_model_answers_and_drafting_changes_nothing(architecture: str, tiny: Tiny) -> None:
-    options = EngineOptions(n_ctx=256)
+    options = EngineOptions(n_ctx=256, n_draft=4, fixed=True)
     with load(tiny(architecture), None, EngineOptions(n_ctx=256, copy=False)) as plain:
         wanted = "".join(ChatSession(plain).reply("the thin hat the thin hat", max_tokens=40))
     with load(tiny(architecture), tiny(architecture), options) as engine:
@@ -144,7 +144,7 @@ def test_a_recurrent_model_says_what_it_cannot_do(tiny: Tiny, opened: Callable[.
 def test_a_drafter_of_a_hybrid_family_reads_what_is_new_alone(tiny: Tiny, opened: Callable[..., LlamaBackend]) -> None:
     target = opened(tiny("llama"))
     drafter = ModelDrafter(opened(tiny("lfm2"), n_outputs=1, n_rs_seq=16))
-    backend = drafter._follower.backend
+    backend = drafter.follower.backend
     read: list[int] = []
     forward = backend.forward
     backend.forward = lambda tokens, keep: (read.append(len(tokens)), forward(tokens, keep))[1]  # type: ignore[method-assign,func-returns-value]

@@ -56,7 +56,7 @@ def test_the_engine_allocates_what_the_plan_says(path: Path) -> None:
         assert engine.settings.target == engine.backend.settings  # type: ignore[attr-defined]
         assert engine.backend.max_keep == 4
         assert engine.n_draft == 3
-        follower = engine.drafter._drafters[-1]._follower  # type: ignore[attr-defined]
+        follower = engine.controller.model.follower  # type: ignore[union-attr]
         assert (follower.backend.n_ctx, follower.backend.settings.kv) == (512, "q8_0")
 
 

@@ -1,0 +1,103 @@
+"""How likely the target is to accept a drafted token, learnt while drafting.
+
+OmniDraft (arXiv:2507.02659, section 3.3) puts an acceptance head on the drafter's hidden state; this one reads what is
+free. A trained head takes its place by having the same two methods.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+RATE = 0.1  # of learning; AdaGrad divides it by what was learnt already
+CLIP = 1e-3  # no probability nearer to 0 or 1
+
+
+class AcceptanceHead(Protocol):
+    """Features of a drafted token -> the probability that the target takes it, its predecessors having been taken."""
+
+    def predict(self, features: Sequence[float]) -> float: ...
+
+    def learn(self, features: Sequence[float], accepted: bool) -> None: ...
+
+
+class LogisticHead:
+    """Logistic regression with AdaGrad (Duchi et al. 2011), begun from weights that were fitted elsewhere."""
+
+    def __init__(self, weights: Sequence[float], strength: float = 10.0) -> None:
+        """`strength`: how hard the first observations find it to move the weights."""
+        self.weights = list(weights)
+        self._squares = [strength] * len(self.weights)
+
+    def predict(self, features: Sequence[float]) -> float:
+        total = 0.0
+        for weight, feature in zip(self.weights, features, strict=True):
+            total += weight * feature
+        p = 1.0 / (1.0 + math.exp(-total)) if total > -30.0 else 0.0
+        return min(max(p, CLIP), 1.0 - CLIP)
+
+    def learn(self, features: Sequence[float], accepted: bool) -> None:
+        error = self.predict(features) - accepted
+        weights, squares = self.weights, self._squares
+        for i, feature in enumerate(features):
+            gradient = error * feature
+            squares[i] += gradient * gradient
+            weights[i] -= RATE * gradient / math.sqrt(squares[i]) * 3.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {"weights": self.weights, "squares": self._squares}
+
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Go on from what `to_json` gave. Raises ValueError where it is not that."""
+        weights, squares = (_finite(data.get(name), len(self.weights)) for name in ("weights", "squares"))
+        if min(squares) <= 0.0:
+            raise ValueError("squares must be positive")
+        self.weights, self._squares = weights, squares
+
+
+class Rate:
+    """A share of successes: what was seen lately, leaning on a mean over all that was ever seen."""
+
+    def __init__(self, prior: float, *, n_prior: float = 8.0, half_life: float = 40.0) -> None:
+        self._mean, self._n_prior = prior, n_prior
+        self._decay = 0.5 ** (1.0 / half_life)
+        self._hits = self._n = 0.0
+
+    @property
+    def value(self) -> float:
+        return (self._mean * self._n_prior + self._hits) / (self._n_prior + self._n)
+
+    @property
+    def mean(self) -> float:
+        return self._mean
+
+    def add(self, success: bool) -> None:
+        self._hits = self._hits * self._decay + success
+        self._n = self._n * self._decay + 1.0
+        self._mean += (success - self._mean) * 0.005
+
+    def forget(self, share: float) -> None:
+        """What was seen lately counts that much less."""
+        self._hits *= 1.0 - share
+        self._n *= 1.0 - share
+
+    def restore(self, mean: Any) -> None:
+        """Raises ValueError where it is no share."""
+        (self._mean,) = _finite([mean], 1)
+        self._mean = min(max(self._mean, 0.02), 0.98)
+
+
+def logit(p: float) -> float:
+    """log(p / (1 - p)), within reason."""
+    p = min(max(p, CLIP), 1.0 - CLIP)
+    return math.log(p / (1.0 - p))
+
+
+def _finite(values: Any, n: int) -> list[float]:
+    if not isinstance(values, list) or len(values) != n:
+        raise ValueError(f"{n} numbers were expected")
+    numbers = [float(value) for value in values if isinstance(value, int | float) and math.isfinite(value)]
+    if len(numbers) != n:
+        raise ValueError("not every number is one")
+    return numbers

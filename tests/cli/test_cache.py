@@ -1,0 +1,52 @@
+"""`edgellm cache`: what was learnt is shown, moved and deleted; sizes are data, talk is on stderr."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from edgellm.cli import _errors
+from edgellm.cli.main import app
+from edgellm.export.store import home
+from edgellm.runtime.learning import keep
+from edgellm.runtime.learning.keep import BadArchive, KeptStore
+
+run = CliRunner().invoke
+
+
+@pytest.fixture
+def kept() -> Path:
+    """A store of three tokens."""
+    folder = home() / "learned"
+    store = KeptStore(keep.sealed(folder, "store", "model.gguf 0123", print), 100)
+    store.history.extend([-1, 5, 6])
+    store.save()
+    return folder
+
+
+def test_what_is_kept_is_shown(kept: Path) -> None:
+    shown = json.loads(run(app, ["cache", "show", "--json"]).stdout)
+    assert shown["folder"] == str(kept)
+    (file,) = shown["files"]
+    assert (file["kind"], file["of"], file["entries"]) == ("store", "model.gguf 0123", 3)
+    assert file["bytes"] == Path(file["path"]).stat().st_size
+    assert "model.gguf" in run(app, ["cache", "show"]).stdout
+
+
+def test_it_is_exported_cleared_and_imported(kept: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "learned.zip"
+    assert run(app, ["cache", "export", str(archive)]).exit_code == 0
+    assert run(app, ["cache", "clear"]).exit_code == 0
+    assert json.loads(run(app, ["cache", "show", "--json"]).stdout)["files"] == []
+    assert run(app, ["cache", "import", str(archive)]).exit_code == 0
+    assert len(json.loads(run(app, ["cache", "show", "--json"]).stdout)["files"]) == 1
+
+
+def test_an_archive_that_is_none_is_a_failure_with_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "x.zip").write_bytes(b"nothing")
+    result = run(app, ["cache", "import", str(tmp_path / "x.zip")])
+    assert isinstance(result.exception, BadArchive)
+    assert _errors.exit_code(result.exception) == _errors.FAILED
