@@ -192,7 +192,9 @@ class ChatSession:
             n_cached = keep_common_prefix(engine.backend, so_far, len(so_far) - 1)
             if not tokens:
                 stats.n_prompt, stats.n_cached = len(prompt), n_cached
-            engine.drafter.begin(prompt, own_prompt=engine.draft_prompt(self._conversation()), sampling=self.sampling)
+            # With a seed, drafts are given tokens: the same seed is then the same answer, whatever was learnt since.
+            imitated = self.sampling if self.sampling.seed is None else GREEDY
+            engine.drafter.begin(prompt, own_prompt=engine.draft_prompt(self._conversation()), sampling=imitated)
             if tokens:
                 engine.drafter.observe(so_far, n_new=len(tokens))
             yield from generate(

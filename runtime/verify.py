@@ -7,15 +7,15 @@ from collections.abc import Callable
 import numpy as np
 
 from edgellm.runtime.drafters.base import Draft
-from edgellm.runtime.sampling import Distribution, certain
+from edgellm.runtime.sampling import Distribution
 
 
 def verify(target: Callable[[int], Distribution], draft: Draft, rng: np.random.Generator) -> tuple[int, int]:
     """Return (n_accepted, next_token), distributed exactly as sampling from the target one token at a time.
 
-    Accept a drafted token x with probability min(1, p(x) / q(x)); at the first rejection draw from the normalised
-    max(p - q, 0) (Leviathan et al. 2023, arXiv:2211.17192). Greedy decoding and given tokens need no case of their own:
-    there p, or q, is one-hot.
+    A token that is simply given is accepted if it is what the target draws, with one draw a position: so the answer of
+    a seed is the same whatever is proposed. One that was drawn from q is accepted with probability min(1, p(x) / q(x)),
+    and at its rejection the normalised max(p - q, 0) is drawn from (Leviathan et al. 2023, arXiv:2211.17192).
 
     Args:
         target: position i -> the target's distribution after i drafted tokens; asked in order, no further than needed.
@@ -23,7 +23,11 @@ def verify(target: Callable[[int], Distribution], draft: Draft, rng: np.random.G
     """
     for i, token in enumerate(draft.tokens):
         p = target(i)
-        q = (draft.probs[i] if draft.probs is not None else None) or certain(token)
+        q = draft.probs[i] if draft.probs is not None else None
+        if q is None:
+            if (drawn := p.draw(rng)) != token:
+                return i, drawn
+            continue
         if rng.random() * q.of(token) < p.of(token):
             continue
         rest = np.maximum(p.probs - q.at(p.ids), 0.0)

@@ -55,6 +55,8 @@ def test_the_json_report_carries_every_documented_figure(target: Path, prompts: 
         "copy",
         "--draft",
         f"{target}+copy",
+        "--draft-tokens",  # a controller would not ask a model as slow as its target
+        4,
         "--prompts",
         prompts,
         "--limit",

@@ -86,7 +86,7 @@ def test_stdout_holds_the_answer_and_one_newline_and_the_json_the_same_text(chat
 def test_json_names_the_models_the_reason_and_every_figure(chat: Chat, tiny: Path) -> None:
     done = chat(tiny, "--draft", tiny, "--no-copy", "-p", "hat", "-n", 24, "--json")
     result = json.loads(done.stdout)
-    assert list(result) == ["text", "finish_reason", "target", "draft", "stats"]
+    assert list(result) == ["text", "finish_reason", "n_forgotten", "target", "draft", "stats"]
     assert result["finish_reason"] == "length"
     assert result["target"] == result["draft"] == str(tiny)
     stats = result["stats"]

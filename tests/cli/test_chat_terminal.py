@@ -195,7 +195,7 @@ def test_the_window_may_change_its_size_at_any_time(start: Start, slow: Path, tm
 
 def test_a_real_conversation_is_saved_loaded_and_gone_on_with(start: Start, smollm2_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "said.json"
-    terminal = start(smollm2_path, "--draft", smollm2_path, "-n", 24)
+    terminal = start(smollm2_path, "--draft", smollm2_path, "--draft-tokens", 4, "-n", 24)
     terminal.line("Tell me three facts about the moon.")
     assert "moon" in terminal.wait(STATUS).split("facts about the moon.")[-1]
     said = terminal.conversation(path)

@@ -42,9 +42,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 def opened() -> Iterator[Callable[..., LlamaBackend]]:
     held: list[LlamaBackend] = []
 
-    def backend(path: Path, **options: object) -> LlamaBackend:
+    def backend(path: Path, *, pad_single: bool = False, **options: object) -> LlamaBackend:
         settings: dict[str, object] = {"n_ctx": 512, "n_outputs": 5, "n_ubatch": 32, **options}
-        held.append(LlamaBackend(LlamaModel(path), ContextSettings(**settings)))  # type: ignore[arg-type]
+        context = ContextSettings(**settings)  # type: ignore[arg-type]
+        held.append(LlamaBackend(LlamaModel(path), context, pad_single=pad_single))
         return held[-1]
 
     yield backend
@@ -193,7 +194,7 @@ def test_closing_twice_is_safe_and_closed_parts_say_so(tiny: Tiny) -> None:
     with pytest.raises(EngineError, match="closed"):
         model.vocabulary.encode(b"text")
     with pytest.raises(EngineError, match="closed"):
-        LlamaBackend(model)
+        LlamaBackend(model, ContextSettings(n_ctx=256))
 
 
 def test_two_engines_do_not_disturb_each_other(tiny: Tiny) -> None:

@@ -20,9 +20,10 @@ from edgellm.runtime import ChatSession, EngineOptions, load
 from edgellm.runtime.backends.base import ContextFull, EngineError, Interrupted, LoadError
 from edgellm.runtime.backends.onnx import OnnxBackend, OnnxModel, choose_provider
 from edgellm.runtime.decode import generate
+from edgellm.runtime.drafters.adaptive import AdaptiveDrafter
 from edgellm.runtime.drafters.base import NoDrafter
-from edgellm.runtime.drafters.copy import CopyDrafter
 from edgellm.runtime.exactness import rows_at_width
+from edgellm.runtime.learning.history import History
 from edgellm.runtime.sampling import GREEDY
 
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(0, 256, 500)]
@@ -82,13 +83,15 @@ def test_drafting_never_changes_greedy_output(tiny: Callable[..., Path], shape: 
     backend = opened(tiny(**shape))
     prompt = (TOKENS[:6] * 4)[:20]
 
-    def answer(drafter: NoDrafter | CopyDrafter) -> list[int]:
+    def answer(drafter: NoDrafter | AdaptiveDrafter) -> list[int]:
         backend.truncate(0)
         drafter.begin(prompt)
         steps = generate(backend, drafter, prompt, GREEDY, n_draft=5, max_new=60)
         return [token for step in steps for token in step.tokens]
 
-    assert answer(CopyDrafter()) == answer(NoDrafter())
+    copying = AdaptiveDrafter(backend, None, conversation=History(OPTIONS.n_ctx), fixed=5)
+    assert answer(copying) == answer(NoDrafter())
+    assert copying.choices.n_drafted
 
 
 def test_a_prompt_read_in_pieces_gives_what_reading_it_at_once_gives(tiny: Callable[..., Path]) -> None:
