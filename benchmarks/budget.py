@@ -41,9 +41,9 @@ def main() -> None:
     arguments = parser.parse_args()
     largest = planned(arguments.target, arguments.drafter, 2**40)
     bound = largest.bound_bytes or largest.process_bytes
-    # Three below the bound, where the draft model has to go; then steps of 15 MiB up to where nothing is trimmed.
-    budgets = [bound - step * MIB for step in (150, 60, 20)] + [bound]
-    budgets += [bound + (largest.process_bytes - bound) * step // 8 for step in range(1, 9)]
+    # Two below the bound, where the draft model has to go; then seven steps up to where nothing is trimmed.
+    budgets = [bound - step * MIB for step in (100, 40)] + [bound]
+    budgets += [bound + (largest.process_bytes - bound) * step // 7 for step in range(1, 8)]
     rows: list[dict[str, Any]] = []
     for budget in budgets:
         plan = planned(arguments.target, arguments.drafter, budget)

@@ -68,9 +68,12 @@ def _main() -> None:
     plan = MemoryPlan.from_json(request["plan"])
     from edgellm.runtime.chat import ChatSession
     from edgellm.runtime.engine import load
+    from edgellm.runtime.planning import EngineOptions
 
     speeds: dict[bool, list[float]] = {True: [], False: []}
-    with load(request["target"], request["draft"], plan=plan) as engine:
+    # What earlier answers taught would make the same question look faster each time.
+    options = EngineOptions(learn="off")
+    with load(request["target"], request["draft"], options, plan=plan) as engine:
         n_draft, backend = engine.n_draft, engine.backend
         filler = engine.model.vocabulary.encode(Path(__file__).read_bytes() * 4)
         backend.forward(filler[: min(plan.settings.target.n_ubatch, backend.n_ctx - 1)], keep=0)
