@@ -24,6 +24,7 @@ from edgellm.runtime.template import Message
 PLAIN = "none"  # the configuration that the others are compared with
 N_BOOTSTRAP = 2000
 N_NOISE_PROMPTS = 4
+WIDEST = 17  # tokens of a pass that noise is looked for at: drafts are no longer
 N_RIVALS = 10  # likeliest tokens whose differences count as noise
 
 
@@ -316,7 +317,7 @@ def _noise(engine: Engine, plain: Run) -> float:
 
     rivals = [(ids := np.argpartition(row, -N_RIVALS)[-N_RIVALS:], row[ids].copy()) for row in rows(1)]
     worst = 0.0
-    for width in range(2, backend.max_keep + 1):
+    for width in range(2, min(backend.max_keep, WIDEST) + 1):
         for row, (ids, values) in zip(rows(width), rivals, strict=True):
             change = row[ids] - values
             worst = max(worst, float(change.max() - change.min()))
