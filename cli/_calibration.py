@@ -78,13 +78,12 @@ def write_json(path: Path, value: Any) -> None:
     """Whole or not at all."""
     import os
 
+    from edgellm.export.download import settle
+
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with aside.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        aside.write_text(json.dumps(value, indent=2), encoding="utf-8")
+        settle(aside, path)
     finally:
         aside.unlink(missing_ok=True)
 
