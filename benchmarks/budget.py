@@ -24,11 +24,9 @@ from edgellm.memory.solve import Ask, solve
 from edgellm.memory.units import MIB
 from edgellm.runtime.calibrate import measure
 
-N_DRAFT = 4
-
 
 def planned(target: Path, drafter: Path, budget_bytes: int) -> MemoryPlan:
-    ask = Ask(n_draft=N_DRAFT, loading="packed", n_threads=usable_cores(), keep_drafter=True)
+    ask = Ask(loading="packed", n_threads=usable_cores(), keep_drafter=True)
     shapes = from_header(read_header(target)), from_header(read_header(drafter))
     return solve(*shapes, budget_device(budget_bytes), ask).plan
 

@@ -193,15 +193,15 @@ def run(
     names = list(engines)
     report = Report([name for name in names if name != PLAIN])
     for name in names:  # first calls pay for paging
-        _as_before(name, engines[name], _known(engines[name]), prompts[0], min(8, max_tokens), sampling)
+        _as_before(name, engines[name], known(engines[name]), prompts[0], min(8, max_tokens), sampling)
     for i, prompt in enumerate(prompts):
-        known = {name: _known(engine) for name, engine in engines.items()}
+        before = {name: known(engine) for name, engine in engines.items()}
         for j in range(repeat):
             shift = (i + j) % len(names)
             for name in (*names[shift:], *names[:shift]):
                 if j and (drafter := engines[name].controller):
-                    drafter.rewind(known[name])  # what the first time taught must not make the second one easy
-                result = _run_one(name, engines[name], prompt, max_tokens, sampling)
+                    drafter.rewind(before[name])  # what the first time taught must not make the second one easy
+                result = run_one(name, engines[name], prompt, max_tokens, sampling)
                 report.runs.append(result)
                 on_run(result)
     if sampling.greedy:
@@ -209,18 +209,20 @@ def run(
     return report
 
 
-def _known(engine: Engine) -> Any:
+def known(engine: Engine) -> Any:
+    """What drafting has learnt, for `AdaptiveDrafter.rewind`."""
     return engine.controller.snapshot() if engine.controller is not None else None
 
 
 def _as_before(name: str, engine: Engine, known: Any, prompt: Prompt, max_tokens: int, sampling: Sampling) -> None:
     """A run of which nothing remains."""
-    _run_one(name, engine, prompt, max_tokens, sampling)
+    run_one(name, engine, prompt, max_tokens, sampling)
     if engine.controller is not None:
         engine.controller.rewind(known)
 
 
-def _run_one(name: str, engine: Engine, prompt: Prompt, max_tokens: int, sampling: Sampling) -> Run:
+def run_one(name: str, engine: Engine, prompt: Prompt, max_tokens: int, sampling: Sampling = GREEDY) -> Run:
+    """All turns of a prompt, the context empty at first."""
     engine.backend.truncate(0)
     session = ChatSession(engine, sampling=sampling)
     total, turns, rest_s = Stats(), list[tuple[int, ...]](), 0.0
