@@ -121,6 +121,13 @@ ABLATION: dict[str, dict[str, Any]] = {
     "model, direct": {"copy": False, "learn": "off", "fixed": True, "spelling": "direct"},
     "model, TLI": {"copy": False, "learn": "off", "fixed": True, "spelling": "tli"},
     "model, OmniDraft": {"copy": False, "learn": "off", "fixed": True, "spelling": "omnidraft"},
+    "model, OmniDraft, warm": {
+        "copy": False,
+        "learn": "off",
+        "fixed": True,
+        "spelling": "omnidraft",
+        "warm_start": True,
+    },
     "model, stopping": {"copy": False, "learn": "off", "fixed": True, "stop": "entropy"},
     "all, fixed": {"copy": True, "learn": "fresh", "fixed": True},
     "all, controller": {"copy": True, "learn": "fresh", "fixed": False},

@@ -249,6 +249,11 @@ def _load_drafter(engine: Engine, path: Path, learning: Learning) -> SteppedDraf
         speller = TextSpeller(own, theirs)
     else:
         speller = MapSpeller(own, theirs, cache if options.spelling == "omnidraft" else None)
+        if options.warm_start and not cache.n_learnt:
+            table = engine.table or TranslationTable.build(
+                theirs, own, target_key="", draft_key="", engine=engine_name()
+            )
+            cache.seed(table.spellings())  # by the target's ids: those of byte-pair merges begin with the commonest
     return TranslatingDrafter(
         backend,
         own,

@@ -50,6 +50,7 @@ class EngineOptions:
     fixed: bool = False  # draft `n_draft` tokens a round whatever they cost
     stop: Stop = "cost"  # what ends a draft of a fixed length earlier
     spelling: Spelling = "merged"  # how a draft of another vocabulary is said in the target's
+    warm_start: bool = False  # with spelling "omnidraft": a cache that knows nothing begins with the vocabularies alone
     merged_probs: bool = False  # with spelling "omnidraft", when sampling: accept more, follow the target approximately
     learn: Learn = "kept"  # from what the target says: for later answers, and how two vocabularies spell each other
     learned: Path | None = None  # where that and measured costs are kept between runs; None: nowhere

@@ -12,6 +12,7 @@ from edgellm.runtime.drafters.follow import Follower
 from edgellm.runtime.sampling import GREEDY, Distribution, Sampling
 
 LOWEST = np.float32(-100.0)  # a logit below the likeliest one's that is as good as none
+SPARE = 32  # tokens of its context that are left for a draft
 REACH = 512  # own tokens that are read at most when drafting begins late; what lies before adds little
 
 
@@ -54,18 +55,26 @@ class ModelDrafter:
         self._rng = np.random.default_rng(None if sampling.seed is None else (sampling.seed, 1))
         self._tokens = self._known(prompt)
         self._n_known = 0
+        self._slide()
 
     def observe(self, tokens: Sequence[int], n_new: int) -> None:
-        self._n_known = min(self._n_known, len(self._tokens))
         self._tokens += self._known(tokens[len(tokens) - n_new :])
+        self._slide()
 
     def n_unread(self) -> int:
-        return self.follower.n_unread(self._tokens, self._n_known)
+        n = self.follower.n_unread(self._tokens, self._n_known)
+        return n if self._reach is None else min(n, self._reach)
 
     def catch_up(self) -> None:
-        if self.follower.room(self._tokens, 0):
-            self._settle(())
-            self.follower.prefill(self._tokens)
+        self._settle(())
+        self.follower.prefill(self._tokens)
+
+    def _slide(self) -> None:
+        """Keep the newer half when the context fills up; the drafter sees less, and the output stays the target's."""
+        n_ctx = self.follower.backend.n_ctx
+        if len(self._tokens) + SPARE > n_ctx:
+            del self._tokens[: -max(1, n_ctx // 2)]
+            self._n_known = 0
 
     def _settle(self, extra: Sequence[int]) -> None:
         reach = self._reach if self._reach is not None else len(self._tokens)

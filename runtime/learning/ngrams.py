@@ -9,7 +9,7 @@ longer one there says how likely a draft that ends with it ends a word.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -115,6 +115,16 @@ class NgramCache:
                     at = parents[at] >> _TOKEN_BITS
                 entries.append(Entry(tuple(reversed(draft)), target, self._count[node]))
         return entries
+
+    def seed(self, spellings: Iterable[tuple[tuple[int, ...], int]]) -> None:
+        """Begin with what two vocabularies say of each other, as far as half of the budget goes, counted once each.
+
+        What is used will count for more, and be kept when entries have to go.
+        """
+        for draft, target in spellings:
+            if self.n_bytes > self.budget_bytes // 2:
+                break
+            self.learn(draft, target)
 
     def merge(self, entries: Sequence[Entry]) -> None:
         """Take over another cache's entries; of two counts the larger holds."""

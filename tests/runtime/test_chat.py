@@ -183,14 +183,20 @@ def test_a_conversation_that_does_not_fit_is_left_as_it_was(plain: Engine) -> No
     assert len(session.messages) == 4
 
 
-def test_a_prompt_beyond_the_drafters_context_is_answered_without_drafts(path: Path, tmp_path: Path) -> None:
+def test_a_prompt_beyond_the_drafters_context_is_drafted_for_from_its_newer_part(path: Path, tmp_path: Path) -> None:
     short = write_tiny(tmp_path / "short.gguf", n_ctx_train=64)
-    long = "the hat " * 90
-    with load(path, short, EngineOptions(n_ctx=1024, n_draft=4, fixed=True, copy=False)) as engine:
-        session = ChatSession(engine)
-        say(session, long, max_tokens=10)
-        assert session.last is not None
-        assert (session.last.stats.n_new, session.last.stats.n_drafted) == (10, 0)
+    options = EngineOptions(n_ctx=1024, n_draft=4, fixed=True, copy=False)
+    answers = []
+    for drafter in (None, short):
+        with load(path, drafter, options) as engine:
+            session = ChatSession(engine)
+            say(session, "the hat " * 90, max_tokens=100)  # more than the drafter's context again
+            assert session.last is not None
+            answers.append(session.last)
+    plain, drafted = answers
+    assert drafted.tokens == plain.tokens
+    assert drafted.stats.n_new == 100
+    assert drafted.stats.n_drafted > 100 / 5
 
 
 def test_a_session_on_a_closed_engine_says_so(path: Path) -> None:

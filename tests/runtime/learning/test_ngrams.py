@@ -46,6 +46,17 @@ def test_the_least_used_go_first_and_the_bytes_hold() -> None:
     assert all(cache.match(key, 0) == (3, 7) for key in often)
 
 
+def test_a_seeded_cache_keeps_room_and_loses_what_is_never_used_first() -> None:
+    cache = NgramCache(60_000)
+    cache.seed(((i, i + 1), i) for i in range(10_000))
+    assert cache.match((0, 1), 0) == (2, 0)
+    assert cache.budget_bytes // 2 < cache.n_bytes < cache.budget_bytes * 0.6
+    for i in range(60):
+        cache.learn((5000 + i, 3), 9, count=2)
+    assert cache.n_bytes <= cache.budget_bytes
+    assert all(cache.match((5000 + i, 3), 0) == (2, 9) for i in range(60))
+
+
 def test_bytes_are_at_least_what_python_takes() -> None:
     rng = np.random.default_rng(2)
     keys = [tuple(int(t) for t in rng.integers(0, 49_000, rng.integers(2, 5))) for _ in range(6000)]
