@@ -15,10 +15,11 @@ import random
 from pathlib import Path
 from typing import Any
 
+from edgellm.memory.context import N_DRAFT_MOST
 from edgellm.runtime.bench import Prompt, read_prompts
 from edgellm.runtime.chat import ChatSession
 from edgellm.runtime.engine import Engine, load_target, with_drafter
-from edgellm.runtime.planning import N_DRAFT, EngineOptions
+from edgellm.runtime.planning import EngineOptions
 
 
 def ask(engine: Engine, prompt: Prompt, n_tokens: int) -> dict[str, Any]:
@@ -85,8 +86,11 @@ def main() -> None:
     rng.shuffle(second)
     fixed = arguments.draft_tokens
     options = EngineOptions(
-        n_draft=N_DRAFT if fixed is None else fixed, fixed=fixed is not None, learn="fresh", n_threads=arguments.threads
-    )  # fmt: skip
+        n_draft=N_DRAFT_MOST if fixed is None else fixed,
+        fixed=fixed is not None,
+        learn="fresh",
+        n_threads=arguments.threads,
+    )
     target = load_target(arguments.target, options)
     warm = with_drafter(target, arguments.drafter, copy=True)
     cold = with_drafter(target, arguments.drafter, copy=True)

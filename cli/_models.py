@@ -24,10 +24,10 @@ def drafting_options(
 ) -> dict[str, Any]:
     """Options of an engine that drafts what pays, or `n` tokens a round, and keeps what it learns."""
     from edgellm.export.store import home
-    from edgellm.runtime.planning import N_DRAFT
+    from edgellm.memory.context import N_DRAFT_MOST
 
     return {
-        "n_draft": N_DRAFT if n is None else n,
+        "n_draft": N_DRAFT_MOST if n is None else n,
         "fixed": n is not None,
         "learn": "kept" if learn else "off",
         "learned": home() / "learned",

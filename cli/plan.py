@@ -40,7 +40,7 @@ def plan(
     ctx: int = typer.Option(None, "--ctx", "-c", envvar="EDGELLM_CTX", min=16, help="Context in tokens.", metavar="N"),
     kv: str = typer.Option(None, "--kv", envvar="EDGELLM_KV", help="Type of the cache: f16, q8_0 or q4_0."),
     n_draft: int = typer.Option(
-        None, "--n-draft", "-k", envvar="EDGELLM_N_DRAFT", min=0, max=64, help="Draft length.", metavar="N"
+        None, "--n-draft", "-k", envvar="EDGELLM_N_DRAFT", min=0, max=64, help="Draft length, at most.", metavar="N"
     ),
     n_ubatch: int = typer.Option(
         None, "--ubatch", envvar="EDGELLM_UBATCH", min=1, max=4096, help="Tokens computed at once.", metavar="N"
@@ -274,7 +274,7 @@ def _summary(plan: MemoryPlan, place: Device) -> None:
     words = [
         f"context {settings.target.n_ctx:,}",
         f"cache {_cache_type(plan, 'target') or settings.target.kv}",
-        f"drafts of {settings.n_draft}" if settings.n_draft else "no drafting",
+        f"drafts of at most {settings.n_draft}" if settings.n_draft else "no drafting",
         f"batch {settings.target.n_ubatch}",
     ]
     if own := settings.drafter:

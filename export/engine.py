@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.export.gguf_writer import TYPE_IDS
-from edgellm.memory.gguf import FILE_TYPES
+from edgellm.memory.gguf import FILE_TYPES, TYPE_IDS
 
 QUANTS = tuple(name for name in FILE_TYPES.values() if name not in {"F32", "TQ1_0", "TQ2_0", "MXFP4"})
 HEADS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "F16")

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from edgellm.memory.gguf import MAGIC, TENSOR_TYPES
+from edgellm.memory.gguf import MAGIC, TENSOR_TYPES, TYPE_IDS
 
 ALIGNMENT = 32  # bytes; the format's default
-TYPE_IDS = {name: type_id for type_id, (name, _, _) in TENSOR_TYPES.items()}
 
 _U32, _I32, _F32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
 

@@ -7,7 +7,7 @@ from typing import Any
 from edgellm.export.gguf import read_config
 from edgellm.export.source import ModelSource
 from edgellm.memory import plan as planner
-from edgellm.memory.context import ContextSettings
+from edgellm.memory.context import N_DRAFT_MOST, ContextSettings
 from edgellm.memory.device import sized_device
 from edgellm.memory.gguf import read_header
 from edgellm.memory.plan import MemoryPlan, PairSettings
@@ -17,7 +17,6 @@ from edgellm.memory.units import format_bytes
 # From the most exact down; below Q3_K_M small models lose more than their size is worth.
 CANDIDATES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M")
 DRAFT_QUANT = "Q4_0"
-N_DRAFT = 4
 
 
 def best_quant(target: ModelSource, draft: ModelSource | None, device_bytes: int, n_ctx: int) -> tuple[str, MemoryPlan]:
@@ -29,8 +28,8 @@ def best_quant(target: ModelSource, draft: ModelSource | None, device_bytes: int
     limit = sized_device(device_bytes).limit
     drafter = _shape(draft, DRAFT_QUANT) if draft else None
     settings = PairSettings(
-        ContextSettings(n_ctx, n_outputs=N_DRAFT + 1),
-        N_DRAFT,
+        ContextSettings(n_ctx, n_outputs=N_DRAFT_MOST + 1),
+        N_DRAFT_MOST,
         ContextSettings(n_ctx, n_ubatch=64) if drafter else None,
     )
     plan = None

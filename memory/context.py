@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+from edgellm.memory.gguf import TENSOR_TYPES, TYPE_IDS
 
 KvType = Literal["f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
-# (elements a block, bytes a block), as ggml lays them out
-KV_BLOCKS: dict[KvType, tuple[int, int]] = {
-    "f32": (1, 4), "f16": (1, 2), "q8_0": (32, 34), "q5_1": (32, 24), "q5_0": (32, 22), "q4_1": (32, 20),
-    "q4_0": (32, 18),
-}  # fmt: skip
+KV_BLOCKS: dict[KvType, tuple[int, int]] = {kv: TENSOR_TYPES[TYPE_IDS[kv.upper()]][1:] for kv in get_args(KvType)}
+"""(elements a block, bytes a block), as ggml lays them out."""
+N_DRAFT_MOST = 15  # tokens a round; how many of them are drafted is decided every round
 DRAFT_TOKENS_MOST = 4  # of a drafter's own tokens for one of the target's, before a round gives up
 CELL_PAD = 256  # llama.cpp rounds the context up to this many tokens
 

@@ -29,7 +29,7 @@ TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
     29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
 }  # fmt: skip
 
-TYPE_IDS = {name.lower(): type_id for type_id, (name, _, _) in TENSOR_TYPES.items()}  # as ggml itself prints them
+TYPE_IDS = {name: type_id for type_id, (name, _, _) in TENSOR_TYPES.items()}
 
 # llama.cpp's `general.file_type` -> the name that people give a quantisation
 FILE_TYPES: dict[int, str] = {

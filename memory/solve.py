@@ -11,17 +11,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from edgellm.memory.buffers import Sizer, compute_bytes, estimate
-from edgellm.memory.context import ContextSettings, KvType
+from edgellm.memory.context import N_DRAFT_MOST, ContextSettings, KvType
 from edgellm.memory.device import Device
 from edgellm.memory.kv import check_cache, fits_cache
 from edgellm.memory.plan import Loading, MemoryPlan, PairSettings, Step, plan
 from edgellm.memory.shape import ModelShape
-from edgellm.memory.speed import draft_length, predict
+from edgellm.memory.speed import gains, predict
 from edgellm.memory.units import format_bytes
 
 DEFAULT_N_CTX = 4096  # tokens
 N_UBATCH, N_UBATCH_DRAFT = 128, 64  # tokens; more buys no prompt speed on a CPU (architecture decision 7)
-MOST_DRAFTED = 8  # tokens a round
 LEAST_CTX = 512
 ENGINE_N_UBATCH = 512  # what llama.cpp takes, with logits reserved for each token, if it is not told otherwise
 
@@ -124,7 +123,7 @@ def refusal(solution: Solution) -> str:
 def _start(target: ModelShape, drafter: ModelShape | None, device: Device, ask: Ask) -> tuple[_State, list[Step]]:
     """The settings before any trimming, with the two trims that cost nothing already made."""
     n_ctx = ask.n_ctx or min(DEFAULT_N_CTX, target.n_ctx_train)
-    n_draft = ask.n_draft if ask.n_draft is not None else (4 if drafter is not None or ask.copy else 0)
+    n_draft = ask.n_draft if ask.n_draft is not None else (_longest(target) if drafter is not None or ask.copy else 0)
     kv, draft_kv = ask.kv or "f16", ask.kv or "f16"
     notes: list[Step] = []
     if not target.can_rewind:
@@ -137,14 +136,16 @@ def _start(target: ModelShape, drafter: ModelShape | None, device: Device, ask: 
             draft_kv = "f16"
         own = ContextSettings(min(n_ctx, drafter.n_ctx_train), N_UBATCH_DRAFT, 1, draft_kv, n_threads=ask.n_threads)
         settings = replace(settings, drafter=own)
-        if ask.n_draft is None:
-            n_draft = draft_length(target, drafter, settings, device, MOST_DRAFTED)
-            if not n_draft and not ask.keep_drafter:
-                notes.append(Step("no draft model", 0, "it is not expected to gain anything on this device"))
-                settings = replace(settings, drafter=None)
-            settings = replace(settings, n_draft=n_draft or 4)
+        if ask.n_draft is None and not ask.keep_drafter and not gains(target, drafter, settings, device):
+            notes.append(Step("no draft model", 0, "it is not expected to gain anything on this device"))
+            settings = replace(settings, drafter=None)
     settings = _with_outputs(settings, target)
     return _State(target, settings), [*_free_trims(target, drafter if settings.drafter else None, settings), *notes]
+
+
+def _longest(target: ModelShape) -> int:
+    """Drafts that a plan leaves room for: each token is a row of logits, and a copy of a recurrent state."""
+    return 4 if target.is_recurrent else N_DRAFT_MOST
 
 
 def _with_outputs(settings: PairSettings, target: ModelShape) -> PairSettings:
@@ -236,14 +237,9 @@ def _bound(start: _State, drafter: ModelShape | None, device: Device, size: Size
         changed = rung.apply(state)
         if changed is None or changed.settings.drafter is None:
             continue
-        alone = replace(changed.settings, drafter=None)
-        if (
-            predict(changed.target, drafter, changed.settings, device).value
-            > predict(changed.target, None, alone, device).value
-        ):
+        if gains(changed.target, drafter, changed.settings, device):
             state = changed
-    alone = replace(state.settings, drafter=None)
-    if predict(state.target, drafter, state.settings, device).value <= predict(state.target, None, alone, device).value:
+    if not gains(state.target, drafter, state.settings, device):
         return None
     return plan(state.target, drafter, state.settings, device.limit, sizer=size).process_bytes
 
@@ -265,6 +261,8 @@ def _ladder(ask: Ask, drafter: ModelShape | None, smaller: Sequence[ModelShape])
 def _drafting_rungs(ask: Ask, drafter: ModelShape | None) -> list[_Rung]:
     """What speculation and prompts give up before quality is touched."""
     rungs = [_batch_rung("drafter", 32, "the drafter reads prompts a quarter slower")]
+    if ask.n_draft is None:
+        rungs.append(_length_rung(8))
     if ask.n_ubatch is None:
         rungs.append(_batch_rung("target", 64, "prompts about 20 % slower"))
         rungs.append(_batch_rung("target", 32, "prompts about 30 % slower"))

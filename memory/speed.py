@@ -7,6 +7,8 @@ al. 2023, arXiv:2211.17192). Whatever is assumed here gives way to measurements 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from edgellm.memory.device import Device
 from edgellm.memory.kv import cache_bytes
 from edgellm.memory.plan import PairSettings, Speed
@@ -27,28 +29,24 @@ def pass_s(shape: ModelShape, settings_bytes: int, device: Device, n_tokens: int
 
 
 def predict(target: ModelShape, drafter: ModelShape | None, settings: PairSettings, device: Device) -> Speed:
-    """Tokens a second with and without drafting."""
+    """Tokens a second with and without drafting, at the draft length within the plan's that pays best."""
     cache = cache_bytes(target, settings.target)
     plain = 1 / pass_s(target, cache, device, 1)
     best = plain
-    if settings.copy and settings.n_draft and target.can_rewind:
-        best = max(best, _rate(COPYING, settings.n_draft, pass_s(target, cache, device, settings.n_draft + 1)))
-    if drafter is not None and settings.drafter is not None and settings.n_draft:
-        drafting = settings.n_draft * pass_s(drafter, cache_bytes(drafter, settings.drafter), device, 1)
-        verifying = pass_s(target, cache, device, settings.n_draft + 1)
-        best = max(best, _rate(acceptance(target, drafter), settings.n_draft, drafting + verifying + ROUND_S))
+    for k in range(1, settings.n_draft + 1):
+        verifying = pass_s(target, cache, device, k + 1)
+        if settings.copy and target.can_rewind:
+            best = max(best, _rate(COPYING, k, verifying))
+        if drafter is not None and settings.drafter is not None:
+            drafting = k * pass_s(drafter, cache_bytes(drafter, settings.drafter), device, 1)
+            best = max(best, _rate(acceptance(target, drafter), k, drafting + verifying + ROUND_S))
     return Speed(round(best, 2), "estimated", round(plain, 2))
 
 
-def draft_length(target: ModelShape, drafter: ModelShape, settings: PairSettings, device: Device, most: int) -> int:
-    """The draft length 0..`most` that should pay best with this draft model; 0 where none does."""
-    cache = cache_bytes(target, settings.target)
-    own = cache_bytes(drafter, settings.drafter) if settings.drafter else 0
-    step = pass_s(drafter, own, device, 1)
-    rates = {0: 1 / pass_s(target, cache, device, 1)}
-    for k in range(1, most + 1):
-        rates[k] = _rate(acceptance(target, drafter), k, k * step + pass_s(target, cache, device, k + 1) + ROUND_S)
-    return max(rates, key=lambda k: rates[k])
+def gains(target: ModelShape, drafter: ModelShape, settings: PairSettings, device: Device) -> bool:
+    """Whether the draft model should bring more than the same settings without it."""
+    alone = replace(settings, drafter=None)
+    return predict(target, drafter, settings, device).value > predict(target, None, alone, device).value
 
 
 def acceptance(target: ModelShape, drafter: ModelShape) -> float:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import psutil
 
-from edgellm.memory.context import ContextSettings, KvType
+from edgellm.memory.context import N_DRAFT_MOST, ContextSettings, KvType
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.device import Device, budget_device, this_machine
 from edgellm.memory.gguf import GgufError, read_header
@@ -24,8 +24,6 @@ from edgellm.memory.units import format_bytes
 from edgellm.runtime.backends.base import OutOfMemory
 from edgellm.runtime.backends.llama_cpp import kernels, offloads
 from edgellm.runtime.drafters.adaptive import Stop
-
-N_DRAFT = 15  # tokens a round at most; how many of them are drafted is decided every round
 
 TOLERANCE = (
     0.02  # of a stored plan against the same plan made anew: another machine may size buffers a little otherwise
@@ -45,7 +43,7 @@ class EngineOptions:
     """What is fixed of how a pair runs; None leaves it to the plan. Sizes are in tokens."""
 
     n_ctx: int | None = None  # 4,096, or less where memory is short
-    n_draft: int = N_DRAFT
+    n_draft: int = N_DRAFT_MOST
     copy: bool = True  # propose what followed the same words before
     fixed: bool = False  # draft `n_draft` tokens a round whatever they cost
     stop: Stop = "cost"  # what ends a draft of a fixed length earlier
@@ -162,7 +160,7 @@ def _ask(options: EngineOptions) -> Ask:
     return Ask(
         n_ctx=options.n_ctx,
         kv=options.kv,
-        n_draft=options.n_draft,
+        n_draft=options.n_draft if options.fixed or options.n_draft != N_DRAFT_MOST else None,
         n_ubatch=options.n_ubatch,
         copy=options.copy,
         loading=_loading(options),

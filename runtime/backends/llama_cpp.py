@@ -215,7 +215,7 @@ class LlamaBackend:
         params.n_outputs_max = self.max_keep
         params.n_threads = params.n_threads_batch = self.n_threads
         params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        params.type_k = params.type_v = TYPE_IDS[settings.kv]
+        params.type_k = params.type_v = TYPE_IDS[settings.kv.upper()]
         params.no_perf = True
         # A sliding window keeps n_ubatch spare cells, more than one rejected draft ever needs.
         params.swa_full = False
