@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.memory.cpu import usable_cores
 from edgellm.memory.gguf import FILE_TYPES, TYPE_IDS
 
 QUANTS = tuple(name for name in FILE_TYPES.values() if name not in {"F32", "TQ1_0", "TQ2_0", "MXFP4"})
@@ -193,7 +194,7 @@ def _rewritten(job: Event, llama_cpp: Any) -> dict[str, Any]:
     import ctypes
 
     params = llama_cpp.llama_model_quantize_default_params()
-    params.nthread = os.cpu_count() or 1
+    params.nthread = usable_cores()
     params.max_buf_size = _QUANTISE_BUFFER_BYTES
     keep: list[Any] = []  # what the library reads through pointers
     if "dropped_layers" in job:
@@ -251,7 +252,7 @@ class _Model:
             # Sums as exact as the library has them: what is judged here is the file.
             context.type_k = context.type_v = llama_cpp.GGML_TYPE_F32
             context.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-            context.n_threads = context.n_threads_batch = os.cpu_count() or 1
+            context.n_threads = context.n_threads_batch = usable_cores()
             self._context = llama_cpp.llama_init_from_model(self._model, context)
             if not self._context:
                 raise EngineJobError("no context can be made")

@@ -14,9 +14,10 @@ from edgellm.export import manifest
 from edgellm.export.checkpoint import read_checkpoint
 from edgellm.export.environments import Exporter, run_job
 from edgellm.export.manifest import Manifest
-from edgellm.export.pipeline import SMALL_PARAMS, Event, ExportError, Judge, _already_there, _sync, _workshop
+from edgellm.export.pipeline import SMALL_PARAMS, Event, Judge
 from edgellm.export.source import TOKENIZER_FILES, ModelSource, fingerprint
 from edgellm.export.verify import TEXT, VerificationFailed
+from edgellm.export.workshop import ExportError, appear
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.onnx import OnnxError, read_graph
 
@@ -57,15 +58,7 @@ def export_onnx(request: OnnxRequest, on_event: Callable[[Event], None]) -> Mani
         [[s.name, s.repo, s.revision, [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in s.files()]]
          for s in sources.values()],
     ])  # fmt: skip
-    if request.output.exists() and (not request.output.is_dir() or any(request.output.iterdir())):
-        return _already_there(request.output, key)
-    with _workshop(request.output, key) as work:
-        document = _make(request, sources, work, on_event)
-        manifest.write(work, {"key": key, **document})
-        _sync(work)
-        work.replace(request.output)
-        _sync(request.output.parent)
-    return manifest.read(request.output)
+    return appear(request.output, key, lambda work: {"key": key, **_make(request, sources, work, on_event)})
 
 
 def _make(

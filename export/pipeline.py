@@ -11,20 +11,18 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import filelock
-
 from edgellm.export import engine, manifest, trim, verify
 from edgellm.export.gguf import to_gguf
 from edgellm.export.gguf_writer import appearing
-from edgellm.export.manifest import Manifest, ManifestError
+from edgellm.export.manifest import Manifest
 from edgellm.export.source import ModelSource, fingerprint, sha256_of
+from edgellm.export.workshop import ExportError, appear, workshop
 from edgellm.memory.gguf import read_header
 
 Event = Mapping[str, Any]
@@ -41,10 +39,6 @@ class Tabulator(Protocol):
     """Who works out what the vocabularies of a pair say of each other; the runtime reads it, and writes it."""
 
     def __call__(self, target: Path, draft: Path) -> bytes: ...
-
-
-class ExportError(RuntimeError):
-    """An export that cannot be carried out as asked; the message says what to change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +89,7 @@ def export(request: Request, on_event: Callable[[Event], None]) -> Manifest:
         UnsupportedModel, CheckpointError, TokenizerError, EngineJobError, ManifestError: from the steps.
     """
     key = _key(request)
-    if request.output.exists() and (not request.output.is_dir() or any(request.output.iterdir())):
-        return _already_there(request.output, key)
-    with _workshop(request.output, key) as work:
-        document = _make(request, work, key, on_event)
-        manifest.write(work, document)
-        _sync(work)
-        work.replace(request.output)
-        _sync(request.output.parent)
-    return manifest.read(request.output)
+    return appear(request.output, key, lambda work: _make(request, work, key, on_event))
 
 
 def reproduce(request: Request, locked: Manifest, on_event: Callable[[Event], None]) -> list[str]:
@@ -112,7 +98,7 @@ def reproduce(request: Request, locked: Manifest, on_event: Callable[[Event], No
     Model files that the manifest's folder lacks are put there.
     """
     key = _key(request)
-    with _workshop(request.output, key) as work:
+    with workshop(request.output, key) as work:
         made = _make(request, work, key, on_event)
         differences = _differences(locked.document, made)
         if not differences:
@@ -151,32 +137,6 @@ def _key(request: Request) -> str:
         return [source.name, source.repo, source.revision, files]
 
     return fingerprint([asdict(request.options), stamp(request.target), stamp(request.draft), manifest.tools()])
-
-
-def _already_there(output: Path, key: str) -> Manifest:
-    try:
-        there = manifest.read(output)
-    except ManifestError:
-        there = None
-    if there is not None and there.document.get("key") == key:
-        return manifest.verify(output)
-    raise ExportError(f"{output} exists and is not this export: remove it, or choose another --output")
-
-
-@contextmanager
-def _workshop(output: Path, key: str) -> Iterator[Path]:
-    """A folder beside the output for one export at a time; what an interrupted run finished is still in it."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    work = output.with_name(f".{output.name}.{key}.partial")
-    with filelock.FileLock(output.with_name(f".{output.name}.lock"), timeout=-1):
-        for other in output.parent.glob(f".{output.name}.*.partial"):
-            if other != work:
-                shutil.rmtree(other, ignore_errors=True)  # of another request, never finished
-        work.mkdir(exist_ok=True)
-        for rest in work.glob(".*.part"):
-            rest.unlink()
-        yield work
-    output.with_name(f".{output.name}.lock").unlink(missing_ok=True)
 
 
 def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], None]) -> dict[str, Any]:
@@ -410,13 +370,3 @@ def _refuse_foreign_heads(base: Path) -> None:
             f"{base.name} is a draft head ({arch}) that reads another model's hidden states: it cannot draft alone; "
             "use a small model, or a target whose file has its head inside (MTP)"
         )
-
-
-def _sync(folder: Path) -> None:
-    """Names in a folder are data of the folder."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

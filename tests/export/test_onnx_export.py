@@ -24,9 +24,9 @@ from edgellm.export.bundle import pack
 from edgellm.export.environments import ExporterError, environment, requirements_of
 from edgellm.export.manifest import ManifestError
 from edgellm.export.onnx_export import OnnxRequest, export_onnx
-from edgellm.export.pipeline import ExportError
 from edgellm.export.source import ModelSource
 from edgellm.export.verify import VerificationFailed
+from edgellm.export.workshop import ExportError
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.onnx import read_graph
 from edgellm.runtime.backends.onnx import OnnxBackend, OnnxModel

@@ -23,9 +23,10 @@ from edgellm.export import bundle, manifest, pipeline
 from edgellm.export.gguf import UnsupportedModel
 from edgellm.export.gguf_writer import PlannedTensor, u32, write_gguf
 from edgellm.export.manifest import ManifestError
-from edgellm.export.pipeline import ExportError, Options, Request
+from edgellm.export.pipeline import Options, Request
 from edgellm.export.source import resolve
 from edgellm.export.trim import TrimError, _raw_entries, trim_vocabulary
+from edgellm.export.workshop import ExportError
 from edgellm.memory.gguf import TensorInfo, read_header
 from edgellm.runtime.engine import load
 
