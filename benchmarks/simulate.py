@@ -64,6 +64,7 @@ class ReplayTarget:
 
     n_ctx = 1 << 20
     max_keep = N_MOST + 1
+    can_shift = False
 
     def __init__(self, recording: Recording, n_vocab: int, curve: CostCurve, clock: Clock) -> None:
         self._recording, self.n_vocab, self._curve, self._clock = recording, n_vocab, curve, clock
@@ -92,6 +93,9 @@ class ReplayTarget:
 
     def truncate(self, length: int) -> None:
         del self.tokens[max(0, length) :]
+
+    def forget_oldest(self, n: int) -> None:
+        raise NotImplementedError
 
     def close(self) -> None:
         pass

@@ -55,7 +55,7 @@ class Answered:
 class Playback:
     """`Backend` of a target whose choices are known; what follows wrong drafts is never looked at."""
 
-    max_keep, n_ctx, busy_s = 64, 1 << 20, 0.0
+    max_keep, n_ctx, busy_s, can_shift = 64, 1 << 20, 0.0, False
 
     def __init__(self, n_vocab: int) -> None:
         self.n_vocab, self.tokens, self.text = n_vocab, list[int](), list[int]()
@@ -70,6 +70,9 @@ class Playback:
 
     def truncate(self, length: int) -> None:
         del self.tokens[max(0, length) :]
+
+    def forget_oldest(self, n: int) -> None:
+        raise NotImplementedError
 
     def close(self) -> None:
         pass

@@ -28,6 +28,7 @@ class TableBackend:
         self.table, self.n_ctx, self.max_keep, self.can_truncate = table, n_ctx, max_keep, can_truncate
         self.n_vocab = table.shape[-1]
         self.busy_s = 0.0
+        self.can_shift = can_truncate
         self.tokens: list[int] = []
         self.n_passes = 0
         self.n_read = 0
@@ -58,6 +59,10 @@ class TableBackend:
         if 0 < length < len(self.tokens) and not self.can_truncate:
             raise CannotTruncate("recurrent")
         del self.tokens[max(0, length) :]
+
+    def forget_oldest(self, n: int) -> None:
+        assert self.can_shift
+        del self.tokens[:n]
 
     def close(self) -> None:
         self.closed = True

@@ -42,6 +42,7 @@ class Backend(Protocol):
     n_ctx: int  # tokens
     max_keep: int  # logits rows that one forward pass can return; the widest verification is this many tokens
     busy_s: float  # seconds spent inside the engine so far
+    can_shift: bool  # whether `forget_oldest` is to be had
 
     tokens: list[int]  # whose keys and values are cached; only the backend changes it
 
@@ -61,6 +62,13 @@ class Backend(Protocol):
 
         Raises:
             CannotTruncate: the model cannot do so.
+        """
+        ...
+
+    def forget_oldest(self, n: int) -> None:
+        """Forget the first `n` tokens and move the others up without reading them again; needs `can_shift`.
+
+        What is held was computed with the forgotten ones in sight: near to what a new reading would give, not the same.
         """
         ...
 

@@ -231,6 +231,8 @@ class LlamaBackend:
         self._abort = api.ggml_abort_callback(lambda _: self._stop_asked.is_set())
         self._memory = api.llama_get_memory(self._ctx)
         self.n_ctx = int(api.llama_n_ctx(self._ctx))
+        stateful = model.is_recurrent or model.is_hybrid
+        self.can_shift = not (stateful or model.n_window) and bool(api.llama_memory_can_shift(self._memory))
         words = model.words
         self._head = Head(words, self.max_keep) if words is not None else None
         self._batch = api.llama_batch_init(self._n_batch, words.n_embd if words is not None else 0, 1)
@@ -330,6 +332,11 @@ class LlamaBackend:
                 f"back from {len(self.tokens)} to {length} tokens: use it with --draft none"
             )
         del self.tokens[max(0, length) :]
+
+    def forget_oldest(self, n: int) -> None:
+        api.llama_memory_seq_rm(self._memory, 0, 0, n)
+        api.llama_memory_seq_add(self._memory, 0, n, -1, -n)  # keys are turned to their new positions by the next pass
+        del self.tokens[:n]
 
     def _window_lost(self, length: int) -> bool:
         """Whether layers with a sliding window have reused cells that token `length` would look at."""

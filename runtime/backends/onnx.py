@@ -139,6 +139,8 @@ class OnnxBackend:
         OutOfMemory: the cache's memory could not be had.
     """
 
+    can_shift = False
+
     def __init__(
         self,
         model: OnnxModel,
@@ -241,6 +243,9 @@ class OnnxBackend:
     def _bind(self, name: str, array: NDArray[np.int64], n: int) -> None:
         if name in self.model.graph.inputs:
             self._binding.bind_input(name, "cpu", 0, np.int64, [1, n], array.ctypes.data)
+
+    def forget_oldest(self, n: int) -> None:
+        raise EngineError("keys in a graph's cache cannot be turned to other positions")
 
     def truncate(self, length: int) -> None:
         del self.tokens[max(0, length) :]

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from edgellm.runtime.backends.base import Backend, Logits, keep_common_prefix
 
+SPARE = 32  # tokens of its context that a draft has room in
+
 
 class Follower:
     """A backend that follows a sequence: what it holds of it stays, what differs is cut, what is missing is read late.
@@ -48,6 +50,25 @@ class Follower:
     def prefill(self, tokens: Sequence[int]) -> None:
         """Read the settled `tokens` but for the last."""
         self.backend.forward(tokens[len(self.backend.tokens) : -1], keep=0)
+
+    def n_to_slide(self, n_tokens: int) -> int:
+        """How many of the oldest of `n_tokens` must go so that a draft has room; 0 while it has.
+
+        Where what stays must be read again, half of the context goes, so that this is rare.
+        """
+        backend = self.backend
+        if n_tokens + SPARE <= backend.n_ctx:
+            return 0
+        n_kept = backend.n_ctx - backend.n_ctx // 8 - SPARE if backend.can_shift else backend.n_ctx // 2
+        return n_tokens - max(1, n_kept)
+
+    def slide(self, n: int, n_known: int) -> int:
+        """The sequence has lost its first `n` tokens; below `n_known` it was what is held. Returns that number anew."""
+        held = len(self.backend.tokens)
+        if not self.backend.can_shift or not n < min(n_known, held):
+            return 0
+        self.backend.forget_oldest(n)
+        return min(n_known, held) - n
 
     def room(self, tokens: Sequence[int], n_more: int) -> bool:
         """Whether the context takes `tokens` and that many more."""

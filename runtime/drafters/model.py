@@ -12,7 +12,6 @@ from edgellm.runtime.drafters.follow import Follower
 from edgellm.runtime.sampling import GREEDY, Distribution, Sampling
 
 LOWEST = np.float32(-100.0)  # a logit below the likeliest one's that is as good as none
-SPARE = 32  # tokens of its context that are left for a draft
 REACH = 512  # own tokens that are read at most when drafting begins late; what lies before adds little
 
 
@@ -70,11 +69,10 @@ class ModelDrafter:
         self.follower.prefill(self._tokens)
 
     def _slide(self) -> None:
-        """Keep the newer half when the context fills up; the drafter sees less, and the output stays the target's."""
-        n_ctx = self.follower.backend.n_ctx
-        if len(self._tokens) + SPARE > n_ctx:
-            del self._tokens[: -max(1, n_ctx // 2)]
-            self._n_known = 0
+        """Keep the newer part when the context fills up; the drafter sees less, and the output stays the target's."""
+        if n := self.follower.n_to_slide(len(self._tokens)):
+            del self._tokens[:n]
+            self._n_known = self.follower.slide(n, self._n_known)
 
     def _settle(self, extra: Sequence[int]) -> None:
         reach = self._reach if self._reach is not None else len(self._tokens)

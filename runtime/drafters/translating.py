@@ -222,11 +222,11 @@ class TranslatingDrafter:
         return Draft([guess.token for guess in settled[:limit]], probs if any(probs) else None, "model")
 
     def _slide(self) -> None:
-        """Keep the newer half when the context fills up; the drafter sees less, and the output stays the target's."""
-        n_ctx = self.follower.backend.n_ctx
-        if len(self._context.tokens) + 8 * DRAFT_TOKENS_MOST > n_ctx:
-            self._context.drop_oldest(n_ctx // 2)
-            self._n_known = 0
+        """Keep the newer part when the context fills up; the drafter sees less, and the output stays the target's."""
+        n_held = len(self._context.tokens)
+        if n := self.follower.n_to_slide(n_held):
+            self._context.drop_oldest(n_held - n)
+            self._n_known = self.follower.slide(n, self._n_known)
 
     def close(self) -> None:
         self.follower.backend.close()

@@ -30,3 +30,20 @@ def test_on_our_kernels_passes_of_every_width_agree_in_every_bit_also_over_long_
             assert np.array_equal(rows, reference), (n_past, width)
     backend.close()
     model.close()
+
+
+@pytest.mark.parametrize("kv", ["f16", "q8_0"])
+def test_on_our_kernels_no_bit_depends_on_how_a_text_was_cut_into_batches(smollm2_path: Path, kv: KvType) -> None:
+    if not kernels().active:
+        pytest.skip(f"llama.cpp's own kernels are in use: {kernels().reason}")
+    model = LlamaModel(smollm2_path)
+    tokens = [int(token) for token in np.random.default_rng(1).integers(1000, 20_000, 300)]
+    reference = None
+    for n_ubatch in (300, 128, 64, 33, 7):
+        backend = LlamaBackend(model, ContextSettings(n_ctx=512, n_ubatch=n_ubatch, n_outputs=4, kv=kv))
+        backend.forward(tokens[:-4], keep=0)
+        rows = backend.forward(tokens[-4:], keep=4).copy()
+        backend.close()
+        reference = rows if reference is None else reference
+        assert np.array_equal(rows, reference), n_ubatch
+    model.close()

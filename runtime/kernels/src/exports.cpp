@@ -106,6 +106,37 @@ EDGELLM_EXPORT double edgellm_matmul(const char* name, int type, const void* pac
     return best;
 }
 
+// Attention of q (n, n_heads, d) over k and v (n_cells, n_cache_heads, d) of cell type `type` (0 float32, 1 float16, 2 q8_0) with a
+// float16 mask (n, n_cells) or none, into y (n, n_heads, d), `repeat` times. Returns the seconds of the fastest, negative where it
+// cannot be.
+EDGELLM_EXPORT double edgellm_attend(const char* name, int type, const float* q, const void* k, const void* v, const void* mask, int64_t n,
+                                     int64_t n_heads, int64_t n_cache_heads, int64_t n_cells, int64_t d, float scale, float* y, int n_threads,
+                                     int repeat) {
+    const Variant* variant = find_variant(name);
+    if (!variant || !variant->runs_here()) return -1;
+    const CellType cell = static_cast<CellType>(type);
+    const int64_t row = cell == CellType::f32 ? d * 4 : cell == CellType::f16 ? d * 2 : d / 32 * 34;
+    const Attention attention = {n, n_heads, n_cache_heads, n_cells, d, d,
+                                 reinterpret_cast<const char*>(q), n_heads * d * 4, d * 4, cell, cell,
+                                 static_cast<const char*>(k), n_cache_heads * row, row,
+                                 static_cast<const char*>(v), n_cache_heads * row, row,
+                                 static_cast<const char*>(mask), n_cells * 2, scale, y};
+    if (!can_attend(attention)) return -1;
+    Barrier barrier(n_threads);
+    double best = 1e30;
+    on_threads(n_threads, [&](int ith) {
+        for (int i = 0; i < repeat; i++) {
+            Barrier::wait(&barrier);
+            const double start = now_s();
+            variant->attend(attention, ith, n_threads);
+            Barrier::wait(&barrier);
+            const double took = now_s() - start;
+            if (ith == 0 && took < best) best = took;
+        }
+    });
+    return best;
+}
+
 // Multiply-adds a second of the variant's dot-product instruction on `n_threads` threads: the sum of their best moments.
 EDGELLM_EXPORT double edgellm_peak(const char* name, int n_threads, double seconds) {
     const Variant* variant = find_variant(name);

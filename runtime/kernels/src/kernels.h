@@ -1,5 +1,5 @@
 // Every kernel once, over a vector policy `S`. A variant's source file switches its instruction set on, defines `S`, includes
-// this file inside an anonymous namespace and fills its table with table_of<S>().
+// this file inside an anonymous namespace and fills its table with table_of<S, A>().
 //
 // The order of every floating-point operation is written out here and is the same for each number of columns and each policy
 // (integer sums are exact, products are fused), so all variants give the same bits as the generic one, whatever the batch.
@@ -436,10 +436,13 @@ constexpr GroupKernel kernel_of() {
     else return group_block32<S, T, NC>;
 }
 
+template <class A>
+void attend(const Attention& a, int ith, int nth);   // attention.h
+
 // A constant, so that no instruction of the variant runs on a CPU that lacks it.
-template <class S>
+template <class S, class A>
 constexpr Variant table_of(const char* name, bool (*runs_here)()) {
-    Variant v = {name, runs_here, quantize<S>, {}, peak_of<S>, read_of<S>};
+    Variant v = {name, runs_here, quantize<S>, {}, peak_of<S>, read_of<S>, attend<A>};
     repeat<kTypes>([&](auto t) {
         repeat<kMaxCols>([&](auto c) { v.kernel[t.value][c.value] = kernel_of<S, static_cast<Type>(t.value), c.value + 1>(); });
     });

@@ -84,6 +84,28 @@ using GroupKernel = void (*)(const uint8_t* group, int64_t k, const Tile& tile, 
 // Blocks [first, last) of one row of activations into column `c` of a tile.
 using Quantize = void (*)(Type type, const float* x, int64_t first, int64_t last, const Tile& tile, int c);
 
+// Attention of `n` queries over one cache, which `n_heads / n_cache_heads` heads share. Strides in bytes.
+enum class CellType { f32, f16, q8_0 };
+constexpr int kMaxHead = 256;   // floats of a head
+struct Attention {
+    int64_t n, n_heads, n_cache_heads, n_cells, d, dv;
+    const char* q;   // float32
+    int64_t q_row, q_head;
+    CellType k_type, v_type;
+    const char* k;
+    int64_t k_cell, k_head;
+    const char* v;
+    int64_t v_cell, v_head;
+    const char* mask;   // float16, added to the scores: [query][cell]; nullptr: every query sees every cell
+    int64_t mask_row;
+    float scale;
+    float* out;   // [query][head][dv]
+};
+inline bool can_attend(const Attention& a) {
+    auto whole = [](CellType type, int64_t d, int unit) { return d % (type == CellType::q8_0 ? 32 : unit) == 0 && d <= kMaxHead; };
+    return whole(a.k_type, a.d, 8) && whole(a.v_type, a.dv, 16) && a.n_heads % a.n_cache_heads == 0;
+}
+
 struct Variant {
     const char* name;
     bool (*runs_here)();   // asks the CPU
@@ -91,6 +113,7 @@ struct Variant {
     GroupKernel kernel[kTypes][kMaxCols];   // [type][cols - 1]
     double (*peak)(int64_t rounds);         // multiply-adds done by `rounds` rounds of the bare dot-product instruction
     void (*read)(const uint8_t* from, int64_t n_bytes);   // does nothing but read
+    void (*attend)(const Attention& a, int ith, int nth);   // the share of one thread
 };
 
 extern const Variant* const kVariants[];   // best first, ends with nullptr

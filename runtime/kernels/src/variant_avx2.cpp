@@ -2,6 +2,7 @@
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 
+#include <cmath>
 #include <cstring>
 
 #include "cpu.h"
@@ -133,9 +134,12 @@ struct S {
 
 #include "kernels.h"
 
+#include "attention_x86.h"
+#include "attention.h"
+
 bool runs_here() { return cpu_has(EDGELLM_AVX_VNNI ? Feature::avx_vnni : Feature::avx2); }
 
-constexpr Variant kTable = table_of<S>(EDGELLM_AVX_VNNI ? "avx-vnni" : "avx2", runs_here);
+constexpr Variant kTable = table_of<S, A>(EDGELLM_AVX_VNNI ? "avx-vnni" : "avx2", runs_here);
 
 }  // namespace
 

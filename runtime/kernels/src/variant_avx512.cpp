@@ -2,6 +2,7 @@
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 
+#include <cmath>
 #include <cstring>
 
 #include "cpu.h"
@@ -64,9 +65,12 @@ struct S {
 
 #include "kernels.h"
 
+#include "attention_x86.h"
+#include "attention.h"
+
 bool runs_here() { return cpu_has(Feature::avx512_vnni); }
 
-constexpr Variant kTable = table_of<S>("avx512-vnni", runs_here);
+constexpr Variant kTable = table_of<S, A>("avx512-vnni", runs_here);
 
 }  // namespace
 

@@ -90,9 +90,57 @@ struct S {
 
 #include "kernels.h"
 
+struct A {
+    struct V {
+        float v[8];
+    };
+    template <class Lane>
+    static V each(Lane lane) {
+        V out;
+        for (int i = 0; i < 8; i++) out.v[i] = lane(i);
+        return out;
+    }
+    EDGELLM_CALL V zero() { return V{}; }
+    EDGELLM_CALL V all(float x) { return each([=](int) { return x; }); }
+    EDGELLM_CALL V load(const float* p) { return each([=](int i) { return p[i]; }); }
+    EDGELLM_CALL void store(float* p, V v) { std::memcpy(p, v.v, sizeof v.v); }
+    EDGELLM_CALL V half(const uint8_t* p) { return each([=](int i) { return from_half(p + 2 * i); }); }
+    EDGELLM_CALL V one_half(const uint8_t* p) { return all(from_half(p)); }
+    EDGELLM_CALL V bytes(const uint8_t* p) { return each([=](int i) { return static_cast<float>(static_cast<int8_t>(p[i])); }); }
+    EDGELLM_CALL V add(V x, V y) { return each([&](int i) { return x.v[i] + y.v[i]; }); }
+    EDGELLM_CALL V sub(V x, V y) { return each([&](int i) { return x.v[i] - y.v[i]; }); }
+    EDGELLM_CALL V mul(V x, V y) { return each([&](int i) { return x.v[i] * y.v[i]; }); }
+    EDGELLM_CALL V fma(V x, V y, V z) { return each([&](int i) { return std::fma(x.v[i], y.v[i], z.v[i]); }); }
+    EDGELLM_CALL V larger(V x, V y) { return each([&](int i) { return x.v[i] > y.v[i] ? x.v[i] : y.v[i]; }); }
+    EDGELLM_CALL float largest(V v) {
+        float most = v.v[0];
+        for (int i = 1; i < 8; i++) most = v.v[i] > most ? v.v[i] : most;
+        return most;
+    }
+    EDGELLM_CALL V zero_below(V x, float limit, V v) { return each([&](int i) { return x.v[i] >= limit ? v.v[i] : 0.0f; }); }
+    EDGELLM_CALL V power_of_two(V shifted) {
+        return each([&](int i) {
+            uint32_t bits;
+            std::memcpy(&bits, &shifted.v[i], 4);
+            bits = (bits << 23) + 0x3f800000u;
+            float value;
+            std::memcpy(&value, &bits, 4);
+            return value;
+        });
+    }
+    EDGELLM_CALL float sum(V v) {
+        float t[4];
+        for (int i = 0; i < 4; i++) t[i] = v.v[i] + v.v[i + 4];
+        return (t[0] + t[1]) + (t[2] + t[3]);
+    }
+    EDGELLM_CALL void sums(V a, V b, V c, V d, float* ab, float* cd) { ab[0] = sum(a), ab[1] = sum(b), cd[0] = sum(c), cd[1] = sum(d); }
+};
+
+#include "attention.h"
+
 bool runs_here() { return true; }
 
-constexpr Variant kTable = table_of<S>("generic", runs_here);
+constexpr Variant kTable = table_of<S, A>("generic", runs_here);
 
 }  // namespace
 

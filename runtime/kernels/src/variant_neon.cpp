@@ -2,6 +2,7 @@
 #if defined(__aarch64__)
 #include <arm_neon.h>
 
+#include <cmath>
 #include <cstring>
 
 #include "cpu.h"
@@ -89,9 +90,60 @@ struct S {
 
 #include "kernels.h"
 
+struct A {
+    struct V {
+        float32x4_t a, b;
+    };
+    static inline V zero() { return {vdupq_n_f32(0), vdupq_n_f32(0)}; }
+    static inline V all(float x) { return {vdupq_n_f32(x), vdupq_n_f32(x)}; }
+    static inline V load(const float* p) { return {vld1q_f32(p), vld1q_f32(p + 4)}; }
+    static inline void store(float* p, V v) { vst1q_f32(p, v.a), vst1q_f32(p + 4, v.b); }
+    static inline V half(const uint8_t* p) {
+        const S::F f = S::half(p);
+        return {f.a, f.b};
+    }
+    static inline V one_half(const uint8_t* p) {
+        uint16_t bits;
+        std::memcpy(&bits, p, 2);
+        const float32x4_t v = vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(bits)));
+        return {v, v};
+    }
+    static inline V bytes(const uint8_t* p) {
+        const S::F f = S::signed_bytes(p);
+        return {f.a, f.b};
+    }
+    static inline V add(V x, V y) { return {vaddq_f32(x.a, y.a), vaddq_f32(x.b, y.b)}; }
+    static inline V sub(V x, V y) { return {vsubq_f32(x.a, y.a), vsubq_f32(x.b, y.b)}; }
+    static inline V mul(V x, V y) { return {vmulq_f32(x.a, y.a), vmulq_f32(x.b, y.b)}; }
+    static inline V fma(V x, V y, V z) { return {vfmaq_f32(z.a, x.a, y.a), vfmaq_f32(z.b, x.b, y.b)}; }
+    static inline V larger(V x, V y) { return {vmaxq_f32(x.a, y.a), vmaxq_f32(x.b, y.b)}; }
+    static inline float largest(V v) { return vmaxvq_f32(vmaxq_f32(v.a, v.b)); }
+    static inline float32x4_t zero_one(float32x4_t x, float limit, float32x4_t v) {
+        return vreinterpretq_f32_u32(vandq_u32(vcgeq_f32(x, vdupq_n_f32(limit)), vreinterpretq_u32_f32(v)));
+    }
+    static inline V zero_below(V x, float limit, V v) { return {zero_one(x.a, limit, v.a), zero_one(x.b, limit, v.b)}; }
+    static inline float32x4_t power_one(float32x4_t shifted) {
+        return vreinterpretq_f32_s32(vaddq_s32(vshlq_n_s32(vreinterpretq_s32_f32(shifted), 23), vdupq_n_s32(0x3f800000)));
+    }
+    static inline V power_of_two(V shifted) { return {power_one(shifted.a), power_one(shifted.b)}; }
+    // Lanes 4 apart first, then neighbours, then the rest.
+    static inline float sum(V v) {
+        const float32x4_t t = vaddq_f32(v.a, v.b), pairs = vpaddq_f32(t, t);
+        return vgetq_lane_f32(vpaddq_f32(pairs, pairs), 0);
+    }
+    static inline void sums(V a, V b, V c, V d, float* ab, float* cd) {
+        const float32x4_t first = vpaddq_f32(vaddq_f32(a.a, a.b), vaddq_f32(b.a, b.b));
+        const float32x4_t second = vpaddq_f32(vaddq_f32(c.a, c.b), vaddq_f32(d.a, d.b));
+        const float32x4_t all = vpaddq_f32(first, second);
+        vst1_f32(ab, vget_low_f32(all)), vst1_f32(cd, vget_high_f32(all));
+    }
+};
+
+#include "attention.h"
+
 bool runs_here() { return cpu_has(Feature::neon_dotprod); }
 
-constexpr Variant kTable = table_of<S>("neon-dotprod", runs_here);
+constexpr Variant kTable = table_of<S, A>("neon-dotprod", runs_here);
 
 }  // namespace
 
