@@ -81,6 +81,7 @@ DRAFTERS: dict[str, Callable[[int], Drafter]] = {
     "itself": model_drafter,
     "partly different": partly_different_drafter,
     "recurrent": lambda seed: ModelDrafter(TableBackend(random_table(N_VOCAB, seed), can_truncate=False)),
+    "window": lambda seed: ModelDrafter(TableBackend(random_table(N_VOCAB, seed), n_ctx=96)),
     "small context": lambda seed: ModelDrafter(TableBackend(random_table(N_VOCAB, seed), n_ctx=12)),
     "translating": translating_drafter,
     "all, fixed": lambda seed: adaptive(seed, model=translating_drafter(seed), fixed=9),
@@ -246,3 +247,16 @@ def test_a_drafter_reads_what_is_new_and_no_more(name: str) -> None:
     drafter.begin(prompt)
     steps = list(generate(TableBackend(random_table(N_VOCAB, 9)), drafter, prompt, GREEDY, n_draft=4, max_new=100))
     assert backend.n_read <= len(prompt) * 2 + len(steps) * (4 * 4 + 16 + 1)
+
+
+@pytest.mark.parametrize(("can_shift", "n_most"), [(True, 500), (False, 1000)])
+def test_a_window_slides_and_is_not_read_again_where_it_can_be_shifted(can_shift: bool, n_most: int) -> None:
+    backend = TableBackend(random_table(N_VOCAB, 9), n_ctx=96)
+    backend.can_shift = can_shift
+    drafter = ModelDrafter(backend)
+    prompt = PROMPT * 80
+    drafter.begin(prompt)
+    steps = list(generate(TableBackend(random_table(N_VOCAB, 9)), drafter, prompt, GREEDY, n_draft=4, max_new=300))
+    assert all(step.n_accepted == step.n_drafted == 4 for step in steps[:-1])  # its window is enough, and stays true
+    assert backend.n_read <= n_most
+    assert len(backend.tokens) <= backend.n_ctx
