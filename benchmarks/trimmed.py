@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,17 @@ def engines(arguments: argparse.Namespace) -> dict[str, Engine]:
     return made
 
 
+def median_ratio(report: bench.Report) -> float:
+    """Of planned over default decode speed: the median over prompts of what each prompt's fastest runs give."""
+    best: dict[tuple[str, str], float] = {}
+    for run in report.runs:
+        key = run.config, run.prompt.id
+        best[key] = max(best.get(key, 0.0), run.stats.n_new / run.decode_s)
+    return statistics.median(
+        speed / best[bench.PLAIN, prompt] for (config, prompt), speed in best.items() if config == "planned"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", type=Path, required=True)
@@ -95,16 +107,19 @@ def main() -> None:
     parser.add_argument("--kv", default="f16")
     parser.add_argument("--draft-kv")
     parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--repeat", type=int, default=1)
     arguments = parser.parse_args()
     result: dict[str, Any] = {"ctx": arguments.ctx, "window": arguments.window, "kv": arguments.kv}
     result["bytes"] = sizes(arguments, arguments.kv)
     result["saved"] = round(1 - result["bytes"]["planned"] / result["bytes"]["default"], 4)
     if arguments.prompts:
         report = bench.run(
-            engines(arguments), bench.read_prompts(arguments.prompts, arguments.limit), max_tokens=arguments.tokens
-        )
+            engines(arguments), bench.read_prompts(arguments.prompts, arguments.limit), max_tokens=arguments.tokens,
+            repeat=arguments.repeat,
+        )  # fmt: skip
         both = {side: report.summary(name) for side, name in (("default", bench.PLAIN), ("planned", "planned"))}
         speed = both["planned"]
+        result["decode_ratio_median"] = round(median_ratio(report), 4)
         result["decode_ratio"] = {name: round(speed[name], 4) for name in ("ratio", "ratio_low", "ratio_high")}
         result["prompt_ratio"] = round(speed["prefill_tokens_per_s"] / speed["plain_prefill_tokens_per_s"], 4)
         result["tokens_per_pass"] = {side: round(figures["tokens_per_round"], 4) for side, figures in both.items()}
