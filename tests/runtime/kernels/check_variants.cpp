@@ -36,11 +36,69 @@ std::vector<float> multiply(const Variant& v, Type type, const std::vector<uint8
     return y;
 }
 
+// A float16 of at most 2 in size.
+uint16_t small_half(std::mt19937& random) {
+    const uint16_t bits = static_cast<uint16_t>(random());
+    return static_cast<uint16_t>((bits & 0x83ff) | (0x2c00 + (bits >> 10 & 3) * 0x400));
+}
+
+std::vector<float> attend(const Variant& v, const Attention& asked) {
+    std::vector<float> y(static_cast<size_t>(asked.n * asked.n_heads * asked.dv), -1);
+    Attention a = asked;
+    a.out = y.data();
+    std::thread other([&] { v.attend(a, 1, 2); });
+    v.attend(a, 0, 2);
+    other.join();
+    return y;
+}
+
+// Queries, heads, heads of the cache, cells, floats a head; the cache is exactly as large as is asked for.
+int attention_differs(std::mt19937& random, int* n_checked) {
+    int n_wrong = 0;
+    const int64_t shapes[][5] = {{1, 1, 1, 1, 16}, {1, 12, 2, 300, 128}, {5, 9, 3, 33, 64}, {17, 4, 1, 64, 256}, {3, 2, 2, 31, 80}, {40, 6, 2, 7, 96}};
+    for (const auto& shape : shapes) {
+        for (const CellType type : {CellType::f16, CellType::q8_0}) {
+            const int64_t n = shape[0], n_heads = shape[1], n_cache_heads = shape[2], n_cells = shape[3], d = shape[4];
+            if (type == CellType::q8_0 && d % 32 != 0) continue;
+            const int64_t row = type == CellType::f16 ? d * 2 : d / 32 * 34;
+            std::vector<float> q(static_cast<size_t>(n * n_heads * d));
+            for (float& x : q) x = static_cast<float>(static_cast<int32_t>(random())) / 1e9f;
+            std::vector<char> cells[2];
+            for (auto& part : cells) {
+                part.resize(static_cast<size_t>(n_cells * n_cache_heads * row));
+                for (char& byte : part) byte = static_cast<char>(random());
+                const int64_t step = type == CellType::f16 ? 2 : 34;   // halves, or the scale of a block
+                for (size_t at = 0; at < part.size(); at += static_cast<size_t>(step)) {
+                    const uint16_t half = small_half(random);
+                    std::memcpy(part.data() + at, &half, 2);
+                }
+            }
+            std::vector<uint16_t> mask(static_cast<size_t>(n * n_cells));
+            for (uint16_t& m : mask) m = random() % 3 ? 0 : 0xfc00;
+            const Attention asked = {n, n_heads, n_cache_heads, n_cells, d, d, reinterpret_cast<const char*>(q.data()), n_heads * d * 4, d * 4, type, type,
+                                     cells[0].data(), n_cache_heads * row, row, cells[1].data(), n_cache_heads * row, row,
+                                     reinterpret_cast<const char*>(mask.data()), n_cells * 2, 0.1f, nullptr};
+            if (!can_attend(asked)) std::printf("a shape that cannot be\n"), n_wrong++;
+            const std::vector<float> expected = attend(*find_variant("generic"), asked);
+            for (const Variant* const* v = kVariants; *v; v++) {
+                if (!(*v)->runs_here()) continue;
+                const std::vector<float> y = attend(**v, asked);
+                ++*n_checked;
+                if (std::memcmp(y.data(), expected.data(), y.size() * sizeof(float)) != 0) {
+                    n_wrong++;
+                    std::printf("%s attention differs: n %lld, d %lld\n", (*v)->name, static_cast<long long>(n), static_cast<long long>(d));
+                }
+            }
+        }
+    }
+    return n_wrong;
+}
+
 }  // namespace
 
 int main() {
     std::mt19937 random(1);
-    int n_checked = 0, n_wrong = 0;
+    int n_checked = 0, n_wrong = attention_differs(random, &n_checked);
     const int64_t shapes[][3] = {{1, 1, 1}, {16, 1, 0}, {17, 2, 17}, {31, 3, 4}, {40, 1, 8}, {5, 1, 300}, {64, 5, 2},
                                 {17, 1, 0}, {15, 1, 1}, {33, 1, 17}, {3, 1, 4096}};   // rows, blocks, n
     for (int t = 0; t < kTypes; t++) {
