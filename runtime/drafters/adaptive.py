@@ -28,7 +28,7 @@ from edgellm.runtime.sampling import GREEDY, Distribution, Sampling
 
 Stop = Literal["cost", "entropy", "never"]
 
-MODEL_WEIGHTS = (1.1, 0.76, -0.45, -0.7, -1.7, 2.0, 1.1, -0.32)  # fitted to drafts for prompts of our own
+MODEL_WEIGHTS = (0.69, 1.15, -0.31, 0.06, -0.25, 0.72, 0.56, -0.42)  # fitted to drafts for 40 prompts of our own
 PRIOR = 0.6  # acceptance of a draft model that nothing is known of
 LEAST = 0.02  # a token whose chance of being reached and right is less is not worth a look, however cheap
 HORIZON = 24  # rounds over which the reading of a long text must pay
@@ -109,7 +109,7 @@ class AdaptiveDrafter:
         sources = {"copy": conversation, "store": store}
         self._recall = Recall({name: history for name, history in sources.items() if history is not None})
         self.free_head = free_head or LogisticHead(recall.WEIGHTS)
-        self.model_head = model_head or LogisticHead(MODEL_WEIGHTS)
+        self.model_head = model_head or LogisticHead(MODEL_WEIGHTS, strength=40.0)
         self.acceptance = Rate(PRIOR)
         self.passes_a_token = 1.3
         self.choices = Choices()
