@@ -1,4 +1,4 @@
-"""The same bits on an emulated ARM CPU, and no fault under the sanitizers. Both need tools that may be missing."""
+"""The same bits on an emulated ARM CPU and by other compilers, no fault under the sanitizers. All need tools that may be missing."""
 
 from __future__ import annotations
 
@@ -47,6 +47,23 @@ def test_neon_gives_the_bits_of_the_definition(tmp_path: Path) -> None:
     done = subprocess.run(["qemu-aarch64", "-cpu", "max", tmp_path / "check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert "neon-dotprod generic" in done.stdout
+
+
+@pytest.mark.model  # minutes of compilation
+@pytest.mark.skipif(not shutil.which("clang++"), reason="needs clang")
+def test_clang_gives_the_same_bits(tmp_path: Path) -> None:
+    build("clang++", [*COMMON, *X86], ["-O2"], tmp_path / "check")
+    done = subprocess.run([tmp_path / "check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert " 0 wrong" in done.stdout
+
+
+@pytest.mark.model  # minutes of compilation
+@pytest.mark.skipif(not shutil.which("x86_64-w64-mingw32-g++"), reason="needs mingw-w64")
+def test_the_library_builds_for_windows(tmp_path: Path) -> None:
+    compiler = "x86_64-w64-mingw32-g++"
+    objects = compile_all(compiler, sorted(SOURCES.glob("*.cpp")), ["-O1"], tmp_path)
+    subprocess.run([compiler, "-shared", *objects, "-o", tmp_path / "_kernels.dll"], check=True)
 
 
 @pytest.fixture(scope="module")
