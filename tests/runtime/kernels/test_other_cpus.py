@@ -1,4 +1,4 @@
-"""The same bits on an emulated ARM CPU and by other compilers, no fault under the sanitizers. All need tools that may be missing."""
+"""The same bits on an emulated ARM CPU and by other compilers; no fault under the sanitizers. Tools may be missing."""
 
 from __future__ import annotations
 
