@@ -253,7 +253,8 @@ class LlamaBackend:
         if keep > self.max_keep or keep > len(tokens):
             raise EngineError(f"{keep} rows of logits asked for, {min(self.max_keep, len(tokens))} are to be had")
         n_body = len(tokens) - keep
-        if keep and n_body <= MAX_JOINED and len(tokens) <= self._n_batch and not self._pad_single:
+        joins = not self._pad_single and self.model.words is None  # whose head wants all rows of a pass, or none
+        if keep and joins and n_body <= MAX_JOINED and len(tokens) <= self._n_batch:
             n_body = 0  # what a drafter missed of the last round is read in the pass that drafts
         if n_body:
             self._read(tokens[:n_body])

@@ -109,6 +109,21 @@ def test_with_its_words_a_trimmed_model_reads_every_token_as_the_whole_one(pair:
     assert np.isneginf(trimmed[:, left_out]).all()
 
 
+def test_with_its_words_a_few_tokens_at_once_are_read_as_one_by_one(pair: tuple[Path, Path, list[int]]) -> None:
+    model = LlamaModel(pair[1])
+    tokens = model.vocabulary.encode("".join(NASTY).encode())[:40]
+    rows = []
+    for width in (1, 2, 5):
+        backend = LlamaBackend(model, ContextSettings(256, n_ubatch=16))
+        for start in range(0, len(tokens), width):
+            row = backend.forward(tokens[start : start + width], keep=1)[0].copy()
+        rows.append(row[pair[2]])
+        backend.close()
+    model.close()
+    np.testing.assert_allclose(rows[1], rows[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(rows[2], rows[0], rtol=1e-4, atol=1e-4)
+
+
 def test_without_its_words_or_with_damaged_ones_it_is_a_model_of_its_own(
     tmp_path: Path, pair: tuple[Path, Path, list[int]]
 ) -> None:
