@@ -35,6 +35,10 @@ HORIZON = 24  # rounds over which the reading of a long text must pay
 N_READ_ALONG = 4  # unread tokens that belong to a round and are no investment
 PROBE_SHARE = 0.005  # of the time, for asking a draft model that does not pay whether it would by now
 HALF_LIFE = 24  # rounds, of the rate at which tokens come
+AT_STAKE, STAKE_A_TOKEN = 0.65, 0.02  # tokens that an answer may fall behind plain decoding, and for each of its tokens
+WON_AT_FIRST = 0.15  # tokens a round ahead of plain decoding, while nothing is known
+WON_LEAST, CARRY = 0.12, 20.0  # where more than this is won a round, so much of the rest may be staked as well
+WON_HALF_LIFE = 70  # rounds
 EPSILON, GAMMA = 0.01, 0.2  # AdaEDL's
 
 
@@ -118,6 +122,9 @@ class AdaptiveDrafter:
         self._free: list[_Item] = []
         self._items: list[_Item] = []
         self._n_proposed = 0
+        self._n_lost = 0.0  # tokens that plain decoding would be ahead by now, in this answer
+        self._n_answered = 0
+        self.won = WON_AT_FIRST  # tokens a round ahead of plain decoding, over all answers, the older the less
         self._gained, self._spent = 0.0, 0.0  # tokens and modelled seconds, the older the less
         self._probe_s = 0.0
         self._probed = False
@@ -147,7 +154,8 @@ class AdaptiveDrafter:
         if self._store is not None:
             self._store.extend([GAP, *prompt[-4:]])
         self._free, self._items, self._n_proposed = [], [], 0
-        self._gained = self._spent = 0.0
+        self._gained = self._spent = self._n_lost = 0.0
+        self._n_answered = 0
         if self.model is not None:
             self.model.begin(prompt, own_prompt=own_prompt, sampling=sampling)
             if self._fixed is not None or self._model_pays(len(prompt), 0, 1.0, self.model.n_unread()):
@@ -163,6 +171,8 @@ class AdaptiveDrafter:
         if limit > 0:
             self._renew_table(limit, len(tokens))
             self._recall.start(tokens)
+            if self._fixed is None:
+                limit = min(limit, self._n_affordable())
             self._compose(tokens, limit)
         n = self._n_proposed = self._n_worth()
         items = self._items[:n]
@@ -239,6 +249,8 @@ class AdaptiveDrafter:
                 self._renew_table(self._target.max_keep - 1, context)
             if costs.draft is None or len(self._table) < 2:
                 return False
+        if n_unread > N_READ_ALONG and context and self._n_answered and costs.draft(n_unread, context) > self._purse_s:
+            return False
         n_now = min(n_unread, N_READ_ALONG)
         first_s = costs.draft(max(1, n_now), context)
         first_s += (
@@ -268,7 +280,7 @@ class AdaptiveDrafter:
         if costs is None or costs.draft is None or self._items:
             return False
         price_s = costs.draft(max(1, n_unread), context)
-        if self._probe_s < price_s:
+        if price_s > min(self._probe_s, self._purse_s):
             return False
         self._probe_s -= price_s
         self._probed = True
@@ -399,6 +411,22 @@ class AdaptiveDrafter:
         n_prior = 4.0
         return max(plain, (self._gained + n_prior) / (self._spent + n_prior / plain))
 
+    @property
+    def _purse_s(self) -> float:
+        """Seconds that may be lost by now.
+
+        The best bet on average still loses some answers, where wide passes are dear: a copy of 15 tokens that is wrong
+        costs seven tokens of plain decoding on stock kernels. So an answer may fall behind by a little alone; what it
+        won can be staked again, and where drafting wins in general nothing is held back.
+        """
+        stake = AT_STAKE + STAKE_A_TOKEN * self._n_answered - self._n_lost + CARRY * max(self.won - WON_LEAST, 0.0)
+        return self._table[0] * stake
+
+    def _n_affordable(self) -> int:
+        """How many tokens may all be wrong in this round."""
+        table, purse_s = self._table, self._purse_s
+        return next((n for n in range(1, len(table)) if table[n] - table[0] > purse_s), len(table)) - 1
+
     def _renew_table(self, limit: int, context: int) -> None:
         if self._costs is None:
             return
@@ -426,8 +454,12 @@ class AdaptiveDrafter:
         if self._table:
             keep = 0.5 ** (1.0 / HALF_LIFE)
             took_s = self._round_s + self._table[min(n, len(self._table) - 1)]
+            self._n_lost += self._round_s / self._table[0] if self._probed else 0.0
             if self._probed:
                 took_s -= self._round_s
+            self._n_lost += took_s / self._table[0] - n_new
+            self.won += (1.0 - 0.5 ** (1.0 / WON_HALF_LIFE)) * (n_new - took_s / self._table[0] - self.won)
+            self._n_answered += n_new
             self._gained, self._spent = self._gained * keep + n_new, self._spent * keep + took_s
             self._probe_s = min(self._probe_s + PROBE_SHARE * took_s, 100 * self._table[0])
         for history in (self._conversation, self._store):
@@ -473,6 +505,7 @@ class AdaptiveDrafter:
             "heads": {name: head.to_json() for name, head in heads.items() if isinstance(head, LogisticHead)},
             "acceptance": self.acceptance.mean,
             "passes_a_token": self.passes_a_token,
+            "won": self.won,
         }
 
     def restore(self, data: Mapping[str, Any]) -> None:
@@ -482,15 +515,16 @@ class AdaptiveDrafter:
                 head.restore(data["heads"][name])
         self.acceptance.restore(data["acceptance"])
         self.passes_a_token = min(max(float(data["passes_a_token"]), 1.0), 4.0)
+        self.won = min(max(float(data.get("won", WON_AT_FIRST)), -1.0), 2.0)
 
     def snapshot(self) -> Any:
         """What is learnt by now, for `rewind`; the conversation is left out, `begin` sets it."""
         store = self._store.tokens() if self._store is not None else None
-        return store, deepcopy((self.free_head, self.model_head, self.acceptance)), self.passes_a_token
+        return store, deepcopy((self.free_head, self.model_head, self.acceptance)), (self.passes_a_token, self.won)
 
     def rewind(self, snapshot: Any) -> None:
         """Know what was known then: so that a repeated measurement is one of the same thing."""
-        store, learnt, self.passes_a_token = snapshot
+        store, learnt, (self.passes_a_token, self.won) = snapshot
         self.free_head, self.model_head, self.acceptance = deepcopy(learnt)
         if self._store is not None:
             self._store.fill(store)
