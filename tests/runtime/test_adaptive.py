@@ -56,15 +56,12 @@ def test_a_drafter_is_left_alone_where_wide_passes_are_dear() -> None:
 @pytest.mark.parametrize("per_token", [0.3, 0.6, 1.0])
 def test_an_answer_never_falls_behind_plain_decoding_by_more_than_may_be_lost(per_token: float) -> None:
     """Every word of the prompt misleads: it says once more, at length, what the target will not go on with."""
-    wrong = random_table(N_VOCAB, 2)
-    drafter = controlled(per_token, 0.1, wrong, conversation=History(8192))
-    said = np.random.default_rng(0).integers(0, N_VOCAB, 30).tolist()
-    for n in (60, 200):
-        for _ in range(3):
-            steps = run(drafter, n, said * 20)
-            took = sum(1.0 + per_token * step.n_drafted for step in steps)
-            assert took - n <= 0.65 + 0.02 * n + 0.7  # what general success adds to the stake at first is 0.6
-        said = said[::-1]
+    for seed in range(6):
+        said = np.random.default_rng(seed).integers(0, N_VOCAB, 30).tolist()
+        drafter = controlled(per_token, 0.1, random_table(N_VOCAB, 2), conversation=History(8192))
+        steps = run(drafter, 60, said * 20)
+        took = sum(1.0 + per_token * step.n_drafted for step in steps)
+        assert took - 60 <= 0.65 + 0.02 * 60 + 0.6  # the last is what a new drafter is trusted with in advance
 
 
 def test_a_drafter_that_was_wrong_and_is_right_again_is_found_out() -> None:
