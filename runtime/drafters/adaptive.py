@@ -158,7 +158,7 @@ class AdaptiveDrafter:
         self._n_answered = 0
         if self.model is not None:
             self.model.begin(prompt, own_prompt=own_prompt, sampling=sampling)
-            if self._fixed is not None or self._model_pays(len(prompt), 0, 1.0, self.model.n_unread()):
+            if self._fixed is not None or self._model_pays(len(prompt), 0, 1.0, self.model.n_unread(), reads=True):
                 self.model.catch_up()
 
     # --- choosing
@@ -238,8 +238,11 @@ class AdaptiveDrafter:
             reach *= item.p
         return len(chain)
 
-    def _model_pays(self, context: int, n_before: int, reach: float, n_unread: int) -> bool:
-        """Whether some number of further tokens by the model is expected to bring more than it costs."""
+    def _model_pays(self, context: int, n_before: int, reach: float, n_unread: int, *, reads: bool = False) -> bool:
+        """Whether some number of further tokens by the model is expected to bring more than it costs.
+
+        `reads`: the prompt is being read, which no answer waits for in the middle.
+        """
         if self._fixed is not None:
             return True
         costs = self._costs
@@ -249,7 +252,7 @@ class AdaptiveDrafter:
                 self._renew_table(self._target.max_keep - 1, context)
             if costs.draft is None or len(self._table) < 2:
                 return False
-        if n_unread > N_READ_ALONG and context and self._n_answered and costs.draft(n_unread, context) > self._purse_s:
+        if not reads and n_unread > N_READ_ALONG and costs.draft(n_unread, context) > self._purse_s:
             return False
         n_now = min(n_unread, N_READ_ALONG)
         first_s = costs.draft(max(1, n_now), context)
