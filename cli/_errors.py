@@ -24,7 +24,7 @@ _KNOWN: dict[str, int] = {
     "edgellm.memory.onnx.OnnxError": FAILED,
     "edgellm.export.environments.ExporterError": FAILED,
     "edgellm.export.manifest.ManifestError": FAILED,
-    "edgellm.export.pipeline.ExportError": FAILED,
+    "edgellm.export.workshop.ExportError": FAILED,
     "edgellm.export.trim.TrimError": FAILED,
     "edgellm.export.verify.VerificationFailed": FAILED,
     "edgellm.export.catalogue.UnknownModel": USAGE,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import math
 import pickle
 import pickletools
 import struct
@@ -47,7 +48,7 @@ class StoredTensor:
 
     @property
     def n_bytes(self) -> int:
-        return _n_items(self.shape) * ITEM_BYTES[self.type]
+        return math.prod(self.shape) * ITEM_BYTES[self.type]
 
     def chunks(self, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
         """The tensor's bytes in order, in whole items.
@@ -162,13 +163,6 @@ def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
         if begin < end:
             raise CheckpointError(f"{path}: {name!r} and {other!r} overlap: the file is damaged")
     return tensors
-
-
-def _n_items(shape: tuple[int, ...]) -> int:
-    n_items = 1
-    for extent in shape:
-        n_items *= extent
-    return n_items
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +294,7 @@ def _located(view: _View, name: str, path: Path, members: dict[str, zipfile.ZipI
             raise CheckpointError(f"{path}: {name!r} is stored transposed, which is not supported: use safetensors")
         expected *= extent
     item_bytes = ITEM_BYTES[view.storage.type]
-    n_bytes = _n_items(view.shape) * item_bytes
+    n_bytes = math.prod(view.shape) * item_bytes
     if member.compress_type != zipfile.ZIP_STORED or view.offset * item_bytes + n_bytes > member.file_size:
         raise CheckpointError(f"{path}: {name!r} does not fit its place in the file: download it again")
     with path.open("rb") as file:

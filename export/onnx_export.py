@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ def _make(
     firsts: dict[str, Path] = {}
     for role, source in sources.items():
         quants = request.quants if role == "target" else (request.draft_quants or request.quants)
-        n_params = sum(_n_items(tensor.shape) for tensor in read_checkpoint(source.path).values())
+        n_params = sum(math.prod(tensor.shape) for tensor in read_checkpoint(source.path).values())
         wants_proof = request.verify or (request.verify is None and n_params <= SMALL_PARAMS)
         checked: dict[str, Any] = {}
         for quant in quants:
@@ -168,10 +169,3 @@ def verification_text() -> str:
     return TEXT + "\n".join(
         path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("[a-g]*.py"))
     )
-
-
-def _n_items(shape: tuple[int, ...]) -> int:
-    n = 1
-    for extent in shape:
-        n *= extent
-    return n

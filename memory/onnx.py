@@ -6,6 +6,7 @@ outside the graph's folder. Format: onnx.proto3 of ONNX, IR versions 3 to 13.
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections import Counter
 from collections.abc import Iterator
@@ -108,7 +109,7 @@ class OnnxGraph:
                 bits[node.attributes.get("bits", 4)] += size
             elif node.op in ("MatMul", "Gemm") and len(node.inputs) > 1 and node.inputs[1] in by_name:
                 tensor = by_name[node.inputs[1]]
-                size = max(_n_items(tensor.shape), 1)
+                size = max(math.prod(tensor.shape), 1)
                 bits[8 * tensor.n_bytes // size] += size
         return max(bits, key=lambda n: bits[n], default=32)
 
@@ -295,7 +296,7 @@ def _tensor(data: memoryview) -> OnnxTensor:
     if kind not in TENSOR_TYPES and kind != 8:
         raise ProtobufError(f"{name} is of an unknown type {kind}")
     type_name, bits = TENSOR_TYPES.get(kind, ("string", 0))
-    n_items = _n_items(tuple(dims))
+    n_items = math.prod(dims)
     if n_items > MAX_ITEMS or any(extent < 0 for extent in dims):
         raise ProtobufError(f"{name} claims {n_items:,} items")
     offset, length = (external.get(key, "0") for key in ("offset", "length"))
@@ -333,13 +334,6 @@ def _packed(data: memoryview) -> Iterator[int]:
     while offset < len(data):
         value, offset = varint(data, offset)
         yield value
-
-
-def _n_items(shape: tuple[int, ...]) -> int:
-    n = 1
-    for extent in shape:
-        n *= extent
-    return n
 
 
 def _signed(value: int) -> int:

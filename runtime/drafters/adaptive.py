@@ -457,10 +457,9 @@ class AdaptiveDrafter:
         if self._table:
             keep = 0.5 ** (1.0 / HALF_LIFE)
             took_s = self._round_s + self._table[min(n, len(self._table) - 1)]
-            self._n_lost += self._round_s / self._table[0] if self._probed else 0.0
+            self._n_lost += took_s / self._table[0] - n_new
             if self._probed:
                 took_s -= self._round_s
-            self._n_lost += took_s / self._table[0] - n_new
             self.won += (1.0 - 0.5 ** (1.0 / WON_HALF_LIFE)) * (n_new - took_s / self._table[0] - self.won)
             self._n_answered += n_new
             self._gained, self._spent = self._gained * keep + n_new, self._spent * keep + took_s
