@@ -47,6 +47,24 @@ void on_threads(int n, Work&& work) {
 
 double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
+// Seconds of the fastest of `n` rounds of work(thread, round, barrier) that `n_threads` threads begin and end together.
+template <class Work>
+double fastest_s(int n_threads, int64_t n, Work&& work) {
+    Barrier barrier(n_threads);
+    double best = 1e30;
+    on_threads(n_threads, [&](int ith) {
+        for (int64_t i = 0; i < n; i++) {
+            Barrier::wait(&barrier);
+            const double start = now_s();
+            work(ith, i, barrier);
+            Barrier::wait(&barrier);
+            const double took = now_s() - start;
+            if (ith == 0 && took < best) best = took;
+        }
+    });
+    return best;
+}
+
 }  // namespace
 
 // Name of the i-th variant, best first; nullptr behind the last.
@@ -90,20 +108,10 @@ EDGELLM_EXPORT double edgellm_matmul(const char* name, int type, const void* pac
     std::vector<char> work(static_cast<size_t>(work_bytes(t, k, n, n_threads)));
     const Columns columns = {x, {n, 1, 1}, {k * 4, n * k * 4, n * k * 4}};
     const int64_t step = packed_bytes(t, rows, k);
-    Barrier barrier(n_threads);
-    double best = 1e30;
-    on_threads(n_threads, [&](int ith) {
-        for (int64_t i = 0; i < repeat * n_copies; i++) {
-            Barrier::wait(&barrier);
-            const double start = now_s();
-            matmul(*variant, t, static_cast<const char*>(packed) + i % n_copies * step, rows, k, columns, y, rows, work.data(), ith, n_threads,
-                   Barrier::wait, &barrier);
-            Barrier::wait(&barrier);
-            const double took = now_s() - start;
-            if (ith == 0 && took < best) best = took;
-        }
+    return fastest_s(n_threads, repeat * n_copies, [&](int ith, int64_t i, Barrier& barrier) {
+        matmul(*variant, t, static_cast<const char*>(packed) + i % n_copies * step, rows, k, columns, y, rows, work.data(), ith, n_threads,
+               Barrier::wait, &barrier);
     });
-    return best;
 }
 
 // Attention of q (n, n_heads, d) over k and v (n_cells, n_cache_heads, d) of cell type `type` (0 float32, 1 float16, 2 q8_0) with a
@@ -122,19 +130,7 @@ EDGELLM_EXPORT double edgellm_attend(const char* name, int type, const float* q,
                                  static_cast<const char*>(v), n_cache_heads * row, row,
                                  static_cast<const char*>(mask), n_cells * 2, scale, y};
     if (!can_attend(attention)) return -1;
-    Barrier barrier(n_threads);
-    double best = 1e30;
-    on_threads(n_threads, [&](int ith) {
-        for (int i = 0; i < repeat; i++) {
-            Barrier::wait(&barrier);
-            const double start = now_s();
-            variant->attend(attention, ith, n_threads);
-            Barrier::wait(&barrier);
-            const double took = now_s() - start;
-            if (ith == 0 && took < best) best = took;
-        }
-    });
-    return best;
+    return fastest_s(n_threads, repeat, [&](int ith, int64_t, Barrier&) { variant->attend(attention, ith, n_threads); });
 }
 
 // Multiply-adds a second of the variant's dot-product instruction on `n_threads` threads: the sum of their best moments.
@@ -160,17 +156,7 @@ EDGELLM_EXPORT double edgellm_bandwidth(const char* name, int64_t n_bytes, int n
     const Variant* variant = find_variant(name);
     if (!variant || !variant->runs_here()) return 0;
     std::vector<char> memory(static_cast<size_t>(n_bytes), 1);
-    Barrier barrier(n_threads);
-    double best = 0;
-    on_threads(n_threads, [&](int ith) {
-        for (int i = 0; i < repeat; i++) {
-            Barrier::wait(&barrier);
-            const double start = now_s();
-            variant->read(reinterpret_cast<const uint8_t*>(memory.data()) + n_bytes / n_threads * ith, n_bytes / n_threads);
-            Barrier::wait(&barrier);
-            const double rate = static_cast<double>(n_bytes) / (now_s() - start);
-            if (ith == 0 && rate > best) best = rate;
-        }
-    });
-    return best;
+    return static_cast<double>(n_bytes) / fastest_s(n_threads, repeat, [&](int ith, int64_t, Barrier&) {
+               variant->read(reinterpret_cast<const uint8_t*>(memory.data()) + n_bytes / n_threads * ith, n_bytes / n_threads);
+           });
 }
