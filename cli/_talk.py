@@ -34,6 +34,7 @@ _COMMANDS = {  # command -> (its arguments, what it does)
 }
 _ALIASES = {"/quit": "/exit", "/bye": "/exit", "/?": "/help"}
 _NONE = "none"
+_TAKEN_BACK = "(stopped while reading: the question is taken back, arrow up brings it again)"
 
 
 @dataclasses.dataclass(slots=True)
@@ -66,6 +67,9 @@ class Talk:
                 out.note(dim("(Ctrl-C once more, or Ctrl-D, leaves)"))
                 continue
             leaving = False
+            if editor.was_interrupted:
+                out.note(dim(_TAKEN_BACK))
+                continue
             try:
                 if not self.do(text):
                     return
@@ -118,7 +122,7 @@ class Talk:
         answer = self.session.last
         assert answer is not None
         if not answer.stats.n_rounds:
-            out.note(dim("(stopped while reading: the question is taken back, arrow up brings it again)"))
+            out.note(dim(_TAKEN_BACK))
             return
         self.answers.append(answer)
         out.note(dim(status_line(answer, self.session)))

@@ -168,6 +168,7 @@ class LineEditor:
         from prompt_toolkit.filters import Condition
         from prompt_toolkit.styles import Style
 
+        self.was_interrupted = False
         self._session: PromptSession[str] = PromptSession(
             message=[("class:prompt", ">>> ")],
             prompt_continuation=lambda _, __, n_wraps: [("class:continuation", "    " if n_wraps else "... ")],
@@ -186,6 +187,8 @@ class LineEditor:
         Raises:
             EOFError: Ctrl-D on an empty line.
             KeyboardInterrupt: Ctrl-C on an empty line; elsewhere it throws away what was typed.
+
+        Ctrl-C right behind the message, read before anybody could answer, sets `was_interrupted`.
         """
         while True:
             try:
@@ -194,9 +197,21 @@ class LineEditor:
             except KeyboardInterrupt:
                 if not self._session.default_buffer.text:
                     raise
+        self.was_interrupted = self._take_interrupt()
         if text.startswith(FENCE):
             return text.removeprefix(FENCE).rstrip().removesuffix(FENCE).strip("\n")
         return text
+
+
+    def _take_interrupt(self) -> bool:
+        """Whether Ctrl-C is among the keys read ahead; those behind it stay."""
+        from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
+        from prompt_toolkit.keys import Keys
+
+        ahead = get_typeahead(self._session.input)
+        n_taken = max((i for i, key in enumerate(ahead, 1) if key.key == Keys.ControlC), default=0)
+        store_typeahead(self._session.input, ahead[n_taken:])
+        return n_taken > 0
 
 
 def _is_open(text: str) -> bool:

@@ -84,7 +84,8 @@ def test_stdout_holds_the_answer_and_one_newline_and_the_json_the_same_text(chat
 
 
 def test_json_names_the_models_the_reason_and_every_figure(chat: Chat, tiny: Path) -> None:
-    done = chat(tiny, "--draft", tiny, "--no-copy", "-p", "hat", "-n", 24, "--json")
+    drafting = ("--draft", tiny, "--no-copy", "--draft-tokens", 4)  # left to decide, it draws on the clock
+    done = chat(tiny, *drafting, "-p", "hat", "-n", 24, "--json")
     result = json.loads(done.stdout)
     assert list(result) == ["text", "finish_reason", "n_forgotten", "target", "draft", "stats"]
     assert result["finish_reason"] == "length"
@@ -265,7 +266,7 @@ def test_a_real_model_answers_alike_alone_and_as_its_own_drafter(
     copy.symlink_to(smollm2_path)
     ask = ("-p", "Tell me three facts about the moon.", "-n", 16, "--exact", "--json")
     alone = json.loads(chat(smollm2_path, "-d", "none", "--no-copy", *ask).stdout)
-    drafted = json.loads(chat(smollm2_path, "-d", copy, *ask).stdout)
+    drafted = json.loads(chat(smollm2_path, "-d", copy, "--draft-tokens", 4, *ask).stdout)
     assert "moon" in alone["text"]
     assert drafted["text"] == alone["text"]
     assert drafted["stats"]["n_drafted"] > 0

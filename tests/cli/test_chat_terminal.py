@@ -65,6 +65,14 @@ class Terminal:
         assert "Traceback" not in screen
         return screen
 
+    def wait_answer(self, question: str) -> str:
+        """What has come of an answer, once its first words are there."""
+
+        def answer(screen: str) -> str:
+            return screen.rpartition(f">>> {question}\n")[2].strip() if f">>> {question}\n" in screen else ""
+
+        return answer(self.wait(lambda screen: len(answer(screen)) > 20))
+
     def wait_prompt(self) -> str:
         return self.wait(lambda screen: screen.splitlines()[-1:] == [">>>"])
 
@@ -118,13 +126,12 @@ def start(private_folders: Path) -> Iterator[Start]:
 def test_an_answer_streams_and_keys_pressed_meanwhile_wait_for_the_next_line(start: Start, slow: Path) -> None:
     terminal = start(slow, "-d", "none", "--no-copy", "-n", 200)
     terminal.line("hat")
-    partial = terminal.wait(lambda screen: len(screen.split(">>> hat")[-1].strip()) > 20)
+    partial = terminal.wait_answer("hat")
     assert STATUS not in partial
     terminal.keys("xyzzy")
     screen = terminal.wait(lambda screen: screen.endswith(">>> xyzzy"))
     assert "xyzzy" not in screen.rpartition(STATUS)[0]
-    answer = partial.split(">>> hat")[-1].strip().split()[0]
-    assert answer in screen
+    assert partial.split()[0] in screen
 
 
 def test_keys_pressed_while_the_model_loads_wait_for_the_prompt(start: Start, slow: Path) -> None:
@@ -136,7 +143,7 @@ def test_keys_pressed_while_the_model_loads_wait_for_the_prompt(start: Start, sl
 def test_ctrl_c_stops_an_answer_and_keeps_the_conversation(start: Start, slow: Path, tmp_path: Path) -> None:
     terminal = start(slow, "-d", "none", "--no-copy", "--ctx", 8192)
     terminal.line("hat")
-    terminal.wait(lambda screen: len(screen.split(">>> hat")[-1].strip()) > 20)
+    terminal.wait_answer("hat")
     terminal.keys("C-c")
     terminal.wait("stopped]")
     terminal.wait_prompt()
@@ -154,6 +161,16 @@ def test_ctrl_c_stops_an_answer_and_keeps_the_conversation(start: Start, slow: P
     terminal.wait("Ctrl-C once more")
     terminal.keys("C-c")
     terminal.wait("exit=0")
+
+
+def test_ctrl_c_right_behind_a_question_takes_it_back(start: Start, slow: Path) -> None:
+    terminal = start(slow, "-d", "none", "--no-copy", "--ctx", 8192)
+    terminal.keys("h", "a", "t", "Enter", "C-c", "x", "y")  # the editor reads them in one go
+    screen = terminal.wait(lambda screen: screen.endswith(">>> xy"))
+    assert "the question is taken back" in screen or "stopped]" in screen
+    terminal.keys("C-u")
+    terminal.wait_prompt()
+    assert "Ctrl-C once more" not in terminal.screen()
 
 
 def test_messages_of_several_lines_arrive_as_they_were_written(start: Start, quick: Path, tmp_path: Path) -> None:
