@@ -202,7 +202,6 @@ class LineEditor:
             return text.removeprefix(FENCE).rstrip().removesuffix(FENCE).strip("\n")
         return text
 
-
     def _take_interrupt(self) -> bool:
         """Whether Ctrl-C is among the keys read ahead; those behind it stay."""
         from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
