@@ -192,7 +192,7 @@ class LineEditor:
         """
         while True:
             try:
-                text = self._session.prompt()
+                text = self._prompt()
                 break
             except KeyboardInterrupt:
                 if not self._session.default_buffer.text:
@@ -201,6 +201,19 @@ class LineEditor:
         if text.startswith(FENCE):
             return text.removeprefix(FENCE).rstrip().removesuffix(FENCE).strip("\n")
         return text
+
+    def _prompt(self) -> str:
+        """The library's prompt, which is not made for a Ctrl-C while it starts: that one waits until it stands."""
+        from prompt_toolkit.application import get_app
+
+        early = threading.Event()
+
+        def leave_if_interrupted() -> None:
+            if early.is_set():
+                get_app().exit(exception=KeyboardInterrupt, style="class:aborting")
+
+        with interrupts(early):
+            return self._session.prompt(pre_run=leave_if_interrupted)
 
     def _take_interrupt(self) -> bool:
         """Whether Ctrl-C is among the keys read ahead; those behind it stay."""

@@ -187,8 +187,10 @@ class OnnxFacts:
     shares_buffer: bool
     picks_rows: bool  # logits are computed for the rows that are asked for
     n_nodes: int
-    doubled_bytes: int  # weights that a lookup and a product share, each in its own layout
-    largest_bytes: int  # of one weight
+    table_bytes: int  # weights that only lookups use: they stay in the mapped file
+    folded_bytes: int  # weights used as they are and turned or reshaped: the latter is a copy
+    scale_bytes: int  # scales of products of quantised weights
+    largest_bytes: int  # of one weight of a product
 
 
 def is_onnx(path: Path) -> bool:

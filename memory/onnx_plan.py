@@ -19,11 +19,15 @@ from edgellm.memory.shape import AttentionLayers, ModelShape, UnknownShape
 from edgellm.memory.units import MIB
 
 LIBRARY_BYTES = 20 * MIB  # onnxruntime's own code and tables
-SESSION_BYTES = 29 * MIB
-NODE_BYTES = 2_200  # of a session, an operator
+SESSION_BYTES = 12 * MIB
+NODE_BYTES = 3_200  # of a session, an operator
+PAGE_BYTES = 4096  # of a mapped table, a token read
+SCALE_COPIES = 1.4  # beside those of the file: packed with the weights, and the sums of their blocks
 VOCABULARY_BASE_BYTES = 8_000_000
 VOCABULARY_TOKEN_BYTES = 645  # the `tokenizers` package's tables and our own, a token
 GROWN_COPIES = 3  # of a cache that grows: what goes in, what comes out, what is being put together
+
+N_BATCH_GROWN = 64  # more takes up to three times the memory and no less time
 
 _ITEM_BYTES = {"float32": 4, "float16": 2, "int8": 1, "uint8": 1}
 
@@ -31,15 +35,19 @@ _ITEM_BYTES = {"float32": 4, "float16": 2, "int8": 1, "uint8": 1}
 def facts_of(graph: OnnxGraph) -> OnnxFacts:
     """Raises OnnxError where the graph does not say its cache's sizes."""
     sizes = {tensor.name: tensor.n_bytes for tensor in graph.tensors}
-    aliases = {
+    # A weight's users by name, those behind a copy in another layout beside those of the weight itself.
+    copies = {
         node.outputs[0]: node.inputs[0]
         for node in graph.nodes
         if node.op in ("Transpose", "Reshape") and node.inputs[0] in sizes
     }
-
-    def used_by(op: str) -> set[str]:
-        nodes = [node for node in graph.nodes if node.op.startswith(op)]
-        return {aliases.get(name, name) for node in nodes for name in node.inputs}
+    users: dict[str, set[str]] = {name: set() for name in sizes}
+    for node in graph.nodes:
+        for name in node.inputs:
+            if node.outputs[0] not in copies and copies.get(name, name) in users:
+                users[copies.get(name, name)].add(node.op)
+    used_directly = {name for node in graph.nodes if node.outputs[0] not in copies for name in node.inputs}
+    quantised = [node for node in graph.nodes if node.op == "MatMulNBits"]
 
     return OnnxFacts(
         kv_row_bytes=sum(2 * pair.n_heads * pair.head_dim * _ITEM_BYTES.get(pair.type, 4) for pair in graph.kv),
@@ -47,8 +55,14 @@ def facts_of(graph: OnnxGraph) -> OnnxFacts:
         shares_buffer=graph.shares_buffer,
         picks_rows="logits_start" in graph.inputs,
         n_nodes=len(graph.nodes),
-        doubled_bytes=sum(sizes[name] for name in used_by("Gather") & used_by("MatMul") & sizes.keys()),
-        largest_bytes=max(sizes.values(), default=0),
+        table_bytes=sum(
+            sizes[name] for name, ops in users.items() if ops and all(op.startswith("Gather") for op in ops)
+        ),
+        folded_bytes=sum(sizes[name] for name in used_directly & set(copies.values())),
+        scale_bytes=sum(sizes.get(node.inputs[2], 0) for node in quantised),
+        largest_bytes=max(
+            (sizes[name] for name, ops in users.items() if any(op.startswith("MatMul") for op in ops)), default=0
+        ),
     )
 
 
@@ -117,21 +131,34 @@ def estimate(shape: ModelShape, settings: ContextSettings) -> BufferSizes:
     facts = shape.onnx
     assert facts is not None
     n_embd, n_ff, n_heads, n_vocab = shape.n_embd, shape.n_ff, shape.n_heads, shape.n_vocab
-    tokens = min(settings.n_ubatch, settings.n_ctx)
+    tokens = min(batch(settings, shares_buffer=facts.shares_buffer), settings.n_ctx)
     scores = n_heads * tokens * settings.n_ctx * 4
     rows = settings.n_outputs if facts.picks_rows else tokens
     kv_bytes = facts.kv_row_bytes * (settings.n_ctx + 1) * (1 if facts.shares_buffer else GROWN_COPIES)
-    compute = tokens * (8 * n_ff + 10 * n_embd) * 4 + (2 if facts.shares_buffer else 4) * scores
+    read = min(facts.table_bytes, min(settings.n_ctx, n_vocab) * PAGE_BYTES)
+    compute = tokens * (8 * n_ff + 10 * n_embd) * 4 + (1 if facts.shares_buffer else 4) * scores + read
     # While it loads, a session holds its largest weight twice; later memory for the rest is had from that.
-    loading = max(0, facts.largest_bytes // 2 - kv_bytes - compute)
+    loading = max(0, facts.largest_bytes - kv_bytes - compute)
     return BufferSizes(
-        weights_bytes=shape.weight_bytes + facts.doubled_bytes,
+        weights_bytes=weights_bytes(shape),
         repacked_bytes=0,
         kv_bytes=kv_bytes,
         compute_bytes=compute + session_bytes(facts) + loading,
         output_bytes=max(rows, 2) * n_vocab * 4,
         exact=False,
     )
+
+
+def batch(settings: ContextSettings, *, shares_buffer: bool) -> int:
+    """Tokens of a prompt computed at once."""
+    return settings.n_ubatch if shares_buffer else min(settings.n_ubatch, N_BATCH_GROWN)
+
+
+def weights_bytes(shape: ModelShape) -> int:
+    """What is resident of the weights, packed for the products."""
+    facts = shape.onnx
+    assert facts is not None
+    return round(shape.weight_bytes - facts.table_bytes + facts.folded_bytes + SCALE_COPIES * facts.scale_bytes)
 
 
 def session_bytes(facts: OnnxFacts) -> int:
@@ -147,13 +174,26 @@ def cache_formula(facts: OnnxFacts, settings: ContextSettings) -> str:
     return f"{settings.n_ctx + 1:,} tokens x {facts.kv_row_bytes:,} B{copies}, {facts.kv_type} as exported"
 
 
+def weights_formula(shape: ModelShape) -> str:
+    facts = shape.onnx
+    assert facts is not None
+    terms = [f"{shape.weight_bytes:,} B, {shape.quantisation}"]
+    if facts.table_bytes:
+        terms.append(f"- {facts.table_bytes:,} B looked up in the file")
+    if facts.folded_bytes:
+        terms.append(f"+ {facts.folded_bytes:,} B held in two layouts")
+    if facts.scale_bytes:
+        terms.append(f"+ {SCALE_COPIES} x {facts.scale_bytes:,} B of scales, packed and summed")
+    return " ".join(terms)
+
+
 def lines(role: str, shape: ModelShape, settings: ContextSettings, sizes: BufferSizes) -> list[tuple[str, int, str]]:
     """(name, bytes, formula) of a model's lines in a plan."""
     facts = shape.onnx
     assert facts is not None
-    twice = f" + {facts.doubled_bytes:,} B that a lookup and a product share" if facts.doubled_bytes else ""
+    n_batch = batch(settings, shares_buffer=facts.shares_buffer)
     return [
-        (f"{role} weights", sizes.weights_bytes, f"{shape.weight_bytes:,} B, {shape.quantisation}{twice}"),
+        (f"{role} weights", sizes.weights_bytes, weights_formula(shape)),
         (
             f"{role} vocabulary",
             vocabulary_bytes(shape.n_vocab),
@@ -163,7 +203,7 @@ def lines(role: str, shape: ModelShape, settings: ContextSettings, sizes: Buffer
         (
             f"{role} compute",
             sizes.compute_bytes,
-            f"session {session_bytes(facts):,} B + activations and scores of {settings.n_ubatch} tokens",
+            f"session {session_bytes(facts):,} B + activations and scores of {n_batch} tokens",
         ),
         (f"{role} logits", sizes.output_bytes, f"{settings.n_outputs} rows x {shape.n_vocab:,} logits x 4 B"),
     ]

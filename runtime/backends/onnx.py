@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.onnx import OnnxError, OnnxGraph, read_graph
+from edgellm.memory.onnx_plan import batch
 from edgellm.runtime.backends.base import ContextFull, EngineError, Interrupted, LoadError, Logits, OutOfMemory
 from edgellm.runtime.backends.hub_tokenizer import HubFolder
 from edgellm.runtime.vocabulary import Vocabulary
@@ -166,7 +167,7 @@ class OnnxBackend:
         self.n_threads = settings.n_threads
         self.tokens: list[int] = []
         self._stop_asked = stop_asked or threading.Event()
-        self._n_batch = max(settings.n_ubatch, self.max_keep)
+        self._n_batch = max(batch(settings, shares_buffer=graph.shares_buffer), self.max_keep)
         self._picks_rows = "logits_start" in graph.inputs
         self._session: Any = _session(model, self.n_threads)
         self._binding: Any = self._session.io_binding()

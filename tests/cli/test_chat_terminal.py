@@ -173,6 +173,21 @@ def test_ctrl_c_right_behind_a_question_takes_it_back(start: Start, slow: Path) 
     assert "Ctrl-C once more" not in terminal.screen()
 
 
+def test_ctrl_c_at_any_moment_around_the_prompt_is_quiet(start: Start, quick: Path) -> None:
+    terminal = start(quick, "-d", "none", "--no-copy", "-n", 1)
+    for i in range(24):
+        terminal.line("hat")
+        time.sleep(0.002 * i)
+        terminal.keys("C-c")
+        terminal.wait_prompt()
+        terminal.line("/help")  # two on an empty line would leave
+        terminal.wait("keep the conversation")
+        terminal.wait_prompt()
+        terminal.keys("C-l")
+        terminal.wait(lambda screen: screen.strip() == ">>>")
+    assert "exception" not in terminal.screen("-S", "-2000").lower()
+
+
 def test_messages_of_several_lines_arrive_as_they_were_written(start: Start, quick: Path, tmp_path: Path) -> None:
     terminal = start(quick, "-n", 2)
     terminal.line('"""')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from tiny_onnx import HEAD_DIM, N_KV_HEADS, write_tiny_onnx
 
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.onnx import read_graph
-from edgellm.memory.onnx_plan import GROWN_COPIES, facts_of, shape_of
+from edgellm.memory.onnx_plan import GROWN_COPIES, SCALE_COPIES, facts_of, shape_of
 from edgellm.memory.plan import Limit, MemoryPlan, PairSettings, plan
 from edgellm.memory.shape import ModelShape, UnknownShape
 
@@ -38,16 +39,26 @@ def test_a_cache_that_grows_is_there_several_times(tmp_path: Path) -> None:
     assert grown["target cache"] == GROWN_COPIES * one["target cache"]
 
 
-def test_weights_are_those_of_the_files(tmp_path: Path) -> None:
+def test_a_cache_that_grows_is_read_in_small_pieces(tmp_path: Path) -> None:
+    wide = replace(SETTINGS, n_ctx=256, n_ubatch=256)
+    narrow = replace(wide, n_ubatch=64)
+    grown = tiny(tmp_path / "grown", shared=False)
+    assert planned(grown, wide) == planned(grown, narrow)
+    whole = tiny(tmp_path / "whole")
+    assert planned(whole, wide) != planned(whole, narrow)
+
+
+def test_weights_are_those_of_the_files_without_a_table_that_stays_there(tmp_path: Path) -> None:
     shape = tiny(tmp_path)
     on_disk = sum(path.stat().st_size for path in tmp_path.glob("model.onnx*"))
-    assert 0.8 * on_disk < planned(shape)["target weights"] < on_disk
+    assert shape.onnx is not None
+    assert 0.8 * on_disk < planned(shape)["target weights"] + shape.onnx.table_bytes < on_disk
 
 
 def test_a_weight_of_a_lookup_and_a_product_is_counted_twice(tmp_path: Path) -> None:
     import onnx
 
-    tiny(tmp_path)
+    alone = tiny(tmp_path)
     model = onnx.load(tmp_path / "model.onnx", load_external_data=False)
     head = next(node for node in model.graph.node if node.output[0] == "logits")
     turned = onnx.helper.make_node("Transpose", ["embed"], ["turned"], perm=[1, 0])
@@ -56,7 +67,19 @@ def test_a_weight_of_a_lookup_and_a_product_is_counted_twice(tmp_path: Path) -> 
     onnx.save_model(model, tmp_path / "model.onnx")
     graph = read_graph(tmp_path / "model.onnx")
     embedding = next(tensor for tensor in graph.tensors if tensor.name == "embed")
-    assert facts_of(graph).doubled_bytes == embedding.n_bytes
+    assert alone.onnx is not None
+    assert facts_of(graph).folded_bytes == alone.onnx.folded_bytes + embedding.n_bytes
+    assert facts_of(graph).table_bytes == 0
+    assert alone.onnx.table_bytes == embedding.n_bytes
+
+
+def test_scales_of_quantised_products_are_packed_beside_those_of_the_file(tmp_path: Path) -> None:
+    shape = tiny(tmp_path, quantised=True)
+    assert shape.onnx is not None
+    assert 0 < shape.onnx.scale_bytes < shape.weight_bytes / 4
+    without = replace(shape, onnx=replace(shape.onnx, scale_bytes=0))
+    grown = planned(shape)["target weights"] - planned(without)["target weights"]
+    assert grown == pytest.approx(SCALE_COPIES * shape.onnx.scale_bytes, abs=1)
 
 
 def test_the_type_of_weights_is_read_from_the_products(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """ONNX and GGUF models side by side: size, agreement with a reference, perplexity, cost of a pass, memory.
 
-    python benchmarks/onnx.py quality REFERENCE MODEL... [--text FILE]   agreement is counted against REFERENCE
-    python benchmarks/onnx.py costs MODEL...                             seconds of a pass over 1 to 16 tokens
-    python benchmarks/onnx.py memory MODEL...                            predicted against measured peak, ONNX alone
-    python benchmarks/onnx.py rollback FOLDER...                         1,000 patterns against a fresh reading
+    python benchmarks/graphs.py quality REFERENCE MODEL... [--text FILE]   agreement is counted against REFERENCE
+    python benchmarks/graphs.py costs MODEL...                             seconds of a pass over 1 to 16 tokens
+    python benchmarks/graphs.py memory MODEL...                            predicted against measured peak, ONNX alone
+    python benchmarks/graphs.py rollback FOLDER...                         1,000 patterns against a fresh reading
 
 Passes of all models are timed in turn, in one process, so what the machine does to one it does to the others.
 """
