@@ -10,7 +10,7 @@ from setuptools.command.build_ext import build_ext
 
 SOURCES = Path("runtime/kernels/src")
 # Nothing is compiled for the machine at hand: each file names its instruction set, and the CPU is asked at run time.
-UNIX_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-w", "-g0"]
+UNIX_FLAGS = ["-std=c++17", "-O3", "-fno-wrapv", "-ffp-contract=off", "-fvisibility=hidden", "-w", "-g0"]
 MSVC_FLAGS = ["/std:c++17", "/O2", "/fp:precise", "/EHsc"]
 ENDINGS = {"win32": "dll", "darwin": "dylib"}
 

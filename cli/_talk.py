@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,26 +56,23 @@ class Talk:
             {"/set": list(self._settings()), "/save": Path(), "/load": Path()},
         )
         leaving = False  # Ctrl-C came on an empty line: another one leaves
-        while True:
-            try:
-                text = editor.read()
-            except EOFError:
-                return
-            except KeyboardInterrupt:
-                if leaving:
+        with interrupts(threading.Event()):  # between an answer and the editor, which have their own, it does nothing
+            while True:
+                try:
+                    text = editor.read()
+                except EOFError:
                     return
-                leaving = True
-                out.note(dim("(Ctrl-C once more, or Ctrl-D, leaves)"))
-                continue
-            leaving = False
-            if editor.was_interrupted:
-                out.note(dim(_TAKEN_BACK))
-                continue
-            try:
-                if not self.do(text):
+                except KeyboardInterrupt:
+                    if leaving:
+                        return
+                    leaving = True
+                    out.note(dim("(Ctrl-C once more, or Ctrl-D, leaves)"))
+                    continue
+                leaving = False
+                if editor.was_interrupted:
+                    out.note(dim(_TAKEN_BACK))
+                elif not self.do(text):
                     return
-            except KeyboardInterrupt:
-                continue
 
     def do(self, text: str) -> bool:
         """Do what a message or command says; False to leave. What the user can mend is told, and the talk goes on."""

@@ -175,6 +175,7 @@ void group_q45k(const uint8_t* group, int64_t k, const Tile& tile, float* y, int
     using N = typename S::N;
     using W = typename S::W;
     constexpr int kMins = kInfo[T].quant_bytes - 256, kScales = kMins + 128;   // where they lie in a block
+    constexpr bool kOffset = T == Q5_K && S::kNarrow;
     const int64_t n_blocks = k / 256, next_group = group_bytes(T, k);   // its scales: no prefetcher would guess them
     for (int part = 0; part * S::kLanes < kRows && part * S::kLanes < rows; part++) {
         const uint8_t* w = group + part * S::kLanes * 4;
@@ -192,9 +193,9 @@ void group_q45k(const uint8_t* group, int64_t k, const Tile& tile, float* y, int
                 // Sub-blocks of 32: low nibbles of eight vectors, then their high ones.
                 auto sub_block = [&](auto pair, auto odd) EDGELLM_INLINE_LAMBDA {
                     const int j = 2 * pair + odd.value;
+                    const int32_t* start = sum + (4 + j) * NC;   // of Q5_K, less 16 a weight where sums are narrow
                     N acc[C];
-                    I half[C];
-                    EDGELLM_UNROLL for (int c = 0; c < C; c++) acc[c] = S::zero_sum();
+                    EDGELLM_UNROLL for (int c = 0; c < C; c++) acc[c] = kOffset ? S::start(start + c) : S::zero_sum();
                     repeat<8>([&](auto t) EDGELLM_INLINE_LAMBDA {
                         const uint8_t* at = w + (pair * 8 + t.value) * kLine;
                         W v;
@@ -204,20 +205,19 @@ void group_q45k(const uint8_t* group, int64_t k, const Tile& tile, float* y, int
                         } else {
                             v = S::high(S::load(at));
                         }
-                        if constexpr (T == Q5_K) {
+                        if constexpr (kOffset) {
+                            v = S::insert_fifth(v, S::load(w + 2048 + t.value * kLine), j);
+                        } else if constexpr (T == Q5_K) {
                             constexpr int J = 2 * decltype(pair)::value + odd.value;
                             if (J == 0) S::prefetch(w + kAhead + 2048 + t.value * kLine);
                             v = S::template insert<4 - J, 0x10>(v, S::load(w + 2048 + t.value * kLine));
-                        }
-                        if constexpr (T == Q5_K && S::kNarrow && t.value == 4) {
-                            EDGELLM_UNROLL for (int c = 0; c < C; c++) half[c] = S::widen(acc[c]), acc[c] = S::zero_sum();
                         }
                         dot_columns<S, C>(acc, v, q + (j * 8 + t.value) * NC);
                     });
                     const F factor = S::bytes(w - part * S::kLanes * 3 + kScales + j * kRows);
                     EDGELLM_UNROLL for (int c = 0; c < C; c++) {
                         I total = S::widen(acc[c]);
-                        if constexpr (T == Q5_K && S::kNarrow) total = S::add(total, half[c]);
+                        if constexpr (kOffset) total = S::subtract(total, S::widen(S::start(start + c)));
                         s[c] = S::fma(S::to_float(total), factor, s[c]);
                     }
                 };
@@ -225,7 +225,7 @@ void group_q45k(const uint8_t* group, int64_t k, const Tile& tile, float* y, int
                     sub_block(pair, Int<0>{});
                     sub_block(pair, Int<1>{});
                 };
-                if constexpr (T == Q4_K && S::kNarrow) {   // a loop fits the cache of decoded instructions
+                if constexpr (S::kNarrow) {   // a loop fits the cache of decoded instructions
                     for (int pair = 0; pair < 4; pair++) both(pair);
                 } else {
                     repeat<4>(both);
@@ -250,8 +250,12 @@ void group_q45k(const uint8_t* group, int64_t k, const Tile& tile, float* y, int
             S::prefetch(w + kAhead + kMins + 64);
             S::prefetch(w + kAhead + kMins + 128);
             S::prefetch(w + kAhead + kMins + 192);
+            if constexpr (kOffset) {
+                EDGELLM_UNROLL for (int t = 0; t < 8; t++) S::prefetch(w + kAhead + 2048 + t * kLine);
+            }
             S::prefetch(scale + next_group);
-            w += kInfo[T].quant_bytes, scale += kInfo[T].scale_bytes, tile_q += 64 * NC, tile_d += NC, tile_sum += 4 * NC;
+            w += kInfo[T].quant_bytes, scale += kInfo[T].scale_bytes, tile_q += 64 * NC, tile_d += NC;
+            tile_sum += kInfo[T].sums * NC;
         }
         store_columns<S>(f, y, stride, part, rows);
     }
@@ -386,6 +390,9 @@ EDGELLM_INLINE void quantize_blocks(Type type, const float* x, int64_t first, in
                     split[j / 4 * 8 + 4 + j % 4] = static_cast<int8_t>((sum - (sum & 63)) / 64);
                 }
                 for (int i = 0; i < 4; i++) std::memcpy(sums + i * cols, split + 4 * i, 4);
+                if (type == Q5_K && kNarrow) {
+                    for (int j = 0; j < 8; j++) sums[(4 + j) * cols] = start_pair(q + 32 * j, 8, 16);
+                }
             }
         }
     }

@@ -35,7 +35,7 @@ constexpr TypeInfo kInfo[kTypes] = {
     {"q8_0", 32, 34, 512, 32, 1},       // bytes, 128 added | d
     {"iq4_nl", 32, 18, 256, 32, 1},     // nibbles that index a table | d
     {"q4_K", 256, 144, 2304, 64, 4},    // nibbles, 8x16 minima as [2][16 rows][4], scales [8][16 rows] | d, dmin
-    {"q5_K", 256, 176, 2816, 64, 4},    // the same with eight vectors of fifth bits after the nibbles
+    {"q5_K", 256, 176, 2816, 64, 12},   // the same with eight vectors of fifth bits after the nibbles
     {"q6_K", 256, 210, 3328, 32, 16},   // nibbles, 2-bit parts, signed scales [16][16 rows] | d
 };
 
@@ -57,7 +57,8 @@ inline int64_t packed_bytes(Type type, int64_t rows, int64_t k) { return (rows +
 //   sum  [k / block][sums][cols] per type:
 //        offset types (Q4_0, Q5_0, Q8_0, IQ4_NL; Q6_K per 16): int32, minus the offset times the sum of the int8: where a sum starts
 //        Q4_1, Q5_1: float, d times the sum of the int8
-//        Q4_K, Q5_K: sums s of each 32 as s = 64 hi + lo, four int8 in an int32: [lo 0-3][hi 0-3][lo 4-7][hi 4-7]
+//        Q4_K, Q5_K: sums s of each 32 as s = 64 hi + lo, four int8 in an int32: [lo 0-3][hi 0-3][lo 4-7][hi 4-7];
+//        Q5_K then has, of each 32, what a narrow sum starts at (offset 16)
 struct Tile {
     int cols;
     int32_t* q;

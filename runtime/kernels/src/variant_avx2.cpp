@@ -66,10 +66,19 @@ struct S {
     static inline W insert(const W& v, const W& from) {
         return {insert_one<shift, mask>(v.a, from.a), insert_one<shift, mask>(v.b, from.b)};
     }
+    // Bit `j` of each byte of `from` as bit 4 of `v`, where a loop leaves `j` open.
+    static inline W insert_fifth(const W& v, const W& from, int j) {
+        const __m256i bit = _mm256_set1_epi8(static_cast<char>(1 << j)), fifth = _mm256_set1_epi8(0x10);
+        auto one = [&](__m256i to, __m256i f) {
+            return _mm256_or_si256(to, _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(f, bit), bit), fifth));
+        };
+        return {one(v.a, from.a), one(v.b, from.b)};
+    }
     static inline W lookup(const W& v) {
         const __m256i table = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(kIq4)));
         return {_mm256_shuffle_epi8(table, v.a), _mm256_shuffle_epi8(table, v.b)};
     }
+    static inline I subtract(const I& x, const I& y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
     static inline I add(const I& x, const I& y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 #if EDGELLM_AVX_VNNI
     static inline N dot(const N& acc, const W& w, const int32_t* p) {
