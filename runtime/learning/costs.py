@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,7 @@ class CostCurve:
     fixed: bool = False  # assumed, not measured: nothing corrects it
     factors: list[float] = field(default_factory=list)  # by width: what passes took over what they should take
     pace: float = 1.0  # of the machine as a whole, which no choice depends on but comparisons of two models' costs do
+    _at_width: dict[int, list[float]] = field(default_factory=dict, repr=False, compare=False)  # asked for before
 
     def __post_init__(self) -> None:
         self.factors = self.factors or [1.0] * len(self.widths)
@@ -65,13 +67,15 @@ class CostCurve:
         return not self.fixed and any(abs(math.log(factor)) > math.log1p(REFRESH) for factor in self.factors)
 
     def _slot(self, n: int) -> int:
-        return next((i for i, width in enumerate(self.widths) if width >= n), len(self.widths) - 1)
+        return min(bisect_left(self.widths, n), len(self.widths) - 1)
 
     def _factor(self, n: int) -> float:
         return self.factors[self._slot(n)]
 
     def _base(self, n: int, context: int) -> float:
-        rows = [_between(self.widths, row, n) for row in self.seconds]
+        rows = self._at_width.get(n)
+        if rows is None:
+            rows = self._at_width[n] = [_between(self.widths, row, n) for row in self.seconds]
         if len(rows) == 1:
             return rows[0]
         return max(_between(self.contexts, rows, context), 0.5 * rows[0])
@@ -153,6 +157,6 @@ def _between(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
     """A line through the two nearest points, continued at both ends."""
     if len(xs) == 1:
         return ys[0]
-    i = next((i for i in range(1, len(xs) - 1) if xs[i] >= x), len(xs) - 1)
+    i = bisect_left(xs, x, 1, len(xs) - 1)
     share = (x - xs[i - 1]) / (xs[i] - xs[i - 1])
     return ys[i - 1] + share * (ys[i] - ys[i - 1])
