@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -24,38 +22,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sides import Side
+
 from edgellm.runtime.bench import Prompt, read_prompts
 
 SIDES = {"stock": "off", "ours": "auto"}
 PLAIN, DRAFTED = "plain", "drafted"
 N_LEAST = 64  # generated tokens, of a prompt that a speed is told of
-
-
-class Side:
-    """A process with one choice of kernels: a request a line, an answer a line."""
-
-    def __init__(self, kernels: str, arguments: Sequence[str]) -> None:
-        command = [sys.executable, __file__, "--worker", *arguments]
-        environment = {**os.environ, "EDGELLM_KERNELS": kernels}
-        self._process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.configs: list[str] = self._read()
-
-    def ask(self, config: str, prompt: Prompt, repeat: int) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        request = {"config": config, "prompt": asdict(prompt), "repeat": repeat}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer: dict[str, Any] = self._read()
-        return answer
-
-    def close(self) -> None:
-        self._process.communicate()
-
-    def _read(self) -> Any:
-        assert self._process.stdout is not None
-        return json.loads(self._process.stdout.readline())
 
 
 def work(arguments: argparse.Namespace) -> None:
@@ -94,13 +67,13 @@ def work(arguments: argparse.Namespace) -> None:
 def measure(arguments: argparse.Namespace, worker_arguments: Sequence[str]) -> None:
     prompts = [p for path in arguments.prompts for p in read_prompts(path)[:: arguments.every]]
     done = {(row["id"], row["repeat"]) for row in read_rows(arguments.out)} if arguments.out.exists() else set()
-    sides = {name: Side(kernels, worker_arguments) for name, kernels in SIDES.items()}
-    order = [(name, config) for name, side in sides.items() for config in side.configs]
+    sides = {name: Side(kernels, __file__, ["--worker", *worker_arguments]) for name, kernels in SIDES.items()}
+    order = [(name, config) for name, side in sides.items() for config in side.hello]
     for (
         name,
         config,
     ) in order:  # first calls pay for paging; what they teach is no answer to anything that is asked later
-        sides[name].ask(config, Prompt("warm-up", "", ("Say hello.",)), 0)
+        ask(sides[name], config, Prompt("warm-up", "", ("Say hello.",)), 0)
     with arguments.out.open("a") as out:
         for i, prompt in enumerate(prompts):
             for j in range(arguments.repeat):
@@ -108,12 +81,17 @@ def measure(arguments: argparse.Namespace, worker_arguments: Sequence[str]) -> N
                     continue
                 shift = (i + j) % len(order)
                 for name, config in (*order[shift:], *order[:shift]):
-                    answer = sides[name].ask(config, prompt, j)
+                    answer = ask(sides[name], config, prompt, j)
                     row = {"id": prompt.id, "task": prompt.task, "side": name, "config": config, "repeat": j, **answer}
                     out.write(json.dumps(row) + "\n")
                 out.flush()
     for side in sides.values():
         side.close()
+
+
+def ask(side: Side, config: str, prompt: Prompt, repeat: int) -> dict[str, Any]:
+    answer: dict[str, Any] = side.ask({"config": config, "prompt": asdict(prompt), "repeat": repeat})
+    return answer
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -18,7 +18,6 @@ import json
 import math
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from typing import Any
 import gguf
 import numpy as np
 from numpy.typing import NDArray
+from sides import Side
 
 BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 32)
 PAST, PROMPT = 256, 512
@@ -214,17 +214,17 @@ def onnx_products(rows: int, k: int, batches: Sequence[int], n_threads: int) -> 
 
 
 def model(arguments: argparse.Namespace) -> None:
-    sides = {name: Side(arguments.file, name) for name in arguments.kernels.split(",")}
+    sides = {name: Side(name, __file__, ["worker", arguments.file]) for name in arguments.kernels.split(",")}
     work = [*BATCHES, -PROMPT]
     times: dict[str, dict[int, list[float]]] = {name: {n: [] for n in work} for name in sides}
     for name, side in sides.items():
-        print(f"{name}: {side.facts}", flush=True)
+        print(f"{name}: {side.hello}", flush=True)
         for n in work:
-            side.seconds(n)  # warm
+            side.ask(n)  # warm
     for _ in range(arguments.repeat):
         for n in work:
             for name, side in sides.items():
-                times[name][n].append(side.seconds(n))
+                times[name][n].append(side.ask(n))
         medians = {name: {n: statistics.median(all_s) for n, all_s in of.items()} for name, of in times.items()}
         for name, median in medians.items():
             cells = " ".join(f"{n}: {median[n] * 1e3:.1f} ms ({median[n] / median[1]:.2f})" for n in BATCHES)
@@ -292,32 +292,6 @@ def sample_text(file: str | None) -> bytes:
     from pydoc_data.topics import topics
 
     return "\n".join(topics[name] for name in sorted(topics))[:20_000].encode()
-
-
-class Side:
-    """One process with one choice of kernels, since a process chooses but once."""
-
-    def __init__(self, file: str, kernels: str) -> None:
-        environment = {**os.environ, "EDGELLM_KERNELS": kernels}
-        command = [sys.executable, __file__, "worker", file]
-        self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.facts = self._read()
-
-    def seconds(self, n: int) -> float:
-        """Of a pass of `n` tokens behind PAST others; of a prompt of -n tokens when n is negative."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{n}\n")
-        self.process.stdin.flush()
-        return float(self._read())
-
-    def close(self) -> None:
-        self.process.communicate()
-
-    def _read(self) -> Any:
-        assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())
 
 
 def worker(arguments: argparse.Namespace) -> None:
