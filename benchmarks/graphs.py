@@ -2,7 +2,7 @@
 
     python benchmarks/graphs.py quality REFERENCE MODEL... [--text FILE]   agreement is counted against REFERENCE
     python benchmarks/graphs.py costs MODEL...                             seconds of a pass over 1 to 16 tokens
-    python benchmarks/graphs.py memory MODEL...                            predicted against measured peak, ONNX alone
+    python benchmarks/graphs.py memory MODEL...                            predicted against measured peak
     python benchmarks/graphs.py rollback FOLDER...                         1,000 patterns against a fresh reading
 
 Passes of all models are timed in turn, in one process, so what the machine does to one it does to the others.
@@ -23,14 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.cli._shapes import shape_of
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.cpu import usable_cores
-from edgellm.memory.plan import Limit, PairSettings, plan
 from edgellm.memory.units import MIB
 from edgellm.runtime.backends.base import Backend
 from edgellm.runtime.backends.llama_cpp import ModelOptions
 from edgellm.runtime.loading import needs_padding, open_context, open_model
+from edgellm.runtime.planning import EngineOptions, plan_here
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
 N_WINDOW, N_TOKENS, N_PAST = 256, 2000, 128
@@ -115,8 +114,8 @@ def memory(paths: list[Path]) -> None:
     print("| model | context | batch | predicted MiB | measured MiB | error |\n|---|---|---|---|---|---|")
     for path in paths:
         for n_ctx, n_ubatch in MEMORY_SETTINGS:
-            settings = PairSettings(ContextSettings(n_ctx, n_ubatch, 5, n_threads=usable_cores()), 4)
-            predicted = plan(shape_of(str(path.resolve())), None, settings, Limit("none", 0)).total_bytes
+            options = EngineOptions(n_ctx=n_ctx, n_draft=4, n_ubatch=n_ubatch, n_gpu_layers=0)
+            predicted = plan_here(path.resolve(), None, options)[0].process_bytes
             found = measured(path, n_ctx, n_ubatch)
             errors.append(abs(predicted / found - 1))
             row = [path.name, f"{n_ctx:,}", n_ubatch, f"{predicted / MIB:.0f}", f"{found / MIB:.0f}"]
@@ -134,7 +133,7 @@ def measured(path: Path, n_ctx: int, n_ubatch: int) -> int:
 
 def child(request: str) -> None:
     from edgellm.runtime.decode import generate
-    from edgellm.runtime.engine import EngineOptions, load
+    from edgellm.runtime.engine import load
     from edgellm.runtime.sampling import GREEDY
 
     path, n_ctx, n_ubatch = json.loads(request)
