@@ -21,7 +21,8 @@ from edgellm.memory.units import MIB
 LIBRARY_BYTES = 20 * MIB  # onnxruntime's own code and tables
 SESSION_BYTES = 12 * MIB
 NODE_BYTES = 3_200  # of a session, an operator
-PAGE_BYTES = 4096  # of a mapped table, a token read
+NEARBY_BYTES = 64 * 1024  # of a mapped table, around a row that is looked up: Linux maps 16 pages at once
+TOKENS_PER_WORD = 3  # of a text, for each one that is not among those before
 SCALE_COPIES = 1.4  # beside those of the file: packed with the weights, and the sums of their blocks
 VOCABULARY_BASE_BYTES = 8_000_000
 VOCABULARY_TOKEN_BYTES = 645  # the `tokenizers` package's tables and our own, a token
@@ -135,8 +136,8 @@ def estimate(shape: ModelShape, settings: ContextSettings) -> BufferSizes:
     scores = n_heads * tokens * settings.n_ctx * 4
     rows = settings.n_outputs if facts.picks_rows else tokens
     kv_bytes = facts.kv_row_bytes * (settings.n_ctx + 1) * (1 if facts.shares_buffer else GROWN_COPIES)
-    read = min(facts.table_bytes, min(settings.n_ctx, n_vocab) * PAGE_BYTES)
-    compute = tokens * (8 * n_ff + 10 * n_embd) * 4 + (1 if facts.shares_buffer else 4) * scores + read
+    activations = tokens * (8 * n_ff + 10 * n_embd) * 4
+    compute = activations + (1 if facts.shares_buffer else 4) * scores + _looked_up_bytes(facts.table_bytes, settings)
     # While it loads, a session holds its largest weight twice; later memory for the rest is had from that.
     loading = max(0, facts.largest_bytes - kv_bytes - compute)
     return BufferSizes(
@@ -152,6 +153,14 @@ def estimate(shape: ModelShape, settings: ContextSettings) -> BufferSizes:
 def batch(settings: ContextSettings, *, shares_buffer: bool) -> int:
     """Tokens of a prompt computed at once."""
     return settings.n_ubatch if shares_buffer else min(settings.n_ubatch, N_BATCH_GROWN)
+
+
+def _looked_up_bytes(table_bytes: int, settings: ContextSettings) -> int:
+    """What is resident of a mapped table once a context is full, its rows being hit at random."""
+    if not table_bytes:
+        return 0
+    n_rows = settings.n_ctx / TOKENS_PER_WORD
+    return round(-table_bytes * math.expm1(-n_rows * NEARBY_BYTES / table_bytes))
 
 
 def weights_bytes(shape: ModelShape) -> int:
