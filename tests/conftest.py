@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from loopback_hub import LoopbackHub
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("edgellm", deadline=None)
+settings.load_profile("edgellm")
 
 USER_ENV = dict(os.environ)  # before any test changes it
 _OURS = ("EDGELLM_", "HF_", "HUGGINGFACE_", "HUGGING_FACE_")

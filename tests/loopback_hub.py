@@ -33,6 +33,7 @@ class Fault:
     ignore_ranges: bool = False
     stall_s: float = 0.0  # before the answer
     bytes_per_s: float | None = None
+    gate: threading.Event | None = None  # the second half of the body waits for it
     method: str | None = None
     times: int | None = None
 
@@ -276,6 +277,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.close()
             return
+        if fault.gate is not None:
+            self.wfile.write(body[: len(body) // 2])
+            self.wfile.flush()
+            fault.gate.wait(60)
+            body = body[len(body) // 2 :]
         step = len(body) if fault.bytes_per_s is None else max(1, int(fault.bytes_per_s / 50))
         for offset in range(0, len(body), max(1, step)):
             self.wfile.write(body[offset : offset + step])

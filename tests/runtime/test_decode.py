@@ -129,7 +129,7 @@ def test_greedy_output_is_the_same_with_every_drafter(name: str, n_draft: int) -
         assert all(len(step.tokens) == step.n_accepted + 1 for step in steps)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32),
     name=st.sampled_from(sorted(DRAFTERS)),

@@ -24,7 +24,7 @@ def said(parts: list[list[int]], capacity: int = 256) -> History:
 
 
 @given(texts, st.lists(st.integers(0, 5), min_size=1, max_size=40))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_place_is_where_the_tail_was_said_before(parts: list[list[int]], tail: list[int]) -> None:
     history = said(parts)
     whole = [token for part in parts for token in (GAP, *part)]
@@ -38,7 +38,7 @@ def test_a_place_is_where_the_tail_was_said_before(parts: list[list[int]], tail:
 
 
 @given(texts)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_last_occurrence_of_a_context_is_found(parts: list[list[int]]) -> None:
     history = said(parts, 4096)
     last = parts[-1]
@@ -58,7 +58,7 @@ def test_matches_cross_the_border_of_two_rounds() -> None:
 
 
 @given(texts)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_filling_at_once_is_saying_one_by_one(parts: list[list[int]]) -> None:
     slow, fast = said(parts), History(256)
     fast.fill(slow.tokens())

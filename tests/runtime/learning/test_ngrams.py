@@ -19,7 +19,7 @@ entries = st.lists(
 
 
 @given(entries, st.lists(st.integers(0, 9), max_size=12))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_longest_entry_wins(known: list[tuple[tuple[int, ...], int]], draft: list[int]) -> None:
     cache, table = NgramCache(10**6), {}
     for key, target in known:
@@ -70,7 +70,7 @@ def test_bytes_are_at_least_what_python_takes() -> None:
 
 
 @given(entries)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_it_comes_back_as_it_was(known: list[tuple[tuple[int, ...], int]]) -> None:
     cache = NgramCache(10**6)
     for key, target in known:
