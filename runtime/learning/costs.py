@@ -22,6 +22,7 @@ CONTEXTS = (32, 512)  # tokens held at the time; beyond, the line goes on
 N_REPEATS = 4
 BUDGET_S = 8.0  # for measuring one model
 DRIFT = 0.05  # weight of a new pass in the correction
+N_MEASURED = 16  # passes that the measurement counts for
 REFRESH = 0.15  # share by which a curve has drifted when it is written anew
 
 
@@ -35,10 +36,12 @@ class CostCurve:
     fixed: bool = False  # assumed, not measured: nothing corrects it
     factors: list[float] = field(default_factory=list)  # by width: what passes took over what they should take
     pace: float = 1.0  # of the machine as a whole, which no choice depends on but comparisons of two models' costs do
+    _n_seen: list[int] = field(default_factory=list, repr=False, compare=False)  # passes, by width
     _at_width: dict[int, list[float]] = field(default_factory=dict, repr=False, compare=False)  # asked for before
 
     def __post_init__(self) -> None:
         self.factors = self.factors or [1.0] * len(self.widths)
+        self._n_seen = [0] * len(self.widths)
 
     def __call__(self, n: int, context: int = 0) -> float:
         """Seconds of a pass over `n` tokens with `context` tokens held before."""
@@ -60,7 +63,10 @@ class CostCurve:
         ratio = min(max(ratio, 0.5 * self.pace), 2.0 * self.pace)
         self.pace += DRIFT * (ratio - self.pace)
         i = self._slot(n)
-        self.factors[i] *= 1.0 + 0.4 * DRIFT * (ratio / self.pace - 1.0)
+        # The least of a few times flatters the widths that were lucky, so the first passes of each count for much.
+        weight = max(0.4 * DRIFT, 1.0 / (self._n_seen[i] + N_MEASURED))
+        self._n_seen[i] += 1
+        self.factors[i] *= 1.0 + weight * min(max(ratio / self.pace - 1.0, -0.3), 0.3)
 
     @property
     def has_drifted(self) -> bool:
@@ -124,6 +130,9 @@ def measure(
     contexts = [n for n in CONTEXTS if n + max(widths) <= backend.n_ctx] or [0]
     # The ends first, then the middle: whatever is left out lies between two that are known.
     order = sorted(widths, key=lambda n: (n not in (widths[0], widths[-1]), widths.index(n) % 2))
+    # All is judged against single tokens, so they have three turns where the others have one.
+    order[len(order) // 2 : len(order) // 2] = [widths[0]]
+    order.append(widths[0])
     deadline = time.perf_counter() + budget_s
     rows: list[dict[int, float]] = []
     for context in contexts:
