@@ -215,7 +215,7 @@ def onnx_products(rows: int, k: int, batches: Sequence[int], n_threads: int) -> 
 
 def model(arguments: argparse.Namespace) -> None:
     sides = {name: Side(name, __file__, ["worker", arguments.file]) for name in arguments.kernels.split(",")}
-    work = [*BATCHES, -PROMPT]
+    work = [*BATCHES, -PROMPT]  # tokens of a pass behind PAST others; negative: of a prompt
     times: dict[str, dict[int, list[float]]] = {name: {n: [] for n in work} for name in sides}
     for name, side in sides.items():
         print(f"{name}: {side.hello}", flush=True)

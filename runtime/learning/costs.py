@@ -143,7 +143,7 @@ def measure(
         row: dict[int, float] = {}
         for _ in range(repeats):
             for n in order:
-                if time.perf_counter() > deadline and len(row) >= min(2, len(order)):
+                if time.perf_counter() > deadline and len(row) >= min(2, len(widths)):
                     break
                 keep = min(n, backend.max_keep)
                 started = time.perf_counter()
