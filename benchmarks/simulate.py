@@ -32,6 +32,7 @@ from edgellm.runtime.learning.history import History
 from edgellm.runtime.learning.keep import KeptStore
 from edgellm.runtime.learning.ngrams import NgramCache
 from edgellm.runtime.learning.recall import Recall
+from edgellm.runtime.learning.revision import Revision
 from edgellm.runtime.sampling import GREEDY, Sampling
 from edgellm.runtime.translate import WINDOW, GrowingText
 from edgellm.runtime.vocabulary import Vocabulary
@@ -321,7 +322,8 @@ def oracle(pair: Pair, recordings: Sequence[Recording], costs: Costs, *, spellin
         talk.clear()
         talk.extend(recording.prompt)
         whole, n_prompt, n = recording.whole, len(recording.prompt), len(recording.answer)
-        recall = Recall({"copy": talk, "store": store})
+        revision = Revision(talk)
+        recall = Recall({"copy": talk, "store": store}, revision)
         n_recalled: list[int] = []
         n_by_model: list[list[int]] = []  # place -> [tokens right after so many passes]
         for place in range(n):
@@ -351,6 +353,7 @@ def oracle(pair: Pair, recordings: Sequence[Recording], costs: Costs, *, spellin
                     break
             n_by_model.append(rights)
             talk.extend([recording.answer[place]])
+            revision.follow(recording.answer[place])
         best = [0.0] * (n + 1)
         rounds = [0] * (n + 1)
         table = costs.target.table(N_MOST + 1, n_prompt + n // 2)

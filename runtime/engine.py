@@ -202,6 +202,7 @@ def with_drafter(engine: Engine, draft: Path | None, *, copy: bool, options: Eng
         store=store.history if store is not None else None,
         fixed=options.n_draft if options.fixed else None,
         stop=options.stop,
+        passes_a_token=1.0 if engine.pair is not None and engine.pair.same else 1.3,
     )
     learning.attach(drafter)
     engine.learning = learning

@@ -24,14 +24,15 @@ from edgellm.runtime.learning.confidence import AcceptanceHead, LogisticHead, Ra
 from edgellm.runtime.learning.costs import Costs
 from edgellm.runtime.learning.history import GAP, History
 from edgellm.runtime.learning.recall import Recall, Recollection
+from edgellm.runtime.learning.revision import Revision
 from edgellm.runtime.sampling import GREEDY, Distribution, Sampling
 
 Stop = Literal["cost", "entropy", "never"]
 
 MODEL_WEIGHTS = (0.69, 1.15, -0.31, 0.06, -0.25, 0.72, 0.56, -0.42)  # fitted to drafts for 40 prompts of our own
-PRIOR = 0.6  # acceptance of a draft model that nothing is known of
+PRIOR, HOPE = 0.6, 0.2  # acceptance of a draft model that nothing is known of; and how much better it may be than that
 LEAST = 0.02  # a token whose chance of being reached and right is less is not worth a look, however cheap
-HORIZON = 24  # rounds over which the reading of a long text must pay
+HORIZON = 40  # rounds over which the reading of a long text must pay
 N_READ_ALONG = 4  # unread tokens that belong to a round and are no investment
 PROBE_SHARE = 0.005  # of the time, for asking a draft model that does not pay whether it would by now
 HALF_LIFE = 24  # rounds, of the rate at which tokens come
@@ -96,6 +97,7 @@ class AdaptiveDrafter:
         stop: Stop = "cost",
         free_head: AcceptanceHead | None = None,
         model_head: AcceptanceHead | None = None,
+        passes_a_token: float = 1.3,
     ) -> None:
         """
         Args:
@@ -104,6 +106,7 @@ class AdaptiveDrafter:
             conversation, store: where copies come from; what the target says is added to both.
             fixed: draft so many tokens whatever they cost.
             stop: what ends a draft; `cost` with `fixed` means never.
+            passes_a_token: of the model, for a token of the target's vocabulary, until it is known better.
         """
         if costs is None and fixed is None:
             raise ValueError("lengths can be chosen by costs alone")
@@ -111,11 +114,14 @@ class AdaptiveDrafter:
         self._fixed, self._stop = fixed, stop
         self._conversation, self._store = conversation, store
         sources = {"copy": conversation, "store": store}
-        self._recall = Recall({name: history for name, history in sources.items() if history is not None})
+        self._revision = Revision(conversation) if conversation is not None else None
+        self._recall = Recall(
+            {name: history for name, history in sources.items() if history is not None}, self._revision
+        )
         self.free_head = free_head or LogisticHead(recall.WEIGHTS)
         self.model_head = model_head or LogisticHead(MODEL_WEIGHTS, strength=40.0)
         self.acceptance = Rate(PRIOR)
-        self.passes_a_token = 1.3
+        self.passes_a_token = passes_a_token
         self.choices = Choices()
         self._entropy_rule = EntropyRule()
         self._sampling = GREEDY
@@ -151,6 +157,8 @@ class AdaptiveDrafter:
                 talk.clear()
                 known = known[:0]
             talk.extend(prompt[len(known) :])
+        if self._revision is not None:
+            self._revision.begin()
         if self._store is not None:
             self._store.extend([GAP, *prompt[-4:]])
         self._free, self._items, self._n_proposed = [], [], 0
@@ -211,7 +219,7 @@ class AdaptiveDrafter:
             if len(self._items) == before:
                 self._items += chain[n_free:]
                 return
-            self._recall.start([*tokens[-64:], *(item.token for item in self._items)])
+            self._recall.start(tokens, [item.token for item in self._items])
 
     def _chain(self, n_most: int, reach: float) -> list[_Item]:
         """What the histories would go on with."""
@@ -265,7 +273,7 @@ class AdaptiveDrafter:
         """The best expected gain, in tokens, over numbers of further tokens by the model."""
         assert self._costs is not None
         assert self._costs.draft is not None
-        table, rate, a = self._table, self._rate, self.acceptance.value
+        table, rate, a = self._table, self._rate, self._hoped
         pass_s = self._costs.draft(1, context) * self.passes_a_token
         base_s = table[min(n_before, len(table) - 1)]
         gain, best, spent_s = 0.0, -1.0, first_s - pass_s / self.passes_a_token
@@ -277,6 +285,11 @@ class AdaptiveDrafter:
             if reach < LEAST:
                 break
         return best
+
+    @property
+    def _hoped(self) -> float:
+        """Acceptance of the draft model, at best by what is known: one that is never asked would never be known."""
+        return min(self.acceptance.value + HOPE / (1.0 + self.acceptance.n_ever / 8.0), 0.95)
 
     def _probe_is_due(self, context: int, n_unread: int) -> bool:
         costs = self._costs
@@ -295,7 +308,7 @@ class AdaptiveDrafter:
         assert self.model is not None
         before = len(self._items)
         prefix = [item.token for item in self._items]
-        self._recall.start([*tokens[-64:], *prefix])
+        self._recall.start(tokens, prefix)
         n_settled = n_passes = 0
         guesses: list[Guess] = []
         draft_cost = self._costs.draft if self._costs is not None else None
@@ -467,6 +480,9 @@ class AdaptiveDrafter:
         for history in (self._conversation, self._store):
             if history is not None:
                 history.extend(new)
+        if self._revision is not None:
+            for token in new:
+                self._revision.follow(token)
         self.choices.overhead_s += time.perf_counter() - started
         if self.model is not None:
             self.model.observe(tokens, n_new)
@@ -502,20 +518,21 @@ class AdaptiveDrafter:
 
     def knowledge(self) -> dict[str, Any]:
         """What was learnt of whom to believe, as plain values."""
-        heads = {"free": self.free_head, "model": self.model_head}
+        heads = {"recalled": self.free_head, "model": self.model_head}
         return {
             "heads": {name: head.to_json() for name, head in heads.items() if isinstance(head, LogisticHead)},
             "acceptance": self.acceptance.mean,
+            "n_seen": self.acceptance.n_ever,
             "passes_a_token": self.passes_a_token,
             "won": self.won,
         }
 
     def restore(self, data: Mapping[str, Any]) -> None:
         """Begin with what `knowledge` gave. Raises ValueError, KeyError or TypeError where it is not that."""
-        for name, head in (("free", self.free_head), ("model", self.model_head)):
+        for name, head in (("recalled", self.free_head), ("model", self.model_head)):
             if isinstance(head, LogisticHead) and name in data["heads"]:
                 head.restore(data["heads"][name])
-        self.acceptance.restore(data["acceptance"])
+        self.acceptance.restore(data["acceptance"], data.get("n_seen", 0))
         self.passes_a_token = min(max(float(data["passes_a_token"]), 1.0), 4.0)
         self.won = min(max(float(data.get("won", WON_AT_FIRST)), -1.0), 2.0)
 
@@ -547,11 +564,16 @@ class AdaptiveDrafter:
             f": a pass of the target takes {1e3 * table[0]:.0f} ms, over {wide + 1} tokens {1e3 * table[wide]:.0f} ms"
         )
         if self._costs.draft is not None:
-            pays = self._model_pays(0, 0, 1.0, 1)
-            text += (
-                f", one of the draft model {1e3 * self._costs.draft(1):.0f} ms, and {self.acceptance.value:.0%} of its "
-                f"tokens are accepted, so it {'pays' if pays else 'does not pay'}"
-            )
+            text += f", one of the draft model {1e3 * self._costs.draft(1):.0f} ms, and "
+            asked = self.acceptance.n_ever > 0
+            text += f"{self.acceptance.value:.0%} of its tokens are accepted" if asked else "it was not asked yet"
+            n_unread = self.model.n_unread() if self.model is not None else 1
+            if self._model_pays(0, 0, 1.0, n_unread):
+                text += ", so it pays"
+            elif self._model_pays(0, 0, 1.0, 1):
+                text += ": it would pay, but not for what it has to read first"
+            else:
+                text += ", so it does not pay" if asked else ": it is too slow to pay"
         return text
 
     def close(self) -> None:

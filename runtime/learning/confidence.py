@@ -63,6 +63,7 @@ class Rate:
         self._mean, self._n_prior = prior, n_prior
         self._decay = 0.5 ** (1.0 / half_life)
         self._hits = self._n = 0.0
+        self.n_ever = 0  # observations that the mean stands on
 
     @property
     def value(self) -> float:
@@ -75,6 +76,7 @@ class Rate:
     def add(self, success: bool) -> None:
         self._hits = self._hits * self._decay + success
         self._n = self._n * self._decay + 1.0
+        self.n_ever += 1
         self._mean += (success - self._mean) * 0.005
 
     def forget(self, share: float) -> None:
@@ -82,10 +84,10 @@ class Rate:
         self._hits *= 1.0 - share
         self._n *= 1.0 - share
 
-    def restore(self, mean: Any) -> None:
-        """Raises ValueError where it is no share."""
-        (self._mean,) = _finite([mean], 1)
-        self._mean = min(max(self._mean, 0.02), 0.98)
+    def restore(self, mean: Any, n_ever: Any) -> None:
+        """Raises ValueError where they are no share and no number."""
+        self._mean, n = _finite([mean, n_ever], 2)
+        self._mean, self.n_ever = min(max(self._mean, 0.02), 0.98), max(int(n), 0)
 
 
 def logit(p: float) -> float:

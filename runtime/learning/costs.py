@@ -17,7 +17,7 @@ from typing import Any
 from edgellm.runtime.backends.base import Backend
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)  # tokens a pass that are measured; between them lines are drawn
-DRAFT_WIDTHS = (1, 2, 4, 8, 16, 32)
+DRAFT_WIDTHS = (1, 2, 4, 8, 16, 64)
 CONTEXTS = (32, 512)  # tokens held at the time; beyond, the line goes on
 N_REPEATS = 4
 BUDGET_S = 8.0  # for measuring one model

@@ -72,6 +72,24 @@ def test_a_drafter_that_was_wrong_and_is_right_again_is_found_out() -> None:
     assert a_round(run(drafter, 4000)[-20:]) > 8
 
 
+def test_a_draft_model_that_nothing_is_known_of_is_asked_while_it_may_pay() -> None:
+    """Half the price of a pass: it pays if it is right three times in four, which only asking can tell."""
+    prompt = np.random.default_rng(0).integers(0, N_VOCAB, 60).tolist()
+    right = controlled(0.05, 0.5, passes_a_token=1.0)
+    assert a_round(run(right, 200, prompt)) > 2.0
+    assert right.acceptance.n_ever > 50
+    wrong = controlled(0.05, 0.5, random_table(N_VOCAB, 2), passes_a_token=1.0)
+    run(wrong, 200, prompt)
+    assert 0 < wrong.acceptance.n_ever < 15
+    assert wrong.choices.n_passes < 20
+
+
+def test_a_draft_model_that_was_never_asked_is_not_said_to_be_right() -> None:
+    drafter = controlled(1.0, 1.5)
+    run(drafter, 30)
+    assert "it was not asked yet: it is too slow to pay" in drafter.explain()
+
+
 def test_a_long_prompt_is_not_read_where_drafting_does_not_pay() -> None:
     prompt = np.random.default_rng(0).integers(0, N_VOCAB, 2000).tolist()
     drafter = controlled(1.0, 0.3)

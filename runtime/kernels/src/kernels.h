@@ -59,15 +59,36 @@ EDGELLM_INLINE void each_part(Body&& body) {
     }
 }
 
-template <class S, int C>
-EDGELLM_INLINE void dot_columns(typename S::N (&acc)[C], const typename S::W& w, const int32_t* q) {
-    EDGELLM_UNROLL for (int c = 0; c < C; c++) acc[c] = S::dot(acc[c], w, q + c);
-}
-
-template <class S, int C>
-EDGELLM_INLINE void dot_wide_columns(typename S::I (&acc)[C], const typename S::W& w, const int32_t* q) {
-    EDGELLM_UNROLL for (int c = 0; c < C; c++) acc[c] = S::dot_wide(acc[c], w, q + c);
-}
+// Integer sums of C columns over vectors of weights, added in twos: an even one, then an odd one. `kWide`: weights of eight bits.
+// A policy whose instruction takes two vectors or two columns at once specialises it.
+template <class S, int C, bool kWide = false>
+struct Sums {
+    using N = std::conditional_t<kWide, typename S::I, typename S::N>;
+    N acc[C];
+    EDGELLM_INLINE void begin() {
+        EDGELLM_UNROLL for (int c = 0; c < C; c++) {
+            if constexpr (kWide) acc[c] = S::zero_int();
+            else acc[c] = S::zero_sum();
+        }
+    }
+    EDGELLM_INLINE void begin(const int32_t* starts) {
+        EDGELLM_UNROLL for (int c = 0; c < C; c++) {
+            if constexpr (kWide) acc[c] = S::broadcast_int(starts + c);
+            else acc[c] = S::start(starts + c);
+        }
+    }
+    template <int I>
+    EDGELLM_INLINE void add(Int<I>, const typename S::W& w, const int32_t* q) {
+        EDGELLM_UNROLL for (int c = 0; c < C; c++) {
+            if constexpr (kWide) acc[c] = S::dot_wide(acc[c], w, q + c);
+            else acc[c] = S::dot(acc[c], w, q + c);
+        }
+    }
+    EDGELLM_INLINE typename S::I total(int c) const {
+        if constexpr (kWide) return acc[c];
+        else return S::widen(acc[c]);
+    }
+};
 
 template <class S, int NC>
 EDGELLM_INLINE void store_columns(const typename S::F (&f)[NC], float* y, int64_t stride, int part, int rows) {
@@ -89,7 +110,6 @@ template <class S, Type T, int NC>
 void group_block32(const uint8_t* group, int64_t k, const Tile& tile, float* y, int64_t stride, int rows) {
     using F = typename S::F;
     using I = typename S::I;
-    using N = typename S::N;
     using W = typename S::W;
     constexpr bool kMin = T == Q4_1 || T == Q5_1, kFifth = T == Q5_0 || T == Q5_1, kWide = T == Q8_0 || T == IQ4_NL;
     constexpr int kQuantBytes = kInfo[T].quant_bytes, kScaleBytes = kInfo[T].scale_bytes;
@@ -108,26 +128,30 @@ void group_block32(const uint8_t* group, int64_t k, const Tile& tile, float* y, 
                 const float* d = tile_d + first;
                 I total[C];
                 if constexpr (kWide) {
-                    EDGELLM_UNROLL for (int c = 0; c < C; c++) total[c] = S::kSignedOnly ? S::zero_int() : S::broadcast_int(sum + c);
+                    Sums<S, C, true> sums;
+                    if constexpr (S::kSignedOnly) sums.begin();
+                    else sums.begin(sum);
                     repeat<kQuantBytes / kLine>([&](auto t) EDGELLM_INLINE_LAMBDA {
                         S::prefetch(w + kAhead + kLine * t.value);
                         W v = S::load(w + kLine * t.value);
                         if constexpr (T == Q8_0) {
                             if constexpr (S::kSignedOnly) v = S::flip_sign(v);
-                            dot_wide_columns<S, C>(total, v, q + t.value * NC);
+                            sums.add(Int<t.value>{}, v, q + t.value * NC);
                         } else {
                             W low = S::lookup(S::low(v)), high = S::lookup(S::high(v));
                             if constexpr (S::kSignedOnly) {
                                 low = S::flip_sign(low);
                                 high = S::flip_sign(high);
                             }
-                            dot_wide_columns<S, C>(total, low, q + t.value * NC);
-                            dot_wide_columns<S, C>(total, high, q + (t.value + 4) * NC);
+                            sums.add(Int<0>{}, low, q + t.value * NC);
+                            sums.add(Int<1>{}, high, q + (t.value + 4) * NC);
                         }
                     });
+                    EDGELLM_UNROLL for (int c = 0; c < C; c++) total[c] = sums.total(c);
                 } else {
-                    N acc[C];
-                    EDGELLM_UNROLL for (int c = 0; c < C; c++) acc[c] = kMin ? S::zero_sum() : S::start(sum + c);
+                    Sums<S, C> sums;
+                    if constexpr (kMin) sums.begin();
+                    else sums.begin(sum);
                     W fifth = W();
                     if constexpr (kFifth) {
                         S::prefetch(w + kAhead + 256);
@@ -137,19 +161,20 @@ void group_block32(const uint8_t* group, int64_t k, const Tile& tile, float* y, 
                         S::prefetch(w + kAhead + kLine * t.value);
                         W v = S::low(S::load(w + kLine * t.value));
                         if constexpr (kFifth) v = S::template insert<4 - t.value, 0x10>(v, fifth);
-                        dot_columns<S, C>(acc, v, q + t.value * NC);
+                        sums.add(Int<t.value>{}, v, q + t.value * NC);
                     });
-                    if constexpr (T == Q5_1 && S::kNarrow) {
-                        EDGELLM_UNROLL for (int c = 0; c < C; c++) total[c] = S::widen(acc[c]), acc[c] = S::zero_sum();
+                    if constexpr (T == Q5_1 && S::kNarrow) {   // 32 products of 5 bits are out of range
+                        EDGELLM_UNROLL for (int c = 0; c < C; c++) total[c] = sums.total(c);
+                        sums.begin();
                     }
                     repeat<4>([&](auto t) EDGELLM_INLINE_LAMBDA {
                         W v = S::high(S::load(w + kLine * t.value));
                         if constexpr (kFifth) v = S::template insert<0 - t.value, 0x10>(v, fifth);
-                        dot_columns<S, C>(acc, v, q + (t.value + 4) * NC);
+                        sums.add(Int<t.value>{}, v, q + (t.value + 4) * NC);
                     });
                     EDGELLM_UNROLL for (int c = 0; c < C; c++) {
-                        if constexpr (T == Q5_1 && S::kNarrow) total[c] = S::add(total[c], S::widen(acc[c]));
-                        else total[c] = S::widen(acc[c]);
+                        if constexpr (T == Q5_1 && S::kNarrow) total[c] = S::add(total[c], sums.total(c));
+                        else total[c] = sums.total(c);
                     }
                 }
                 const F dw = S::half(scale);
@@ -193,9 +218,9 @@ void group_q45k(const uint8_t* group, int64_t k, const Tile& tile, float* y, int
                 // Sub-blocks of 32: low nibbles of eight vectors, then their high ones.
                 auto sub_block = [&](auto pair, auto odd) EDGELLM_INLINE_LAMBDA {
                     const int j = 2 * pair + odd.value;
-                    const int32_t* start = sum + (4 + j) * NC;   // of Q5_K, less 16 a weight where sums are narrow
-                    N acc[C];
-                    EDGELLM_UNROLL for (int c = 0; c < C; c++) acc[c] = kOffset ? S::start(start + c) : S::zero_sum();
+                    Sums<S, C> sums;
+                    if constexpr (kOffset) sums.begin(sum + (4 + j) * NC);   // less 16 a weight
+                    else sums.begin();
                     repeat<8>([&](auto t) EDGELLM_INLINE_LAMBDA {
                         const uint8_t* at = w + (pair * 8 + t.value) * kLine;
                         W v;
@@ -212,12 +237,12 @@ void group_q45k(const uint8_t* group, int64_t k, const Tile& tile, float* y, int
                             if (J == 0) S::prefetch(w + kAhead + 2048 + t.value * kLine);
                             v = S::template insert<4 - J, 0x10>(v, S::load(w + 2048 + t.value * kLine));
                         }
-                        dot_columns<S, C>(acc, v, q + (j * 8 + t.value) * NC);
+                        sums.add(Int<t.value>{}, v, q + (j * 8 + t.value) * NC);
                     });
                     const F factor = S::bytes(w - part * S::kLanes * 3 + kScales + j * kRows);
                     EDGELLM_UNROLL for (int c = 0; c < C; c++) {
-                        I total = S::widen(acc[c]);
-                        if constexpr (kOffset) total = S::subtract(total, S::widen(S::start(start + c)));
+                        I total = sums.total(c);
+                        if constexpr (kOffset) total = S::subtract(total, S::widen(S::start(sum + (4 + j) * NC + c)));
                         s[c] = S::fma(S::to_float(total), factor, s[c]);
                     }
                 };
@@ -264,7 +289,6 @@ void group_q45k(const uint8_t* group, int64_t k, const Tile& tile, float* y, int
 template <class S, Type T, int NC>
 void group_q6k(const uint8_t* group, int64_t k, const Tile& tile, float* y, int64_t stride, int rows) {
     using F = typename S::F;
-    using N = typename S::N;
     using W = typename S::W;
     const int64_t n_blocks = k / 256, next_group = group_bytes(T, k);   // its scales: no prefetcher would guess them
     for (int part = 0; part * S::kLanes < kRows && part * S::kLanes < rows; part++) {
@@ -283,8 +307,8 @@ void group_q6k(const uint8_t* group, int64_t k, const Tile& tile, float* y, int6
                 // Sub-blocks of 16: half of the block, quarter of that, half of that.
                 auto sub_block = [&](auto half, auto quarter, auto last) EDGELLM_INLINE_LAMBDA {
                     const int j = half * 8 + quarter.value * 2 + last;
-                    N acc[C];
-                    EDGELLM_UNROLL for (int c = 0; c < C; c++) acc[c] = S::start(sum + j * NC + c);
+                    Sums<S, C> sums;
+                    sums.begin(sum + j * NC);
                     repeat<4>([&](auto u) EDGELLM_INLINE_LAMBDA {
                         const int t = last * 4 + u.value;
                         const uint8_t* nibbles = w + (half * 16 + quarter.value % 2 * 8 + t) * kLine;
@@ -293,10 +317,10 @@ void group_q6k(const uint8_t* group, int64_t k, const Tile& tile, float* y, int6
                         if constexpr (quarter.value == 0) S::prefetch(pairs + kAhead);
                         W v = quarter.value < 2 ? S::low(S::load(nibbles)) : S::high(S::load(nibbles));
                         v = S::template insert<4 - 2 * quarter.value, 0x30>(v, S::load(pairs));
-                        dot_columns<S, C>(acc, v, q + (j * 4 + u.value) * NC);
+                        sums.add(Int<u.value>{}, v, q + (j * 4 + u.value) * NC);
                     });
                     const F factor = S::signed_bytes(w - part * S::kLanes * 3 + 3072 + j * kRows);
-                    EDGELLM_UNROLL for (int c = 0; c < C; c++) s[c] = S::fma(S::to_float(S::widen(acc[c])), factor, s[c]);
+                    EDGELLM_UNROLL for (int c = 0; c < C; c++) s[c] = S::fma(S::to_float(sums.total(c)), factor, s[c]);
                 };
                 auto quarters = [&](auto half) EDGELLM_INLINE_LAMBDA {
                     repeat<4>([&](auto quarter) EDGELLM_INLINE_LAMBDA {
@@ -448,8 +472,8 @@ void attend(const Attention& a, int ith, int nth);   // attention.h
 
 // A constant, so that no instruction of the variant runs on a CPU that lacks it.
 template <class S, class A>
-constexpr Variant table_of(const char* name, bool (*runs_here)()) {
-    Variant v = {name, runs_here, quantize<S>, {}, peak_of<S>, read_of<S>, attend<A>};
+constexpr Variant table_of(const char* name, bool (*runs_here)(), double (*peak)(int64_t) = peak_of<S>) {
+    Variant v = {name, runs_here, quantize<S>, {}, peak, read_of<S>, attend<A>};
     repeat<kTypes>([&](auto t) {
         repeat<kMaxCols>([&](auto c) { v.kernel[t.value][c.value] = kernel_of<S, static_cast<Type>(t.value), c.value + 1>(); });
     });

@@ -13,7 +13,10 @@ namespace edgellm {
 #endif
 extern const Variant kAvx512Vnni, kAvxVnni, kAvx2;
 #elif defined(__aarch64__)
-extern const Variant kNeonDotprod;
+#if (defined(__clang__) && __clang_major__ >= 11) || (!defined(__clang__) && __GNUC__ >= 10)
+#define EDGELLM_ARM_I8MM
+#endif
+extern const Variant kNeonI8mm, kNeonDotprod;
 #endif
 extern const Variant kGeneric;
 
@@ -25,6 +28,9 @@ const Variant* const kVariants[] = {
 #endif
     &kAvx2,
 #elif defined(__aarch64__)
+#if defined(EDGELLM_ARM_I8MM)
+    &kNeonI8mm,
+#endif
     &kNeonDotprod,
 #endif
     &kGeneric, nullptr};

@@ -1,5 +1,9 @@
 // NEON with the dot-product instruction (Armv8.2 and later: Cortex-A75, Apple M1, Graviton 2): eight rows in two registers.
+// variant_i8mm.cpp includes it once more, with the instruction for products of matrices (Cortex-A710, Apple M2, Graviton 3).
 #if defined(__aarch64__)
+#if !defined(EDGELLM_I8MM)
+#define EDGELLM_I8MM 0
+#endif
 #include <arm_neon.h>
 
 #include <cmath>
@@ -8,8 +12,12 @@
 #include "cpu.h"
 #include "layout.h"
 
-#if defined(__clang__)
+#if defined(__clang__) && EDGELLM_I8MM
+EDGELLM_TARGET_BEGIN("dotprod,i8mm")
+#elif defined(__clang__)
 EDGELLM_TARGET_BEGIN("dotprod")
+#elif EDGELLM_I8MM
+EDGELLM_TARGET_BEGIN("arch=armv8.2-a+dotprod+i8mm")
 #else
 EDGELLM_TARGET_BEGIN("arch=armv8.2-a+dotprod")
 #endif
@@ -90,6 +98,70 @@ struct S {
 
 #include "kernels.h"
 
+#if EDGELLM_I8MM
+// Two rows of eight weights times two columns of eight activations an instruction: sums of pairs of columns, four vectors of
+// 2 x 2 for eight rows. Two vectors of four weights a row, interleaved, are what it wants; a single last column has dot products.
+template <int C, bool kWide>
+struct Sums<S, C, kWide> {
+    static constexpr int kPairs = C / 2;
+    int32x4_t both[kPairs + 1][4];   // [pair of columns][pair of rows]: (row 0: column 0, 1; row 1: column 0, 1)
+    S::I last;
+    S::W even;
+    const int32_t* even_q;
+    EDGELLM_INLINE void begin() {
+        EDGELLM_UNROLL for (int p = 0; p < kPairs; p++) EDGELLM_UNROLL for (int r = 0; r < 4; r++) both[p][r] = vdupq_n_s32(0);
+        if constexpr (C % 2) last = S::zero_int();
+    }
+    EDGELLM_INLINE void begin(const int32_t* starts) {
+        EDGELLM_UNROLL for (int p = 0; p < kPairs; p++) {
+            const int32x2_t start = vld1_s32(starts + 2 * p);
+            EDGELLM_UNROLL for (int r = 0; r < 4; r++) both[p][r] = vcombine_s32(start, start);
+        }
+        if constexpr (C % 2) last = S::broadcast_int(starts + C - 1);
+    }
+    static EDGELLM_INLINE int8x16_t rows_of(uint8x16_t even, uint8x16_t odd, bool upper) {
+        const int32x4_t a = vreinterpretq_s32_u8(even), b = vreinterpretq_s32_u8(odd);
+        return vreinterpretq_s8_s32(upper ? vzip2q_s32(a, b) : vzip1q_s32(a, b));
+    }
+    template <int I>
+    EDGELLM_INLINE void add(Int<I>, const S::W& w, const int32_t* q) {
+        if constexpr (C % 2) last = S::dot(last, w, q + C - 1);
+        if constexpr (I % 2 == 0) {
+            even = w, even_q = q;
+        } else if constexpr (kPairs > 0) {
+            const int8x16_t rows[4] = {rows_of(even.a, w.a, false), rows_of(even.a, w.a, true), rows_of(even.b, w.b, false),
+                                       rows_of(even.b, w.b, true)};
+            EDGELLM_UNROLL for (int p = 0; p < kPairs; p++) {
+                const int32x2_t x = vld1_s32(even_q + 2 * p), y = vld1_s32(q + 2 * p);
+                const int8x16_t columns = vreinterpretq_s8_s32(vcombine_s32(vzip1_s32(x, y), vzip2_s32(x, y)));
+                EDGELLM_UNROLL for (int r = 0; r < 4; r++) both[p][r] = vmmlaq_s32(both[p][r], rows[r], columns);
+            }
+        }
+    }
+    EDGELLM_INLINE S::I total(int c) const {
+        if (C % 2 && c == C - 1) return last;
+        const int32x4_t(&v)[4] = both[c / 2];
+        if (c % 2) return {vuzp2q_s32(v[0], v[1]), vuzp2q_s32(v[2], v[3])};
+        return {vuzp1q_s32(v[0], v[1]), vuzp1q_s32(v[2], v[3])};
+    }
+};
+
+double peak_of_matrices(int64_t rounds) {
+    constexpr int n = 12;
+    int32x4_t acc[n];
+    int8x16_t w = vdupq_n_s8(1), x = vdupq_n_s8(static_cast<int8_t>(rounds & 1));
+    EDGELLM_UNROLL for (int i = 0; i < n; i++) acc[i] = vdupq_n_s32(i);
+    for (int64_t round = 0; round < rounds; round++) {
+        EDGELLM_KEEP(w);
+        EDGELLM_UNROLL for (int i = 0; i < n; i++) acc[i] = vmmlaq_s32(acc[i], w, x);
+        EDGELLM_UNROLL for (int i = 0; i < n; i++) EDGELLM_KEEP(acc[i]);
+    }
+    int32_t all = 0;
+    EDGELLM_UNROLL for (int i = 0; i < n; i++) all |= vaddvq_s32(acc[i]);
+    return all >= 0 ? static_cast<double>(rounds) * n * 32 : 0;
+}
+#endif
+
 struct A {
     struct V {
         float32x4_t a, b;
@@ -141,13 +213,23 @@ struct A {
 
 #include "attention.h"
 
+#if EDGELLM_I8MM
+bool runs_here() { return cpu_has(Feature::neon_dotprod) && cpu_has(Feature::neon_i8mm); }
+
+constexpr Variant kTable = table_of<S, A>("neon-i8mm", runs_here, peak_of_matrices);
+#else
 bool runs_here() { return cpu_has(Feature::neon_dotprod); }
 
 constexpr Variant kTable = table_of<S, A>("neon-dotprod", runs_here);
+#endif
 
 }  // namespace
 
+#if EDGELLM_I8MM
+extern const Variant kNeonI8mm = kTable;
+#else
 extern const Variant kNeonDotprod = kTable;
+#endif
 
 }  // namespace edgellm
 

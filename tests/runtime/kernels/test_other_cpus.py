@@ -43,10 +43,17 @@ def build(compiler: str, sources: list[str], options: list[str], program: Path) 
     reason="needs an ARM compiler and qemu",
 )
 def test_neon_gives_the_bits_of_the_definition(tmp_path: Path) -> None:
-    build("aarch64-linux-gnu-g++", [*COMMON, "variant_neon.cpp"], ["-O1", "-static"], tmp_path / "check")
-    done = subprocess.run(["qemu-aarch64", "-cpu", "max", tmp_path / "check"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-    assert "neon-dotprod generic" in done.stdout
+    sources = [*COMMON, "variant_neon.cpp", "variant_i8mm.cpp"]
+    build("aarch64-linux-gnu-g++", sources, ["-O1", "-static"], tmp_path / "check")
+    cpus = {
+        "max": "neon-i8mm neon-dotprod generic",
+        "neoverse-n1": "neon-i8mm (not here) neon-dotprod generic",
+        "cortex-a72": "neon-i8mm (not here) neon-dotprod (not here) generic",
+    }
+    for cpu, variants in cpus.items():
+        done = subprocess.run(["qemu-aarch64", "-cpu", cpu, tmp_path / "check"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+        assert variants in done.stdout
 
 
 @pytest.mark.model  # minutes of compilation

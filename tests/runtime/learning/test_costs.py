@@ -104,7 +104,7 @@ def test_measuring_takes_every_width_and_leaves_nothing_behind() -> None:
     assert found.widths == tuple(n for n in WIDTHS if n <= 9)
     assert found.contexts == CONTEXTS
     assert backend.tokens == []
-    small = measure(TableBackend(random_table(5), n_ctx=64, max_keep=1), DRAFT_WIDTHS)
+    small = measure(TableBackend(random_table(5), n_ctx=128, max_keep=1), DRAFT_WIDTHS)
     assert small.widths == DRAFT_WIDTHS
     assert small.contexts == (CONTEXTS[0],)
 
