@@ -1,8 +1,8 @@
 """A text that says an earlier one again with changes: where it is in the earlier one, and what it says instead of what.
 
-Copying (CopySpec, arXiv:2502.08923) loses its place at every change and finds it again some tokens later. But an edit mostly
-is one change made many times, a renamed function. So the place is kept across a change, and the change is expected
-wherever the same words come again.
+Copying (CopySpec, arXiv:2502.08923) loses its place at every change and finds it again some tokens later. But an edit
+mostly is one change made many times, a renamed function. So the place is kept across a change, and the change is
+expected wherever the same words come again.
 """
 
 from __future__ import annotations
