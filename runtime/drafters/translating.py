@@ -24,6 +24,7 @@ from edgellm.runtime.translate import WINDOW, GrowingText
 from edgellm.runtime.vocabulary import Vocabulary
 
 MAX_PASSES = 64  # of one round
+N_WAIT = 12  # tokens of the target that may wait to be tokenised while nobody asks for drafts
 NEVER = np.float32(-1e4)  # a logit that is never the largest, and no infinity
 
 
@@ -73,6 +74,8 @@ class TranslatingDrafter:
         self._context = GrowingText(own, [])
         self._n_known = 0  # tokens of the context below which the backend is known to hold the same
         self._n_unlearnt = 0  # target tokens whose spelling what follows may still change
+        self._waiting: list[int] = []  # of the target, not in the context yet
+        self._said: list[int] = []  # by the target last, those included
 
     @property
     def busy_s(self) -> float:
@@ -81,6 +84,7 @@ class TranslatingDrafter:
     def begin(
         self, prompt: Sequence[int], *, own_prompt: Sequence[int] | None = None, sampling: Sampling = GREEDY
     ) -> None:
+        self._take_in()
         self._sampling = sampling
         self._rng = np.random.default_rng(None if sampling.seed is None else (sampling.seed, 1))
         if own_prompt is None:
@@ -91,25 +95,38 @@ class TranslatingDrafter:
         self._slide()
 
     def observe(self, tokens: Sequence[int], n_new: int) -> None:
-        changed_from = self._context.append(self._target.decode(tokens[len(tokens) - n_new :]))
+        if len(self._waiting) + n_new > WINDOW:
+            self._take_in()
+        self._waiting += tokens[len(tokens) - n_new :]
+        self._said = list(tokens[-max(WINDOW, n_new) :])
+        if len(self._waiting) >= N_WAIT:
+            self._take_in()
+
+    def _take_in(self) -> None:
+        """Tokenise what waits, and learn from it."""
+        if not self._waiting:
+            return
+        n_new, changed_from = len(self._waiting), self._context.append(self._target.decode(self._waiting))
+        self._waiting = []
         self._n_known = min(self._n_known, changed_from)
-        self._learn(tokens, n_new)
+        self._learn(n_new)
         self._slide()
 
-    def _learn(self, tokens: Sequence[int], n_new: int) -> None:
+    def _learn(self, n_new: int) -> None:
         self._n_unlearnt += n_new
         if self._cache is None or self._n_unlearnt < 2 or self._context.unfinished:
             return
         n = min(self._n_unlearnt, WINDOW)
-        recent = tokens[len(tokens) - n :]
+        recent = self._said[len(self._said) - n :]
         learn_spellings(self._cache, self._own, self._target, self._context.tokens[-4 * WINDOW :], recent, n)
         self._n_unlearnt = 1
 
     def n_unread(self) -> int:
-        n = self.follower.n_unread(self._context.tokens, self._n_known)
+        n = self.follower.n_unread(self._context.tokens, self._n_known) + len(self._waiting)
         return n if self._reach is None else min(n, self._reach)
 
     def catch_up(self) -> None:
+        self._take_in()
         self._leave_out()
         self.follower.settle(self._context.tokens, self._n_known)
         self._n_known = len(self._context.tokens)
@@ -123,6 +140,7 @@ class TranslatingDrafter:
             self._n_known = 0
 
     def drafting(self, tokens: Sequence[int], prefix: Sequence[int]) -> Iterator[list[Guess]]:
+        self._take_in()
         context = self._context
         if not context.tokens:
             return
