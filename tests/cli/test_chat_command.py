@@ -149,7 +149,7 @@ def test_a_stop_text_ends_the_answer_before_it(chat: Chat, tiny: Path) -> None:
         ([], 2, "nothing to answer"),
         (["-p", "x", "--json", "--jsonl"], 2, "one of --json and --jsonl"),
         (["-p", "x", "--temp", "-1"], 2, "temperature -1.0 is out of range"),
-        (["-p", "x", "--temp", "warm"], 2, "unable to parse string as a number"),
+        (["-p", "x", "--temp", "warm"], 2, "not a valid float"),
         (["-p", "x", "--top-p", "nan"], 2, "top_p nan is out of range"),
         (["-p", "x", "--ctx", "0"], 2, "64"),
         (["-p", "x", "--max-tokens", "0"], 2, "1"),
