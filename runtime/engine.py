@@ -14,7 +14,7 @@ from edgellm.memory.solve import N_UBATCH_DRAFT
 from edgellm.memory.units import format_bytes
 from edgellm.runtime.backends.base import Backend, OutOfMemory
 from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions, engine_name, kernels
-from edgellm.runtime.drafters.adaptive import AdaptiveDrafter
+from edgellm.runtime.drafters.adaptive import PASSES_A_TOKEN, AdaptiveDrafter
 from edgellm.runtime.drafters.base import Drafter, NoDrafter, SteppedDrafter
 from edgellm.runtime.drafters.model import REACH, ModelDrafter
 from edgellm.runtime.drafters.spelling import MapSpeller, MergingSpeller, Speller, TextSpeller
@@ -202,7 +202,7 @@ def with_drafter(engine: Engine, draft: Path | None, *, copy: bool, options: Eng
         store=store.history if store is not None else None,
         fixed=options.n_draft if options.fixed else None,
         stop=options.stop,
-        passes_a_token=1.0 if engine.pair is not None and engine.pair.same else 1.3,
+        passes_a_token=1.0 if engine.pair is not None and engine.pair.same else PASSES_A_TOKEN,
     )
     learning.attach(drafter)
     engine.learning = learning

@@ -33,6 +33,7 @@ MODEL_WEIGHTS = (0.69, 1.15, -0.31, 0.06, -0.25, 0.72, 0.56, -0.42)  # fitted to
 PRIOR, HOPE = 0.6, 0.2  # acceptance of a draft model that nothing is known of; and how much better it may be than that
 LEAST = 0.02  # a token whose chance of being reached and right is less is not worth a look, however cheap
 HORIZON = 40  # rounds over which the reading of a long text must pay
+PASSES_A_TOKEN = 1.3  # of a draft model, for a token of a target with another vocabulary
 N_READ_ALONG = 4  # unread tokens that belong to a round and are no investment
 PROBE_SHARE = 0.005  # of the time, for asking a draft model that does not pay whether it would by now
 HALF_LIFE = 24  # rounds, of the rate at which tokens come
@@ -97,7 +98,7 @@ class AdaptiveDrafter:
         stop: Stop = "cost",
         free_head: AcceptanceHead | None = None,
         model_head: AcceptanceHead | None = None,
-        passes_a_token: float = 1.3,
+        passes_a_token: float = PASSES_A_TOKEN,
     ) -> None:
         """
         Args:

@@ -98,7 +98,7 @@ class TranslatingDrafter:
         if len(self._waiting) + n_new > WINDOW:
             self._take_in()
         self._waiting += tokens[len(tokens) - n_new :]
-        self._said = list(tokens[-max(WINDOW, n_new) :])
+        self._said = list(tokens[-WINDOW:])
         if len(self._waiting) >= N_WAIT:
             self._take_in()
 

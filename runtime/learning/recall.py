@@ -80,10 +80,10 @@ class Recall:
             counts[token] = counts.get(token, 0) + 1
             if token not in best or match > best[token][0]:
                 best[token] = (match, i)
-        step = self._walker.guess() if self._walker is not None else None
-        if step is not None and self._walker is not None:
+        walker, step = self._walker, None
+        if walker is not None and (step := walker.guess()) is not None:
             # One place more. Where a change is made again, all others remember how it was.
-            match = min(max(self._walker.n_same, 1), MAX_MATCH) if step.kind != "beyond" else 1
+            match = min(max(walker.n_same, 1), MAX_MATCH) if step.kind != "beyond" else 1
             weight = total + 1.0 if step.kind == "changed" else float(max(match, VOTE[step.kind]) ** 2)
             total += weight
             weights[step.token] = weights.get(step.token, 0.0) + weight
@@ -102,7 +102,7 @@ class Recall:
             math.log2(counts[token]),
             float(i > 0),
             float(match >= 8),
-            *(float(step is not None and step == (token, kind)) for kind in KINDS),
+            *(float(step == (token, kind)) for kind in KINDS),
         )
         return Recollection(token, self._sources[i], features)
 

@@ -40,9 +40,7 @@ class Revision:
     """Follows what is said through the earlier text that it resembles."""
 
     history: History
-    position: int | None = (
-        None  # in the earlier text, of what comes next, or of what the present change began to replace
-    )
+    position: int | None = None  # in the earlier text, of what comes next or of what a change began to replace
     n_same: int = 0  # tokens in common since the last change
     said: list[int] = field(default_factory=list)  # in the present change; empty outside of one
     changes: dict[Change, None] = field(default_factory=dict)  # shared by copies

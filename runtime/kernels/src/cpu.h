@@ -8,6 +8,14 @@ bool cpu_has(Feature feature);   // by the CPU and, for wide registers, by the o
 
 }  // namespace edgellm
 
+// Instructions that older compilers do not know.
+#if (defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 11) || defined(_MSC_VER)
+#define EDGELLM_KNOWS_AVX_VNNI
+#endif
+#if (defined(__clang__) && __clang_major__ >= 11) || (!defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 10)
+#define EDGELLM_KNOWS_I8MM
+#endif
+
 // Standard headers come before EDGELLM_TARGET_BEGIN: an inline function of theirs compiled for the wider instruction set could
 // be the copy that the linker keeps for everybody.
 #define EDGELLM_PRAGMA(text) _Pragma(#text)

@@ -1,6 +1,7 @@
 // Which variant, which tiles, which thread: everything around the kernels.
 #include <cstring>
 
+#include "cpu.h"
 #include "layout.h"
 
 namespace edgellm {
@@ -8,14 +9,8 @@ namespace edgellm {
 // Which of the files have something in them depends on the target and the compiler, as their own first lines say.
 #if defined(__x86_64__) || defined(_M_X64)
 #define EDGELLM_X86
-#if (defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 11) || defined(_MSC_VER)
-#define EDGELLM_X86_AVX_VNNI
-#endif
 extern const Variant kAvx512Vnni, kAvxVnni, kAvx2;
 #elif defined(__aarch64__)
-#if (defined(__clang__) && __clang_major__ >= 11) || (!defined(__clang__) && __GNUC__ >= 10)
-#define EDGELLM_ARM_I8MM
-#endif
 extern const Variant kNeonI8mm, kNeonDotprod;
 #endif
 extern const Variant kGeneric;
@@ -23,12 +18,12 @@ extern const Variant kGeneric;
 const Variant* const kVariants[] = {
 #if defined(EDGELLM_X86)
     &kAvx512Vnni,
-#if defined(EDGELLM_X86_AVX_VNNI)
+#if defined(EDGELLM_KNOWS_AVX_VNNI)
     &kAvxVnni,
 #endif
     &kAvx2,
 #elif defined(__aarch64__)
-#if defined(EDGELLM_ARM_I8MM)
+#if defined(EDGELLM_KNOWS_I8MM)
     &kNeonI8mm,
 #endif
     &kNeonDotprod,

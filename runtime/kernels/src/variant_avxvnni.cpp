@@ -1,4 +1,5 @@
-#if (defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 11) || defined(_MSC_VER)
-#define EDGELLM_AVX_VNNI 1   // older compilers do not know the instruction
+#include "cpu.h"
+#if defined(EDGELLM_KNOWS_AVX_VNNI)
+#define EDGELLM_AVX_VNNI 1
 #include "variant_avx2.cpp"
 #endif
