@@ -5,9 +5,9 @@
     python benchmarks/against_stock.py --summary runs.jsonl
 
 A process chooses its kernels once, so each side is a process of its own; only one of them works at a time. Each prompt
-is answered by all four (with --fixed by five: ours with so many tokens a draft), their order turning by one each time,
-and the median of the repetitions counts. Drafting begins with nothing learnt and learns from prompt to prompt.
-A run that was cut short goes on where it stopped. The summary is a Markdown table.
+is answered by all four (with --fixed by six: ours with so many tokens a draft, by the model alone and by all sources),
+their order turning by one each time, and the median of the repetitions counts. Drafting begins with nothing learnt and
+learns from prompt to prompt. A run that was cut short goes on where it stopped. The summary is a table in Markdown.
 """
 
 from __future__ import annotations
@@ -43,10 +43,12 @@ def work(arguments: argparse.Namespace) -> None:
     plain = load_target(arguments.target, options, plan)
     engines = {PLAIN: plain, DRAFTED: with_drafter(plain, arguments.drafter, copy=True)}
     if arguments.fixed and kernels().active:
-        fixed = EngineOptions(
-            n_ctx=arguments.ctx, learn="off", n_threads=arguments.threads, fixed=True, n_draft=arguments.fixed
-        )
-        engines[f"fixed {arguments.fixed}"] = with_drafter(plain, arguments.drafter, copy=False, options=fixed)
+        for sources, copy, learn in (("the model alone", False, "off"), ("all sources", True, "fresh")):
+            fixed = EngineOptions(
+                n_ctx=arguments.ctx, learn=learn, n_threads=arguments.threads, fixed=True, n_draft=arguments.fixed
+            )
+            name = f"fixed {arguments.fixed}, {sources}"
+            engines[name] = with_drafter(plain, arguments.drafter, copy=copy, options=fixed)
     known = {name: bench.known(engine) for name, engine in engines.items()}
     print(json.dumps(list(engines)), flush=True)
     for line in sys.stdin:
@@ -148,7 +150,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="take one prompt of so many")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--fixed", type=int, help="also drafts of so many tokens by the model alone, on our kernels")
+    parser.add_argument("--fixed", type=int, help="also drafts of so many tokens, on our kernels")
     parser.add_argument("--ctx", type=int, default=4096)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path)

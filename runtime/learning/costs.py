@@ -63,6 +63,7 @@ class CostCurve:
         ratio = min(max(ratio, 0.5 * self.pace), 2.0 * self.pace)
         self.pace += DRIFT * (ratio - self.pace)
         i = self._slot(n)
+        self.factors[i] = self._factor(n)
         # The least of a few times flatters the widths that were lucky, so the first passes of each count for much.
         weight = max(0.4 * DRIFT, 1.0 / (self._n_seen[i] + N_MEASURED))
         self._n_seen[i] += 1
@@ -76,7 +77,12 @@ class CostCurve:
         return min(bisect_left(self.widths, n), len(self.widths) - 1)
 
     def _factor(self, n: int) -> float:
-        return self.factors[self._slot(n)]
+        # A width that was never run takes the correction of the next narrower one that was: measured while the machine
+        # was busy, it would else look too dear for ever, and never be tried.
+        i = self._slot(n)
+        while i and not self._n_seen[i]:
+            i -= 1
+        return self.factors[i]
 
     def _base(self, n: int, context: int) -> float:
         rows = self._at_width.get(n)
@@ -87,7 +93,8 @@ class CostCurve:
         return max(_between(self.contexts, rows, context), 0.5 * rows[0])
 
     def to_json(self) -> dict[str, Any]:
-        seconds = [[s * f for s, f in zip(row, self.factors, strict=True)] for row in self.seconds]
+        factors = [self._factor(n) for n in self.widths]
+        seconds = [[s * f for s, f in zip(row, factors, strict=True)] for row in self.seconds]
         return {"widths": list(self.widths), "contexts": list(self.contexts), "seconds": seconds}
 
     @classmethod

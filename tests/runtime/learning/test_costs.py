@@ -46,6 +46,20 @@ def test_passes_that_take_longer_move_their_width_and_not_the_others() -> None:
     assert moved.has_drifted
 
 
+def test_widths_that_were_never_run_follow_the_next_narrower_one() -> None:
+    moved = curve()
+    for _ in range(400):
+        moved.observe(1, 0, STEP[0])
+        moved.observe(4, 0, STEP[2] / 2)  # it was measured while the machine was busy, as the wider one was
+    assert moved(8) / moved(1) == pytest.approx(STEP[3] / 2 / STEP[0], rel=0.1)
+    assert moved(2) / moved(1) == pytest.approx(STEP[1] / STEP[0], rel=0.1)
+    kept = CostCurve.from_json(moved.to_json())
+    assert kept(8) / kept(1) == pytest.approx(moved(8) / moved(1), rel=1e-6)
+    before = moved(8)
+    moved.observe(8, 0, before)  # the first pass of a width begins where the estimate was
+    assert moved(8) == pytest.approx(before, rel=0.05)
+
+
 def test_a_machine_that_is_slower_as_a_whole_changes_no_ratio() -> None:
     moved = curve()
     for _ in range(400):
