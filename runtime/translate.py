@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgellm.runtime.vocabulary import Vocabulary, incomplete_tail
+from edgellm.runtime.vocabulary import CannotEncode, Vocabulary, incomplete_tail
 
 WINDOW = 16  # tokens at the end that may be tokenised again
 
@@ -49,7 +49,11 @@ class GrowingText:
         pieces = [self._vocabulary.piece(token) for token in self.tokens[first:]]
         start = safe_start([*pieces, data])
         text = b"".join(pieces[start:]) + data
-        self.tokens[first + start :] = self._vocabulary.encode_leniently(text)
+        try:
+            again = self._vocabulary.encode_words(text)
+        except CannotEncode:
+            again = self._vocabulary.encode_leniently(text)
+        self.tokens[first + start :] = again
         return first + start
 
     def copy(self) -> GrowingText:
@@ -77,11 +81,11 @@ def continuation(vocabulary: Vocabulary, tail: Sequence[int], text: bytes) -> li
     pieces = [vocabulary.piece(token) for token in tail]
     context = b"".join(pieces[safe_start([*pieces, text]) :])
     n_bytes = 0
-    joint = vocabulary.encode(context + text)
+    joint = vocabulary.encode_words(context + text)
     for i, token in enumerate(joint):
         if n_bytes >= len(context):
             if n_bytes == len(context):
                 return joint[i:]
             break
         n_bytes += len(vocabulary.piece(token))
-    return vocabulary.encode(text)
+    return vocabulary.encode_words(text)

@@ -8,8 +8,15 @@ all.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from typing import Literal, Protocol
+
+# Before white space that follows something else, where every tokenizer's own splitting puts a border too; only newlines
+# join the punctuation before them in many vocabularies.
+_WORD = re.compile(rb"(?<=\S)(?=[ \t\v\f])|(?<=[0-9A-Za-z])(?=[\r\n])")
+MAX_WORD_BYTES = 64
+MAX_WORDS = 2048  # whose tokens are remembered, some 0.3 MiB
 
 TokenKind = Literal["normal", "control", "user", "byte", "unknown", "unused"]
 
@@ -63,6 +70,7 @@ class Vocabulary:
         self._pieces: list[bytes | None] = [None] * self.n_tokens
         self._byte_tokens: list[int | None] | None = None
         self._literals: dict[str, int] | None = None
+        self._words: dict[bytes, list[int]] = {}
 
     def piece(self, token: int) -> bytes:
         """The bytes of a token; b"" for control tokens, which are no text."""
@@ -97,6 +105,27 @@ class Vocabulary:
         tokens: list[int] = []
         for run, is_text in _utf8_runs(data):
             tokens += self._encode_text(run, reserved) if is_text else [self._byte_token(byte) for byte in run]
+        return tokens
+
+    def encode_words(self, data: bytes) -> list[int]:
+        """`encode` for text that is tokenised again and again as it grows: word by word, and each word once.
+
+        A call of a tokenizer costs a tenth of a millisecond however short the text is, since engines compile the
+        expression that they split by anew in each.
+
+        Raises:
+            CannotEncode: a byte that no token stands for.
+        """
+        tokens: list[int] = []
+        for word in _WORD.split(data):
+            known = self._words.get(word)
+            if known is None:
+                known = self.encode(word)
+                if len(self._words) >= MAX_WORDS:
+                    self._words.clear()
+                if len(word) <= MAX_WORD_BYTES:
+                    self._words[word] = known
+            tokens += known
         return tokens
 
     def encode_leniently(self, data: bytes, reserved: frozenset[int] = frozenset()) -> list[int]:

@@ -267,9 +267,9 @@ class LlamaBackend:
             self._decode(tokens[n_body:], keep)
         words, head = self.model.words, self._head
         if words is None or head is None:
-            return np.ctypeslib.as_array(api.llama_get_logits(self._ctx), (keep, self.n_vocab))
-        rows = np.ctypeslib.as_array(api.llama_get_logits(self._ctx), (keep, len(words.kept)))
-        hidden = np.ctypeslib.as_array(api.llama_get_embeddings(self._ctx), (keep, words.n_embd))
+            return _rows(api.llama_get_logits(self._ctx), keep, self.n_vocab)
+        rows = _rows(api.llama_get_logits(self._ctx), keep, len(words.kept))
+        hidden = _rows(api.llama_get_embeddings(self._ctx), keep, words.n_embd)
         return head.logits(rows, hidden)
 
     def _read(self, tokens: Sequence[int]) -> None:
@@ -358,6 +358,12 @@ class LlamaBackend:
             api.llama_free(self._ctx)
         self._ctx = None
         self.tokens.clear()
+
+
+def _rows(pointer: Any, n_rows: int, n_columns: int) -> NDArray[np.float32]:
+    """The engine's own memory, (n_rows, n_columns); `as_array` builds new types for a pointer at every call."""
+    values = (ctypes.c_float * (n_rows * n_columns)).from_address(ctypes.addressof(pointer.contents))
+    return np.frombuffer(values, np.float32).reshape(n_rows, n_columns)
 
 
 class _LlamaTokenizer:

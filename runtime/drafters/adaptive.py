@@ -36,8 +36,8 @@ HORIZON = 40  # rounds over which the reading of a long text must pay
 PASSES_A_TOKEN = 1.3  # of a draft model, for a token of a target with another vocabulary
 N_READ_ALONG = 4  # unread tokens that belong to a round and are no investment
 PROBE_SHARE = 0.005  # of the time, for asking a draft model that does not pay whether it would by now
-HALF_LIFE = 24  # rounds, of the rate at which tokens come
-AT_STAKE, STAKE_A_TOKEN = 0.65, 0.02  # tokens that an answer may fall behind plain decoding, and for each of its tokens
+HALF_LIFE = 6  # rounds, of the rate at which tokens come: a copy's pace is worth nothing to the prose behind it
+AT_STAKE, STAKE_A_TOKEN = 0.5, 0.01  # tokens that an answer may fall behind plain decoding, and for each of its tokens
 WON_AT_FIRST = 0.15  # tokens a round ahead of plain decoding, while nothing is known
 WON_LEAST, CARRY = 0.12, 20.0  # where more than this is won a round, so much of the rest may be staked as well
 WON_HALF_LIFE = 70  # rounds
@@ -216,11 +216,12 @@ class AdaptiveDrafter:
                 return
             n_starts += 1
             before = len(self._items)
+            if n_free < len(chain):
+                self._recall.start(tokens, [item.token for item in self._items])
             reach = self._ask_model(tokens, limit, reach, n_free, pays)
             if len(self._items) == before:
                 self._items += chain[n_free:]
                 return
-            self._recall.start(tokens, [item.token for item in self._items])
 
     def _chain(self, n_most: int, reach: float) -> list[_Item]:
         """What the histories would go on with."""
@@ -309,7 +310,6 @@ class AdaptiveDrafter:
         assert self.model is not None
         before = len(self._items)
         prefix = [item.token for item in self._items]
-        self._recall.start(tokens, prefix)
         n_settled = n_passes = 0
         guesses: list[Guess] = []
         draft_cost = self._costs.draft if self._costs is not None else None
@@ -360,6 +360,7 @@ class AdaptiveDrafter:
         del self._items[limit:]
         if was_open and len(self._items) < limit:
             self._items.append(self._judged(guesses[-1]))
+            self._recall.take(guesses[-1].token)
             reach *= self._items[-1].p
         n = len(self._items) - before
         if n:

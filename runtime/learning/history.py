@@ -9,7 +9,7 @@ places that a short context leads to, as an n-gram model with counts (ADED, arXi
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -77,13 +77,13 @@ class History:
     def extend(self, tokens: Sequence[int]) -> None:
         """More was said."""
         held, wrap = self._tokens, self._wrap
+        recent = self._recent(ORDERS[-1])
         for token in tokens:
             end = self.n
             held[end & wrap] = token
             self.n = end + 1
-            if token == GAP:
-                continue
-            for chain, key in enumerate(self._keys(self._recent(ORDERS[-1]))):
+            recent = [token, *recent[: ORDERS[-1] - 1]]
+            for chain, key in enumerate(self._keys(recent)):
                 heads = self._heads[chain]
                 self._before[chain][(end + 1) & wrap] = heads[key]
                 heads[key] = end + 1
@@ -121,7 +121,7 @@ class History:
         are few.
         """
         found: dict[int, int] = {}
-        keys = list(self._keys(tail[: -ORDERS[-1] - 1 : -1]))
+        keys = self._keys(tail[: -ORDERS[-1] - 1 : -1])
         held, wrap, oldest, n = self._tokens, self._wrap, self.oldest, self.n
         for chain in reversed(range(len(keys))):
             before, order = self._before[chain], ORDERS[chain]
@@ -148,15 +148,16 @@ class History:
         held, wrap = self._tokens, self._wrap
         return [held[i & wrap] for i in range(self.n - 1, max(self.oldest, self.n - n) - 1, -1)]
 
-    def _keys(self, newest_first: Sequence[int]) -> Iterator[int]:
+    def _keys(self, newest_first: Sequence[int]) -> list[int]:
         """The hash of each order's context, as far as it reaches."""
-        hashed = 0
+        keys, hashed = [], 0
         for length, token in enumerate(newest_first, 1):
             if token == GAP:
-                return
+                break
             hashed = (hashed * _MULTIPLIER + token + 1) & _MASK
             if length in ORDERS:
-                yield (hashed ^ (hashed >> 15)) & self._head_mask
+                keys.append((hashed ^ (hashed >> 15)) & self._head_mask)
+        return keys
 
 
 MIN_PLACES = 3  # that make a search in shorter contexts needless

@@ -43,7 +43,8 @@ def test_a_drafter_that_is_wrong_is_left_alone_but_for_a_look_now_and_then() -> 
     drafter = controlled(0.05, 0.1, random_table(N_VOCAB, 2))
     steps = run(drafter, 1000)
     late = steps[len(steps) // 2 :]
-    assert sum(step.n_drafted for step in late) < 0.02 * len(late)
+    # 0.5 % of the time is for looks, each a tenth of a pass; what they find may be worth its twentieth of one.
+    assert sum(step.n_drafted for step in late) < 0.05 * len(late)
     assert drafter.choices.n_passes < 0.2 * len(steps)
 
 
@@ -61,7 +62,7 @@ def test_an_answer_never_falls_behind_plain_decoding_by_more_than_may_be_lost(pe
         drafter = controlled(per_token, 0.1, random_table(N_VOCAB, 2), conversation=History(8192))
         steps = run(drafter, 60, said * 20)
         took = sum(1.0 + per_token * step.n_drafted for step in steps)
-        assert took - 60 <= 0.65 + 0.02 * 60 + 0.6  # the last is what a new drafter is trusted with in advance
+        assert took - 60 <= 0.5 + 0.01 * 60 + 0.6  # the last is what a new drafter is trusted with in advance
 
 
 def test_a_drafter_that_was_wrong_and_is_right_again_is_found_out() -> None:
