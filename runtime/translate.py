@@ -15,10 +15,9 @@ WINDOW = 16  # tokens at the end that may be tokenised again
 
 
 def safe_start(pieces: Sequence[bytes]) -> int:
-    """Index of the last piece that begins a word: white space after something that is none, or after a control token.
+    """Index of the last piece that begins a word (see `Vocabulary.encode_words`) or follows a control token.
 
-    Every tokenizer's own splitting puts a border there, so tokenising from it on gives what tokenising the whole text
-    would; only newlines join the punctuation before them in many vocabularies. 0 where there is none.
+    Tokenising from there on gives what tokenising the whole text would. 0 where there is none.
     """
     for i in range(len(pieces) - 1, 0, -1):
         before, first = pieces[i - 1][-1:], pieces[i][:1]

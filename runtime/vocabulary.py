@@ -121,9 +121,9 @@ class Vocabulary:
             known = self._words.get(word)
             if known is None:
                 known = self.encode(word)
-                if len(self._words) >= MAX_WORDS:
-                    self._words.clear()
                 if len(word) <= MAX_WORD_BYTES:
+                    if len(self._words) >= MAX_WORDS:
+                        self._words.clear()
                     self._words[word] = known
             tokens += known
         return tokens

@@ -363,7 +363,7 @@ class LlamaBackend:
 def _rows(pointer: Any, n_rows: int, n_columns: int) -> NDArray[np.float32]:
     """The engine's own memory, (n_rows, n_columns); `as_array` builds new types for a pointer at every call."""
     values = (ctypes.c_float * (n_rows * n_columns)).from_address(ctypes.addressof(pointer.contents))
-    return np.frombuffer(values, np.float32).reshape(n_rows, n_columns)
+    return np.frombuffer(memoryview(values), np.float32).reshape(n_rows, n_columns)
 
 
 class _LlamaTokenizer:

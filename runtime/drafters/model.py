@@ -11,7 +11,7 @@ from edgellm.runtime.drafters.base import Draft, Guess
 from edgellm.runtime.drafters.follow import Follower
 from edgellm.runtime.sampling import GREEDY, Distribution, Sampling
 
-NEAR = np.float32(16.0)  # nats below the likeliest token; all that lies lower is a 200th even if it is a whole vocabulary
+NEAR = np.float32(16.0)  # nats below the likeliest token; a whole vocabulary that lies lower adds a 200th
 REACH = 512  # own tokens that are read at most when drafting begins late; what lies before adds little
 
 

@@ -15,7 +15,7 @@ from edgellm.runtime.backends.base import ContextFull, keep_common_prefix
 from edgellm.runtime.decode import Step, generate
 from edgellm.runtime.drafters.adaptive import AdaptiveDrafter
 from edgellm.runtime.drafters.base import Drafter, NoDrafter
-from edgellm.runtime.drafters.model import ModelDrafter
+from edgellm.runtime.drafters.model import ModelDrafter, top_of
 from edgellm.runtime.drafters.spelling import MapSpeller
 from edgellm.runtime.drafters.translating import TranslatingDrafter
 from edgellm.runtime.learning.costs import Costs, assumed
@@ -260,3 +260,13 @@ def test_a_window_slides_and_is_not_read_again_where_it_can_be_shifted(can_shift
     assert all(step.n_accepted == step.n_drafted == 4 for step in steps[:-1])  # its window is enough, and stays true
     assert backend.n_read <= n_most
     assert len(backend.tokens) <= backend.n_ctx
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 4.0, 30.0])
+def test_a_drafters_confidence_is_that_of_the_whole_row(spread: float) -> None:
+    row = np.random.default_rng(0).normal(0.0, spread, 50_000).astype(np.float32)
+    row[::7] = -np.inf
+    p = np.exp(row.astype(np.float64) - row.max())
+    p /= p.sum()
+    entropy = -(p[p > 0.0] * np.log(p[p > 0.0])).sum()
+    assert top_of(row) == (int(row.argmax()), pytest.approx(p.max(), rel=1e-3), pytest.approx(entropy, abs=0.02))

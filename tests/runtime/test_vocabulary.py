@@ -14,7 +14,7 @@ from vocabularies import NAMES, NASTY, vocabulary_gguf
 
 from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
 from edgellm.runtime.translate import GrowingText
-from edgellm.runtime.vocabulary import CannotEncode, Vocabulary, incomplete_tail
+from edgellm.runtime.vocabulary import MAX_WORD_BYTES, MAX_WORDS, CannotEncode, Vocabulary, incomplete_tail
 
 REAL = ("smollm2", *NAMES)
 N_STRINGS = 10_000
@@ -193,3 +193,18 @@ def test_an_incomplete_tail_is_what_a_decoder_waits_for(text: str, n_cut: int) -
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     decoder.decode(data)
     assert incomplete_tail(data) == len(decoder.getstate()[0])
+
+
+def test_text_tokenised_word_by_word_is_the_text_tokenised_whole(named: tuple[str, Vocabulary]) -> None:
+    _, vocabulary = named
+    for data in (PROSE.encode(), PROSE.encode() * 2, b" leading", b"x\n\n  y\t z"):
+        assert vocabulary.encode_words(data) == vocabulary.encode(data)
+
+
+def test_the_words_that_are_remembered_are_bounded() -> None:
+    vocabulary = byte_vocabulary()
+    for i in range(3 * MAX_WORDS):
+        vocabulary.encode_words(b" %d" % i)
+    vocabulary.encode_words(b"x" * 10_000)
+    assert len(vocabulary._words) <= MAX_WORDS
+    assert max(map(len, vocabulary._words)) <= MAX_WORD_BYTES
