@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from operator import mul
 from typing import Any, Protocol
 
 RATE = 0.1  # of learning; AdaGrad divides it by what was learnt already
@@ -31,9 +32,7 @@ class LogisticHead:
         self._squares = [strength] * len(self.weights)
 
     def predict(self, features: Sequence[float]) -> float:
-        total = 0.0
-        for weight, feature in zip(self.weights, features, strict=True):
-            total += weight * feature
+        total = sum(map(mul, self.weights, features))
         p = 1.0 / (1.0 + math.exp(-total)) if total > -30.0 else 0.0
         return min(max(p, CLIP), 1.0 - CLIP)
 

@@ -83,7 +83,8 @@ class History:
             held[end & wrap] = token
             self.n = end + 1
             recent = [token, *recent[: ORDERS[-1] - 1]]
-            for chain, key in enumerate(self._keys(recent)):
+            for chain, key in enumerate(_hashes(recent)):
+                key &= self._head_mask
                 heads = self._heads[chain]
                 self._before[chain][(end + 1) & wrap] = heads[key]
                 heads[key] = end + 1
@@ -114,14 +115,16 @@ class History:
                 np.frombuffer(self._before[chain], np.int32)[ends & self._wrap] = before
                 np.frombuffer(self._heads[chain], np.int32)[keys] = ends  # of equal keys the last stays
 
-    def places(self, tail: Sequence[int]) -> list[Place]:
+    def places(self, tail: Sequence[int], hashed: Sequence[int] | None = None) -> list[Place]:
         """Where the end of `tail` was said before and something followed, no place twice.
+
+        `hashed`: `hashes(tail)`, where several histories are asked.
 
         Chains of longer contexts are searched first; a chain that finds something ends the search unless what it found
         are few.
         """
         found: dict[int, int] = {}
-        keys = self._keys(tail[: -ORDERS[-1] - 1 : -1])
+        keys = [key & self._head_mask for key in (hashes(tail) if hashed is None else hashed)]
         held, wrap, oldest, n = self._tokens, self._wrap, self.oldest, self.n
         for chain in reversed(range(len(keys))):
             before, order = self._before[chain], ORDERS[chain]
@@ -148,16 +151,21 @@ class History:
         held, wrap = self._tokens, self._wrap
         return [held[i & wrap] for i in range(self.n - 1, max(self.oldest, self.n - n) - 1, -1)]
 
-    def _keys(self, newest_first: Sequence[int]) -> list[int]:
-        """The hash of each order's context, as far as it reaches."""
-        keys, hashed = [], 0
-        for length, token in enumerate(newest_first, 1):
-            if token == GAP:
-                break
-            hashed = (hashed * _MULTIPLIER + token + 1) & _MASK
-            if length in ORDERS:
-                keys.append((hashed ^ (hashed >> 15)) & self._head_mask)
-        return keys
+
+def hashes(tail: Sequence[int]) -> list[int]:
+    """Of the context of each order at the end of `tail`, as far as it reaches."""
+    return _hashes(tail[: -ORDERS[-1] - 1 : -1])
+
+
+def _hashes(newest_first: Sequence[int]) -> list[int]:
+    found, hashed = [], 0
+    for length, token in enumerate(newest_first, 1):
+        if token == GAP:
+            break
+        hashed = (hashed * _MULTIPLIER + token + 1) & _MASK
+        if length in ORDERS:
+            found.append(hashed ^ (hashed >> 15))
+    return found
 
 
 MIN_PLACES = 3  # that make a search in shorter contexts needless

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from edgellm.runtime.learning.history import GAP, MAX_MATCH, History, Place
+from edgellm.runtime.learning.history import GAP, MAX_MATCH, History, Place, hashes
 from edgellm.runtime.learning.revision import Kind, Revision
 
 # Fitted to answers to prompts of our own; they only begin the learning.
@@ -53,10 +53,11 @@ class Recall:
                 self._walker.follow(token, learn=False)
 
     def _look(self) -> None:
+        hashed = hashes(self._tail)
         self._places = [
             (i, place.position, place.match)
             for i, history in enumerate(self._histories)
-            for place in history.places(self._tail)
+            for place in history.places(self._tail, hashed)
         ]
 
     def guess(self) -> Recollection | None:

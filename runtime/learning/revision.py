@@ -119,7 +119,7 @@ class Revision:
 
     def _old(self, n: int) -> tuple[int, ...]:
         assert self.position is not None
-        return tuple(self.history.token(self.position + i) for i in range(n))
+        return tuple([self.history.token(self.position + i) for i in range(n)])
 
     def _change(self) -> Change | None:
         """The known one that would replace what comes next, the longest and the latest."""
