@@ -110,8 +110,7 @@ class Vocabulary:
     def encode_words(self, data: bytes) -> list[int]:
         """`encode` for text that is tokenised again and again as it grows: word by word, and each word once.
 
-        A call of a tokenizer costs a tenth of a millisecond however short the text is, since engines compile the
-        expression that they split by anew in each.
+        A call of a tokenizer costs a tenth of a millisecond however short the text is.
 
         Raises:
             CannotEncode: a byte that no token stands for.

@@ -11,14 +11,14 @@ from edgellm.runtime.drafters.base import Draft, Guess
 from edgellm.runtime.drafters.follow import Follower
 from edgellm.runtime.sampling import GREEDY, Distribution, Sampling
 
-NEAR = np.float32(16.0)  # nats below the likeliest token; a whole vocabulary that lies lower adds a 200th
+NEAR = np.float32(16.0)  # nats below the likeliest token; a whole vocabulary that lies lower adds 2 % at most
 REACH = 512  # own tokens that are read at most when drafting begins late; what lies before adds little
 
 
 def top_of(logits: Logits) -> tuple[int, float, float]:
     """The likeliest token, its probability, and the entropy of the whole row in nats."""
     token = int(logits.argmax())
-    # Exponentials of a whole vocabulary would take a 60th of the pass that computed it.
+    # Exponentials of a whole vocabulary would take some 2 % of the pass that computed it.
     shifted = logits[np.flatnonzero(logits > logits[token] - NEAR)] - logits[token]
     weights = np.exp(shifted)
     total = float(weights.sum())
