@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from operator import mul
 from typing import Any, Protocol
 
 RATE = 0.1  # of learning; AdaGrad divides it by what was learnt already
@@ -32,7 +31,7 @@ class LogisticHead:
         self._squares = [strength] * len(self.weights)
 
     def predict(self, features: Sequence[float]) -> float:
-        total = sum(map(mul, self.weights, features))
+        total = sum([weight * feature for weight, feature in zip(self.weights, features, strict=True)])
         p = 1.0 / (1.0 + math.exp(-total)) if total > -30.0 else 0.0
         return min(max(p, CLIP), 1.0 - CLIP)
 
