@@ -89,7 +89,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _path() -> Path:
-    from edgellm.export.store import home
+    from edgellm.memory.folders import home
 
     return home() / "calibration.json"
 

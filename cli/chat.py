@@ -383,7 +383,7 @@ def _load(
 def _talk(session: ChatSession, target: ModelFile, drafter: ModelFile | None, max_tokens: int | None) -> None:
     from edgellm.cli._talk import Talk
     from edgellm.cli._terminal import dim
-    from edgellm.export.store import home
+    from edgellm.memory.folders import home
 
     with_drafter = f", drafted by {drafter.name}" if drafter else ""
     out.note(f"{target.name}{with_drafter}, context {session.engine.backend.n_ctx:,} tokens")
