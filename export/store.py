@@ -134,6 +134,17 @@ def installed() -> list[ModelFile]:
     return sorted(filter(None, models), key=lambda model: model.reference)
 
 
+def lost() -> list[str]:
+    """What was pulled and is no longer there as it was, a sentence each."""
+    sentences = []
+    for _, entry in sorted(_read_lock().items()):
+        if entry["path"] is not None and _model_of(entry) is None:
+            model = ModelFile(**entry | {"path": (path := Path(entry["path"]))})
+            how = f"has {path.stat().st_size:,} bytes instead of {model.n_bytes:,}" if path.is_file() else "is gone"
+            sentences.append(f"{path} {how}: `edgellm pull {model.reference}` brings it again")
+    return sentences
+
+
 def files_of(reference: str) -> list[Path]:
     """What `remove` would delete: the model's file, and what an interrupted download of it left.
 

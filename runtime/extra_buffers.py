@@ -79,7 +79,7 @@ def _try() -> Verdict:
                 return Verdict(not wrong, buffers, "their results are wrong here" if wrong else "tried here, they work")
     except ChildFailed as error:
         if began:
-            return Verdict(False, buffers, str(error))
+            return Verdict(False, buffers, f"tried in a child: {error}")
         raise
     raise ChildFailed("the trial ended without an answer")
 

@@ -21,6 +21,7 @@ ADAPTERS = {
         "export/engine.py",
         "runtime/backends/llama_cpp.py",
         "runtime/extra_buffers.py",
+        "runtime/library.py",
         "runtime/probe.py",
     },
     "onnxruntime": {"export/hosts/host.py", "export/onnx_bundle.py", "export/onnx_job.py", "runtime/backends/onnx.py"},

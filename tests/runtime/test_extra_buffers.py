@@ -48,7 +48,7 @@ def test_a_crash_with_the_buffers_in_use_leaves_them_out_and_says_why(monkeypatc
     monkeypatch.setattr(
         extra_buffers, "answers", answering({"buffers": ["AMX"]}, "it was ended by SIGILL (illegal instruction)")
     )
-    assert verdict() == Verdict(False, ("AMX",), "it was ended by SIGILL (illegal instruction)")
+    assert verdict() == Verdict(False, ("AMX",), "tried in a child: it was ended by SIGILL (illegal instruction)")
 
 
 def test_wrong_numbers_leave_them_out(monkeypatch: pytest.MonkeyPatch) -> None:
