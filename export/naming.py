@@ -108,20 +108,16 @@ def choose(filenames: Sequence[str], quant: str | None, *, where: str) -> str:
         fitting = list(filenames) if len(filenames) == 1 else next(filter(None, usual), list(filenames))
     if not fitting:
         raise BadReference(f"{where} has no {quant}; it has {_listed(filenames)}")
-    if n_parts := _n_parts(fitting[0]):
-        whole = [name for name in filenames if not _n_parts(name)]
+    if split := _SPLIT.search(Path(fitting[0]).stem):
+        whole = [name for name in filenames if not _SPLIT.search(Path(name).stem)]
         others = f"; in one file it has {_listed(whole)}" if whole else ""
-        raise BadReference(f"{fitting[0]} of {where} is split into {n_parts} files, which are not supported{others}")
+        raise BadReference(
+            f"{fitting[0]} of {where} is split into {int(split.group(2))} files, which are not supported{others}"
+        )
     if len(fitting) > 1:
         example = f"{where}:{fitting[0] if quant else quant_of(fitting[0]) or fitting[0]}"
         raise BadReference(f"{where} has several files that fit: {_listed(fitting)}; name one, as in {example}")
     return fitting[0]
-
-
-def _n_parts(filename: str) -> int:
-    """Files that a model is split into; 0 where it is whole, as the only part of one is."""
-    split = _SPLIT.search(Path(filename).stem)
-    return int(split.group(2)) if split and int(split.group(2)) > 1 else 0
 
 
 def _listed(filenames: Sequence[str]) -> str:

@@ -306,7 +306,7 @@ def _lost(plan: MemoryPlan, drafter: ModelShape | None, ask: Ask) -> tuple[str, 
         why = f"{plan.target} keeps a state that cannot be cut back, so nothing is drafted for it"
     else:
         why = f"it does not fit beside {plan.target}"
-    return (f"{drafter.name} was asked for and is not used: {why}",)
+    return (f"{drafter.name} is not used as the drafter: {why}",)
 
 
 def _ladder(ask: Ask, drafter: ModelShape | None, smaller: Sequence[ModelShape]) -> list[_Rung]:

@@ -114,8 +114,8 @@ def _check_files(plan: MemoryPlan, target: Path, draft: Path | None) -> None:
 
 
 def trimmed(plan: MemoryPlan) -> list[str]:
-    """What the plan gave up that a user may notice, what was asked for first."""
-    return [*plan.lost, *(step.name for step in plan.steps if not step.cost.startswith("none"))]
+    """What the plan gave up that a user may notice."""
+    return [step.name for step in plan.steps if not step.cost.startswith("none")]
 
 
 def reserve(plan: MemoryPlan) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgellm.runtime.backends.base import Backend
+from edgellm.runtime.backends.base import Backend, keep_common_prefix
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)  # tokens a pass that are measured; between them lines are drawn
 DRAFT_WIDTHS = (1, 2, 4, 8, 16, 64)
@@ -156,13 +156,21 @@ def measure(
                 started = time.perf_counter()
                 backend.forward(_filler(backend, n), keep=keep)
                 row[n] = min(row.get(n, math.inf), time.perf_counter() - started)
-                backend.truncate(context)
+                _return_to(backend, context)
         rows.append(row)
     backend.truncate(0)
     if len(rows) > 1 and rows[1].keys() != rows[0].keys():
         del rows[1]
     measured = sorted(rows[0])
     return CostCurve(tuple(measured), tuple(contexts[: len(rows)]), [[row[n] for n in measured] for row in rows])
+
+
+def _return_to(backend: Backend, context: int) -> None:
+    """Hold the context alone again; a state that cannot be cut back so far is made anew."""
+    filler = _filler(backend, context)
+    kept = keep_common_prefix(backend, filler, context)
+    if kept < context:
+        backend.forward(filler[kept:], keep=0)
 
 
 def _filler(backend: Backend, n: int) -> list[int]:
