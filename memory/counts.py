@@ -75,11 +75,13 @@ def from_facts(
     n_experts: int = 0,
     n_experts_used: int = 0,
     tied: bool | None = None,
+    n_merges: int | None = None,
     weight_bytes: int | None = None,
 ) -> ModelShape:
     """The shape of a model of which only counts are known; the types of its matrices are those llama.cpp would choose.
 
     Args:
+        n_merges: of the tokenizer; as many as tokens where nobody says.
         weight_bytes: of a file that is known: it also tells whether the file has an output matrix of its own, since
             some do for a model whose embedding would serve.
 
@@ -128,7 +130,7 @@ def from_facts(
         n_experts=n_experts,
         matrix_bytes=tuple((kind, int(n_bytes * scale)) for kind, n_bytes in sizes.products),
         tied=(sizes.embedding[0], int(sizes.embedding[1] * scale)) if geometry.tied else None,
-        n_merges=n_vocab,
+        n_merges=n_merges if n_merges is not None else 0 if architecture.startswith("gemma") else n_vocab,
         exact=False,
     )
 
