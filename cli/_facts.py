@@ -95,21 +95,23 @@ class Facts:
         if not buffers["usable"] and not os.environ.get("EDGELLM_EXTRA_BUFFERS"):
             self.problems.append(
                 f"llama.cpp's own {' and '.join(buffers['buffers']) or 'extra'} buffers do not work here and are left "
-                f"out, which costs speed where our kernels do not run ({buffers['reason']})"
+                f"out, which costs speed with weights that our kernels do not take ({buffers['reason']})"
             )
 
     def _memory(self) -> None:
         import psutil
 
-        from edgellm.memory.device import memory_limits, this_machine
+        from edgellm.memory.device import address_limit, cgroup_limits, this_machine
 
-        machine = this_machine()
+        machine, limits = this_machine(), cgroup_limits()
+        if (own := address_limit()) is not None:
+            limits.append(own)
         self.values["memory"] = {
             "total_bytes": int(psutil.virtual_memory().total),
             "usable_bytes": machine.usable_bytes,
             "limits": [
                 {"where": limit.where, "limit_bytes": limit.limit_bytes, "used_bytes": limit.used_bytes}
-                for limit in memory_limits()
+                for limit in limits
             ],
         }
         if machine.usable_bytes < LITTLE_MEMORY_BYTES:

@@ -282,9 +282,9 @@ def chat(
     Every option can be set in the environment too: EDGELLM_TOP_K=20 is --top-k 20.
     """
     from edgellm.cli._models import check_kv, drafting_options, resolve_pair
-    from edgellm.cli._plans import read_plan
+    from edgellm.cli._plans import models_of, read_plan
     from edgellm.cli._terminal import silent_keys
-    from edgellm.memory.units import parse_bytes
+    from edgellm.memory.units import parse_memory
     from edgellm.runtime.chat import ChatSession
     from edgellm.runtime.planning import EngineOptions
     from edgellm.runtime.sampling import Sampling
@@ -295,7 +295,7 @@ def chat(
         raise typer.BadParameter(f"{on_full!r} is no policy for a full context: take stop or shift")
     planned = read_plan(plan, ctx=ctx, kv=kv, draft_tokens=draft_tokens) if plan else None
     if planned is not None:
-        model, draft = model or planned.target, draft or planned.drafter or "none"
+        model, draft = models_of(planned, model, draft)
     question = _question(prompt)
     if question is None and (json_ or jsonl or not sys.stdout.isatty()):
         raise typer.BadParameter("a conversation needs a terminal: give --prompt TEXT, or pipe the text in")
@@ -310,7 +310,7 @@ def chat(
         kv=check_kv(kv) if kv is not None else None,
         n_threads=threads,
         n_gpu_layers=gpu_layers,
-        budget_bytes=parse_bytes(budget) if budget is not None else None,
+        budget_bytes=parse_memory(budget) if budget is not None else None,
     )
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an output in another encoding gets what it can show

@@ -97,7 +97,9 @@ def _folder(found: dict[str, Any]) -> str:
     from edgellm.memory.units import format_bytes
 
     rights = "" if found["writable"] else ", not writable"
-    return f"{found['path']} ({'' if found['exists'] else 'to be made, '}{format_bytes(found['free_bytes'])} free{rights})"
+    return (
+        f"{found['path']} ({'' if found['exists'] else 'to be made, '}{format_bytes(found['free_bytes'])} free{rights})"
+    )
 
 
 def _models(found: list[dict[str, Any]] | None) -> str:

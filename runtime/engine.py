@@ -159,6 +159,7 @@ def load_target(path: Path, options: EngineOptions = DEFAULTS, plan: MemoryPlan 
     template = ChatTemplate(model.chat_template, model.vocabulary)
     engine = Engine(model, backend, template, NoDrafter(), options, settings, plan, stop_asked=stop_asked)
     engine.n_draft = min(settings.n_draft, backend.max_keep - 1)
+    engine.warnings += plan.lost if plan is not None else ()
     if plan is not None and (trims := trimmed(plan)):
         engine.warnings.append(f"to fit {plan.limit.name}: {', '.join(trims)}")
     if model.is_recurrent:

@@ -1,4 +1,4 @@
-"""What the installed llama.cpp is, told by a child that loads it: versions, layouts of its structures, kernels, buffers.
+"""What the installed llama.cpp is, told by a child that loads it: version, layout of its structures, kernels, buffers.
 
 A library that is broken, or built for another processor, ends the child and not the command.
 """
@@ -43,8 +43,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def examine(*, timeout_s: float = 120.0) -> dict[str, Any]:
-    """Facts of the library: `version`, `built` (its own words on instruction sets), `structures` (sentences on what does
-    not agree), `kernels`, `extra_buffers`, `offloads`.
+    """Facts of the library: `version`, `built` (its own words on instruction sets), `structures` (a sentence on each
+    that is not as the bindings have it), `kernels`, `extra_buffers`, `offloads`.
 
     Raises:
         ChildFailed: it cannot be loaded; the message says how that ended.

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgellm.runtime.backends.base import Backend
+from edgellm.runtime.backends.base import Backend, keep_common_prefix
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)  # tokens a pass that are measured; between them lines are drawn
 DRAFT_WIDTHS = (1, 2, 4, 8, 16, 64)
@@ -156,7 +156,7 @@ def measure(
                 started = time.perf_counter()
                 backend.forward(_filler(backend, n), keep=keep)
                 row[n] = min(row.get(n, math.inf), time.perf_counter() - started)
-                backend.truncate(context)
+                _return_to(backend, context)
         rows.append(row)
     backend.truncate(0)
     if len(rows) > 1 and rows[1].keys() != rows[0].keys():
@@ -169,6 +169,14 @@ def measurable(backend: Backend, widths: Sequence[int]) -> list[int]:
     """Those of `widths` that the backend can run: as verifications, or, where it gives one row, as reading."""
     n_most = backend.max_keep if backend.max_keep > 1 else backend.n_ctx
     return [n for n in widths if n <= n_most]
+
+
+def _return_to(backend: Backend, context: int) -> None:
+    """Hold the context alone again; a state that cannot be cut back so far is made anew."""
+    filler = _filler(backend, context)
+    kept = keep_common_prefix(backend, filler, context)
+    if kept < context:
+        backend.forward(filler[kept:], keep=0)
 
 
 def _filler(backend: Backend, n: int) -> list[int]:
