@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -89,7 +90,7 @@ def _last_words(code: int, talk: IO[bytes]) -> str:
     """How a child ended that gave no reason itself: the signal, and what was last said."""
     talk.seek(0)
     lines = [line.strip() for line in talk.read().decode("utf-8", "replace").splitlines() if line.strip()]
-    said = next((line for line in lines if "GGML_ASSERT" in line), lines[-1] if lines else "")
+    said = without_folder(next((line for line in lines if "GGML_ASSERT" in line), lines[-1] if lines else ""))
     ended = end_of(code)
     return f"{ended}: {said}" if ended and said else ended or said or f"it ended with code {code} and gave no reason"
 
@@ -105,6 +106,11 @@ def end_of(code: int) -> str:
         return f"it was ended by {name}" + (f" ({about})" if about else "")
     status = _WINDOWS_STATUS.get(code)
     return f"it was ended by the system ({status})" if status else ""
+
+
+def without_folder(text: str) -> str:
+    """An engine's complaint without the folder that its source was compiled in: "ggml.c:4014: ..."."""
+    return re.sub(r"^\S*/(?=[^/\s]+:\d+:)", "", text.strip())
 
 
 # The child's side.

@@ -11,6 +11,7 @@ import ctypes
 import logging
 import os
 import re
+import sys
 import threading
 import time
 from collections import deque
@@ -24,6 +25,7 @@ from llama_cpp import __version__ as _version
 from llama_cpp import llama_cpp as api
 from numpy.typing import NDArray
 
+from edgellm.memory.children import without_folder
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.gguf import TYPE_IDS, GgufError, GgufHeader, read_header
 from edgellm.runtime import extra_buffers
@@ -64,6 +66,20 @@ def _on_log(level: int, text: bytes, _user_data: Any) -> None:
     log.debug(line)
 
 
+@ctypes.CFUNCTYPE(None, ctypes.c_char_p)  # type: ignore[untyped-decorator]
+def _on_abort(message: bytes) -> None:
+    """The engine found a check of its own broken and ends the process when this returns: with a sentence instead."""
+    if os.environ.get("EDGELLM_DEBUG"):
+        return
+    sys.stderr.write(
+        f"error: llama.cpp stopped at a check of its own ({without_folder(message.decode('utf-8', 'replace'))}): the "
+        "file does not hold what its architecture promises, or this release cannot run it; try another file of the "
+        "model, and report it with what `edgellm doctor` says\n"
+    )
+    sys.stderr.flush()
+    os._exit(1)
+
+
 _initialised = False
 _kernels: KernelReport | None = None
 
@@ -97,6 +113,7 @@ def _initialise() -> None:
         # A log line behind the end of Python must not call into it.
         atexit.register(api.llama_log_set, api.llama_log_callback(), ctypes.c_void_p(0))
         _listen()
+        api._lib.ggml_set_abort_callback(_on_abort)
         api.llama_backend_init()
         # They offer themselves to every model that is loaded from here on.
         _kernels = install(alone=not extra_buffers.verdict().usable)
