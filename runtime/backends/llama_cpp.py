@@ -66,11 +66,15 @@ def _on_log(level: int, text: bytes, _user_data: Any) -> None:
     log.debug(line)
 
 
+_aborting = threading.Lock()
+
+
 @ctypes.CFUNCTYPE(None, ctypes.c_char_p)  # type: ignore[untyped-decorator]
 def _on_abort(message: bytes) -> None:
     """The engine found a check of its own broken and ends the process when this returns: with a sentence instead."""
     if os.environ.get("EDGELLM_DEBUG"):
         return
+    _aborting.acquire()  # never given back: other threads of the pass find the same, and one of them tells it
     sys.stderr.write(
         f"error: llama.cpp stopped at a check of its own ({without_folder(message.decode('utf-8', 'replace'))}): the "
         "file does not hold what its architecture promises, or this release cannot run it; try another file of the "
