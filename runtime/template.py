@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from types import FrameType
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ class Message:
     role: Role
     content: str
     tokens: tuple[int, ...] | None = None  # an answer's own ids in the target's vocabulary, without its end token
+    reasoning: str | None = None  # an answer's thought, apart from `content`
 
 
 _CHATML = (
@@ -61,6 +63,18 @@ _FAMILIES = (
     ("<|eot_id|>", "Llama 3", _LLAMA_3),
 )
 
+# What templates call the setting that makes a model think, and its values for yes and no. The first that changes what a
+# template writes is its switch.
+_SWITCHES: tuple[tuple[str, object, object], ...] = (
+    ("enable_thinking", True, False),
+    ("thinking", True, False),
+    ("reasoning", True, False),
+    ("thinking_mode", "enabled", "disabled"),
+    ("thinking_budget", -1, 0),
+    ("reasoning_effort", "high", "no_think"),
+    ("reasoning_effort", "high", "low"),  # gpt-oss always thinks, and so it thinks little
+)
+
 _OPEN, _CLOSE = "\ue000", "\ue001"  # private use
 _EDGE = "\u2002"  # a space that `trim` removes and that templates do not write
 _PLACEHOLDER = re.compile(f"({_EDGE}?){_OPEN}([0-9]{{1,9}}){_CLOSE}({_EDGE}?)")
@@ -85,7 +99,7 @@ class ChatTemplate:
         self.fallback: str | None = None
         if source is None:
             self.fallback, source = _family(vocabulary)
-        self._vocabulary = vocabulary
+        self._vocabulary, self._source = vocabulary, source
         self._template = _compile(source)
         literals = vocabulary.literals
         # Some families mark their turn markers as ordinary added tokens: those that the template writes are control
@@ -97,13 +111,17 @@ class ChatTemplate:
         self._control = re.compile("|".join(map(re.escape, known)) or r"(?!)")
         self.turn_end = self._find_turn_end()
 
-    def render(self, messages: Sequence[Message], *, reply: bool = True) -> list[int]:
+    def render(self, messages: Sequence[Message], *, reply: bool = True, think: bool | None = None) -> list[int]:
         """Token ids of a conversation; with `reply`, up to where the model's answer begins.
+
+        Args:
+            think: whether the model is to think before it answers, where its template can say so; None leaves it to
+                the template.
 
         Raises:
             TemplateError: the template refuses the conversation, leaves its last message out, or never ends.
         """
-        rendered = self._fill(messages, reply)
+        rendered = self._fill(messages, reply, think)
         vocabulary, tokens, run = self._vocabulary, list[int](), ""
         written = {int(match.group(2)) for match in _PLACEHOLDER.finditer(rendered)}
         if messages and (len(messages) - 1 not in written or max(written) >= len(messages)):
@@ -140,20 +158,52 @@ class ChatTemplate:
             raise TemplateError("the model's chat template writes nothing")
         return tokens
 
-    def _fill(self, messages: Sequence[Message], reply: bool) -> str:
+    @cached_property
+    def can_switch_thinking(self) -> bool:
+        """Whether `think` changes what is written."""
+        return self._switch is not None
+
+    def reply_opening(self, think: bool | None = None) -> str:
+        """What the template writes between a question and its answer, markers spelled out.
+
+        "<|im_end|>\\n<|im_start|>assistant\\n<think>\\n" where the prompt opens the thought by itself.
+        """
+        try:
+            rendered = self._fill([Message("user", "q")], True, think)
+        except TemplateError:
+            return ""
+        return rendered[max((match.end() for match in _PLACEHOLDER.finditer(rendered)), default=0) :]
+
+    @cached_property
+    def _switch(self) -> tuple[str, object, object] | None:
+        question = [{"role": "user", "content": "q"}]
+        for name, on, off in _SWITCHES:
+            if name in self._source and (off != "no_think" or off in self._source):
+                try:
+                    if self._run(question, True, {name: on}) != self._run(question, True, {name: off}):
+                        return name, on, off
+                except TemplateError:
+                    continue
+        return None
+
+    def _fill(self, messages: Sequence[Message], reply: bool, think: bool | None = None) -> str:
         filled = [
             {"role": message.role, "content": f"{_EDGE}{_OPEN}{i}{_CLOSE}{_EDGE}"} for i, message in enumerate(messages)
         ]
+        settings: dict[str, object] = {}
+        if think is not None and self._switch is not None:
+            name, on, off = self._switch
+            settings[name] = on if think else off
         try:
-            return self._run(filled, reply)
+            return self._run(filled, reply, settings)
         except TemplateError:
             if len(messages) < 2 or messages[0].role != "system":
                 raise
         # Families without a system role take its text at the head of the first user message.
         filled[1]["content"] = f"{filled[0]['content']}\n\n{filled[1]['content']}"
-        return self._run(filled[1:], reply)
+        return self._run(filled[1:], reply, settings)
 
-    def _run(self, messages: list[dict[str, str]], reply: bool) -> str:
+    def _run(self, messages: list[dict[str, str]], reply: bool, settings: Mapping[str, object] = {}) -> str:
         vocabulary = self._vocabulary
         by_token = {token: text for text, token in vocabulary.literals.items()}
         end = vocabulary.turn_end
@@ -164,6 +214,7 @@ class ChatTemplate:
             "eos_token": by_token.get(end, "") if end is not None else "",
             "tools": None,  # templates are written for these two to be there
             "documents": None,
+            **settings,
         }
         pieces, n_written = [], 0
         with _guarded("refuses this conversation"):
