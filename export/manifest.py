@@ -62,7 +62,10 @@ def file_entry(path: Path, **facts: Any) -> dict[str, Any]:
 
 def write(folder: Path, document: Mapping[str, Any]) -> None:
     with appearing(folder / NAME) as file:
-        file.write(json.dumps({"format": FORMAT, **document}, indent=2, ensure_ascii=False).encode() + b"\n")
+        file.write(
+            json.dumps({"format": FORMAT, **document}, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace")
+            + b"\n"
+        )
 
 
 def read(folder: Path) -> Manifest:
