@@ -214,10 +214,14 @@ class ChatSession:
         if markers is None:
             works = can_switch and self.think_budget is None
             return None if works else "this model is not known to think: to tell it so changes nothing"
-        if self.think is False and markers.has_parts:
-            return "this model always thinks: it is asked to think little"
         if self.think is False and not can_switch and markers.in_template:
             return "the model's template has no switch for thinking: its thought is closed before it begins"
+        if (
+            self.think is False
+            and markers.has_parts
+            and not markers.occur_in(self.engine.template.reply_opening(False))
+        ):
+            return "this model always thinks: it is asked to think little"
         if self.think is not None and not can_switch:
             return "the model's template has no switch for thinking: it thinks as it was trained to"
         return None
@@ -339,9 +343,8 @@ class ChatSession:
             if is_over and token not in vocabulary.end_tokens and len(stream.tokens) < limit:
                 assert self._markers is not None
                 # What was drafted beyond goes too, so that the answer is the same whatever was drafted.
-                stream.is_rewritten = True
                 stats.n_new -= len(step.tokens) - n
-                new += map(stream.feed, marker_ids(self._markers.forced, vocabulary))
+                new += stream.add(marker_ids(self._markers.forced, vocabulary))
             thought, text = thought + "".join(t for t, _ in new), text + "".join(t for _, t in new)
             if stream.stopped or stream.is_rewritten:
                 break

@@ -33,6 +33,9 @@ class Markers:
         """Thoughts may come anywhere; where parts do not say what they are, a thought comes first or never."""
         return bool(self.answers)
 
+    def occur_in(self, text: str) -> bool:
+        return any(marker in text for marker in (self.opening, *self.answers))
+
 
 # What a template or a vocabulary must have all of, and the markers of those that do.
 _FAMILIES: tuple[tuple[tuple[str, ...], Markers], ...] = (
@@ -263,6 +266,13 @@ class AnswerStream:
         """The pieces of thought and of text that may be shown now."""
         self.tokens.append(token)
         return self._shown(self._parts.feed(token))
+
+    def add(self, tokens: Sequence[int]) -> list[tuple[str, str]]:
+        """`feed` of tokens that the model did not choose."""
+        n_thought = self.n_thought
+        shown = [self.feed(token) for token in tokens]
+        self.is_rewritten, self._parts.n_thought = True, n_thought
+        return shown
 
     def end(self) -> tuple[str, str]:
         """What was held back, once nothing follows."""
