@@ -21,6 +21,13 @@ MAX_BYTES = 64 * 2**20
 MAX_KEPT_BYTES = 4 * 2**20  # of a conversation that nobody saved
 
 
+def kept_path() -> Path:
+    """Where the conversation that was left last is kept."""
+    from edgellm.export.store import home
+
+    return home() / "conversation.json"
+
+
 class BadConversation(ValueError):
     """A file that is no conversation of ours; the message says what is wrong with it."""
 

@@ -188,11 +188,7 @@ class Talk:
         Raises:
             BadConversation: there is none, or its file is damaged.
         """
-        from edgellm.cli._conversation import BadConversation
-
         assert self.kept is not None
-        if not self.kept.exists():
-            raise BadConversation("there is no conversation to resume: one is kept when a chat in a terminal is left")
         self._take_up(self.kept, "the conversation left last", keeps_system=self.session.system is not None)
 
     def _take_up(self, path: Path, what: str, *, keeps_system: bool = False) -> None:
@@ -336,10 +332,13 @@ def status_line(answer: Answer, session: ChatSession) -> str:
     if stats.n_thought:
         parts.append(f"{stats.n_thought:,} of {stats.n_new:,} tokens thought")
     parts.append(f"context {session.n_context:,} of {n_ctx:,}")
+    alone = len(session.messages) <= 2  # to forget what was said before would not help
     why = {
         "interrupted": "stopped",
         "length": f"stopped after {stats.n_new:,} tokens",
-        "context": "the context is full: /clear, or start again with a larger --ctx or with --on-full shift",
+        "context": "the context is full: start again with a larger --ctx"
+        if alone
+        else "the context is full: /clear, or start again with a larger --ctx or with --on-full shift",
     }
     if answer.finish_reason in why:
         parts.append(why[answer.finish_reason])

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from edgellm.runtime.engine import Engine
     from edgellm.runtime.planning import EngineOptions
 
-_EXACT = " and comparing passes of every width for --exact, which may take a minute"
-
 
 def chat(
     model: opt.Model = None,
@@ -67,6 +65,7 @@ def chat(
     Every option can be set in the environment too: EDGELLM_TOP_K=20 is --top-k 20.
     """
     from edgellm.cli._answers import Json, JsonLines, Plain
+    from edgellm.cli._conversation import BadConversation, kept_path
     from edgellm.cli._models import check_kv, drafting_options, resolve_pair
     from edgellm.cli._plans import read_plan
     from edgellm.cli._terminal import silent_keys
@@ -87,6 +86,8 @@ def chat(
         raise typer.BadParameter("a conversation needs a terminal: give --prompt TEXT, or pipe the text in")
     if resume and question is not None:
         raise typer.BadParameter("--resume goes on with a conversation in a terminal: leave --prompt and pipes out")
+    if resume and not kept_path().exists():
+        raise BadConversation("there is no conversation to resume: one is kept when a chat in a terminal is left")
     sampling = Sampling(
         temperature=temp,
         top_k=top_k,
@@ -159,13 +160,16 @@ def _load(
     target: ModelFile, drafter: ModelFile | None, options: EngineOptions, plan: MemoryPlan | None
 ) -> Iterator[Engine]:
     from edgellm.cli._terminal import waiting
+    from edgellm.runtime.backends.llama_cpp import kernels
     from edgellm.runtime.engine import load
 
     if out.verbose:
         log = logging.getLogger("edgellm.llama_cpp")
         log.setLevel(logging.DEBUG)
         log.addHandler(logging.StreamHandler())
-    with waiting(f"loading {target.name}{_EXACT if options.exact else ''} …"):
+    if options.exact and not kernels().active:
+        out.note("--exact compares passes of every width first, which can take a minute on the engine's own kernels")
+    with waiting(f"loading {target.name} …"):
         engine = load(target.path, drafter.path if drafter else None, options, plan=plan)
     with engine:
         for note in engine.notes:
@@ -178,6 +182,7 @@ def _load(
 def _talk(
     session: ChatSession, target: ModelFile, drafter: ModelFile | None, max_tokens: int | None, *, resume: bool
 ) -> None:
+    from edgellm.cli._conversation import kept_path
     from edgellm.cli._talk import Talk
     from edgellm.cli._terminal import dim
     from edgellm.export.store import home
@@ -185,7 +190,7 @@ def _talk(
     with_drafter = f", drafted by {drafter.name}" if drafter else ""
     out.note(f"{target.name}{with_drafter}, context {session.engine.backend.n_ctx:,} tokens")
     out.note(dim("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves"))
-    talk = Talk(session, target, drafter, max_tokens, kept=home() / "conversation.json")
+    talk = Talk(session, target, drafter, max_tokens, kept=kept_path())
     if resume:
         talk.resume()
     talk.run(home() / "history")
