@@ -1,29 +1,24 @@
 """Chat templates: a conversation to token ids, with what people wrote kept apart from what the template writes.
 
-The template is rendered with a placeholder for every message's content. Control tokens are looked for in the
-template's own text alone, so no message can forge one, and an answer goes back in as the very ids that the model
-generated.
+A template sees what was said, letter for letter, so it decides as it does under transformers. What might become a
+control token has a stand-in (see `markup`), and an answer whose text the template keeps goes back in as the very ids
+that the model generated.
 """
 
 from __future__ import annotations
 
-import re
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from types import FrameType
-from typing import Any, Literal
+from typing import Literal
 
+from edgellm.runtime.jinja import Program, TemplateError
+from edgellm.runtime.markup import MARK, Markup, MarkupError, Placed, mark, marked, plain, said
 from edgellm.runtime.vocabulary import Vocabulary
 
+__all__ = ["DOCUMENT", "ChatTemplate", "Message", "Role", "TemplateError", "usable"]
+
 Role = Literal["system", "user", "assistant"]
-
-
-class TemplateError(ValueError):
-    """A chat template that cannot be used; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +70,14 @@ _SWITCHES: tuple[tuple[str, object, object], ...] = (
     ("reasoning_effort", "high", "low"),  # gpt-oss always thinks, and so it thinks little
 )
 
-_OPEN, _CLOSE = "\ue000", "\ue001"  # private use
-_EDGE = "\u2002"  # a space that `trim` removes and that templates do not write
-_PLACEHOLDER = re.compile(f"({_EDGE}?){_OPEN}([0-9]{{1,9}}){_CLOSE}({_EDGE}?)")
 
-# A template comes with the file and may be hostile. Real ones are below 30 kB, write a few hundred characters a message
-# and take milliseconds.
-MAX_SOURCE = 500_000  # characters
-MAX_OUTPUT = 5_000_000  # characters, without the messages
-MAX_PRODUCT = 1_000_000  # numbers and items that its multiplications may make
-MAX_S = 2.0
+@dataclass(frozen=True, slots=True)
+class _Rendering:
+    """What a template wrote, in protected text."""
+
+    text: str
+    contents: list[str]  # of the messages, as the template was given them
+    places: dict[int, tuple[int, int]]  # message -> where a letter of it stands in `text`, and which letter it is
 
 
 class ChatTemplate:
@@ -99,17 +92,18 @@ class ChatTemplate:
         self.fallback: str | None = None
         if source is None:
             self.fallback, source = _family(vocabulary)
-        self._vocabulary, self._source = vocabulary, source
-        self._template = _compile(source)
-        literals = vocabulary.literals
-        # Some families mark their turn markers as ordinary added tokens: those that the template writes are control
-        # too.
-        self._reserved = vocabulary.control | {
-            token for text, token in literals.items() if len(text) > 2 and text[0] in "<[" and text in source
-        }
-        known = sorted((text for text, token in literals.items() if token in self._reserved), key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, known)) or r"(?!)")
-        self.turn_end = self._find_turn_end()
+        self.source = plain(source)
+        self._vocabulary = vocabulary
+        self._program = Program(self.source)
+        self._lead = ""  # white space that the template writes before an answer, and not where it asks for one
+        self.turn_end = vocabulary.turn_end
+        self._markup = self._reserve(vocabulary.control)
+        self._try()
+
+    @property
+    def writes_system(self) -> bool:
+        """False for the one format that has no place for a system message."""
+        return self.source != DOCUMENT
 
     def render(self, messages: Sequence[Message], *, reply: bool = True, think: bool | None = None) -> list[int]:
         """Token ids of a conversation; with `reply`, up to where the model's answer begins.
@@ -119,44 +113,19 @@ class ChatTemplate:
                 the template.
 
         Raises:
-            TemplateError: the template refuses the conversation, leaves its last message out, or never ends.
+            TemplateError: the template refuses the conversation, leaves a message out, or never ends.
         """
-        rendered = self._fill(messages, reply, think)
-        vocabulary, tokens, run = self._vocabulary, list[int](), ""
-        written = {int(match.group(2)) for match in _PLACEHOLDER.finditer(rendered)}
-        if messages and (len(messages) - 1 not in written or max(written) >= len(messages)):
-            raise TemplateError("the model's chat template does not write the messages that it is given")
-
-        def flush() -> None:
-            nonlocal run
-            tokens.extend(vocabulary.encode_leniently(run.encode("utf-8", "replace"), self._reserved))
-            run = ""
-
-        end = 0
-        for match in (*_PLACEHOLDER.finditer(rendered), None):
-            for text, token in self._split_control(rendered[end : match.start() if match else None]):
-                run += text
-                if token is not None:
-                    flush()
-                    tokens.append(token)
-            if match is None:
-                break
-            end = match.end()
-            message = messages[int(match.group(2))]
-            if message.tokens is not None:
-                if vocabulary.decode(message.tokens[:1]).startswith(b" "):
-                    run = run.removesuffix(" ")  # the template's space for an answer that brings its own
-                flush()
-                tokens.extend(message.tokens)
-            else:
-                content = message.content if match.group(1) else message.content.lstrip()
-                run += content if match.group(3) else content.rstrip()
-        flush()
+        vocabulary, rendering = self._vocabulary, self._fill(messages, reply, think)
+        tokens = self._markup.encode(rendering.text, self._known(messages, rendering))
         if vocabulary.adds_bos and vocabulary.bos is not None and tokens[:1] != [vocabulary.bos]:
             tokens.insert(0, vocabulary.bos)
         if not tokens:
             raise TemplateError("the model's chat template writes nothing")
         return tokens
+
+    def text(self, messages: Sequence[Message], *, reply: bool = True, think: bool | None = None) -> str:
+        """What the template writes, control tokens spelled out. Raises as `render`."""
+        return self._markup.restore(self._fill(messages, reply, think).text)
 
     @cached_property
     def can_switch_thinking(self) -> bool:
@@ -166,19 +135,20 @@ class ChatTemplate:
     def reply_opening(self, think: bool | None = None) -> str:
         """What the template writes between a question and its answer, markers spelled out.
 
-        "<|im_end|>\\n<|im_start|>assistant\\n<think>\\n" where the prompt opens the thought by itself.
+        "<|im_end|>\n<|im_start|>assistant\n<think>\n" where the prompt opens the thought by itself.
         """
         try:
-            rendered = self._fill([Message("user", "q")], True, think)
+            rendering = self._fill([Message("user", "q")], True, think)
         except TemplateError:
             return ""
-        return rendered[max((match.end() for match in _PLACEHOLDER.finditer(rendered)), default=0) :]
+        at, n_before = rendering.places.get(0, (len(rendering.text), 1))
+        return self._markup.restore(rendering.text[at + 1 - n_before :])
 
     @cached_property
     def _switch(self) -> tuple[str, object, object] | None:
         question = [{"role": "user", "content": "q"}]
         for name, on, off in _SWITCHES:
-            if name in self._source and (off != "no_think" or off in self._source):
+            if name in self.source and (off != "no_think" or off in self.source):
                 try:
                     if self._run(question, True, {name: on}) != self._run(question, True, {name: off}):
                         return name, on, off
@@ -186,65 +156,213 @@ class ChatTemplate:
                     continue
         return None
 
-    def _fill(self, messages: Sequence[Message], reply: bool, think: bool | None = None) -> str:
-        filled = [
-            {"role": message.role, "content": f"{_EDGE}{_OPEN}{i}{_CLOSE}{_EDGE}"} for i, message in enumerate(messages)
-        ]
+    def _reserve(self, reserved: frozenset[int], written: str = "") -> Markup:
+        # Some families mark their turn markers as ordinary added tokens: those that the template writes are control
+        # too.
+        literals = self._vocabulary.literals.items()
+        markers = {
+            token
+            for text, token in literals
+            if len(text) > 2 and text[0] in "<[" and (text in self.source or text in written)
+        }
+        try:
+            return Markup(self._vocabulary, reserved | markers)
+        except MarkupError as error:
+            raise TemplateError(f"the model's chat template cannot be used: {error}") from error
+
+    def _try(self) -> None:
+        """Learn from a small conversation how the template writes turns."""
+        asked = [Message("user", "question")]
+        try:
+            prompt = self._fill(asked, True).text
+            told = self._fill([*asked, Message("assistant", "answer")], False)
+        except TemplateError:
+            return
+        self._markup = self._reserve(self._vocabulary.control, prompt + told.text)
+        if 1 not in told.places:
+            return
+        at, n_before = told.places[1]
+        begin, end = at - n_before, at - n_before + len("answer")
+        lead = told.text[len(prompt) : begin]
+        self._lead = lead if told.text.startswith(prompt) and lead.isspace() else ""
+        for control in self._markup.controls(told.text[end:]):
+            if control.tokens[0] in self._vocabulary.end_tokens:
+                self.turn_end = control.tokens[0]
+                return
+
+    def _fill(self, messages: Sequence[Message], reply: bool, think: bool | None = None) -> _Rendering:
         settings: dict[str, object] = {}
         if think is not None and self._switch is not None:
             name, on, off = self._switch
             settings[name] = on if think else off
-        try:
-            return self._run(filled, reply, settings)
-        except TemplateError:
-            if len(messages) < 2 or messages[0].role != "system":
-                raise
-        # Families without a system role take its text at the head of the first user message.
-        filled[1]["content"] = f"{filled[0]['content']}\n\n{filled[1]['content']}"
-        return self._run(filled[1:], reply, settings)
+        contents = [self._content(message) for message in messages]
+        protected = [
+            self._markup.protect(content, thoughts=message.role == "assistant")
+            for content, message in zip(contents, messages, strict=True)
+        ]
+        refusal: TemplateError | None = None
+        # Some want content as a list of parts. Families without a system role take its text at the head of the first
+        # user message.
+        can_fold = len(messages) > 1 and messages[0].role == "system"
+        for folded in (False, True) if can_fold else (False,):
+            for typed in (False, True):
 
-    def _run(self, messages: list[dict[str, str]], reply: bool, settings: Mapping[str, object] = {}) -> str:
+                def write(texts: Sequence[str], typed: bool = typed, folded: bool = folded) -> str:
+                    return self._run(
+                        _arranged(messages, texts, self._markup, typed, folded), reply, settings, sum(map(len, texts))
+                    )
+
+                try:
+                    text = write(protected)
+                    places, is_whole = _find(text, protected, messages, write)
+                except TemplateError as error:
+                    refusal = refusal or error
+                    continue
+                if is_whole:
+                    return _Rendering(text, contents, places)
+        raise refusal or TemplateError("the model's chat template does not write the messages that it is given")
+
+    def _content(self, message: Message) -> str:
+        content = plain(message.content)
+        # The template writes this itself, where the model wrote it as part of its answer.
+        return content.removeprefix(self._lead) if message.tokens is not None else content
+
+    def _run(
+        self, messages: list[dict[str, object]], reply: bool, settings: Mapping[str, object], n_given: int = 1
+    ) -> str:
         vocabulary = self._vocabulary
-        by_token = {token: text for text, token in vocabulary.literals.items()}
-        end = vocabulary.turn_end
+
+        def literal(token: int | None) -> str:
+            return vocabulary.literal(token).decode("utf-8", "replace") if token is not None else ""
+
         given = {
             "messages": messages,
             "add_generation_prompt": reply,
-            "bos_token": by_token.get(vocabulary.bos, "") if vocabulary.bos is not None else "",
-            "eos_token": by_token.get(end, "") if end is not None else "",
+            "bos_token": literal(vocabulary.bos),
+            "eos_token": literal(vocabulary.eos if vocabulary.eos is not None else vocabulary.turn_end),
             "tools": None,  # templates are written for these two to be there
             "documents": None,
             **settings,
         }
-        pieces, n_written = [], 0
-        with _guarded("refuses this conversation"):
-            for piece in self._template.generate(given):
-                pieces.append(piece)
-                n_written += len(piece)
-                if n_written > MAX_OUTPUT:
-                    raise TemplateError(f"the model's chat template writes more than {MAX_OUTPUT:,} characters")
-        return "".join(pieces)
+        return self._program.run(given, n_given)
 
-    def _split_control(self, text: str) -> list[tuple[str, int | None]]:
-        """Text, each piece with the control token behind it."""
-        pieces: list[tuple[str, int | None]] = []
-        end = 0
-        for match in self._control.finditer(text):
-            pieces.append((text[end : match.start()], self._vocabulary.literals[match.group()]))
-            end = match.end()
-        return [*pieces, (text[end:], None)]
+    def _known(self, messages: Sequence[Message], rendering: _Rendering) -> list[Placed]:
+        """Old answers whose text the template kept, as far as it did."""
+        found: list[Placed] = []
+        real, controls = self._markup.restore(rendering.text), self._markup.controls(rendering.text)
+        for i, message in enumerate(messages):
+            if message.tokens and i in rendering.places:
+                at, n_before = rendering.places[i]
+                placed = self._place(message.tokens, rendering.contents[i], real, at - n_before, controls)
+                if placed is not None and (not found or found[-1].end <= placed.start):
+                    found.append(placed)
+        return found
 
-    def _find_turn_end(self) -> int | None:
-        """The token that the template writes behind an answer; what the vocabulary says where it writes none."""
+    def _place(
+        self, tokens: Sequence[int], content: str, text: str, at: int, controls: Sequence[Placed]
+    ) -> Placed | None:
+        """The ids of an answer whose `content` stands `at` its place in `text`, as far as they spell that text."""
+        pieces = [self._vocabulary.literal(token) for token in tokens]
+        spelled = b"".join(pieces)
+        begins = spelled.rfind(content.encode()) if content else -1
+        before = spelled[: max(0, begins)].decode("utf-8", "replace")
+        start = at - len(before)
+        if begins < 0 or start < 0 or text[start:at] != before:
+            return None
+        there = text[start : start + len(spelled)].encode("utf-8", "replace")
+        written = {(control.start - start, control.tokens[0]) for control in controls if control.start >= start}
+        end, n_kept, n_chars = 0, 0, 0
+        for n, (token, piece) in enumerate(zip(tokens, pieces, strict=True), 1):
+            is_control = token in self._vocabulary.control
+            if not there.startswith(piece, end) or (is_control and (n_chars, token) not in written):
+                break
+            end += len(piece)
+            try:
+                n_chars = len(there[:end].decode())
+            except UnicodeDecodeError:  # a letter of several tokens
+                continue
+            n_kept = n
+        return self._as_far_as_text(tokens[:n_kept], start, written)
+
+    def _as_far_as_text(self, tokens: Sequence[int], start: int, written: set[tuple[int, int]]) -> Placed | None:
+        """Not where letters spell what the template wrote as one control token."""
+        vocabulary, reserved = self._vocabulary, self._markup.reserved
+        n_bytes, spelled = 0, vocabulary.literal
+        whole = b"".join(map(spelled, tokens))
+        n_chars = len(whole.decode("utf-8", "replace"))
+        own = set[tuple[int, int]]()
+        for token in tokens:
+            if token in reserved:
+                own.add((len(whole[:n_bytes].decode("utf-8", "replace")), token))
+            n_bytes += len(spelled(token))
+        if any(place < n_chars and (place, token) not in own for place, token in written):
+            return None
+        return Placed(start, start + n_chars, tokens) if tokens else None
+
+
+def usable(source: str | None, vocabulary: Vocabulary, instead: str | None = None) -> tuple[ChatTemplate, str]:
+    """A model's template, or where that cannot be used `instead`, with the reason; "" where it can.
+
+    `instead` None: the template of the model's family.
+    """
+    if source is not None:
         try:
-            rendered = self._fill([Message("user", "q"), Message("assistant", "a")], False)
+            template = ChatTemplate(source, vocabulary)
+            template.render([Message("user", "Hello")])
+        except TemplateError as error:
+            return ChatTemplate(instead, vocabulary), str(error)
+        return template, ""
+    return ChatTemplate(instead, vocabulary), ""
+
+
+def _arranged(
+    messages: Sequence[Message], contents: Sequence[str], markup: Markup, typed: bool, folded: bool
+) -> list[dict[str, object]]:
+    """Messages as templates are given them."""
+    texts = list(contents)
+    if folded:
+        texts[:2] = ["", f"{texts[0]}\n\n{texts[1]}"]
+    arranged = []
+    for message, text in zip(messages, texts, strict=True):
+        made: dict[str, object] = {"role": message.role}
+        made["content"] = [{"type": "text", "text": text}] if typed else text
+        if message.reasoning is not None:
+            # The field's name and gpt-oss' own.
+            made["reasoning_content"] = made["thinking"] = markup.protect(plain(message.reasoning))
+        arranged.append(made)
+    return arranged[1:] if folded else arranged
+
+
+def _find(
+    text: str, contents: Sequence[str], messages: Sequence[Message], write: Callable[[Sequence[str]], str]
+) -> tuple[dict[int, tuple[int, int]], bool]:
+    """Where each message stands in `text`, and whether all of them are there.
+
+    They are marked and written again. Where the marks themselves change what is written, they are put elsewhere.
+    """
+    words = [_words(content, message.role == "assistant") for content, message in zip(contents, messages, strict=True)]
+    sought = {i for i, (begin, end) in enumerate(words) if end > begin}
+    for where in ((1, 2), (1, 1), (0, 1)):  # the middle, the end, the beginning
+        at = [begin + (end - begin) * where[0] // where[1] for begin, end in words]
+        with_marks = [
+            f"{content[: at[i]]}{mark(i)}{content[at[i] :]}" if i in sought else content
+            for i, content in enumerate(contents)
+        ]
+        try:
+            marked_text = write(with_marks)
         except TemplateError:
-            return self._vocabulary.turn_end
-        behind = rendered[max((match.end() for match in _PLACEHOLDER.finditer(rendered)), default=0) :]
-        for _, token in self._split_control(behind):
-            if token in self._vocabulary.end_tokens:
-                return token
-        return self._vocabulary.turn_end
+            continue
+        if MARK.sub("", marked_text) == text:
+            found = {marked(match): match.start() - 2 * n for n, match in enumerate(MARK.finditer(marked_text))}
+            return {i: (found[i], at[i]) for i in sought & found.keys()}, sought <= found.keys()
+    return {}, all(contents[i][slice(*words[i])] in text for i in sought)
+
+
+def _words(content: str, is_answer: bool) -> tuple[int, int]:
+    """From where to where a message is looked for: without white space around it, and an answer behind its thought."""
+    begin = said(content) if is_answer else 0
+    rest = content[begin:]
+    return begin + len(rest) - len(rest.lstrip()), begin + len(rest.rstrip())
 
 
 def _family(vocabulary: Vocabulary) -> tuple[str, str]:
@@ -252,67 +370,3 @@ def _family(vocabulary: Vocabulary) -> tuple[str, str]:
         if marker in vocabulary.literals:
             return name, source
     return "plain transcript", _TRANSCRIPT
-
-
-def _compile(source: str) -> Any:
-    if len(source) > MAX_SOURCE:
-        raise TemplateError(f"the model's chat template is {len(source):,} characters long: the file is damaged")
-    with _guarded("is not valid"):
-        return _environment().from_string(source)
-
-
-def _environment() -> Any:
-    from jinja2.exceptions import SecurityError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Environment(ImmutableSandboxedEnvironment):
-        """Jinja's sandbox, which keeps templates from the machine, with limits on what they can make it compute."""
-
-        intercepted_binops = frozenset(["*", "**", "%"])
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            sizes = [side if isinstance(side, (int, float)) else len(side) for side in (left, right)]
-            too_large = operator == "*" and abs(sizes[0] * sizes[1]) > MAX_PRODUCT
-            if too_large or operator == "**" or (operator == "%" and isinstance(left, str)):
-                raise SecurityError(f"{operator!r} of {type(left).__name__} and {type(right).__name__} is too much")
-            return super().call_binop(context, operator, left, right)
-
-    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-@contextmanager
-def _guarded(failing: str) -> Iterator[None]:
-    """Turn whatever a template does wrong into a TemplateError, loops that never end included."""
-    deadline = time.monotonic() + MAX_S
-
-    def watch(frame: FrameType, event: str, argument: Any) -> Callable[..., Any]:
-        if time.monotonic() > deadline:
-            raise TemplateError(f"the model's chat template took more than {MAX_S:g} s")
-        return watch
-
-    previous = sys.gettrace()
-    sys.settrace(watch)
-    try:
-        yield
-    except TemplateError:
-        raise
-    except Exception as error:  # a template can raise anything
-        said = str(error) or type(error).__name__
-        raise TemplateError(f"the model's chat template {failing}: {said}") from error
-    finally:
-        sys.settrace(previous)
-
-
-def _refuse(message: str) -> None:
-    import jinja2
-
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(pattern: str) -> str:
-    from datetime import datetime
-
-    return datetime.now().strftime(pattern)
