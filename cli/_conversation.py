@@ -148,7 +148,9 @@ def read(path: Path, vocabulary: Vocabulary) -> Conversation:
 
 
 def _message(message: Message) -> dict[str, Any]:
-    ids = {"tokens": list(message.tokens)} if message.tokens is not None else {}
+    # Ids are read again only where they spell the text, and with a thought they spell that too.
+    keeps_ids = message.tokens is not None and message.reasoning is None
+    ids = {"tokens": list(message.tokens or ())} if keeps_ids else {}
     thought = {"reasoning": message.reasoning} if message.reasoning is not None else {}
     return {"role": message.role, "content": message.content, **thought, **ids}
 

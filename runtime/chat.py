@@ -330,8 +330,10 @@ class ChatSession:
             self.last = Answer(text, tuple(tokens), reason, stats, self.n_forgotten, thought)
             engine.keep()
             if stats.n_rounds:
-                # Ids go back verbatim, so that the next turn finds them cached.
-                self.messages.append(Message("assistant", text, stream.text_tokens(), thought))
+                # Where the next prompt spells them, ids go back verbatim and are found cached; not where a stop string
+                # cut inside them.
+                ids = None if stream.stopped else self.last.tokens
+                self.messages.append(Message("assistant", text, ids, thought))
 
     def _take(self, step: Step, stream: AnswerStream, limit: int, stats: Stats) -> tuple[str, str]:
         """The thought and the text that a round adds, up to a stop string or to where the thought has to end."""

@@ -135,8 +135,6 @@ class ThoughtStream:
         self._vocabulary, self._markers = vocabulary, markers
         self.in_thought = in_thought
         self.n_thought = 0  # tokens since the thought was opened, over all of them
-        self.n_before_text = 0  # tokens before the text, its markers included; 0 where no marker came
-        self._n_fed = 0
         self._has_crossed = False
         self._is_begun = False  # something of this part was settled, so that white space is no edge any more
         self._pending: list[int] = []  # atoms that may become a marker
@@ -149,7 +147,6 @@ class ThoughtStream:
 
     def feed(self, token: int) -> list[tuple[bool, bytes]]:
         """What is settled now, in order: (whether it is of the thought, bytes)."""
-        self._n_fed += 1
         was_in_thought = self.in_thought
         active = self._active()
         if not active and not self._is_edge():
@@ -203,8 +200,6 @@ class ThoughtStream:
         self._has_crossed, self._is_begun, self._space = True, False, b""
         if name not in markers.between:
             self.in_thought = name == markers.opening
-        if not self.in_thought:
-            self.n_before_text = self._n_fed
 
     def _emit(self, atoms: Sequence[int]) -> Iterator[tuple[bool, bytes]]:
         if not atoms:
@@ -277,17 +272,6 @@ class AnswerStream:
     def end(self) -> tuple[str, str]:
         """What was held back, once nothing follows."""
         return self._shown(self._parts.end(), final=True)
-
-    def text_tokens(self) -> tuple[int, ...] | None:
-        """The ids of the text alone, end tokens left out; None where they do not spell it."""
-        if self.stopped:
-            return None
-        tokens = self.tokens[self._parts.n_before_text :] if not self.in_thought else []
-        if not (self._parts.n_before_text or self.in_thought):
-            return tuple(tokens)  # its bytes may end within a character, which the text leaves out
-        while tokens and not self._vocabulary.piece(tokens[0]).strip(_EDGE):
-            tokens = tokens[1:]
-        return tuple(tokens) if self._vocabulary.decode(tokens) == self.text.encode() else None
 
     def _shown(self, settled: Sequence[tuple[bool, bytes]], *, final: bool = False) -> tuple[str, str]:
         shown = {True: "", False: ""}

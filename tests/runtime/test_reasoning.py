@@ -128,7 +128,7 @@ def test_an_answer_that_ends_inside_its_thought_has_no_text() -> None:
     for token in b"so far </th":
         stream.feed(token)
     stream.end()
-    assert (stream.thought, stream.text, stream.text_tokens()) == ("so far </th", "", ())
+    assert (stream.thought, stream.text) == ("so far </th", "")
 
 
 def test_parts_that_say_what_they_are_come_in_any_order() -> None:
@@ -149,16 +149,6 @@ def test_the_last_marker_of_a_prompt_says_whether_it_opens_the_thought() -> None
     assert opens_thought(TAGS, "<|im_start|>assistant\n<think>\n")
     assert not opens_thought(TAGS, "<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert not opens_thought(TAGS, "<|im_start|>assistant\n")
-
-
-def test_ids_of_the_text_are_kept_where_they_spell_it() -> None:
-    vocabulary = byte_vocabulary(b"\n\n", b"\nab")
-    for newlines, kept in ((256, True), (257, False)):  # one that holds a part of the text cannot be kept
-        stream = AnswerStream(TAGS, vocabulary, in_thought=True)
-        for token in (*b"hm</think>", newlines, *b"cd"):
-            stream.feed(token)
-        stream.end()
-        assert stream.text_tokens() == (tuple(b"cd") if kept else None)
 
 
 # --- with a model
