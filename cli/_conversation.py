@@ -116,6 +116,8 @@ def _write(path: Path, content: bytes) -> None:
         with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(content)
         settle(aside, path)
+    except OSError as error:  # of the name that was asked for, not of one that nobody knows
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             aside.unlink()

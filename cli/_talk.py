@@ -104,7 +104,8 @@ class Talk:
         if command == "/exit":
             return False
         if command not in _COMMANDS:
-            near = difflib.get_close_matches(command, [*_COMMANDS, *_ALIASES], 1, 0.6)
+            setting = f"/set {command[1:]}" if command[1:] in self._settings() else ""
+            near = [setting] if setting else difflib.get_close_matches(command, [*_COMMANDS, *_ALIASES], 1, 0.6)
             hint = f"did you mean {near[0]}? " if near else ""
             out.error(f"there is no command {word}: {hint}/help lists them")
         elif _COMMANDS[command][0] == "FILE" and not rest:

@@ -163,7 +163,8 @@ def hangups() -> Iterator[None]:
         raise SystemExit(128 + number)
 
     numbers = [getattr(signal, name) for name in ("SIGHUP", "SIGTERM") if hasattr(signal, name)]
-    before = [(number, signal.signal(number, on_signal)) for number in numbers]
+    heard = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]  # `nohup` has them ignored
+    before = [(number, signal.signal(number, on_signal)) for number in heard]
     try:
         yield
     finally:

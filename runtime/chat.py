@@ -213,7 +213,7 @@ class ChatSession:
         markers, can_switch = self._markers, self.engine.template.can_switch_thinking
         if markers is None:
             works = can_switch and self.think_budget is None
-            return None if works else "this model is not known to think: to tell it so changes nothing"
+            return None if works else "this model is not known to think: what is set of thinking changes nothing"
         if self.think is False and not can_switch and markers.in_template:
             return "the model's template has no switch for thinking: its thought is closed before it begins"
         if (

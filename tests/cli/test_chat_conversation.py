@@ -226,7 +226,8 @@ def test_files_that_are_none_of_ours_are_neither_read_nor_overwritten(
     assert note.read_text() == "mine"
     assert "is no file" in say(talk, capsys, "/load /dev/zero")[1]
     assert "there is no file" in say(talk, capsys, f"/load {tmp_path / 'missing'}")[1]
-    assert "No such file" in say(talk, capsys, f"/save {tmp_path / 'no' / 'folder.json'}")[1]
+    path = tmp_path / "no" / "folder.json"
+    assert say(talk, capsys, f"/save {path}")[1] == f"error: {path}: No such file or directory\n"
     with pytest.raises(BadConversation):
         read(tmp_path, talk.session.engine.model.vocabulary)
 
@@ -236,6 +237,7 @@ def test_files_that_are_none_of_ours_are_neither_read_nor_overwritten(
     [
         ("/stat", "did you mean /stats?"),
         ("/xyzzy", "/help lists them"),
+        ("/think off", "did you mean /set think?"),
         ("/set tempo 1", "did you mean temperature?"),
         ("/set top_k many", "top_k cannot be 'many'"),
         ("/set top_k none", "top_k cannot be 'none'"),
