@@ -139,6 +139,8 @@ class Talk:
         out.note(dim(status_line(answer, self.session)))
         if answer.n_forgotten > n_forgotten:
             out.note(dim(forgotten_line(answer)))
+        if answer.finish_reason != "interrupted" and (line := unanswered_line(answer)):
+            out.note(dim(line))
 
     def _help(self, _: str) -> None:
         for name, (arguments, about) in _COMMANDS.items():
@@ -235,6 +237,7 @@ class Talk:
                 f"{stats.n_prompt:,} tokens, {stats.n_cached:,} of them cached, read in {stats.prefill_s:.2f} s",
             ),
             ("answer", f"{stats.n_new:,} tokens in {stats.decode_s:.2f} s: {stats.tokens_per_s:.1f} tok/s"),
+            *([("thought", f"{stats.n_thought:,} of these tokens")] if stats.n_thought else []),
             ("rounds", f"{stats.n_rounds:,}, {stats.tokens_per_round:.2f} tokens each"),
         ]
         for source, n_drafted in stats.drafted_by.items():
@@ -263,8 +266,8 @@ class Talk:
             "max_tokens": self.max_tokens,
             "draft_tokens": self.session.engine.n_draft,
             "stop": quoted(self.session.stop) or None,
-            "think": {True: "on", False: "off", None: "auto"}[self.session.think],
-            "think_budget": self.session.think_budget,
+            "think": {True: "on", False: "off", None: "auto"}[self.session.thinking.think],
+            "think_budget": self.session.thinking.budget,
         }
 
     def _set(self, text: str) -> None:
@@ -283,6 +286,8 @@ class Talk:
             except (ValueError, OverflowError, KeyError) as error:
                 out.error(_errors.sentence(error) if _errors.exit_code(error) else f"{name} cannot be {value!r}")
                 return
+            if name.startswith("think") and (note := self.session.thinking.about()):
+                out.warning(note)
             settings = self._settings()
         for shown in [name] if name else settings:
             out.text(f"  {shown:<16}{_NONE if settings[shown] is None else settings[shown]}")
@@ -295,9 +300,9 @@ class Talk:
         if name == "stop":
             self.session.stop = tuple(map(unescaped, split_texts(value))) if number else ()
         elif name == "think":
-            self._change_thinking(think={"on": True, "off": False, "auto": None}[value.lower()])
+            self.session.thinking.think = {"on": True, "off": False, "auto": None}[value.lower()]
         elif name == "think_budget":
-            self._change_thinking(think_budget=None if number is None else _at_least(int(number), 0))
+            self.session.thinking.budget = None if number is None else _at_least(int(number), 0)
         elif name == "max_tokens":
             self.max_tokens = None if number is None else _at_least(int(number), 1)
         elif name == "draft_tokens":
@@ -314,12 +319,6 @@ class Talk:
             if name == "seed" and number is not None:
                 changed[name] = None if changed[name] == RANDOM_SEED else _at_least(changed[name], 0)
             self.session.sampling = dataclasses.replace(self.session.sampling, **changed)
-
-    def _change_thinking(self, **changed: bool | int | None) -> None:
-        for name, value in changed.items():
-            setattr(self.session, name, value)
-        if note := self.session.about_thinking():
-            out.warning(note)
 
 
 def status_line(answer: Answer, session: ChatSession) -> str:
@@ -349,6 +348,13 @@ def status_line(answer: Answer, session: ChatSession) -> str:
 def forgotten_line(answer: Answer) -> str:
     """What the model no longer knows."""
     return f"(the context was full: the first {_n_messages(answer.n_forgotten)} are forgotten, /save still writes them)"
+
+
+def unanswered_line(answer: Answer) -> str:
+    """Why there is no text; empty where there is."""
+    if answer.text.strip() or not answer.reasoning:
+        return ""
+    return "(it ended inside its thought: limit that with --think-budget, or allow more with --max-tokens)"
 
 
 def _at_least(value: int, least: int) -> int:

@@ -117,7 +117,7 @@ def chat(
             think=think,
             think_budget=think_budget,
         )
-        if note := session.about_thinking():
+        if note := session.thinking.about():
             out.warning(note)
         if question is None:
             _talk(session, target, drafter, max_tokens, resume=resume)
@@ -197,7 +197,7 @@ def _talk(
 
 
 def _answer_once(session: ChatSession, question: str, max_tokens: int | None, form: Plain) -> None:
-    from edgellm.cli._talk import forgotten_line, status_line
+    from edgellm.cli._talk import forgotten_line, status_line, unanswered_line
     from edgellm.cli._terminal import dim, interrupts, waiting
 
     form.start()
@@ -217,5 +217,7 @@ def _answer_once(session: ChatSession, question: str, max_tokens: int | None, fo
         out.note(dim(status_line(answer, session)))
     if answer.n_forgotten:
         out.note(forgotten_line(answer))
+    if answer.finish_reason != "interrupted" and (line := unanswered_line(answer)):
+        out.note(line)
     if answer.finish_reason == "interrupted":
         raise KeyboardInterrupt

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from edgellm.runtime.backends.base import ContextFull, EngineError, Interrupted, keep_common_prefix
 from edgellm.runtime.decode import Step, generate
 from edgellm.runtime.engine import Engine
-from edgellm.runtime.reasoning import AnswerStream, find_markers, marker_ids, opens_thought
+from edgellm.runtime.reasoning import AnswerStream, Thinking
 from edgellm.runtime.sampling import GREEDY, Sampling
 from edgellm.runtime.template import Message
 
@@ -108,13 +108,12 @@ class ChatSession:
             on_full: "shift" forgets the oldest turns where the context is full, whole questions with their answers,
                 until half of it is free; what is left is read anew, as if the conversation had begun there.
             think: whether the model is to think before it answers; None leaves it to its chat template. See
-                `about_thinking` for models that cannot be told.
+                `Thinking.about` for models that cannot be told.
             think_budget: tokens of a thought, after which it is ended and the answer begins.
         """
         self.engine, self.sampling, self.stop = engine, sampling, tuple(stop)
         self.system, self.on_full = system, on_full
-        self.think, self.think_budget = think, think_budget
-        self._markers = find_markers(engine.model.chat_template, engine.model.vocabulary)
+        self.thinking = Thinking(engine.template, engine.model.vocabulary, think, think_budget)
         self.messages: list[Message] = []
         self.n_forgotten = 0  # of `messages`, from the beginning: kept for `/save`, no longer read
         self.last: Answer | None = None
@@ -183,7 +182,7 @@ class ChatSession:
         """
 
         def render(first: int | None = None) -> list[int]:
-            return self.engine.template.render(self._conversation(first), think=self.think)
+            return self.engine.template.render(self._conversation(first), think=self.thinking.think)
 
         n_ctx, n_asked = self.engine.backend.n_ctx, len(self.messages) - 1  # the question itself stays
         prompt = render()
@@ -206,39 +205,6 @@ class ChatSession:
             f"the {what} {len(prompt) + n_answered:,} tokens long and the context holds {n_ctx:,}: {remedy}"
         )
 
-    def about_thinking(self) -> str | None:
-        """What the model makes of `think` and `think_budget` where that is not what they say."""
-        if self.think is None and self.think_budget is None:
-            return None
-        markers, can_switch = self._markers, self.engine.template.can_switch_thinking
-        if markers is None:
-            works = can_switch and self.think_budget is None
-            return None if works else "this model is not known to think: what is set of thinking changes nothing"
-        if self.think is False and not can_switch and markers.in_template:
-            return "the model's template has no switch for thinking: its thought is closed before it begins"
-        if (
-            self.think is False
-            and markers.has_parts
-            and not markers.occur_in(self.engine.template.reply_opening(False))
-        ):
-            return "this model always thinks: it is asked to think little"
-        if self.think is not None and not can_switch:
-            return "the model's template has no switch for thinking: it thinks as it was trained to"
-        return None
-
-    def _begin_thought(self) -> tuple[list[int], bool]:
-        """Tokens that the model is made to begin with, and whether it begins inside its thought."""
-        engine, markers = self.engine, self._markers
-        if markers is None:
-            return [], False
-        opened = opens_thought(markers, engine.template.reply_opening(self.think))
-        text = ""
-        if opened and (self.think is False or self.think_budget == 0):
-            text = markers.forced
-        elif self.think is False and not engine.template.can_switch_thinking and markers.in_template:
-            text = f"{markers.opening}\n{markers.forced}"
-        return marker_ids(text, engine.model.vocabulary), opened and not text
-
     def _steps(self, begun: list[int], stream: AnswerStream, limit: int, stats: Stats) -> Generator[Step, None, None]:
         """Rounds of the answer whose tokens the caller collects; anew where it changed them, and from a shortened
         conversation where the context was full.
@@ -256,7 +222,7 @@ class ChatSession:
                 sampling = dataclasses.replace(sampling, seed=sampling.seed + len(tokens))
             # With a seed, drafts are given tokens: the same seed is then the same answer, whatever was learnt since.
             imitated = sampling if sampling.seed is None else GREEDY
-            own_prompt = engine.draft_prompt(self._conversation(), think=self.think)
+            own_prompt = engine.draft_prompt(self._conversation(), think=self.thinking.think)
             engine.drafter.begin(prompt, own_prompt=own_prompt, sampling=imitated)
             if tokens:
                 engine.drafter.observe(so_far, n_new=len(tokens))
@@ -281,8 +247,8 @@ class ChatSession:
         engine, stats, started = self.engine, Stats(), time.perf_counter()
         engine.stop_asked.clear()
         vocabulary = engine.model.vocabulary
-        begun, in_thought = self._begin_thought()
-        stream = AnswerStream(self._markers, vocabulary, self.stop, in_thought=in_thought)
+        begun, in_thought = self.thinking.begin()
+        stream = AnswerStream(self.thinking.markers, vocabulary, self.stop, in_thought=in_thought)
         limit = max_tokens if max_tokens is not None else engine.backend.n_ctx
         reason: FinishReason = "interrupted"
         tokens, ends = stream.tokens, vocabulary.end_tokens
@@ -337,16 +303,13 @@ class ChatSession:
 
     def _take(self, step: Step, stream: AnswerStream, limit: int, stats: Stats) -> tuple[str, str]:
         """The thought and the text that a round adds, up to a stop string or to where the thought has to end."""
-        vocabulary, budget = self.engine.model.vocabulary, self.think_budget
-        thought, text = "", ""
+        ends, thought, text = self.engine.model.vocabulary.end_tokens, "", ""
         for n, token in enumerate(step.tokens, 1):  # one by one: nothing behind a stop string is kept
             new = [stream.feed(token)]
-            is_over = budget is not None and stream.in_thought and stream.n_thought >= budget
-            if is_over and token not in vocabulary.end_tokens and len(stream.tokens) < limit:
-                assert self._markers is not None
+            if token not in ends and len(stream.tokens) < limit and (forced := self.thinking.cut(stream)):
                 # What was drafted beyond goes too, so that the answer is the same whatever was drafted.
                 stats.n_new -= len(step.tokens) - n
-                new += stream.add(marker_ids(self._markers.forced, vocabulary))
+                new += stream.add(forced)
             thought, text = thought + "".join(t for t, _ in new), text + "".join(t for _, t in new)
             if stream.stopped or stream.is_rewritten:
                 break

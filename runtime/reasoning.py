@@ -1,4 +1,4 @@
-"""Thoughts apart from answers: the markers that a model puts around its thought, and a stream of tokens cut at them.
+"""Thoughts apart from answers: what settings of thinking come to, and a stream of tokens cut at a model's markers.
 
 A marker that is a token of the vocabulary counts as that token alone, so text that merely spells it stays text; one
 that is not is found as text, however it is cut into tokens.
@@ -6,125 +6,65 @@ that is not is found as text, however it is cut into tokens.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
+from edgellm.runtime.markers import Markers, find_markers, marker_ids, opens_thought, split_markers
 from edgellm.runtime.stopping import TextStream
+from edgellm.runtime.template import ChatTemplate
 from edgellm.runtime.vocabulary import Vocabulary
 
 _TOKEN = 256  # an atom below it is a byte of text, one from it on a token: _TOKEN + id
 _EDGE = b"\r\n"  # belongs to the markers, at the edges of a thought and behind it
 
 
-@dataclass(frozen=True, slots=True)
-class Markers:
-    """What a family writes around a thought, control tokens spelled out."""
+@dataclass(slots=True)
+class Thinking:
+    """Whether a model thinks before it answers, and for how long."""
 
-    opening: str
-    closing: str
-    forced: str  # ends a thought early and begins the answer
-    answers: tuple[str, ...] = ()  # begin an answer, in families whose parts all say what they are
-    between: tuple[str, ...] = ()  # belong to neither
-    in_template: bool = False  # the chat template speaks of them, the vocabulary does not only have them
+    template: ChatTemplate
+    vocabulary: Vocabulary
+    think: bool | None = None  # None leaves it to the template
+    budget: int | None = None  # tokens of a thought; None: as many as it takes
+    markers: Markers | None = field(init=False)
 
-    @property
-    def has_parts(self) -> bool:
-        """Thoughts may come anywhere; where parts do not say what they are, a thought comes first or never."""
-        return bool(self.answers)
+    def __post_init__(self) -> None:
+        self.markers = find_markers(self.template.source, self.vocabulary)
 
-    def occur_in(self, text: str) -> bool:
-        return any(marker in text for marker in (self.opening, *self.answers))
+    def about(self) -> str | None:
+        """What the model makes of the settings where that is not what they say."""
+        if self.think is None and self.budget is None:
+            return None
+        markers, can_switch = self.markers, self.template.can_switch_thinking
+        if markers is None:
+            works = can_switch and self.budget is None
+            return None if works else "this model is not known to think: what is set of thinking changes nothing"
+        if self.think is False and not can_switch and markers.in_template:
+            return "the model's template has no switch for thinking: its thought is closed before it begins"
+        opening = self.template.reply_opening(self.think)
+        if self.think is False and markers.has_parts and not markers.occur_in(opening):
+            return "this model always thinks: it is asked to think little"
+        if self.think is not None and not can_switch:
+            return "the model's template has no switch for thinking: it thinks as it was trained to"
+        return None
 
+    def begin(self) -> tuple[list[int], bool]:
+        """Tokens that the model is made to begin with, and whether it begins inside its thought."""
+        markers = self.markers
+        if markers is None:
+            return [], False
+        opened = opens_thought(markers, self.template.reply_opening(self.think))
+        text = ""
+        if opened and (self.think is False or self.budget == 0):
+            text = markers.forced
+        elif self.think is False and not self.template.can_switch_thinking and markers.in_template:
+            text = f"{markers.opening}\n{markers.forced}"
+        return marker_ids(text, self.vocabulary), opened and not text
 
-# What a template or a vocabulary must have all of, and the markers of those that do.
-_FAMILIES: tuple[tuple[tuple[str, ...], Markers], ...] = (
-    (
-        ("<|channel|>", "<|message|>", "<|start|>", "<|end|>"),  # gpt-oss
-        Markers(
-            "<|channel|>analysis<|message|>",
-            "<|end|>",
-            "<|end|><|start|>assistant<|channel|>final<|message|>",
-            ("<|channel|>final<|message|>", "<|channel|>commentary<|message|>"),
-            ("<|start|>assistant",),
-        ),
-    ),
-    (
-        ("<|think|>", "<|content|>", "<|begin|>", "<|end|>"),  # Solar Open
-        Markers(
-            "<|think|>",
-            "<|end|>",
-            "<|end|><|begin|>assistant<|content|>",
-            ("<|content|>",),
-            ("<|begin|>assistant",),
-        ),
-    ),
-    (
-        (" to=self<|message|>", "<|eom|>"),  # Muse
-        Markers(
-            " to=self<|message|>",
-            "<|eom|>",
-            "<|eom|><|start|>assistant<|message|>",
-            (" to=user<|message|>", "<|message|>"),
-            ("<|start|>assistant",),
-        ),
-    ),
-    (
-        ("<|open|>", "<|close|>", "<|sep|>"),  # Kimi K3
-        Markers(
-            "<|open|>think<|sep|>",
-            "<|close|>think<|sep|>",
-            "<|close|>think<|sep|><|open|>response<|sep|>",
-            ("<|open|>response<|sep|>",),
-            ("<|close|>response<|sep|>", "<|close|>message<|sep|>"),
-        ),
-    ),
-    (("<|channel>", "<channel|>"), Markers("<|channel>thought", "<channel|>", "\n<channel|>")),  # Gemma 4
-    (("[THINK]", "[/THINK]"), Markers("[THINK]", "[/THINK]", "[/THINK]")),  # Magistral
-    (
-        ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command
-        Markers("<|START_THINKING|>", "<|END_THINKING|>", "<|END_THINKING|>"),
-    ),
-    (
-        ("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
-        Markers("<|inner_prefix|>", "<|inner_suffix|>", "<|inner_suffix|>"),
-    ),
-    (
-        ("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),  # Apriel
-        Markers("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]", "\n[BEGIN FINAL RESPONSE]\n"),
-    ),
-)
-_TAG = re.compile(r"<((?:\w+:)?think(?:ing)?(?::\w+)?)>")  # <think>, <thinking>, <seed:think>, <think:6124c78e>
-
-
-def find_markers(template: str | None, vocabulary: Vocabulary) -> Markers | None:
-    """Those of a model, found in its chat template or among its tokens; None where it knows of no thoughts."""
-    template, literals = template or "", vocabulary.literals
-    for spoken_of in (True, False):
-        known = template if spoken_of else "\n".join(literals)
-        for signature, markers in _FAMILIES:
-            if all(text in known for text in signature):
-                return replace(markers, in_template=spoken_of)
-        for name in dict.fromkeys(match[1] for match in _TAG.finditer(f"{template} {known}")):
-            if f"</{name}>" in known:
-                return Markers(f"<{name}>", f"</{name}>", f"\n</{name}>\n\n", in_template=spoken_of)
-        if "</think>" in known:  # DeepSeek R1's template closes what the model opens
-            return Markers("<think>", "</think>", "\n</think>\n\n", in_template=spoken_of)
-    return None
-
-
-def marker_ids(text: str, vocabulary: Vocabulary) -> list[int]:
-    """Markers as a model writes them: control tokens where the vocabulary has them, text elsewhere."""
-    ids: list[int] = []
-    for piece, token in _split(text, vocabulary):
-        ids += vocabulary.encode_leniently(piece.encode()) if token is None else [token]
-    return ids
-
-
-def opens_thought(markers: Markers, opening: str) -> bool:
-    """Whether a prompt that ends with `opening` leaves the model inside its thought."""
-    others = (markers.closing, *markers.answers)
-    return opening.rfind(markers.opening) > max(map(opening.rfind, others))
+    def cut(self, stream: AnswerStream) -> list[int]:
+        """The tokens that end a thought which has reached its budget; none where it has not."""
+        is_over = self.budget is not None and stream.in_thought and stream.n_thought >= self.budget
+        return marker_ids(self.markers.forced, self.vocabulary) if is_over and self.markers else []
 
 
 class ThoughtStream:
@@ -284,27 +224,9 @@ class AnswerStream:
         return shown[True], shown[False]
 
 
-def _split(text: str, vocabulary: Vocabulary) -> Iterator[tuple[str, int | None]]:
-    """Pieces of text, and between them the tokens whose spelling the text holds."""
-    literals = sorted((name for name in vocabulary.literals if _is_marker(name) and name in text), key=len)
-    pattern = "|".join(map(re.escape, reversed(literals)))
-    end = 0
-    for match in re.finditer(pattern, text) if pattern else ():
-        if match.start() > end:
-            yield text[end : match.start()], None
-        yield match.group(), vocabulary.literals[match.group()]
-        end = match.end()
-    if end < len(text):
-        yield text[end:], None
-
-
-def _is_marker(literal: str) -> bool:
-    return len(literal) > 2 and literal[0] in "<["
-
-
 def _atoms(marker: str, vocabulary: Vocabulary) -> list[int]:
     atoms: list[int] = []
-    for text, token in _split(marker, vocabulary):
+    for text, token in split_markers(marker, vocabulary):
         atoms += text.encode() if token is None else [_TOKEN + token]
     return atoms
 

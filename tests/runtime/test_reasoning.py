@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tiny_gguf import write_tiny
 
 from edgellm.runtime import ChatSession, Engine, EngineOptions, Sampling, load
-from edgellm.runtime.reasoning import AnswerStream, Markers, ThoughtStream, find_markers, marker_ids, opens_thought
+from edgellm.runtime.markers import Markers, find_markers, marker_ids, opens_thought
+from edgellm.runtime.reasoning import AnswerStream, Thinking, ThoughtStream
 from edgellm.runtime.vocabulary import Vocabulary
 
 TAGS = Markers("<think>", "</think>", "\n</think>\n\n")
@@ -217,7 +218,9 @@ def test_a_thought_within_its_budget_is_left_alone(engines: Callable[..., Engine
     for budget in (None, n + 5):
         for drafter in ("nobody", "itself", "other"):
             session = ChatSession(engines(OPENED, drafter), sampling=VARIED, think_budget=budget)
-            session._markers = dataclasses.replace(TAGS, closing=closing.decode())  # what it says of its own accord
+            session.thinking.markers = dataclasses.replace(
+                TAGS, closing=closing.decode()
+            )  # what it says of its own accord
             say(session, max_tokens=40)
             assert session.last is not None
             answers.append(session.last)
@@ -263,30 +266,32 @@ def test_thinking_is_switched_off_by_the_template_or_by_closing_the_thought(
     held = session.engine.backend.tokens[: session.last.stats.n_prompt]
     closed = marker_ids("</think>\n\n", vocabulary_of(session))
     assert held[-len(closed) :] == closed
-    assert (session.about_thinking() is None) == (template == SWITCHED)
+    assert (session.thinking.about() is None) == (template == SWITCHED)
 
 
 def test_what_a_setting_cannot_do_is_said(engines: Callable[..., Engine], tmp_path: Path) -> None:
     with load(write_tiny(tmp_path / "plain.gguf"), options=EngineOptions(n_ctx=128, n_threads=1)) as engine:
         session = ChatSession(engine)
-        assert session.about_thinking() is None
+        assert session.thinking.about() is None
         for setting in ({"think": True}, {"think": False}, {"think_budget": 3}):
-            assert "not known to think" in (ChatSession(engine, **setting).about_thinking() or "")  # type: ignore[arg-type]
+            assert "not known to think" in (ChatSession(engine, **setting).thinking.about() or "")  # type: ignore[arg-type]
     opened = engines(OPENED)
-    assert "closed before it begins" in (ChatSession(opened, think=False).about_thinking() or "")
-    assert "as it was trained to" in (ChatSession(opened, think=True).about_thinking() or "")
-    assert ChatSession(opened, think_budget=5).about_thinking() is None
-    assert ChatSession(engines(SWITCHED), think=True).about_thinking() is None
+    assert "closed before it begins" in (ChatSession(opened, think=False).thinking.about() or "")
+    assert "as it was trained to" in (ChatSession(opened, think=True).thinking.about() or "")
+    assert ChatSession(opened, think_budget=5).thinking.about() is None
+    assert ChatSession(engines(SWITCHED), think=True).thinking.about() is None
 
 
-def test_the_template_drops_old_thoughts_from_the_prompt(engines: Callable[..., Engine]) -> None:
+def test_the_template_drops_old_thoughts_from_the_prompt(
+    engines: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Three turns, as the template itself would write them."""
     import jinja2
 
     session = ChatSession(engines(SWITCHED), sampling=VARIED, think_budget=6)
     vocabulary = vocabulary_of(session)
     opening = marker_ids("<think>\n", vocabulary)
-    session._begin_thought = lambda: (opening, True)  # type: ignore[method-assign]  # as a trained one would begin
+    monkeypatch.setattr(Thinking, "begin", lambda _: (opening, True))  # as a trained one would begin
     for question in ("hat", "tin", "the end"):
         say(session, question, max_tokens=24)
     assert session.last is not None
