@@ -62,8 +62,11 @@ class Engine:
     ) -> None:
         self.close()
 
-    def draft_prompt(self, messages: Sequence[Message]) -> list[int] | None:
-        """The conversation as the drafter would have it; None where it has no template for it."""
+    def draft_prompt(self, messages: Sequence[Message], *, think: bool | None = None) -> list[int] | None:
+        """The conversation as the drafter would have it; None where it has no template for it.
+
+        Thoughts are left out: another model's are no memory of its own.
+        """
         if self.draft_template is None:
             return None
         # Without ids of another vocabulary.
@@ -73,7 +76,7 @@ class Engine:
         elif own[0].role != "system":
             own.insert(0, Message("system", NEUTRAL))  # rather than the persona that its template would write
         try:
-            return self.draft_template.render(own)
+            return self.draft_template.render(own, think=think)
         except TemplateError:
             return None
 
