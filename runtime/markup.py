@@ -7,7 +7,7 @@ stand-in takes its place until the text is tokenised. So no message can forge on
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from edgellm.runtime.vocabulary import Vocabulary
@@ -50,9 +50,9 @@ def plain(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def said(text: str) -> int:
-    """Where an answer's own words begin, behind its thought."""
-    return max((match.end() for match in _THOUGHT.finditer(text)), default=0)
+def thoughts(text: str) -> list[re.Match[str]]:
+    """What may open or close the thought of an answer."""
+    return list(_THOUGHT.finditer(text))
 
 
 class Markup:
@@ -65,6 +65,9 @@ class Markup:
     def __init__(self, vocabulary: Vocabulary, reserved: frozenset[int]) -> None:
         """`reserved`: tokens that only a template may write."""
         self.vocabulary, self.reserved = vocabulary, reserved
+        # Tokenizers write these for letters that they lack.
+        unknown = {vocabulary.literals.get(text) for text in ("<unk>", "[UNK]")}
+        self._watched = frozenset(token for token in reserved if vocabulary.kinds[token] != "unknown") - unknown
         spellings = sorted((text for text, token in vocabulary.literals.items() if token in reserved), key=len)[::-1]
         self.pattern = re.compile("|".join(map(re.escape, spellings)) or r"(?!)")
         firsts = {text[0] for text in spellings if not (text[0].isalnum() or text[0].isspace())}
@@ -86,10 +89,10 @@ class Markup:
         self._stand_ins: dict[str, str] = {}
         self._letters: dict[int, str] = {}
 
-    def protect(self, text: str, *, thoughts: bool = False) -> str:
-        """`text` letter for letter, with stand-ins. `thoughts`: an answer, whose template looks for its thought."""
+    def protect(self, text: str, *, is_answer: bool = False) -> str:
+        """`text` letter for letter, with stand-ins; in an answer the template looks for its thought."""
         pieces, end = [], 0
-        for match in _THOUGHT.finditer(text) if thoughts else ():
+        for match in thoughts(text) if is_answer else ():
             if self.vocabulary.literals.get(match.group()) not in self.vocabulary.end_tokens:
                 pieces += [self._protect(text[end : match.start()]), match.group()]
                 end = match.end()
@@ -104,6 +107,13 @@ class Markup:
     def restore(self, text: str) -> str:
         """`text` letter for letter, without stand-ins."""
         return text.translate(self._letters)
+
+    def protect_at(self, text: str, places: Iterable[int]) -> str:
+        """Protected text with more stand-ins."""
+        letters = list(text)
+        for place in places:
+            letters[place] = self._stand_in(letters[place])
+        return "".join(letters)
 
     def controls(self, text: str) -> list[Placed]:
         """The control tokens that a template wrote in protected text."""
@@ -175,9 +185,9 @@ class Markup:
         )
         if not data:
             return []
-        expected = [token for _, token in run if token is not None]
+        expected = [token for _, token in run if token in self._watched]
         tokens = self.vocabulary.encode_marked(data)
-        if tokens is not None and [token for token in tokens if token in self.reserved] == expected:
+        if tokens is not None and [token for token in tokens if token in self._watched] == expected:
             return tokens
         tokens, before = [], None
         for text, token in run:

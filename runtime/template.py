@@ -8,12 +8,12 @@ that the model generated.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
 from edgellm.runtime.jinja import Program, TemplateError
-from edgellm.runtime.markup import MARK, Markup, MarkupError, Placed, mark, marked, plain, said
+from edgellm.runtime.markup import MARK, Markup, MarkupError, Placed, mark, marked, plain, thoughts
 from edgellm.runtime.vocabulary import Vocabulary
 
 __all__ = ["DOCUMENT", "ChatTemplate", "Message", "Role", "TemplateError", "usable"]
@@ -80,6 +80,30 @@ class _Rendering:
     places: dict[int, tuple[int, int]]  # message -> where a letter of it stands in `text`, and which letter it is
 
 
+@dataclass(slots=True)
+class _Kept:
+    """An answer in a text that a template wrote."""
+
+    at: int  # where its content begins
+    start: int  # where what the model wrote begins
+    tokens: list[tuple[int, int]] = field(default_factory=list)  # its ids as far as they spell the text, each with
+    # where it ends; 0 inside of a letter
+    own: dict[int, int] = field(default_factory=dict)  # where -> a control token or marker among them
+
+    def placed(self, written: Mapping[int, int], control: frozenset[int]) -> Placed | None:
+        """As far as the template wrote the same control tokens (at -> token) and no others."""
+        n_kept, end, start = 0, self.start, self.start
+        for n, (token, until) in enumerate(self.tokens, 1):
+            wrote = written.get(start)
+            inside = any(place in written for place in range(start + 1, until))
+            if inside or (wrote != token and (wrote is not None or token in control)):
+                break
+            if until:
+                n_kept, end, start = n, until, until
+        tokens = [token for token, _ in self.tokens[:n_kept]]
+        return Placed(self.start, end, tokens) if tokens else None
+
+
 class ChatTemplate:
     """A model's chat template over its vocabulary.
 
@@ -116,7 +140,7 @@ class ChatTemplate:
             TemplateError: the template refuses the conversation, leaves a message out, or never ends.
         """
         vocabulary, rendering = self._vocabulary, self._fill(messages, reply, think)
-        tokens = self._markup.encode(rendering.text, self._known(messages, rendering))
+        tokens = self._markup.encode(*self._with_ids(messages, rendering))
         if vocabulary.adds_bos and vocabulary.bos is not None and tokens[:1] != [vocabulary.bos]:
             tokens.insert(0, vocabulary.bos)
         if not tokens:
@@ -197,7 +221,7 @@ class ChatTemplate:
             settings[name] = on if think else off
         contents = [self._content(message) for message in messages]
         protected = [
-            self._markup.protect(content, thoughts=message.role == "assistant")
+            self._markup.protect(content, is_answer=message.role == "assistant")
             for content, message in zip(contents, messages, strict=True)
         ]
         refusal: TemplateError | None = None
@@ -246,58 +270,65 @@ class ChatTemplate:
         }
         return self._program.run(given, n_given)
 
-    def _known(self, messages: Sequence[Message], rendering: _Rendering) -> list[Placed]:
-        """Old answers whose text the template kept, as far as it did."""
-        found: list[Placed] = []
-        real, controls = self._markup.restore(rendering.text), self._markup.controls(rendering.text)
+    def _with_ids(self, messages: Sequence[Message], rendering: _Rendering) -> tuple[str, list[Placed]]:
+        """The protected text, and old answers whose text the template kept, as far as it did."""
+        text, real = rendering.text, self._markup.restore(rendering.text)
+        kept = list[_Kept]()
         for i, message in enumerate(messages):
-            if message.tokens and i in rendering.places:
+            if message.role == "assistant" and i in rendering.places:
                 at, n_before = rendering.places[i]
-                placed = self._place(message.tokens, rendering.contents[i], real, at - n_before, controls)
-                if placed is not None and (not found or found[-1].end <= placed.start):
-                    found.append(placed)
-        return found
+                answer = self._compare(message.tokens or (), rendering.contents[i], real, at - n_before)
+                kept.append(answer)
+                text = self._markup.protect_at(text, self._only_said(message, rendering.contents[i], real, answer))
+        written = {control.start: control.tokens[0] for control in self._markup.controls(text)}
+        placed = list[Placed]()
+        for answer in kept:
+            known = answer.placed(written, self._vocabulary.control)
+            if known is not None and (not placed or placed[-1].end <= known.start):
+                placed.append(known)
+        return text, placed
 
-    def _place(
-        self, tokens: Sequence[int], content: str, text: str, at: int, controls: Sequence[Placed]
-    ) -> Placed | None:
-        """The ids of an answer whose `content` stands `at` its place in `text`, as far as they spell that text."""
+    def _compare(self, tokens: Sequence[int], content: str, text: str, at: int) -> _Kept:
+        """The ids of an answer whose `content` begins `at` that place of `text`, as far as they spell that text."""
         pieces = [self._vocabulary.literal(token) for token in tokens]
         spelled = b"".join(pieces)
         begins = spelled.rfind(content.encode()) if content else -1
         before = spelled[: max(0, begins)].decode("utf-8", "replace")
-        start = at - len(before)
-        if begins < 0 or start < 0 or text[start:at] != before:
-            return None
-        there = text[start : start + len(spelled)].encode("utf-8", "replace")
-        written = {(control.start - start, control.tokens[0]) for control in controls if control.start >= start}
-        end, n_kept, n_chars = 0, 0, 0
-        for n, (token, piece) in enumerate(zip(tokens, pieces, strict=True), 1):
-            is_control = token in self._vocabulary.control
-            if not there.startswith(piece, end) or (is_control and (n_chars, token) not in written):
+        kept = _Kept(at, at - len(before))
+        if begins < 0 or kept.start < 0 or text[kept.start : at] != before:
+            return kept
+        there = text[kept.start : kept.start + len(spelled)].encode()
+        n_bytes, n_chars, waiting = 0, 0, list[int]()
+        for token, piece in zip(tokens, pieces, strict=True):
+            if not there.startswith(piece, n_bytes):
                 break
-            end += len(piece)
+            if token in self._markup.reserved:
+                kept.own[kept.start + n_chars] = token
+            waiting.append(token)
+            n_bytes += len(piece)
             try:
-                n_chars = len(there[:end].decode())
+                n_chars = len(there[:n_bytes].decode())
             except UnicodeDecodeError:  # a letter of several tokens
                 continue
-            n_kept = n
-        return self._as_far_as_text(tokens[:n_kept], start, written)
+            kept.tokens += [
+                (token, kept.start + n_chars if n == len(waiting) else 0) for n, token in enumerate(waiting, 1)
+            ]
+            waiting.clear()
+        return kept
 
-    def _as_far_as_text(self, tokens: Sequence[int], start: int, written: set[tuple[int, int]]) -> Placed | None:
-        """Not where letters spell what the template wrote as one control token."""
-        vocabulary, reserved = self._vocabulary, self._markup.reserved
-        n_bytes, spelled = 0, vocabulary.literal
-        whole = b"".join(map(spelled, tokens))
-        n_chars = len(whole.decode("utf-8", "replace"))
-        own = set[tuple[int, int]]()
-        for token in tokens:
-            if token in reserved:
-                own.add((len(whole[:n_bytes].decode("utf-8", "replace")), token))
-            n_bytes += len(spelled(token))
-        if any(place < n_chars and (place, token) not in own for place, token in written):
-            return None
-        return Placed(start, start + n_chars, tokens) if tokens else None
+    def _only_said(self, message: Message, content: str, text: str, kept: _Kept) -> list[int]:
+        """Where an answer speaks of the markers of a thought, and has none."""
+        words = content.strip()
+        begin = kept.at + len(content) - len(content.lstrip())
+        if not words or not text.startswith(words, begin):
+            return []  # the template writes markers of its own
+        found = []
+        for match in thoughts(words):
+            token = self._vocabulary.literals.get(match.group())
+            is_marker = message.tokens is None and token not in self._vocabulary.control
+            if token in self._markup.reserved and begin + match.start() not in kept.own and not is_marker:
+                found.append(begin + match.start())
+        return found
 
 
 def usable(source: str | None, vocabulary: Vocabulary, instead: str | None = None) -> tuple[ChatTemplate, str]:
@@ -342,10 +373,13 @@ def _find(
     """
     words = [_words(content, message.role == "assistant") for content, message in zip(contents, messages, strict=True)]
     sought = {i for i, (begin, end) in enumerate(words) if end > begin}
+    # An answer that is nothing but a thought may be left out; where it is, it is found all the same.
+    words = [span if i in sought else _words(contents[i], False) for i, span in enumerate(words)]
+    marks = {i for i, (begin, end) in enumerate(words) if end > begin}
     for where in ((1, 2), (1, 1), (0, 1)):  # the middle, the end, the beginning
         at = [begin + (end - begin) * where[0] // where[1] for begin, end in words]
         with_marks = [
-            f"{content[: at[i]]}{mark(i)}{content[at[i] :]}" if i in sought else content
+            f"{content[: at[i]]}{mark(i)}{content[at[i] :]}" if i in marks else content
             for i, content in enumerate(contents)
         ]
         try:
@@ -354,13 +388,13 @@ def _find(
             continue
         if MARK.sub("", marked_text) == text:
             found = {marked(match): match.start() - 2 * n for n, match in enumerate(MARK.finditer(marked_text))}
-            return {i: (found[i], at[i]) for i in sought & found.keys()}, sought <= found.keys()
+            return {i: (found[i], at[i]) for i in marks & found.keys()}, sought <= found.keys()
     return {}, all(contents[i][slice(*words[i])] in text for i in sought)
 
 
 def _words(content: str, is_answer: bool) -> tuple[int, int]:
     """From where to where a message is looked for: without white space around it, and an answer behind its thought."""
-    begin = said(content) if is_answer else 0
+    begin = max((match.end() for match in thoughts(content)), default=0) if is_answer else 0
     rest = content[begin:]
     return begin + len(rest) - len(rest.lstrip()), begin + len(rest.rstrip())
 

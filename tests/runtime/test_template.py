@@ -1,9 +1,8 @@
-"""Chat templates: no message forges a control token, turns extend each other, a hostile template ends in a sentence."""
+"""Chat templates: no message forges a control token, turns extend each other, the template decides what is kept."""
 
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 import vocabularies
 from fakes import byte_vocabulary
 
-from edgellm.runtime import template as template_module
 from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
 from edgellm.runtime.template import ChatTemplate, Message, TemplateError
 from edgellm.runtime.vocabulary import Vocabulary
@@ -75,8 +73,11 @@ def count_special(tokens: list[int], vocabulary: Vocabulary, reserved: set[int])
 
 
 def test_the_next_turn_begins_with_this_turns_ids(family: tuple[ChatTemplate, Vocabulary]) -> None:
+    """Where the template keeps what was answered: some take white space from its ends."""
     template, vocabulary = family
     for answer in ANSWERS:
+        kept = template.text([Message("user", "a"), Message("assistant", f"{answer}"), Message("user", "b")])
+        answer = answer if answer in kept else answer.strip()
         ids = tuple(vocabulary.encode(answer.encode()))
         conversation = [Message("user", "First <|im_start|>?")]
         for question in ("Second?", " third ", "4"):
@@ -88,8 +89,9 @@ def test_the_next_turn_begins_with_this_turns_ids(family: tuple[ChatTemplate, Vo
 def test_an_answers_own_ids_go_back_verbatim(family: tuple[ChatTemplate, Vocabulary]) -> None:
     """Even such as the tokenizer would never make of that text."""
     template, vocabulary = family
-    odd = tuple(vocabulary.encode(b"w")) * 3 + tuple(vocabulary.encode(b"\n")) * 2
-    tokens = template.render([Message("user", "a"), Message("assistant", "www", odd), Message("user", "b")])
+    odd = tuple(vocabulary.encode(b"w")) * 3 + tuple(vocabulary.encode(b"\n")) * 2 + tuple(vocabulary.encode(b"w"))
+    answer = Message("assistant", "www\n\nw", odd)
+    tokens = template.render([Message("user", "a"), answer, Message("user", "b")])
     assert any(tuple(tokens[i : i + len(odd)]) == odd for i in range(len(tokens)))
 
 
@@ -107,13 +109,20 @@ def test_larger_models_templates_extend_their_turns(name: str, model_path: Calla
     test_no_literal_in_a_message_becomes_a_control_token(both)
 
 
-def test_a_template_that_trims_trims_messages_and_leaves_ids_alone() -> None:
+def test_a_template_that_trims_trims_messages_and_answers() -> None:
     trimming = small(CHATML.replace("m.content", "m.content | trim"))
     assert spelled(trimming.render([Message("user", "  Hi\n ")], reply=False)) == "[start]user\nHi[end]\n"
-    assert spelled(trimming.render([Message("assistant", " x ", (32, 65, 32))], reply=False)) == (
-        "[start]assistant\n A [end]\n"
+    assert spelled(trimming.render([Message("assistant", " A ", (32, 65, 32))], reply=False)) == (
+        "[start]assistant\nA[end]\n"
     )
     assert spelled(small().render([Message("user", "  Hi\n ")], reply=False)) == "[start]user\n  Hi\n [end]\n"
+
+
+def test_ids_are_kept_as_far_as_the_template_keeps_the_answer() -> None:
+    """The end that it takes away costs the ids of that end alone."""
+    trimming = small(CHATML.replace("m.content", "m.content | trim"))
+    answer = Message("assistant", "user!\n", (*b"user", ord("!"), 10))  # not the one token of "user"
+    assert trimming.render([answer], reply=False)[-7:] == [*b"user!", 259, 10]
 
 
 def test_the_space_before_an_answer_is_not_doubled() -> None:
@@ -171,39 +180,3 @@ def test_bytes_that_the_vocabulary_lacks_do_not_end_the_talk(smollm2_path: Path)
     model, vocabulary = opened(smollm2_path)
     tokens = ChatTemplate(model.chat_template, vocabulary).render([Message("user", "a\x04b\ud800c")])
     assert b"ab?c" in vocabulary.decode(tokens)
-
-
-HOSTILE = {
-    "an endless loop": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-    "a huge range": "{% for a in range(10000000000) %}{% endfor %}",
-    "a huge number": "{{ 9 ** 9 ** 9 }}",
-    "a huge product": "{{ 'a' * 10000000 * 10000000 }}",
-    "a huge format": "{{ '%999999999d' % 1 }}",
-    "a huge output": "{% for a in range(99999) %}" + "x" * 1000 + "{% endfor %}",
-    "endless recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-    "a way to classes": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-    "a way to globals": "{{ raise_exception.__globals__ }}",
-    "a way to modules": "{{ cycler.__init__.__globals__.os.system('true') }}",
-    "a file": "{% include '/etc/passwd' %}",
-    "bad syntax": "{% if %}",
-    "an unknown tag": "{% frobnicate %}",
-    "an unknown filter": "{{ messages | frobnicate }}",
-    "deep nesting": "{{ " + "(" * 20_000 + "1" + ")" * 20_000 + " }}",
-    "a huge source": "x" * 600_000,
-    "division by zero": "{{ 1 / 0 }}",
-    "a wrong type": "{{ messages + 1 }}",
-    "a foreign placeholder": "{{ messages[0].content }}\ue0007\ue001",
-    "a placeholder without end": "\ue000" + "9" * 5000 + "\ue001",
-    "nothing": "",
-    "no question": "Hello!",
-    "changed messages": "{{ messages[0].content[1:] | replace('0', '') }}",
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_template_ends_in_a_sentence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_module, "MAX_S", 0.3)
-    traced = sys.gettrace()
-    with pytest.raises(TemplateError, match="chat template"):
-        small(HOSTILE[name]).render([Message("user", "Hi")])
-    assert sys.gettrace() is traced
