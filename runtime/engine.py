@@ -70,8 +70,7 @@ class Engine:
         """
         if self.draft_template is None:
             return None
-        # Without ids of another vocabulary.
-        own = [Message(message.role, message.content, reasoning=message.reasoning) for message in messages]
+        own = [Message(message.role, message.content) for message in messages]  # without ids of another vocabulary
         if not self.draft_template.writes_system:
             own = [message for message in own if message.role != "system"]
         elif own[0].role != "system":

@@ -118,7 +118,8 @@ def test_the_same_work_is_the_same_number_of_steps(monkeypatch: pytest.MonkeyPat
         ("{{ '%s: %d' | format('a', 3) }}{{ '{:>4}|{}'.format(1, 'b') }}", "a: 3   1|b"),
         ("{{ '\\n a \\n'.strip('\\n') }}{{ 'b\\n'.rstrip('\\n') }}", " a b"),
         (
-            "{% for i in [0, 1, 2, 3] %}{% if i == 1 %}{% continue %}{% elif i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}",
+            "{% for i in [0, 1, 2, 3] %}{% if i == 1 %}{% continue %}{% elif i == 3 %}{% break %}{% endif %}{{ i }}"
+            "{% endfor %}",
             "02",
         ),
         (
@@ -134,7 +135,8 @@ def test_the_same_work_is_the_same_number_of_steps(monkeypatch: pytest.MonkeyPat
         ),
         ("{{ 'a' ~ 1 ~ none }}{% set ns = namespace(n=0) %}{% set ns.n = ns.n + 1 %}{{ ns.n }}", "a1None1"),
         (
-            "{% macro m(a, b=2) %}{{ a }}{{ b }}{{ caller() if caller }}{% endmacro %}{{ m(1) }}{% call m(3) %}c{% endcall %}",
+            "{% macro m(a, b=2) %}{{ a }}{{ b }}{{ caller() if caller }}{% endmacro %}{{ m(1) }}"
+            "{% call m(3) %}c{% endcall %}",
             "1232c",
         ),
         (
