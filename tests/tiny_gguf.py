@@ -60,6 +60,7 @@ def write_tiny(
     merges: Sequence[tuple[str, str]] = (("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("i", "n"), ("Ġ", "a")),
     weights: Literal["F32", "F16", "Q8_0", "Q4_0", "Q4_1"] = "F32",
     chat_template: str | None = CHATML,
+    added: Sequence[str] = (),
     seed: int = 0,
     sparse: bool = False,
     **sizes: Any,
@@ -71,6 +72,7 @@ def write_tiny(
             that of files that hold weights alone.
         n_vocab: at least 262; what bytes, control tokens and merges leave is filled with unused tokens.
         weights: type of the matrices; quantised ones need widths that are multiples of 32.
+        added: tokens that stand for themselves, as `<think>` does in many models.
         sparse: leave the weights as a hole in the file, so that a model of any size can be sized but not run.
         sizes: fields of `Tiny`.
     """
@@ -89,7 +91,7 @@ def write_tiny(
     if not tiny.tied:
         tensors.add("output.weight", tiny.n_embd, n_vocab)
     (ARCHITECTURES | ENCODERS)[architecture](writer, tensors, tiny)
-    _add_vocabulary(writer, vocab, n_vocab, merges)
+    _add_vocabulary(writer, vocab, n_vocab, merges, added)
     if chat_template:
         writer.add_chat_template(chat_template)
     writer.write_header_to_file()
@@ -143,7 +145,9 @@ class _Tensors:
             self.writer.add_tensor(name, values)
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter, kind: str, n_vocab: int, merges: Sequence[tuple[str, str]]) -> None:
+def _add_vocabulary(
+    writer: gguf.GGUFWriter, kind: str, n_vocab: int, merges: Sequence[tuple[str, str]], added: Sequence[str]
+) -> None:
     normal, unknown, control, byte = (int(gguf.TokenType[name]) for name in ("NORMAL", "UNKNOWN", "CONTROL", "BYTE"))
     pieces: list[tuple[str, int]]
     if kind == "none":
@@ -162,6 +166,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, kind: str, n_vocab: int, merges: Se
         writer.add_tokenizer_model("llama")
     first_control = len(pieces)
     pieces += [(text, control) for text in CONTROL]
+    pieces += [(text, int(gguf.TokenType.USER_DEFINED)) for text in added]
     if len(pieces) > n_vocab:
         raise ValueError(f"n_vocab={n_vocab} holds no {kind} vocabulary of {len(pieces)} pieces")
     pieces += [(f"<|unused{i}|>", control) for i in range(n_vocab - len(pieces))]

@@ -444,7 +444,7 @@ class _LlamaTokenizer:
         self.adds_bos = bool(api.llama_vocab_get_add_bos(vocab))
         self.end_tokens = frozenset(i for i in range(self.n_tokens) if api.llama_vocab_is_eog(vocab, i))
         eot, eos = _token_or_none(api.llama_vocab_eot(vocab)), _token_or_none(api.llama_vocab_eos(vocab))
-        self.turn_end = eot if eot is not None else eos
+        self.turn_end, self.eos = eot if eot is not None else eos, eos
         self._buffer = ctypes.create_string_buffer(256)
 
     def close(self) -> None:
@@ -457,9 +457,19 @@ class _LlamaTokenizer:
         return self._vocab
 
     def tokenize(self, text: bytes) -> list[int]:
-        n_max = len(text) + 8
+        return self._tokenize(text, False)
+
+    def tokenize_marked(self, text: bytes) -> list[int]:
+        return self._tokenize(text, True)
+
+    def strips(self, token: int) -> tuple[bool, bool]:
+        attr = api.llama_vocab_get_attr(self._open(), token)
+        return bool(attr & api.LLAMA_TOKEN_ATTR_LSTRIP), bool(attr & api.LLAMA_TOKEN_ATTR_RSTRIP)
+
+    def _tokenize(self, text: bytes, special: bool) -> list[int]:
+        n_max = (2 if special else 1) * len(text) + 8  # a space may come behind every control token
         tokens = (api.llama_token * n_max)()
-        n = api.llama_tokenize(self._open(), text, len(text), tokens, n_max, False, False)
+        n = api.llama_tokenize(self._open(), text, len(text), tokens, n_max, False, special)
         if n < 0:
             raise EngineError(f"the tokenizer wanted {-n} tokens for {len(text)} bytes")
         return list(tokens[:n])
