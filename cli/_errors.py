@@ -20,7 +20,7 @@ _KNOWN: dict[str, int] = {
     "edgellm.memory.plan.DoesNotFit": DOES_NOT_FIT,
     "edgellm.export.checkpoint.CheckpointError": FAILED,
     "edgellm.export.engine.EngineJobError": FAILED,
-    "edgellm.export.gguf.UnsupportedModel": FAILED,
+    "edgellm.export.facts.UnsupportedModel": FAILED,
     "edgellm.export.tokenizer.TokenizerError": FAILED,
     "edgellm.memory.onnx.OnnxError": FAILED,
     "edgellm.export.environments.ExporterError": FAILED,

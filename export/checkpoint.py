@@ -16,7 +16,7 @@ import pickletools
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,17 @@ from edgellm.export.tokenizer import TokenizerError, read_json
 MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
 MAX_PICKLE_BYTES = 64 * 2**20
 MAX_TENSORS = 100_000
+_WEIGHTS = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
 CHUNK_BYTES = 8 * 2**20
 
-# A tensor's type as this package names it -> bytes an item.
-ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+READABLE = ("F32", "F16", "BF16")
+# A tensor's type, by its name in safetensors -> bytes an item.
+ITEM_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1,
+    "F8_E5M2FNUZ": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
 
 
 class CheckpointError(ValueError):
@@ -42,7 +49,7 @@ class StoredTensor:
 
     name: str
     path: Path
-    type: str  # a key of ITEM_BYTES
+    type: str  # a key of ITEM_BYTES; only the READABLE ones are weights that can be taken
     shape: tuple[int, ...]  # outermost first, as in torch
     offset: int  # bytes from the start of the file
 
@@ -83,36 +90,56 @@ def _read_exactly(file: io.FileIO, n_bytes: int, path: Path) -> bytes:
 def read_checkpoint(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of a Hub folder by its name.
 
-    Safetensors are preferred over `.bin`; an index is followed where there is one.
-
     Raises:
         CheckpointError: no weights, a missing shard, or a damaged or malicious file.
     """
-    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
-        index, single = folder / f"{stem}{suffix}.index.json", folder / f"{stem}{suffix}"
-        if index.exists():
-            return _read_shards(index)
-        if single.exists():
-            return _read_file(single)
-    raise CheckpointError(
-        f"{folder} has no weights (model.safetensors or pytorch_model.bin, whole or in shards): is it a model's folder?"
-    )
+    name = chosen_weights([path.name for path in folder.iterdir()])
+    if name is None:
+        raise CheckpointError(
+            f"{folder} has no weights (model.safetensors or pytorch_model.bin, whole or in shards): "
+            "is it a model's folder?"
+        )
+    return _read_shards(folder / name) if name.endswith(".index.json") else _read_file(folder / name)
 
 
-def _read_shards(index: Path) -> dict[str, StoredTensor]:
+def chosen_weights(names: Collection[str]) -> str | None:
+    """The file that a folder's weights are read from, or the index of its shards: whole before in shards, and
+    safetensors before `.bin`, as transformers has it. None: there are none.
+    """
+    return next((name for name in _WEIGHTS if name in names), None)
+
+
+def shards_of(index: Path) -> list[str]:
+    """The files that an index names.
+
+    Raises:
+        CheckpointError: a damaged index, or one that names a file elsewhere.
+    """
+    return sorted(set(_weight_map(index).values()))
+
+
+def _weight_map(index: Path) -> dict[str, str]:
     try:
         weight_map = read_json(index).get("weight_map")
     except TokenizerError as error:
         raise CheckpointError(str(error)) from error
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{index} names no shards: download it again")
-    tensors: dict[str, StoredTensor] = {}
-    for name in sorted(set(weight_map.values())):
+    for name in set(weight_map.values()):
         if Path(name).name != name or Path(name).suffix not in {".safetensors", ".bin"}:
             raise CheckpointError(f"{index} names a shard {name!r} that is no file of this folder: do not use it")
+    return weight_map
+
+
+def _read_shards(index: Path) -> dict[str, StoredTensor]:
+    weight_map = _weight_map(index)
+    tensors: dict[str, StoredTensor] = {}
+    for name in shards_of(index):
         if not (index.parent / name).exists():
             raise CheckpointError(f"{index.parent} lacks the shard {name}: download the rest of it")
-        tensors |= _read_file(index.parent / name)
+        # A tensor that two shards hold is taken from the one that the index names.
+        found = _read_file(index.parent / name).items()
+        tensors |= {key: tensor for key, tensor in found if weight_map.get(key, name) == name}
     missing = sorted(set(weight_map) - set(tensors))
     if missing:
         raise CheckpointError(f"{index.parent}: {missing[0]!r} and {len(missing) - 1} more tensors are in no shard")
@@ -121,9 +148,6 @@ def _read_shards(index: Path) -> dict[str, StoredTensor]:
 
 def _read_file(path: Path) -> dict[str, StoredTensor]:
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-
-
-_SAFETENSORS_TYPES = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
 
 
 def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
@@ -151,9 +175,9 @@ def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
             raise CheckpointError(f"{path}: the entry of {name!r} is damaged: download the file again") from error
         if not all(type(number) is int and 0 <= number <= file_bytes for number in (*shape, begin, end)):
             raise CheckpointError(f"{path}: {name!r} has impossible extents or offsets: download the file again")
-        if kind not in _SAFETENSORS_TYPES:
-            continue  # quantised weights and integer buffers: whoever needs one of them says that it is missing
-        tensor = StoredTensor(name, path, _SAFETENSORS_TYPES[kind], shape, data_offset + begin)
+        if kind not in ITEM_BYTES:
+            raise CheckpointError(f"{path}: {name!r} is stored as {kind!r}, which is not known here")
+        tensor = StoredTensor(name, path, kind, shape, data_offset + begin)
         if end - begin != tensor.n_bytes or data_offset + end > file_bytes:
             raise CheckpointError(f"{path}: {name!r} does not fit its place in the file: download the file again")
         tensors[name] = tensor

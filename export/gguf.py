@@ -7,8 +7,9 @@ as pairs. Gemma's norms gain the 1 that its authors leave out. Everything else i
 
 from __future__ import annotations
 
-import math
+import operator
 import re
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,102 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.export import gguf_writer as gguf
-from edgellm.export.checkpoint import StoredTensor, read_checkpoint
+from edgellm.export.checkpoint import READABLE, StoredTensor, read_checkpoint
+from edgellm.export.facts import Family, UnsupportedModel, attention_window, read_config
 from edgellm.export.gguf_writer import PlannedTensor, write_gguf
-from edgellm.export.tokenizer import TokenizerError, Vocabulary, read_json, read_vocabulary
+from edgellm.export.rope import Rope, read_rope, rope_entries, rope_factors
+from edgellm.export.tokenizer import TokenizerError, Vocabulary, read_vocabulary
 
 FloatType = Literal["F32", "F16", "BF16"]
 _FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # llama.cpp's `general.file_type`
 _MAX_LAYERS = 1024
-
-_LAYER = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "post_attention_layernorm": "ffn_norm",
-}
-_QK_NORM = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
-_GEMMA_NORMS = {
-    "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-}
-_PHI3_LAYER = {
-    "input_layernorm": "attn_norm",
-    "self_attn.qkv_proj": "attn_qkv",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "post_attention_layernorm": "ffn_norm",
-}
-
-
-class UnsupportedModel(ValueError):
-    """A model that this package cannot export; the message says what can."""
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """One kind of transformer: llama.cpp's name for it and its tensors."""
-
-    arch: str
-    layer: Mapping[str, str]  # Hub name within a layer -> GGUF name within a block
-    permute: bool = False  # llama.cpp rotates neighbours, the Hub halves
-    gemma: bool = False  # norms are stored less 1; the head is the embedding
-
-
-FAMILIES: dict[str, Family] = {
-    "LlamaForCausalLM": Family("llama", _LAYER, permute=True),
-    "MistralForCausalLM": Family("llama", _LAYER, permute=True),
-    "Qwen2ForCausalLM": Family("qwen2", _LAYER),
-    "Qwen3ForCausalLM": Family("qwen3", _LAYER | _QK_NORM),
-    "Gemma2ForCausalLM": Family("gemma2", _LAYER | _GEMMA_NORMS, gemma=True),
-    "Gemma3ForCausalLM": Family("gemma3", _LAYER | _GEMMA_NORMS | _QK_NORM, gemma=True),
-    "Gemma3ForConditionalGeneration": Family("gemma3", _LAYER | _GEMMA_NORMS | _QK_NORM, gemma=True),
-    "Phi3ForCausalLM": Family("phi3", _PHI3_LAYER),
-}
-
-
-def read_config(folder: Path) -> tuple[Family, dict[str, Any]]:
-    """The family of a Hub folder and its text model's configuration.
-
-    Raises:
-        UnsupportedModel: an architecture, or a variant of one, that would be exported wrongly.
-    """
-    if not (folder / "config.json").exists():
-        raise UnsupportedModel(f"{folder} has no config.json: is it a model's folder?")
-    try:
-        config = read_json(folder / "config.json")
-    except TokenizerError as error:
-        raise UnsupportedModel(str(error)) from error
-    names = config.get("architectures") or ["(none)"]
-    if re.search("eagle|medusa", str(names[0]), re.IGNORECASE):
-        raise UnsupportedModel(
-            f"{folder} is a draft head ({names[0]}) that reads its target's hidden states and cannot draft alone: "
-            "use a small model as the drafter, or a target whose GGUF has its head inside (MTP)"
-        )
-    family = FAMILIES.get(str(names[0]))
-    if family is None:
-        known = ", ".join(sorted(name.removesuffix("ForCausalLM") for name in FAMILIES if name.endswith("ForCausalLM")))
-        raise UnsupportedModel(
-            f"{folder} is a {names[0]}, which is not among the families exported here ({known}); "
-            "give --converter PATH to use the script of a llama.cpp checkout"
-        )
-    config |= config.get("text_config") or {}
-    for key, what in (
-        ("num_local_experts", "a mixture of experts"),
-        ("quantization_config", "quantised already"),
-    ):
-        if config.get(key):
-            raise UnsupportedModel(f"{folder} is {what} ({key} in config.json), which is not supported: use its GGUF")
-    if config.get("mlp_bias"):
-        raise UnsupportedModel(f"{folder} has biases in its feed-forward layers, which llama.cpp does not read")
-    return family, config
 
 
 def to_gguf(
@@ -135,15 +49,8 @@ def to_gguf(
         UnsupportedModel: no family of this package, or weights that do not fit its configuration.
         CheckpointError, TokenizerError: damaged or missing files.
     """
-    family, config = read_config(folder)
-    try:
-        shape = _Shape.of(config)
-        entries = _entries(folder, family, config, shape, float_type, name or folder.name)
-    except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
-        if isinstance(error, (UnsupportedModel, TokenizerError)):
-            raise
-        raise UnsupportedModel(f"{folder}: config.json is incomplete or damaged ({error!r})") from error
-    tensors = _tensors(folder, family, config, shape, float_type)
+    plan = _plan(folder, float_type, name or folder.name)
+    tensors = [_vector(*item) for item in plan.factors.items()] + _tensors(folder, plan, float_type)
     n_done = 0
 
     def count(_: PlannedTensor) -> None:
@@ -152,7 +59,39 @@ def to_gguf(
         if on_tensor is not None:
             on_tensor(n_done, len(tensors))
 
-    write_gguf(path, entries, tensors, on_tensor=count)
+    write_gguf(path, plan.entries, tensors, on_tensor=count)
+
+
+def examine(folder: Path) -> None:
+    """Everything that can be said of a Hub folder before its weights are there.
+
+    Raises:
+        UnsupportedModel, TokenizerError: as `to_gguf` would.
+    """
+    _plan(folder, "F16", folder.name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a folder's configuration and tokenizer make of it."""
+
+    family: Family
+    config: Mapping[str, Any]
+    shape: _Shape
+    entries: dict[str, bytes]
+    factors: dict[str, list[float]]
+
+
+def _plan(folder: Path, float_type: FloatType, name: str) -> _Plan:
+    try:
+        family, config = read_config(folder)
+        shape, rope = _Shape.of(config), read_rope(folder, family, config)
+        entries = _entries(folder, family, config, shape, rope, float_type, name)
+        return _Plan(family, config, shape, entries, rope_factors(folder, rope))
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, ZeroDivisionError, struct.error) as error:
+        if isinstance(error, (UnsupportedModel, TokenizerError)):
+            raise
+        raise UnsupportedModel(f"{folder}: config.json is incomplete or damaged ({error!r})") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,20 +121,18 @@ class _Shape:
         return shape
 
 
-def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary settings of the layers that see everything: the old `rope_scaling` or the newer `rope_parameters`."""
-    told = config.get("rope_parameters") or {}
-    told = told.get("full_attention", told)
-    scaling = config.get("rope_scaling") or {}
-    rope = {"rope_theta": config.get("rope_theta"), **scaling, **told}
-    rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
-    return rope
-
-
 def _entries(
-    folder: Path, family: Family, config: Mapping[str, Any], shape: _Shape, float_type: FloatType, name: str
+    folder: Path,
+    family: Family,
+    config: Mapping[str, Any],
+    shape: _Shape,
+    rope: Rope,
+    float_type: FloatType,
+    name: str,
 ) -> dict[str, bytes]:
-    arch, rope = family.arch, _rope(config)
+    arch = family.arch
+    # Where a layer looks back less far than llama.cpp lets it, the model is itself up to there.
+    n_context = attention_window(folder, family, config) or int(config["max_position_embeddings"])
     vocabulary = read_vocabulary(folder, shape.n_vocab)
     entries = {
         "general.architecture": gguf.string(arch),
@@ -203,24 +140,21 @@ def _entries(
         "general.name": gguf.string(_telling_name(name, vocabulary)),
         "general.file_type": gguf.u32(_FILE_TYPES[float_type]),
         f"{arch}.vocab_size": gguf.u32(shape.n_vocab),
-        f"{arch}.context_length": gguf.u32(int(config["max_position_embeddings"])),
+        f"{arch}.context_length": gguf.u32(n_context),
         f"{arch}.embedding_length": gguf.u32(shape.n_embd),
         f"{arch}.block_count": gguf.u32(shape.n_layers),
         f"{arch}.feed_forward_length": gguf.u32(shape.n_ff),
         f"{arch}.attention.head_count": gguf.u32(shape.n_heads),
         f"{arch}.attention.head_count_kv": gguf.u32(shape.n_kv_heads),
-        f"{arch}.attention.layer_norm_rms_epsilon": gguf.f32(float(config.get("rms_norm_eps", 1e-6))),
+        f"{arch}.attention.layer_norm_rms_epsilon": gguf.f32(float(config["rms_norm_eps"])),
         f"{arch}.attention.key_length": gguf.u32(shape.head_dim),
         f"{arch}.attention.value_length": gguf.u32(shape.head_dim),
-        f"{arch}.rope.dimension_count": gguf.u32(_n_rotated(config, shape)),
-        f"{arch}.rope.freq_base": gguf.f32(float(rope["rope_theta"] or (1e6 if arch == "gemma3" else 1e4))),
     }
-    entries |= _rope_entries(folder, arch, config, rope)
+    entries |= rope_entries(arch, config, rope)
     if family.gemma:
         entries |= _gemma_entries(folder, arch, config, shape)
     if arch == "phi3":
-        # 0 tells llama.cpp of a model without a window, as Phi-4 is.
-        entries["phi3.attention.sliding_window"] = gguf.u32(int(config.get("sliding_window") or 0))
+        entries["phi3.attention.sliding_window"] = gguf.u32(0)  # it computes none, whatever is said here
     return entries | vocabulary.entries() | {"general.quantization_version": gguf.u32(2)}
 
 
@@ -236,74 +170,42 @@ def _telling_name(name: str, vocabulary: Vocabulary) -> str:
     return f"{name} (phi-3 tokenizer)" if has_tokens and vocabulary.strips_right and not told else name
 
 
-def _n_rotated(config: Mapping[str, Any], shape: _Shape) -> int:
-    part = config.get("partial_rotary_factor") or _rope(config).get("partial_rotary_factor") or 1.0
-    return int(float(part) * shape.head_dim)
-
-
-def _rope_entries(folder: Path, arch: str, config: Mapping[str, Any], rope: Mapping[str, Any]) -> dict[str, bytes]:
-    kind, key = rope["rope_type"], f"{arch}.rope.scaling"
-    if kind in {"default", "llama3"}:  # Llama 3's scaling travels as a tensor of factors
-        return {}
-    if kind == "linear":
-        return {f"{key}.type": gguf.string("linear"), f"{key}.factor": gguf.f32(float(rope["factor"]))}
-    if kind == "yarn":
-        original = int(rope.get("original_max_position_embeddings") or config["max_position_embeddings"])
-        return {
-            f"{key}.type": gguf.string("yarn"),
-            f"{key}.factor": gguf.f32(float(rope["factor"])),
-            f"{key}.original_context_length": gguf.u32(original),
-        }
-    if kind in {"longrope", "su"} and arch == "phi3":
-        original = int(rope.get("original_max_position_embeddings") or config["original_max_position_embeddings"])
-        scale = int(config["max_position_embeddings"]) / original
-        factor = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
-        return {
-            f"{key}.original_context_length": gguf.u32(original),
-            f"{key}.attn_factor": gguf.f32(factor),
-        }
-    raise UnsupportedModel(
-        f"{folder} stretches its context by {kind!r}, which is not exported here; "
-        "give --converter PATH to use the script of a llama.cpp checkout"
-    )
-
-
 def _gemma_entries(folder: Path, arch: str, config: Mapping[str, Any], shape: _Shape) -> dict[str, bytes]:
     # llama.cpp takes the scale from the number of layers: the 27B models divide by the width of a head, all others by
     # head_dim.
     is_27b = shape.n_layers == {"gemma2": 46, "gemma3": 62}[arch]
     expected = shape.n_embd // shape.n_heads if is_27b else shape.head_dim
-    if config.get("query_pre_attn_scalar", expected) != expected:
+    if config["query_pre_attn_scalar"] != expected:
         raise UnsupportedModel(
             f"{folder} scales its queries by {config['query_pre_attn_scalar']} where llama.cpp would by {expected}"
         )
+    if not config["sliding_window"]:
+        raise UnsupportedModel(f"{folder} says no sliding_window, which every {arch} has")
     entries = {f"{arch}.attention.sliding_window": gguf.u32(int(config["sliding_window"]))}
     period = {"gemma2": 2, "gemma3": 6}[arch]
-    kinds = config.get("layer_types")
-    told = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or period
-    if kinds is None:
-        kinds = [
-            "full_attention" if (layer + 1) % told == 0 else "sliding_attention" for layer in range(shape.n_layers)
-        ]
-    if any((kind == "full_attention") != ((layer + 1) % period == 0) for layer, kind in enumerate(kinds)):
+    told = int(config.get("sliding_window_pattern") or period)
+    kinds = config["layer_types"] or [
+        "full_attention" if (layer + 1) % told == 0 else "sliding_attention" for layer in range(shape.n_layers)
+    ]
+    expected_kinds = [
+        "full_attention" if (layer + 1) % period == 0 else "sliding_attention" for layer in range(shape.n_layers)
+    ]
+    if kinds != expected_kinds:
         raise UnsupportedModel(
             f"{folder} mixes sliding and full layers otherwise than every {period}th, as {arch} does"
         )
-    if arch == "gemma2":
-        entries["gemma2.attn_logit_softcapping"] = gguf.f32(float(config["attn_logit_softcapping"]))
-    elif config.get("attn_logit_softcapping"):
-        raise UnsupportedModel(f"{folder} caps its attention, which no Gemma 3 does")
-    else:
-        local = (config.get("rope_parameters") or {}).get("sliding_attention", {}).get("rope_theta")
-        entries["gemma3.rope.freq_base_swa"] = gguf.f32(float(local or config.get("rope_local_base_freq") or 1e4))
-    if config.get("final_logit_softcapping"):
-        entries[f"{arch}.final_logit_softcapping"] = gguf.f32(float(config["final_logit_softcapping"]))
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if config[key]:
+            entries[f"{arch}.{key}"] = gguf.f32(float(config[key]))
+        elif arch == "gemma2":
+            raise UnsupportedModel(f"{folder} does without {key}, which llama.cpp's gemma2 always computes")
     return entries
 
 
 # Hub prefixes of the text model, the commonest first; multimodal checkpoints bury it.
 _PREFIXES = ("model.language_model.", "language_model.model.", "model.")
-_IGNORED = re.compile(r"rotary_emb|vision_tower|multi_modal_projector|vision_model|masked_bias|attn\.bias$")
+_BUFFERS = re.compile(r"rotary_emb\.inv_freq$")  # computed from the configuration
+_PICTURES = re.compile(r"(^|\.)(vision_tower|multi_modal_projector)\.")  # what sees, beside Gemma 3's text model
 
 
 def _gguf_name(name: str, family: Family) -> str | None:
@@ -319,38 +221,66 @@ def _gguf_name(name: str, family: Family) -> str | None:
     match = re.fullmatch(r"layers\.(\d{1,4})\.(.+)\.(weight|bias)", name)
     if match is None or match[2] not in family.layer:
         return None
-    return f"blk.{match[1]}.{family.layer[match[2]]}.{match[3]}"
+    return f"blk.{int(match[1])}.{family.layer[match[2]]}.{match[3]}"
 
 
-def _tensors(
-    folder: Path, family: Family, config: Mapping[str, Any], shape: _Shape, float_type: FloatType
-) -> list[PlannedTensor]:
+def _tensors(folder: Path, plan: _Plan, float_type: FloatType) -> list[PlannedTensor]:
+    family = plan.family
     stored: dict[str, StoredTensor] = {}
     for name, tensor in read_checkpoint(folder).items():
-        if _IGNORED.search(name):
+        if _BUFFERS.search(name) or (family.arch == "gemma3" and _PICTURES.search(name)):
             continue
         new_name = _gguf_name(name, family)
         if new_name is None:
             raise UnsupportedModel(f"{folder} has a tensor {name!r} that {family.arch} has no place for")
+        if new_name in stored:
+            raise UnsupportedModel(f"{folder} has {name!r} and {stored[new_name].name!r}, which are the same tensor")
+        if tensor.type not in READABLE:
+            raise UnsupportedModel(
+                f"{folder}: {name!r} is stored as {tensor.type}, and weights of {', '.join(READABLE)} are exported: "
+                "take the model that it was made from"
+            )
         stored[new_name] = tensor
-    if family.gemma or config.get("tie_word_embeddings"):
-        stored.pop("output.weight", None)  # the embedding serves as the head
-    elif "output.weight" not in stored and not config.get("tie_word_embeddings", family.arch == "qwen3"):
-        raise UnsupportedModel(f"{folder} lacks lm_head.weight: download the rest of its shards")
-    extents = _expected(family, shape)
+    _settle_head(folder, plan, stored)
+    extents = _expected(family, plan.config, plan.shape)
     for name, extent in extents.items():
         if name not in stored:
             raise UnsupportedModel(f"{folder} lacks the tensor for {name}: download the rest of its shards")
         if stored[name].shape != extent:
             raise UnsupportedModel(f"{folder}: {name} is {stored[name].shape} where config.json says {extent}")
-    for name in stored:
-        if name not in extents and name.endswith(".weight") and name != "output.weight":
-            raise UnsupportedModel(f"{folder}: {name} is beyond the layers that config.json tells of")
-    planned = [_planned(name, stored[name], family, shape, float_type) for name in sorted(stored, key=_order)]
-    return _rope_tensors(config, shape, family) + planned
+    for name, tensor in stored.items():
+        if name not in extents and name != "output.weight":
+            layer = re.match(r"blk\.(\d+)", name)
+            beyond = layer is not None and int(layer[1]) >= plan.shape.n_layers
+            why = "is beyond the layers that config.json tells of" if beyond else "is nothing that config.json tells of"
+            raise UnsupportedModel(f"{folder}: {tensor.name} {why}")
+    return [_planned(name, stored[name], family, plan.shape, float_type) for name in sorted(stored, key=_order)]
 
 
-def _expected(family: Family, shape: _Shape) -> dict[str, tuple[int, ...]]:
+def _settle_head(folder: Path, plan: _Plan, stored: dict[str, StoredTensor]) -> None:
+    """Leave the head out where the embedding serves as one; a head of its own counts, whatever config.json says."""
+    head, embedding = stored.get("output.weight"), stored.get("token_embd.weight")
+    tied = bool(plan.config["tie_word_embeddings"])
+    if head is None and not tied:
+        raise UnsupportedModel(
+            f"{folder} lacks lm_head.weight, and config.json does not say that the embedding serves as the head "
+            "(tie_word_embeddings): download the rest of its shards"
+        )
+    if head is None or embedding is None:
+        return
+    if head.shape != embedding.shape:
+        raise UnsupportedModel(f"{folder}: lm_head.weight is {head.shape} where the embedding is {embedding.shape}")
+    if (tied or plan.family.arch == "gemma2") and _same(head, embedding):
+        del stored["output.weight"]
+    elif plan.family.arch == "gemma2":
+        raise UnsupportedModel(f"{folder} has a head of its own (lm_head.weight), for which gemma2 has no place")
+
+
+def _same(left: StoredTensor, right: StoredTensor) -> bool:
+    return left.type == right.type and all(map(operator.eq, left.chunks(), right.chunks()))
+
+
+def _expected(family: Family, config: Mapping[str, Any], shape: _Shape) -> dict[str, tuple[int, ...]]:
     """Extents of every tensor that must be there, outermost first."""
     n_q, n_kv = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
     known: dict[str, tuple[int, ...]] = {
@@ -369,9 +299,12 @@ def _expected(family: Family, shape: _Shape) -> dict[str, tuple[int, ...]]:
         "token_embd.weight": (shape.n_vocab, shape.n_embd),
         "output_norm.weight": (shape.n_embd,),
     }
+    biased = family.bias_parts(config)
     for layer in range(shape.n_layers):
         for part in family.layer.values():
             extents[f"blk.{layer}.{part}.weight"] = known.get(part, (shape.n_embd,))
+        for part in biased:
+            extents[f"blk.{layer}.{part}.bias"] = known[part][:1]
     return extents
 
 
@@ -423,15 +356,17 @@ def _bf16_to_f16() -> NDArray[np.uint16]:
 _BF16_TO_F16 = _bf16_to_f16()
 
 
+# The bits of an exponent that stands for infinity or NaN.
+_NOT_FINITE = {"F16": 0x7C00, "BF16": 0x7F80}
+
+
 def _converted(items: NDArray[Any], stored: StoredTensor, type_name: str, *, plus: float) -> bytes:
     """Numbers of the stored type as bytes of `type_name`, each with `plus` added."""
+    _refuse_non_finite(items, stored)
     if stored.type == type_name and not plus:
         return bytes(items.data)
     if stored.type == "BF16" and type_name == "F16" and not plus:
-        halves = _BF16_TO_F16[items]
-        if np.any((halves & 0x7FFF) == 0x7C00):
-            raise UnsupportedModel(f"{stored.path}: {stored.name} holds numbers beyond F16: export with --quant BF16")
-        return bytes(halves.data)
+        return _in_range(_BF16_TO_F16[items], stored)
     floats: NDArray[np.float32] = (
         (items.astype("<u4") << 16).view("<f4") if stored.type == "BF16" else items.astype("<f4", copy=False)
     )
@@ -443,42 +378,26 @@ def _converted(items: NDArray[Any], stored: StoredTensor, type_name: str, *, plu
         nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # ties to even
         return bytes(nearest.astype("<u2").data)
     with np.errstate(over="ignore"):
-        result = floats.astype("<f2")
-    if np.any(np.isinf(result)):
+        return _in_range(floats.astype("<f2").view("<u2"), stored)
+
+
+def _refuse_non_finite(items: NDArray[Any], stored: StoredTensor) -> None:
+    if stored.type == "F32":
+        finite = bool(np.isfinite(items).all())
+    else:
+        exponent = _NOT_FINITE[stored.type]
+        finite = not bool(((items.view("<u2") & exponent) == exponent).any())
+    if not finite:
+        raise UnsupportedModel(
+            f"{stored.path}: {stored.name} holds NaN or infinite numbers: the checkpoint is damaged, download it again"
+        )
+
+
+def _in_range(halves: NDArray[np.uint16], stored: StoredTensor) -> bytes:
+    """Half-precision numbers as bytes; those of a finite source that became infinite are refused."""
+    if np.any((halves & 0x7FFF) == 0x7C00):
         raise UnsupportedModel(f"{stored.path}: {stored.name} holds numbers beyond F16: export with --quant BF16")
-    return bytes(result.data)
-
-
-def _rope_tensors(config: Mapping[str, Any], shape: _Shape, family: Family) -> list[PlannedTensor]:
-    """Factors of the rotary frequencies, for contexts stretched as Llama 3 and Phi-3 do it."""
-    rope = _rope(config)
-    if rope["rope_type"] == "llama3":
-        return [_vector("rope_freqs.weight", _llama3_factors(rope, shape.head_dim))]
-    if family.arch == "phi3" and rope["rope_type"] in {"longrope", "su"}:
-        factors = {
-            f"rope_factors_{kind}.weight": [float(x) for x in rope[f"{kind}_factor"]] for kind in ("long", "short")
-        }
-        if any(len(values) != _n_rotated(config, shape) // 2 for values in factors.values()):
-            raise UnsupportedModel("the model's rope factors do not fit its heads: config.json is damaged")
-        return [_vector(name, values) for name, values in factors.items()]
-    return []
-
-
-def _llama3_factors(rope: Mapping[str, Any], head_dim: int) -> list[float]:
-    """By how much each frequency is divided: not at all for short waves, `factor` for long ones, smoothly between."""
-    factor, low, high = (float(rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
-    original = float(rope["original_max_position_embeddings"])
-    factors = []
-    for index in range(0, head_dim, 2):
-        wavelength = 2 * math.pi * float(rope["rope_theta"]) ** (index / head_dim)
-        if wavelength < original / high:
-            factors.append(1.0)
-        elif wavelength > original / low:
-            factors.append(factor)
-        else:
-            smooth = (original / wavelength - low) / (high - low)
-            factors.append(1 / ((1 - smooth) / factor + smooth))
-    return factors
+    return bytes(halves.data)
 
 
 def _vector(name: str, values: list[float]) -> PlannedTensor:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.export import manifest
-from edgellm.export.checkpoint import read_checkpoint
+from edgellm.export.checkpoint import READABLE, read_checkpoint
 from edgellm.export.environments import Exporter, run_job
 from edgellm.export.manifest import Manifest
 from edgellm.export.pipeline import SMALL_PARAMS, Event, Judge
@@ -74,7 +74,8 @@ def _make(
     firsts: dict[str, Path] = {}
     for role, source in sources.items():
         quants = request.quants if role == "target" else (request.draft_quants or request.quants)
-        n_params = sum(math.prod(tensor.shape) for tensor in read_checkpoint(source.path).values())
+        stored = read_checkpoint(source.path).values()
+        n_params = sum(math.prod(tensor.shape) for tensor in stored if tensor.type in READABLE)
         wants_proof = request.verify or (request.verify is None and n_params <= SMALL_PARAMS)
         checked: dict[str, Any] = {}
         for quant in quants:

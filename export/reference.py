@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.export.checkpoint import CHUNK_BYTES, StoredTensor, read_checkpoint
-from edgellm.export.gguf import UnsupportedModel, read_config
+from edgellm.export.facts import UnsupportedModel, read_config
 
 Floats = NDArray[np.float32]
 
@@ -41,7 +41,7 @@ def reference_logits(folder: Path, tokens: Sequence[int]) -> Floats:
         tensor = stored.get(name)
         return None if tensor is None else _floats(tensor.read(), tensor).reshape(tensor.shape)
 
-    gemma, eps = family.gemma, float(config.get("rms_norm_eps", 1e-6))
+    gemma, eps = family.gemma, float(config["rms_norm_eps"])
     embedding = stored[f"{prefix}embed_tokens.weight"]
     x = np.zeros((len(tokens), embedding.shape[1]), np.float32)
     for first, rows in _rows(embedding):
@@ -64,7 +64,7 @@ def reference_logits(folder: Path, tokens: Sequence[int]) -> Floats:
             out = y @ _there(weight(f"{at}{name}.weight")).T
             return out if bias is None else out + bias
 
-        y = _attention(norm(x, "input_layernorm"), config, layer, linear, part, eps, gemma)
+        y = _attention(norm(x, "input_layernorm"), family.arch, config, layer, linear, part, eps)
         x = x + (norm(y, "post_attention_layernorm") if gemma else y)
         y = norm(x, "pre_feedforward_layernorm" if gemma else "post_attention_layernorm")
         if family.arch == "phi3":
@@ -74,8 +74,8 @@ def reference_logits(folder: Path, tokens: Sequence[int]) -> Floats:
         y = linear((_gelu(gate) if gemma else gate / (1 + np.exp(-gate))) * up, "mlp.down_proj")
         x = x + (norm(y, "post_feedforward_layernorm") if gemma else y)
     x = _rms_norm(x, _there(weight(f"{prefix}norm.weight")), eps, gemma)
-    tied = gemma or config.get("tie_word_embeddings") or "lm_head.weight" not in stored
-    head = embedding if tied else stored["lm_head.weight"]
+    heads = [tensor for name, tensor in stored.items() if name.removeprefix("language_model.") == "lm_head.weight"]
+    head = heads[0] if heads else embedding
     out: Floats = np.concatenate([x @ rows.T for _, rows in _rows(head)], axis=1)
     cap = config.get("final_logit_softcapping")
     return np.tanh(out / cap) * np.float32(cap) if cap else out
@@ -117,12 +117,12 @@ def _gelu(x: Floats) -> Floats:
 
 def _attention(
     x: Floats,
+    arch: str,
     config: Mapping[str, Any],
     layer: int,
     linear: Callable[[Floats, str], Floats],
     part: Callable[[str], Floats | None],
     eps: float,
-    gemma: bool,
 ) -> Floats:
     n, n_heads = len(x), config["num_attention_heads"]
     n_kv = config.get("num_key_value_heads") or n_heads
@@ -134,9 +134,9 @@ def _attention(
     q, k, v = q.reshape(n, n_heads, dim), k.reshape(n, n_kv, dim), v.reshape(n, n_kv, dim)
     q_norm, k_norm = part("self_attn.q_norm"), part("self_attn.k_norm")
     if q_norm is not None and k_norm is not None:
-        q, k = _rms_norm(q, q_norm, eps, gemma), _rms_norm(k, k_norm, eps, gemma)
-    sliding = _is_sliding(config, layer)
-    cos, sin = _rotation(config, n, dim, local=sliding)
+        q, k = (_rms_norm(x, weight, eps, arch == "gemma3") for x, weight in ((q, q_norm), (k, k_norm)))
+    sliding = _is_sliding(arch, config, layer)
+    cos, sin = _rotation(arch, config, n, dim, local=sliding and arch == "gemma3")
     q, k = _rotated(q, cos, sin), _rotated(k, cos, sin)
     k, v = np.repeat(k, n_heads // n_kv, axis=1), np.repeat(v, n_heads // n_kv, axis=1)
     scale = 1 / math.sqrt(config.get("query_pre_attn_scalar") or dim)
@@ -152,42 +152,55 @@ def _attention(
     return linear(np.einsum("hqk,khd->qhd", scores, v).reshape(n, n_heads * dim), "self_attn.o_proj")
 
 
-def _is_sliding(config: Mapping[str, Any], layer: int) -> bool:
+def _is_sliding(arch: str, config: Mapping[str, Any], layer: int) -> bool:
+    if arch not in {"gemma2", "gemma3"}:
+        return False  # elsewhere a file states no more context than its window
     if config.get("layer_types"):
         return bool(config["layer_types"][layer] == "sliding_attention")
-    period = {"gemma2": 2, "gemma3_text": 6, "gemma3": 6}.get(config.get("model_type", ""), 0)
-    period = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or period
-    return bool(period) and (layer + 1) % period != 0
+    return (layer + 1) % (config.get("sliding_window_pattern") or 2) != 0
 
 
-def _rotation(config: Mapping[str, Any], n: int, dim: int, *, local: bool) -> tuple[Floats, Floats]:
+def _rotation(arch: str, config: Mapping[str, Any], n: int, dim: int, *, local: bool) -> tuple[Floats, Floats]:
     """Cosines and sines of each position and frequency, shape (n, rotated / 2)."""
-    told = config.get("rope_parameters") or {}
-    if "full_attention" in told:
-        told = told["sliding_attention" if local else "full_attention"]
-    base = float(told.get("rope_theta") or config.get("rope_theta") or 10_000.0)
-    scaling = dict(config.get("rope_scaling") or {}) | told
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if local and config.get("rope_local_base_freq"):
-        base, kind = float(config["rope_local_base_freq"]), "default"
-    rotated = int(dim * (config.get("partial_rotary_factor") or 1.0))
+    told = dict(config.get("rope_parameters") or {})
+    if arch == "gemma3":
+        told = {} if local else dict(told.get("full_attention") or {}) | (config.get("rope_scaling") or {})
+        of_local = (config.get("rope_parameters") or {}).get("sliding_attention") or {}
+        base = of_local.get("rope_theta") or config.get("rope_local_base_freq") or 1e4
+        base = float(base if local else told.get("rope_theta") or config.get("rope_theta") or 1e6)
+    else:
+        told = dict(config.get("rope_scaling") or told)
+        base = float(told.get("rope_theta") or config.get("rope_theta") or 1e4)
+    kind = told.get("rope_type") or told.get("type") or "default"
+    rotated = int(dim * (told.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0))
     frequencies = base ** (-np.arange(0, rotated, 2, dtype=np.float64) / rotated)
-    amplitude = 1.0
+    amplitude, most = 1.0, config["max_position_embeddings"]
+    original = told.get("original_max_position_embeddings") or most
     if kind == "linear":
-        frequencies = frequencies / scaling["factor"]
+        frequencies = frequencies / told["factor"]
     elif kind == "llama3":
-        original = scaling["original_max_position_embeddings"]
         turns = original * frequencies / (2 * math.pi)  # within the context of the training
-        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        low, high = told["low_freq_factor"], told["high_freq_factor"]
         smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
-        frequencies = frequencies * (smooth + (1 - smooth) / scaling["factor"])
+        frequencies = frequencies * (smooth + (1 - smooth) / told["factor"])
     elif kind in {"longrope", "su"}:
-        original = scaling.get("original_max_position_embeddings") or config["original_max_position_embeddings"]
-        stretch = config["max_position_embeddings"] / original
-        frequencies = frequencies / np.asarray(scaling["short_factor" if n <= original else "long_factor"])
+        original = config["original_max_position_embeddings"] if arch == "phi3" else original
+        stretch = told.get("factor") or most / original
+        frequencies = frequencies / np.asarray(told["short_factor" if n <= original else "long_factor"])
         amplitude = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
+    elif kind == "yarn":
+        # The dimension whose wave turns so often within the original context (arXiv:2309.00071, section 3.2).
+        first, last = (rotated * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base)) for turns in (32, 1))
+        first, last = max(math.floor(first), 0), min(math.ceil(last), rotated - 1)
+        kept = 1 - np.clip((np.arange(rotated // 2) - first) / max(last - first, 0.001), 0, 1)
+        frequencies = frequencies * (kept + (1 - kept) / told["factor"])
+        scale, all_dim = told.get("mscale"), told.get("mscale_all_dim")
+        grown = 0.1 * math.log(told["factor"])
+        amplitude = (grown * scale + 1) / (grown * all_dim + 1) if scale and all_dim else grown + 1
     elif kind != "default":
         raise NoReference(f"the reference does not know rope scaling {kind!r}")
+    if kind in {"yarn", "longrope", "su"} and told.get("attention_factor") is not None:
+        amplitude = float(told["attention_factor"])
     angles = np.arange(n)[:, None] * frequencies[None, :]
     return (np.cos(angles) * amplitude).astype(np.float32), (np.sin(angles) * amplitude).astype(np.float32)
 

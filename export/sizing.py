@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgellm.export.gguf import read_config
+from edgellm.export.facts import read_config
 from edgellm.export.source import ModelSource
 from edgellm.memory import plan as planner
 from edgellm.memory.context import N_DRAFT_MOST, ContextSettings

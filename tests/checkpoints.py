@@ -142,6 +142,8 @@ def random_weights(config: Mapping[str, Any], seed: int = 0, scale: float = 0.5)
             weights[f"{at}mlp.gate_proj.weight"] = matrix(n_ff, n_embd)
             weights[f"{at}mlp.up_proj.weight"] = matrix(n_ff, n_embd)
         weights[f"{at}self_attn.o_proj.weight"] = matrix(n_embd, n_heads * dim)
+        if config.get("attention_bias") and kind == "LlamaForCausalLM":
+            weights[f"{at}self_attn.o_proj.bias"] = vector(n_embd, 0.0)
         weights[f"{at}mlp.down_proj.weight"] = matrix(n_embd, n_ff)
         norms = ["input_layernorm", "post_attention_layernorm"]
         if kind.startswith("Gemma"):

@@ -11,7 +11,8 @@ from checkpoints import FAMILIES, random_weights, tiny_model, write_torch, write
 
 from edgellm.export import engine
 from edgellm.export.checkpoint import CheckpointError
-from edgellm.export.gguf import UnsupportedModel, to_gguf
+from edgellm.export.facts import UnsupportedModel
+from edgellm.export.gguf import to_gguf
 from edgellm.export.reference import reference_logits
 
 TOKENS = [5, 17, 250, 260, 3, 99, 42, 42, 7, 200, 111, 64, 0, 88, 31, 9, 255, 258]

@@ -19,7 +19,8 @@ import pytest
 from checkpoints import random_weights, tiny_model, write_torch
 
 from edgellm.export.checkpoint import CheckpointError, read_checkpoint
-from edgellm.export.gguf import UnsupportedModel, to_gguf
+from edgellm.export.facts import UnsupportedModel
+from edgellm.export.gguf import to_gguf
 from edgellm.export.tokenizer import TokenizerError
 from edgellm.export.trim import TrimError, trim_vocabulary
 from edgellm.memory.gguf import GgufError, read_header

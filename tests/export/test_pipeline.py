@@ -20,7 +20,7 @@ from checkpoints import tiny_model
 
 from edgellm.cli._pair import tabulate
 from edgellm.export import bundle, manifest, pipeline
-from edgellm.export.gguf import UnsupportedModel
+from edgellm.export.facts import UnsupportedModel
 from edgellm.export.gguf_writer import PlannedTensor, u32, write_gguf
 from edgellm.export.manifest import ManifestError
 from edgellm.export.pipeline import Options, Request
