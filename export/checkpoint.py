@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgellm.export.tokenizer import TokenizerError, read_json
+from edgellm.export.tokenizer import LFS_POINTER, TokenizerError, read_json
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
 MAX_PICKLE_BYTES = 64 * 2**20
@@ -134,12 +134,10 @@ def _weight_map(index: Path) -> dict[str, str]:
 def _read_shards(index: Path) -> dict[str, StoredTensor]:
     weight_map = _weight_map(index)
     tensors: dict[str, StoredTensor] = {}
-    for name in shards_of(index):
+    for name in sorted(set(weight_map.values())):
         if not (index.parent / name).exists():
             raise CheckpointError(f"{index.parent} lacks the shard {name}: download the rest of it")
-        # A tensor that two shards hold is taken from the one that the index names.
-        found = _read_file(index.parent / name).items()
-        tensors |= {key: tensor for key, tensor in found if weight_map.get(key, name) == name}
+        tensors |= _read_file(index.parent / name)
     missing = sorted(set(weight_map) - set(tensors))
     if missing:
         raise CheckpointError(f"{index.parent}: {missing[0]!r} and {len(missing) - 1} more tensors are in no shard")
@@ -155,6 +153,8 @@ def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
     file_bytes = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
+        if LFS_POINTER.startswith(start) and start:
+            raise CheckpointError(f"{path} is a pointer of Git LFS and not the file: run `git lfs pull` in its folder")
         header_bytes = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= header_bytes <= min(MAX_HEADER_BYTES, file_bytes - 8):
             raise CheckpointError(f"{path} is no safetensors file or a truncated one: download it again")

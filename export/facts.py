@@ -97,12 +97,12 @@ _WINDOW = {"use_sliding_window": False, "sliding_window": 4096, "max_window_laye
 _LLAMA = Family(
     "llama", ("llama",), _LAYER, _defaults(attention_bias=False, mlp_bias=False), _SILU, permute=True,
     idle=("sliding_window", "use_sliding_window", "max_window_layers"),
-    scalings=("default", "linear", "yarn", "llama3", "longrope"),
+    scalings=("default", "linear", "yarn", "llama3"),
     biases={"attention_bias": (*_QKV, "attn_output"), "mlp_bias": ("ffn_gate", "ffn_up", "ffn_down")},
 )  # fmt: skip
 _MISTRAL = Family(
     "llama", ("mistral",), _LAYER, _defaults(num_key_value_heads=8, sliding_window=4096), _SILU, permute=True,
-    scalings=("default", "linear", "yarn", "llama3", "longrope"),
+    scalings=("default", "linear", "yarn", "llama3"),
 )  # fmt: skip
 _QWEN2 = Family(
     "qwen2", ("qwen2",), _LAYER, _defaults(num_key_value_heads=32, **_WINDOW), _SILU,
@@ -327,13 +327,12 @@ def attention_window(folder: Path, family: Family, config: Mapping[str, Any]) ->
     return int(window)
 
 
-def remarks(folder: Path) -> list[str]:
+def remarks(family: Family, config: Mapping[str, Any], window: int | None) -> list[str]:
     """What the user of an exported model should know, in sentences."""
-    family, config = read_config(folder)
-    window = attention_window(folder, family, config)
-    if window is None:
-        return []
-    return [
-        f"its layers look back {window} tokens (sliding_window), which llama.cpp's {family.arch} does not do: the file "
-        f"states a context of {window} tokens, within which it is the same model"
-    ]
+    found = []
+    if window is not None:
+        found.append(
+            f"its layers look back {window} tokens (sliding_window), which llama.cpp's {family.arch} does not do: the "
+            f"file states a context of {window} tokens, within which it is the same model"
+        )
+    return found

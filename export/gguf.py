@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edgellm.export import gguf_writer as gguf
 from edgellm.export.checkpoint import READABLE, StoredTensor, read_checkpoint
-from edgellm.export.facts import Family, UnsupportedModel, attention_window, read_config
+from edgellm.export.facts import Family, UnsupportedModel, attention_window, read_config, remarks
 from edgellm.export.gguf_writer import PlannedTensor, write_gguf
 from edgellm.export.rope import Rope, read_rope, rope_entries, rope_factors
 from edgellm.export.tokenizer import TokenizerError, Vocabulary, read_vocabulary
@@ -62,13 +62,13 @@ def to_gguf(
     write_gguf(path, plan.entries, tensors, on_tensor=count)
 
 
-def examine(folder: Path) -> None:
-    """Everything that can be said of a Hub folder before its weights are there.
+def examine(folder: Path) -> tuple[str, ...]:
+    """What the user of the exported model should know, in sentences: all that can be said before weights are there.
 
     Raises:
         UnsupportedModel, TokenizerError: as `to_gguf` would.
     """
-    _plan(folder, "F16", folder.name)
+    return _plan(folder, "F16", folder.name).remarks
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +80,18 @@ class _Plan:
     shape: _Shape
     entries: dict[str, bytes]
     factors: dict[str, list[float]]
+    remarks: tuple[str, ...]
 
 
 def _plan(folder: Path, float_type: FloatType, name: str) -> _Plan:
     try:
         family, config = read_config(folder)
         shape, rope = _Shape.of(config), read_rope(folder, family, config)
-        entries = _entries(folder, family, config, shape, rope, float_type, name)
-        return _Plan(family, config, shape, entries, rope_factors(folder, rope))
+        vocabulary = read_vocabulary(folder, shape.n_vocab)
+        window = attention_window(folder, family, config)
+        entries = _entries(folder, family, config, shape, rope, vocabulary, float_type, name, window)
+        told = (*remarks(family, config, window), *vocabulary.remarks)
+        return _Plan(family, config, shape, entries, rope_factors(folder, rope), told)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError, ZeroDivisionError, struct.error) as error:
         if isinstance(error, (UnsupportedModel, TokenizerError)):
             raise
@@ -127,13 +131,14 @@ def _entries(
     config: Mapping[str, Any],
     shape: _Shape,
     rope: Rope,
+    vocabulary: Vocabulary,
     float_type: FloatType,
     name: str,
+    window: int | None,
 ) -> dict[str, bytes]:
     arch = family.arch
     # Where a layer looks back less far than llama.cpp lets it, the model is itself up to there.
-    n_context = attention_window(folder, family, config) or int(config["max_position_embeddings"])
-    vocabulary = read_vocabulary(folder, shape.n_vocab)
+    n_context = window or int(config["max_position_embeddings"])
     entries = {
         "general.architecture": gguf.string(arch),
         "general.type": gguf.string("model"),
@@ -159,15 +164,13 @@ def _entries(
 
 
 def _telling_name(name: str, vocabulary: Vocabulary) -> str:
-    """The model's name as llama.cpp must find it: control tokens swallow spaces where the name says Phi-3, and a name
-    that says so without Phi-3's tokens does not load.
+    """The model's name as llama.cpp must find it: control tokens swallow spaces where it says Phi-3 and only there,
+    and a name that says so without Phi-3's tokens does not load.
     """
     name = name.encode("utf-8", "replace").decode()  # a folder's name may be none
-    told = re.search("phi-?3", name, re.IGNORECASE)
-    has_tokens = {b"</s>", b"<unk>", b"<s>", b"<|endoftext|>"} <= set(vocabulary.tokens)
-    if told and not has_tokens:
-        return name.replace(told[0], told[0][:3] + " 3")
-    return f"{name} (phi-3 tokenizer)" if has_tokens and vocabulary.strips_right and not told else name
+    if not vocabulary.strips_right:
+        return re.sub("(phi)-?3", r"\1 3", name, flags=re.IGNORECASE)
+    return name if re.search("phi-?3", name, re.IGNORECASE) else f"{name} (phi-3 tokenizer)"
 
 
 def _gemma_entries(folder: Path, arch: str, config: Mapping[str, Any], shape: _Shape) -> dict[str, bytes]:
@@ -247,7 +250,7 @@ def _tensors(folder: Path, plan: _Plan, float_type: FloatType) -> list[PlannedTe
         if name not in stored:
             raise UnsupportedModel(f"{folder} lacks the tensor for {name}: download the rest of its shards")
         if stored[name].shape != extent:
-            raise UnsupportedModel(f"{folder}: {name} is {stored[name].shape} where config.json says {extent}")
+            raise UnsupportedModel(f"{folder}: {name} is {stored[name].shape} where config.json makes it {extent}")
     for name, tensor in stored.items():
         if name not in extents and name != "output.weight":
             layer = re.match(r"blk\.(\d+)", name)

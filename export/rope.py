@@ -132,7 +132,6 @@ def rope_entries(arch: str, config: Mapping[str, Any], rope: Rope) -> dict[str, 
         beyond = _yarn_amplitude(rope) / _mscale(float(rope["factor"]), 1.0)
         entries |= {f"{key}.attn_factor": gguf.f32(beyond)} if not math.isclose(beyond, 1.0, rel_tol=1e-9) else {}
     if kind == "longrope":
-        entries |= {f"{key}.type": gguf.string("longrope")} if arch != "phi3" else {}
         entries |= {
             f"{key}.original_context_length": gguf.u32(int(rope["original_max_position_embeddings"])),
             f"{key}.attn_factor": gguf.f32(_longrope_amplitude(config, rope)),

@@ -11,18 +11,22 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from edgellm.export import gguf_writer as gguf
+from edgellm.export import tokenizer_facts
+from edgellm.export.tokenizer_facts import TokenizerError as TokenizerError
+from edgellm.export.tokenizer_facts import parts
 from edgellm.memory.alphabet import SPACE, looks_special
 from edgellm.memory.protobuf import ProtobufError, fields
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's `llama_token_type`
 MAX_JSON_BYTES = 256 * 2**20
 MAX_TOKENS = 2**22
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 # llama.cpp prefers a token of any type where two symbols join to its text; this keeps added ones last.
 _ADDED_SCORE = -1000.0
 
@@ -33,6 +37,12 @@ _TEKKEN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_CASED = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_O200K = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_CASED[0]}*{_CASED[1]}+{_CONTRACTIONS}?"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_CASED[0]}+{_CASED[1]}*{_CONTRACTIONS}?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # Splitting rules (regular expressions; `digits` and `words` stand for the ready-made ones) and whether whole words
 # skip the merges -> llama.cpp's name.
 _PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
@@ -40,13 +50,10 @@ _PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
     ((_CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _LETTERS_ON,), False): "smaug-bpe",
     ((_CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _LETTERS_ON,), False): "qwen2",
     ((_TEKKEN,), True): "tekken",
+    ((_O200K,), False): "gpt-4o",
     (("digits", "words"), False): "smollm",
     (("words",), False): "gpt-2",
 }
-
-
-class TokenizerError(ValueError):
-    """A tokenizer that cannot be exported; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +66,13 @@ class Vocabulary:
     types: list[int]
     scores: list[float] | None  # SentencePiece: the higher, the earlier merged
     merges: list[str] | None  # byte-level BPE: "left right", the earlier the sooner
-    special_ids: dict[str, int]  # "bos", "eos", "unk", "pad"
+    special_ids: dict[str, int]  # "bos", "eos", "unk", "pad", and further ends of an answer: "eot", "eom"
     add_bos: bool
     add_eos: bool
     add_space_prefix: bool
     chat_templates: dict[str, str] = field(default_factory=dict)  # "default" and named ones
     strips_right: bool = False  # control tokens swallow the spaces behind them (Phi-3)
+    remarks: tuple[str, ...] = ()  # sentences about what llama.cpp does otherwise
 
     def entries(self) -> dict[str, bytes]:
         """The metadata entries of a GGUF file, packed."""
@@ -78,9 +86,9 @@ class Vocabulary:
         entries["tokenizer.ggml.token_type"] = gguf.i32s(self.types)
         if self.merges is not None:
             entries["tokenizer.ggml.merges"] = gguf.strings(self.merges)
-        names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+        names = {"unk": "unknown", "pad": "padding"}
         for name, token in self.special_ids.items():
-            entries[f"tokenizer.ggml.{names[name]}_token_id"] = gguf.u32(token)
+            entries[f"tokenizer.ggml.{names.get(name, name)}_token_id"] = gguf.u32(token)
         entries["tokenizer.ggml.add_bos_token"] = gguf.boolean(self.add_bos)
         entries["tokenizer.ggml.add_eos_token"] = gguf.boolean(self.add_eos)
         if self.model == "llama":
@@ -104,13 +112,13 @@ def read_vocabulary(folder: Path, n_vocab: int | None = None) -> Vocabulary:
     Raises:
         TokenizerError: no tokenizer, a damaged one, or a kind that llama.cpp has no equal for.
     """
-    config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
     try:
+        config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
         if (folder / "tokenizer.json").exists():
             return _from_json(folder, config, n_vocab)
         if (folder / "tokenizer.model").exists():
             return _from_sentencepiece(folder, config, n_vocab)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, struct.error) as error:
         raise TokenizerError(f"{folder}: the tokenizer files are damaged ({error!r}): download them again") from error
     raise TokenizerError(f"{folder} has neither tokenizer.json nor tokenizer.model: add the tokenizer's files to it")
 
@@ -123,8 +131,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if path.stat().st_size > MAX_JSON_BYTES:
         raise TokenizerError(f"{path} has {path.stat().st_size:,} bytes, which no configuration needs: is it damaged?")
+    data = path.read_bytes()
+    if data.startswith(LFS_POINTER):
+        raise TokenizerError(f"{path} is a pointer of Git LFS and not the file: run `git lfs pull` in its folder")
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{path} is no valid JSON ({error}): download it again") from error
     if not isinstance(value, dict):
@@ -140,6 +151,7 @@ def _from_json(folder: Path, config: dict[str, Any], n_vocab: int | None) -> Voc
             f"{folder}: a tokenizer of type {model['type']} is not supported (byte-level and SentencePiece BPE are); "
             "give --converter PATH to use llama.cpp's own script"
         )
+    tokenizer_facts.account(folder, document, config, sentencepiece=bool(model.get("byte_fallback")))
     table: dict[str, int] = model["vocab"]
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     pairs = [_pair(merge) for merge in model["merges"]]
@@ -172,10 +184,14 @@ def _from_json(folder: Path, config: dict[str, Any], n_vocab: int | None) -> Voc
     if sentencepiece and table.get(unknown, len(tokens)) < len(tokens):
         types[table[unknown]] = UNKNOWN
     _distinct(folder, tokens)
-    special_ids = _special_ids(folder, config, tokens)
+    templates = _chat_templates(folder, config)
+    _refuse_without_rows(
+        folder, config, {str(entry["content"]): int(entry["id"]) for entry in added}, len(tokens), templates
+    )
+    special_ids = _special_ids(folder, config, tokens, types)
     if isinstance(unknown, str) and table.get(unknown, len(tokens)) < len(tokens):
         special_ids["unk"] = table[unknown]
-    add_bos, add_eos = _adds(config, document.get("post_processor"), special_ids)
+    add_bos, add_eos = _adds(folder, document.get("post_processor"), special_ids)
     return Vocabulary(
         model="llama" if sentencepiece else "gpt2",
         pre="default" if sentencepiece else _pre_tokenizer(folder, document),
@@ -187,8 +203,9 @@ def _from_json(folder: Path, config: dict[str, Any], n_vocab: int | None) -> Voc
         add_bos=add_bos,
         add_eos=add_eos,
         add_space_prefix=sentencepiece and _prepends_space(document),
-        chat_templates=_chat_templates(folder, config),
+        chat_templates=templates,
         strips_right=any(entry.get("rstrip") for entry in added),
+        remarks=tuple(tokenizer_facts.remarks(document)),
     )
 
 
@@ -206,20 +223,43 @@ def _blank(folder: Path, size: int, n_vocab: int | None) -> tuple[list[bytes], l
     return [f"[PAD{token}]".encode() for token in range(n_total)], [UNUSED] * n_total
 
 
+def _refuse_without_rows(
+    folder: Path, config: dict[str, Any], added: dict[str, int], n_rows: int, templates: dict[str, str]
+) -> None:
+    """A token beyond the embedding may stand in a list and never in a conversation: nothing can be computed from it."""
+    for text, token in added.items():
+        named = any(config.get(f"{name}_token") == text for name in ("bos", "eos"))
+        if token >= n_rows and (named or any(text in template for template in templates.values())):
+            raise TokenizerError(
+                f"{folder}: {text!r} is token {token} and the model has rows for {n_rows:,}: it was added and never "
+                "trained; resize the model's embedding to its tokenizer"
+            )
+
+
 def _distinct(folder: Path, tokens: list[bytes]) -> None:
-    """llama.cpp ends the process at two tokens of one text."""
-    if len(set(tokens)) == len(tokens) and b"" not in tokens:
+    """llama.cpp ends the process at two tokens of one text, and reads a text up to a NUL."""
+    if len(set(tokens)) == len(tokens) and b"" not in tokens and not any(b"\0" in text for text in tokens):
         return
     seen: set[bytes] = set()
     for token, text in enumerate(tokens):
-        if text in seen or not text:
-            raise TokenizerError(
-                f"{folder}: token {token} ({text!r}) is empty or there twice: the tokenizer is damaged"
-            )
+        if text in seen or not text or b"\0" in text:
+            fault = "holds a NUL" if b"\0" in text else "is empty or there twice"
+            raise TokenizerError(f"{folder}: token {token} ({text!r}) {fault}: the tokenizer is damaged")
         seen.add(text)
 
 
-def _special_ids(folder: Path, config: dict[str, Any], tokens: list[bytes]) -> dict[str, int]:
+# Texts at which llama.cpp ends an answer whatever the file says, those of a turn's end first.
+_TURN_ENDS = (
+    b"<|eot_id|>", b"<|im_end|>", b"<|end|>", b"<end_of_turn>", b"<|endoftext|>", b"<|end_of_text|>", b"<EOT>",
+    b"_<EOT>", b"[EOT]", "<｜end▁of▁sentence｜>".encode(), b"<end_of_utterance>",
+)  # fmt: skip
+_ENDS = {
+    *_TURN_ENDS, b"<|return|>", b"<|call|>", b"<|flush|>", b"<|calls|>", b"</s>", b"<|eom_id|>", b"[EOS]", b"<eos>",
+    b"<turn|>", b"<|tool_response>", b"[e~[",
+}  # fmt: skip
+
+
+def _special_ids(folder: Path, config: dict[str, Any], tokens: list[bytes], types: list[int]) -> dict[str, int]:
     ids: dict[str, int] = {}
     by_text = {text: token for token, text in enumerate(tokens)}
     texts = dict(config)
@@ -234,34 +274,69 @@ def _special_ids(folder: Path, config: dict[str, Any], tokens: list[bytes]) -> d
         text = text.get("content") if isinstance(text, dict) else text
         token = by_text.get(text.encode()) if isinstance(text, str) else None
         if token is None:
-            number = numbers.get(f"{name}_token_id")
-            number = number[0] if isinstance(number, list) and number else number
-            token = number if isinstance(number, int) and 0 <= number < len(tokens) else None
+            token = next(iter(_numbers(numbers.get(f"{name}_token_id"), len(tokens))), None)
         if token is not None:
             ids[name] = token
-    return ids
+    return ids | _ends(folder, ids.get("eos"), _numbers(numbers.get("eos_token_id"), len(tokens)), tokens, types)
 
 
-def _adds(config: dict[str, Any], post: dict[str, Any] | None, special_ids: Mapping[str, int]) -> tuple[bool, bool]:
-    """Whether the tokenizer puts BOS before and EOS behind a text."""
+def _numbers(value: Any, n_tokens: int) -> list[int]:
+    """One token id or several; those that the model has no row for are left out, as it cannot produce them."""
+    values = value if isinstance(value, list) else [value]
+    return [number for number in values if type(number) is int and 0 <= number < n_tokens]
+
+
+def _ends(folder: Path, eos: int | None, stops: list[int], tokens: list[bytes], types: list[int]) -> dict[str, int]:
+    """The tokens at which an answer ends, so that llama.cpp ends at all of them and at none of its own defaults."""
+    known = [token for token, text in enumerate(tokens) if text in _ENDS]
+    if eos is None:
+        # llama.cpp takes an ordinary token where none is named; one that ends answers anyway, or never comes, does no
+        # harm.
+        spare = known or [token for token, kind in enumerate(types) if kind == UNUSED]
+        if not spare:
+            raise TokenizerError(
+                f"{folder} names no token at which an answer ends, and llama.cpp would end at an ordinary one: write "
+                "eos_token_id into generation_config.json"
+            )
+        return {"eos": spare[0]}
+    further = [token for token in dict.fromkeys(stops) if token != eos and token not in known]
+    # The end of a turn is found by its text; naming another would take its place.
+    places = ["eom"] if any(tokens[token] in _TURN_ENDS for token in known) else ["eot", "eom"]
+    if len(further) > len(places):
+        raise TokenizerError(
+            f"{folder}: answers end at {len(further) + 1} tokens that only generation_config.json names "
+            f"(eos_token_id), and a GGUF file has places for {len(places) + 1}: leave the least important out"
+        )
+    return dict(zip(places, further, strict=False))
+
+
+def _adds(folder: Path, post: dict[str, Any] | None, special_ids: dict[str, int]) -> tuple[bool, bool]:
+    """Whether the tokenizer puts BOS before and EOS behind a text; a BOS that it alone names is noted.
+
+    transformers leaves `add_bos_token` and `add_eos_token` aside where there is a tokenizer.json.
+    """
     single: list[dict[str, Any]] = []
-    for processor in [post, *((post or {}).get("processors") or [])]:
-        if processor and processor.get("type") == "TemplateProcessing":
+    for processor in parts(post, "processors"):
+        if processor["type"] == "TemplateProcessing":
             single = processor["single"]
-            table = {name: entry["ids"][0] for name, entry in processor["special_tokens"].items()}
+            table = {name: entry["ids"] for name, entry in processor["special_tokens"].items()}
     ids = [table[part["SpecialToken"]["id"]] if "SpecialToken" in part else None for part in single]
-    before = ids[: ids.index(None)] if None in ids else []
-    behind = ids[ids.index(None) + 1 :] if None in ids else []
-    told_bos, told_eos = config.get("add_bos_token"), config.get("add_eos_token")
-    add_bos = told_bos if isinstance(told_bos, bool) else special_ids.get("bos", -1) in before
-    add_eos = told_eos if isinstance(told_eos, bool) else special_ids.get("eos", -1) in behind
-    return add_bos and "bos" in special_ids, add_eos and "eos" in special_ids
+    before = [token for group in ids[: ids.index(None)] if group for token in group] if None in ids else []
+    behind = [token for group in ids[ids.index(None) + 1 :] if group for token in group] if None in ids else []
+    if before and "bos" not in special_ids:
+        special_ids["bos"] = before[0]
+    if before not in ([], [special_ids.get("bos")]) or behind not in ([], [special_ids.get("eos")]):
+        raise TokenizerError(
+            f"{folder}: the tokenizer puts tokens {before} before and {behind} behind a text, where llama.cpp puts one "
+            "BOS and one EOS"
+        )
+    return bool(before), bool(behind)
 
 
 def _prepends_space(document: dict[str, Any]) -> bool:
-    parts = [
-        *_parts(document.get("normalizer"), "normalizers"),
-        *_parts(document.get("pre_tokenizer"), "pretokenizers"),
+    steps = [
+        *parts(document.get("normalizer"), "normalizers"),
+        *parts(document.get("pre_tokenizer"), "pretokenizers"),
     ]
     return any(
         (part["type"] == "Prepend" and part["prepend"] == SPACE)
@@ -270,23 +345,17 @@ def _prepends_space(document: dict[str, Any]) -> bool:
             and part.get("prepend_scheme", "always") != "never"
             and part.get("add_prefix_space", True)
         )
-        for part in parts
+        for part in steps
     )
-
-
-def _parts(part: dict[str, Any] | None, children: str) -> Iterator[dict[str, Any]]:
-    if part and part["type"] == "Sequence":
-        for child in part[children]:
-            yield from _parts(child, children)
-    elif part:
-        yield part
 
 
 def _pre_tokenizer(folder: Path, document: dict[str, Any]) -> str:
     rules: list[str] = []
-    for part in _parts(document.get("pre_tokenizer"), "pretokenizers"):
+    for part in parts(document.get("pre_tokenizer"), "pretokenizers"):
         kind = part["type"]
-        if kind == "Split" and "Regex" in part["pattern"] and part.get("behavior") == "Isolated":
+        # The rules match every sign, so what they match may as well be named as what is kept of a text.
+        how = (part.get("behavior"), bool(part.get("invert")))
+        if kind == "Split" and "Regex" in part["pattern"] and how in {("Isolated", False), ("Removed", True)}:
             rules.append(part["pattern"]["Regex"])
         elif kind == "Digits" and part.get("individual_digits"):
             rules.append("digits")
@@ -315,7 +384,10 @@ def _chat_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
         told = read_json(folder / "chat_template.json").get("chat_template")
         templates |= {"default": told} if isinstance(told, str) else {}
     if (folder / "chat_template.jinja").exists():
-        templates["default"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        try:
+            templates["default"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise TokenizerError(f"{folder / 'chat_template.jinja'} is no UTF-8 text: save it as such") from error
     return templates
 
 
@@ -323,21 +395,25 @@ def _from_sentencepiece(folder: Path, config: dict[str, Any], n_vocab: int | Non
     """tokenizer.model (a protobuf), with the tokens that the Hub's files add to it."""
     data = (folder / "tokenizer.model").read_bytes()
     pieces: list[tuple[bytes, float, int]] = []
-    unigram, add_space_prefix = True, True
+    trainer: dict[int, Any] = {}
+    normalizer: dict[int, Any] = {}
     for number, value in _protobuf(data, folder):
         if number == 1 and isinstance(value, bytes):
             fields = dict(_protobuf(value, folder))
             score = struct.unpack("<f", fields.get(2, bytes(4)))[0]
             pieces.append((fields[1], score, fields.get(3, NORMAL)))
         elif number == 2 and isinstance(value, bytes):
-            unigram = dict(_protobuf(value, folder)).get(3, 1) != 2
+            trainer = dict(_protobuf(value, folder))
         elif number == 3 and isinstance(value, bytes):
-            add_space_prefix = bool(dict(_protobuf(value, folder)).get(3, 1))
-    if unigram:
-        raise TokenizerError(
-            f"{folder}: tokenizer.model is of the unigram kind, which is not supported (BPE is); "
-            "give --converter PATH to use llama.cpp's own script"
-        )
+            normalizer = dict(_protobuf(value, folder))
+        elif number != 4 and value:  # 4 holds samples to test it with
+            raise TokenizerError(f"{folder}: tokenizer.model has a part {number} that is not known here")
+    if not trainer:
+        raise TokenizerError(f"{folder}: tokenizer.model is damaged or truncated: download it again")
+    has_user_defined = any(kind == USER_DEFINED for _, _, kind in pieces)
+    tokenizer_facts.account_sentencepiece(folder, trainer, normalizer, has_user_defined=has_user_defined)
+    tokenizer_facts.account_config(folder, config)
+    tokenizer_facts.account_flags(folder, list((config.get("added_tokens_decoder") or {}).values()))
     added: dict[int, tuple[str, bool]] = {}
     strips_right = any(entry.get("rstrip") for entry in (config.get("added_tokens_decoder") or {}).values())
     if (folder / "added_tokens.json").exists():
@@ -356,7 +432,7 @@ def _from_sentencepiece(folder: Path, config: dict[str, Any], n_vocab: int | Non
         tokens[token] = (content if control else content.replace(SPACE, " ")).encode()
         types[token], scores[token] = CONTROL if control else USER_DEFINED, _ADDED_SCORE
     _distinct(folder, tokens)
-    special_ids = _special_ids(folder, config, tokens)
+    special_ids = _special_ids(folder, config, tokens, types)
     told_bos, told_eos = config.get("add_bos_token"), config.get("add_eos_token")
     return Vocabulary(
         model="llama",
@@ -368,7 +444,7 @@ def _from_sentencepiece(folder: Path, config: dict[str, Any], n_vocab: int | Non
         special_ids=special_ids,
         add_bos=(told_bos if isinstance(told_bos, bool) else True) and "bos" in special_ids,
         add_eos=bool(told_eos) and "eos" in special_ids,
-        add_space_prefix=add_space_prefix,
+        add_space_prefix=bool(normalizer.get(3, True)),
         chat_templates=_chat_templates(folder, config),
         strips_right=strips_right,
     )

@@ -110,6 +110,8 @@ def check_tokens(folder: Path, path: Path, n_random: int = 500) -> dict[str, Any
     rng = random.Random(0)
     texts = [*NASTY, *("".join(rng.choices(NASTY, k=3)) for _ in range(n_random))]
     texts = [unicodedata.normalize("NFC", text) for text in texts]  # some references do so first; llama.cpp never does
+    if type(reference.pre_tokenizer).__name__ == "Metaspace":  # puts no space before one; llama.cpp does
+        texts = [text for text in texts if not text.startswith(" ")]
     expected = [reference.encode(text, add_special_tokens=False).ids for text in texts]
     for text, found, ids in zip(texts, engine.tokenise(path, texts), expected, strict=True):
         if found != ids:

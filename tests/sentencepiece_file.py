@@ -20,6 +20,10 @@ def message(number: int, payload: bytes) -> bytes:
     return varint(number << 3 | 2) + varint(len(payload)) + payload
 
 
+def setting(number: int, value: int) -> bytes:
+    return varint(number << 3) + varint(value)
+
+
 def sentencepiece_model(folder: Path) -> bytes:
     vocabulary = read_vocabulary(folder)
     assert vocabulary.scores is not None
@@ -27,4 +31,6 @@ def sentencepiece_model(folder: Path) -> bytes:
     for text, score, kind in zip(vocabulary.tokens, vocabulary.scores, vocabulary.types, strict=True):
         piece = message(1, text) + varint(2 << 3 | 5) + struct.pack("<f", score) + varint(3 << 3) + varint(kind)
         out += message(1, piece)
-    return bytes(out) + message(2, varint(3 << 3) + varint(2)) + message(3, varint(3 << 3) + varint(1))
+    trainer = setting(3, 2) + setting(35, 1)  # BPE; unknown signs become bytes
+    normalizer = setting(3, 1) + setting(4, 0)  # a space before the text, all other spaces as they are
+    return bytes(out) + message(2, trainer) + message(3, normalizer)
