@@ -66,10 +66,13 @@ def export(
     """
     from edgellm.cli._pair import judge, tabulate
     from edgellm.cli._progress import DownloadBar
-    from edgellm.export import manifest, naming, pipeline, source
+    from edgellm.export import gguf, manifest, naming, pipeline, source
+
+    # Another program's converter decides for itself what it knows.
+    check = gguf.examine if format_ == "gguf" and converter is None else None
 
     def fetch(reference: str, at: str | None) -> source.ModelSource:
-        return source.resolve(reference, revision=at, token=token, progress=DownloadBar())
+        return source.resolve(reference, revision=at, token=token, progress=DownloadBar(), check=check)
 
     if format_ not in ("gguf", "onnx"):
         raise typer.BadParameter(f"--format {format_}: take gguf or onnx")
@@ -87,14 +90,14 @@ def export(
             _onnx_types(draft_quant or ""),
             exporter,
             exporter_python,
-            output or Path(f"{Path(model).name}-onnx"),
+            output or Path(f"{_stem(model)}-onnx"),
             yes=yes,
             verify=verify,
             json_=json_,
             jsonl=jsonl,
         )
     quant = quant or "Q4_K_M"
-    folder = output or Path(f"{Path(model).name.partition(':')[0].removesuffix('.gguf')}-export")
+    folder = output or Path(f"{_stem(model)}-export")
     there = manifest.read(folder) if locked else None
     draft = draft or (there.repo("draft") if there else None)
     target = fetch(model, there.revision("target") if there else revision)
@@ -153,7 +156,7 @@ def verify(
 
 def bundle(
     folder: Path = typer.Argument(exists=True, file_okay=False, help="A folder made by `export`."),
-    output: Path = typer.Option(..., "--output", "-o", help="A folder to make, or a .tar file."),
+    output: Path = typer.Option(..., "--output", "-o", help="A folder to make, or a .tar, .tar.gz or .zip file."),
     quant: str | None = typer.Option(None, help="The one type of the model to pack.  [default: the first]"),
     draft_quant: str | None = typer.Option(None, help="The one type of the drafter to pack.  [default: the first]"),
     format_: str | None = typer.Option(
@@ -226,7 +229,9 @@ class _Watch:
     def __call__(self, event: Mapping[str, Any]) -> None:
         if self._jsonl:
             return out.jsonl(dict(event))
-        if event["event"] == "start":
+        if event["event"] == "remark":
+            out.note(f"{event['role']}: {event['text']}")
+        elif event["event"] == "start":
             out.note(f"{event['role']}: {event['step']} {event['file']}")
         elif event["event"] == "resumed":
             out.note(f"{event['role']}: {event['file']} is there from an earlier run")
@@ -281,6 +286,13 @@ def _show(made: Manifest, folder: Path, *, json_: bool, silent: bool) -> None:
             f"pair, {name}: {facts['shared_of_target']:.0%} of the target's tokens are the drafter's too{measured}"
         )
     out.note(f"in {folder}")
+
+
+def _stem(model: str) -> str:
+    """What the output is named after: `user/repo:Q8_0` gives `repo`, and `.` the folder's own name."""
+    path = Path(model).expanduser()
+    name = path.resolve().name if path.is_dir() else path.name.partition(":")[0].removesuffix(".gguf")
+    return name or "model"
 
 
 def _types(text: str) -> tuple[str, ...]:

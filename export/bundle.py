@@ -1,17 +1,20 @@
-"""One model, one drafter and their manifest in a folder or a tar, as an app ships them."""
+"""One model, one drafter and their manifest in a folder or an archive, as an app ships them."""
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import shutil
 import tarfile
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from edgellm.export import manifest, onnx_bundle
 from edgellm.export.gguf_writer import appearing
 from edgellm.export.manifest import Manifest, ManifestError
+from edgellm.export.workshop import exclusive
 
 
 def pack(
@@ -19,8 +22,9 @@ def pack(
 ) -> Manifest:
     """Check an exported folder and pack one type of each role of it; `output` appears whole or not at all.
 
-    The same folder gives the same tar to the bit: members in the manifest's order, no times, no owners. ONNX models
-    come with their operators and with hosts to start from.
+    What it becomes goes by its name: .tar, .tar.gz (.tgz) or .zip, and a folder otherwise. The same folder gives the
+    same archive to the bit: members in the manifest's order, no times, no owners. ONNX models come with their
+    operators and with hosts to start from.
 
     Args:
         ort: ONNX models in onnxruntime's own format.
@@ -28,7 +32,13 @@ def pack(
     Raises:
         ManifestError: the folder is not what its manifest says, lacks the type, or `output` is there already.
     """
-    source = manifest.verify(folder)
+    with exclusive(output):
+        return _pack(manifest.verify(folder), folder, output, quant, draft_quant, ort=ort)
+
+
+def _pack(
+    source: Manifest, folder: Path, output: Path, quant: str | None, draft_quant: str | None, *, ort: bool
+) -> Manifest:
     if output.exists():
         raise ManifestError(f"{output} exists: remove it, or choose another --output")
     files = [_picked(source, role, wanted) for role, wanted in (("target", quant), ("draft", draft_quant))]
@@ -40,8 +50,8 @@ def pack(
     if is_onnx:
         return _pack_onnx(folder, output, packed, ort=ort)
     text = json.dumps(packed.document, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
-    if output.suffix == ".tar":
-        _write_tar(folder, output, packed, text)
+    if _archive_kind(output):
+        _write_archive(folder, output, packed, text)
         return packed
     aside = output.with_name(f".{output.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
@@ -64,8 +74,8 @@ def _pack_onnx(folder: Path, output: Path, packed: Manifest, *, ort: bool) -> Ma
         document = {**packed.document, "files": onnx_bundle.furnish(aside, list(packed.files()), ort=ort)}
         manifest.write(aside, document)
         furnished = manifest.verify(aside)
-        if output.suffix == ".tar":
-            _write_tar(aside, output, furnished, (aside / manifest.NAME).read_bytes())
+        if _archive_kind(output):
+            _write_archive(aside, output, furnished, (aside / manifest.NAME).read_bytes())
         else:
             aside.replace(output)
     finally:
@@ -73,12 +83,49 @@ def _pack_onnx(folder: Path, output: Path, packed: Manifest, *, ort: bool) -> Ma
     return furnished
 
 
-def _write_tar(folder: Path, output: Path, packed: Manifest, text: bytes) -> None:
-    with appearing(output) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+def _archive_kind(output: Path) -> str | None:
+    """How to pack, by what was typed; None: a folder."""
+    name = output.name.lower()
+    kinds = {".tar": "tar", ".tar.gz": "tar.gz", ".tgz": "tar.gz", ".zip": "zip"}
+    return next((kind for suffix, kind in kinds.items() if name.endswith(suffix) and name != suffix), None)
+
+
+def _write_archive(folder: Path, output: Path, packed: Manifest, text: bytes) -> None:
+    kind = _archive_kind(output)
+    with appearing(output) as file:
+        if kind == "zip":
+            _write_zip(file, folder, packed, text)
+        elif kind == "tar.gz":
+            with gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0) as compressed:
+                _write_tar(cast(IO[bytes], compressed), folder, packed, text)
+        else:
+            _write_tar(file, folder, packed, text)
+
+
+def _write_tar(file: IO[bytes], folder: Path, packed: Manifest, text: bytes) -> None:
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
         tar.addfile(_member(manifest.NAME, len(text)), io.BytesIO(text))
         for entry in packed.files():
             with (folder / entry["path"]).open("rb") as data:
                 tar.addfile(_member(entry["path"], entry["n_bytes"]), data)
+
+
+def _write_zip(file: IO[bytes], folder: Path, packed: Manifest, text: bytes) -> None:
+    """Stored and not compressed, so that an app can map a model inside it."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        archive.writestr(_zip_member(manifest.NAME), text)
+        for entry in packed.files():
+            with (
+                (folder / entry["path"]).open("rb") as data,
+                archive.open(_zip_member(entry["path"]), "w", force_zip64=True) as member,
+            ):
+                shutil.copyfileobj(data, member, 8 * 2**20)
+
+
+def _zip_member(name: str) -> zipfile.ZipInfo:
+    member = zipfile.ZipInfo(name)  # dated 1980, as far back as the format goes
+    member.external_attr = 0o644 << 16
+    return member
 
 
 def _picked(source: Manifest, role: str, quant: str | None) -> list[dict[str, Any]]:

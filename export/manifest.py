@@ -88,6 +88,8 @@ def check(document: dict[str, Any], where: str) -> Manifest:
     files = document.get("files")
     if not isinstance(files, list) or not isinstance(document.get("options"), dict):
         raise ManifestError(f"{where} is damaged: export again")
+    if not files:
+        raise ManifestError(f"{where} names no files: export again")
     for entry in files:
         name = entry.get("path") if isinstance(entry, dict) else None
         if not isinstance(name, str) or not _stays_inside(name):

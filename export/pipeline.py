@@ -7,7 +7,9 @@ name in one step.
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgellm.export import engine, manifest, trim, verify
-from edgellm.export.gguf import to_gguf
+from edgellm.export.gguf import examine, to_gguf
 from edgellm.export.gguf_writer import appearing
 from edgellm.export.manifest import Manifest
 from edgellm.export.source import ModelSource, fingerprint, sha256_of
@@ -151,8 +153,13 @@ def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], No
     for role, source in sources.items():
         quants = options.quants if role == "target" else (options.draft_quants or options.quants)
         step = _Step(role, source, work, on_event)
+        remarks = () if source.is_gguf or request.converter else examine(source.path)
+        for remark in remarks:
+            step.say("remark", "convert", source.name, text=remark)
         base = _base(step, request.converter, quants)
         _refuse_foreign_heads(base)
+        if role == "target" and request.imatrix:
+            _refuse_foreign_imatrix(request.imatrix, base)
         trimmed: dict[str, Any] | None = None
         words: Path | None = None
         whole = base
@@ -190,7 +197,7 @@ def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], No
                 pair["before"] = request.judge(firsts["target"], _before(step, whole, quants[0]), measure=measure)
             document["pair"] = pair
             step.say("done", "judge", source.name)
-        document[role] = described | {"trimmed": trimmed, "verification": checked}
+        document[role] = described | {"remarks": list(remarks), "trimmed": trimmed, "verification": checked}
         for path in {base, whole} - set(paths.values()):
             if path.parent == work and path.name not in {entry["path"] for entry in files}:
                 path.unlink(missing_ok=True)
@@ -275,19 +282,40 @@ def _quantised(step: _Step, base: Path, quant: str, imatrix: Path | None, head: 
         return base  # unquantised: its head stays so too
     if own == quant and not head:
         return step.file(quant, lambda path: _copy(base, path), "copy")
-    return step.file(
-        quant,
-        lambda path: engine.quantise(
-            base,
-            path,
-            quant,
-            imatrix=imatrix,
-            head=head,
-            requantise=own not in {"F16", "F32", "BF16"},
-            on_tensor=step.counter("quantise", path),
-        ),
-        "quantise",
-    )
+
+    def quantise(path: Path) -> None:
+        try:
+            engine.quantise(
+                base,
+                path,
+                quant,
+                imatrix=imatrix,
+                head=head,
+                requantise=own not in {"F16", "F32", "BF16"},
+                on_tensor=step.counter("quantise", path),
+            )
+        except engine.EngineJobError as error:
+            if re.search("iostream|no space", str(error), re.IGNORECASE):  # how llama.cpp finds the disk full
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent)) from error
+            raise
+
+    return step.file(quant, quantise, "quantise")
+
+
+def _refuse_foreign_imatrix(imatrix: Path, base: Path) -> None:
+    """llama.cpp takes of an importance matrix what it finds by name, and nothing where it finds nothing."""
+    widths = {tensor.name: tensor.shape[0] for tensor in read_header(base).tensors if len(tensor.shape) > 1}
+    sums = {tensor.name: tensor.shape[0] for tensor in read_header(imatrix).tensors}
+    found = {name.removesuffix(".in_sum2"): width for name, width in sums.items() if name.endswith(".in_sum2")}
+    if not found:
+        raise ExportError(f"{imatrix} is no importance matrix: llama.cpp's llama-imatrix makes one, as a GGUF file")
+    fitting = [name for name, width in found.items() if widths.get(name) == width]
+    if len(fitting) < len(found):
+        other = next(name for name in found if name not in fitting)
+        raise ExportError(
+            f"{imatrix} is of another model: {len(found) - len(fitting)} of its {len(found)} matrices, {other} among "
+            f"them, are not in {base.name}, or are of another width"
+        )
 
 
 def _before(step: _Step, whole: Path, quant: str) -> Path:

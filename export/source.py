@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgellm.export import hub, naming, store
 from edgellm.export.catalogue import HfSource, find
+from edgellm.export.checkpoint import chosen_weights, shards_of
 from edgellm.export.download import Progress
 
 TOKENIZER_FILES = {
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "chat_template.json", "config.json", "generation_config.json",
 }  # fmt: skip
+ADAPTER = "adapter_config.json"
+
+Check = Callable[[Path], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,8 @@ class ModelSource:
         """The files that the export depends on, in order."""
         if self.is_gguf:
             return [self.path]
-        return sorted(path for path in self.path.iterdir() if path.is_file() and _belongs(path.name))
+        there = {path.name for path in self.path.iterdir() if path.is_file()}
+        return sorted(self.path / name for name in {*(TOKENIZER_FILES & there), *_weights(self.path, there)})
 
     def digests(self) -> dict[str, str]:
         """sha256 of each of `files`."""
@@ -45,19 +50,28 @@ class ModelSource:
 
 
 def resolve(
-    reference: str, *, revision: str | None = None, token: str | None = None, progress: Progress | None = None
+    reference: str,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    progress: Progress | None = None,
+    check: Check | None = None,
 ) -> ModelSource:
     """What a reference names, brought to this machine: a folder, a GGUF file, a catalogue name, or user/repo.
 
     Args:
         revision: commit, branch or tag of the repository. None: what the catalogue says, or main.
+        check: called with the folder once configuration and tokenizer are in it, and before any weights are; raises
+            what is wrong with them.
 
     Raises:
         BadReference, UnknownModel: the reference stands for nothing.
         SourceError: the Hub is out of reach or refuses.
     """
     folder = Path(reference).expanduser()
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
+        if check is not None:
+            check(folder)
         return ModelSource(folder.resolve().name, folder)
     parsed = naming.parse(reference)
     if parsed.path is not None or parsed.quant:
@@ -65,14 +79,20 @@ def resolve(
         model = model or store.pull(reference, token=token)
         return ModelSource(model.path.stem, model.path, model.repo, model.revision, model.licence)
     if parsed.repo is not None:
-        return _fetch(parsed.repo.rpartition("/")[2], parsed.repo, revision or "main", None, token, progress)
+        return _fetch(parsed.repo.rpartition("/")[2], parsed.repo, revision or "main", None, token, progress, check)
     assert parsed.name is not None
     entry = find(parsed.name)
-    return _fetch(entry.name, entry.repo, revision or entry.revision, entry.licence, token, progress)
+    return _fetch(entry.name, entry.repo, revision or entry.revision, entry.licence, token, progress, check)
 
 
 def _fetch(
-    name: str, repo: str, revision: str, licence: str | None, token: str | None, progress: Progress | None
+    name: str,
+    repo: str,
+    revision: str,
+    licence: str | None,
+    token: str | None,
+    progress: Progress | None,
+    check: Check | None,
 ) -> ModelSource:
     """A repository's checkpoint, file by file, through the Hub's cache: what is there is not fetched again."""
     import huggingface_hub
@@ -85,32 +105,51 @@ def _fetch(
     licence = licence or (info.card_data.get("license") if info.card_data else None)
     commit = str(info.sha)
     sizes = {sibling.rfilename: sibling.size for sibling in info.siblings or ()}
+
+    def pull(filename: str) -> Path:
+        source = HfSource(repo, filename, commit)
+        return hub.pull(source, progress or Unwatched(), n_bytes=sizes[filename], sha256=None, token=token)
+
+    weights = chosen_weights(sizes)
+    is_adapter = weights is None and ADAPTER in sizes
+    if weights is None and not is_adapter:
+        raise naming.BadReference(_without_weights(repo, list(sizes)))
     folder = None
-    for filename in _chosen(list(sizes)):
-        path = hub.pull(
-            HfSource(repo, filename, commit), progress or Unwatched(), n_bytes=sizes[filename], sha256=None, token=token
-        )
-        folder = path.parent
+    for filename in sorted(TOKENIZER_FILES & set(sizes)) + ([ADAPTER] if is_adapter else []):
+        folder = pull(filename).parent
     if folder is None:
-        raise naming.BadReference(
-            f"{repo} holds no checkpoint (safetensors or .bin); "
-            f"to take a GGUF file of it, name its type, as in {repo}:Q8_0"
-        )
+        raise naming.BadReference(f"{repo} has weights and no config.json: is it a model's repository?")
+    if check is not None:
+        check(folder)
+    if weights is None:
+        raise naming.BadReference(f"{repo} is an adapter and holds no model of its own: name its base model")
+    if weights.endswith(".index.json"):
+        for shard in shards_of(pull(weights)):
+            if shard not in sizes:
+                raise naming.BadReference(f"{repo} lacks {shard}, which {weights} names: its upload is incomplete")
+            pull(shard)
+    else:
+        pull(weights)
     return ModelSource(name, folder, repo, commit, licence)
 
 
-def _chosen(names: Sequence[str]) -> list[str]:
-    """Tokenizer, configuration, and the weights in one form of the two."""
-    weights = [name for name in names if "/" not in name and name.endswith(".safetensors")]
-    weights = weights or [name for name in names if name.startswith("pytorch_model") and name.endswith(".bin")]
-    if not weights:
-        return []
-    indices = [f"{weights[0].partition('-')[0].partition('.')[0]}{Path(weights[0]).suffix}.index.json"]
-    return sorted(name for name in names if name in TOKENIZER_FILES or name in weights or name in indices)
+def _without_weights(repo: str, names: Sequence[str]) -> str:
+    if any(name.endswith(".gguf") for name in names):
+        return f"{repo} holds GGUF files and no checkpoint: name the type of one, as in {repo}:Q8_0"
+    if any(name.endswith((".safetensors", ".pth", ".bin")) for name in names):
+        return (
+            f"{repo} holds weights in its authors' own layout alone; transformers' is exported (model.safetensors or "
+            "pytorch_model.bin, whole or in shards with their index): look for a repository that has it"
+        )
+    return f"{repo} holds no checkpoint (safetensors or .bin)"
 
 
-def _belongs(name: str) -> bool:
-    return name in TOKENIZER_FILES or name.endswith((".safetensors", ".bin", ".index.json"))
+def _weights(folder: Path, names: Collection[str]) -> set[str]:
+    """The weights' files that are read, of those in a folder, and their index."""
+    chosen = chosen_weights(names)
+    if chosen is None:
+        return set()
+    return {chosen, *(set(shards_of(folder / chosen)) & set(names) if chosen.endswith(".index.json") else ())}
 
 
 def sha256_of(path: Path) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ import filelock
 
 from edgellm.export import manifest
 from edgellm.export.manifest import Manifest, ManifestError
+from edgellm.memory.folders import home
 
 
 class ExportError(RuntimeError):
@@ -29,9 +32,11 @@ def appear(output: Path, key: str, make: Callable[[Path], dict[str, Any]]) -> Ma
         ExportError: something else is there.
         ManifestError: what is there is damaged.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if _is_taken(output):
         return _already_there(output, key)
     with workshop(output, key) as work:
+        if _is_taken(output):  # by another process, while this one waited for it
+            return _already_there(output, key)
         manifest.write(work, make(work))
         _sync(work)
         work.replace(output)
@@ -39,20 +44,40 @@ def appear(output: Path, key: str, make: Callable[[Path], dict[str, Any]]) -> Ma
     return manifest.read(output)
 
 
+def _is_taken(output: Path) -> bool:
+    return output.exists() and (not output.is_dir() or any(output.iterdir()))
+
+
 @contextmanager
 def workshop(output: Path, key: str) -> Iterator[Path]:
     """A folder beside the output for one export at a time; what an interrupted run finished is still in it."""
     output.parent.mkdir(parents=True, exist_ok=True)
     work = output.with_name(f".{output.name}.{key}.partial")
-    with filelock.FileLock(output.with_name(f".{output.name}.lock"), timeout=-1):
-        for other in output.parent.glob(f".{output.name}.*.partial"):
-            if other != work:
+    left = re.compile(re.escape(f".{output.name}.") + r"[0-9a-f]{16}\.partial")  # of this name, and of no longer one
+    with exclusive(output):
+        for other in output.parent.iterdir():
+            if other != work and left.fullmatch(other.name):
                 shutil.rmtree(other, ignore_errors=True)  # of another request, never finished
         work.mkdir(exist_ok=True)
         for rest in work.glob(".*.part"):
             rest.unlink()
         yield work
-    output.with_name(f".{output.name}.lock").unlink(missing_ok=True)
+        if work.exists() and not any(work.iterdir()):
+            work.rmdir()
+
+
+@contextmanager
+def exclusive(output: Path) -> Iterator[None]:
+    """Hold an output's name: one process at a time makes it, whichever way it wrote the path.
+
+    The lock lies among edgellm's own files and stays there: one that is deleted while another process waits for it
+    locks nothing.
+    """
+    named = hashlib.sha256(os.fsencode(output.absolute().parent.resolve() / output.name)).hexdigest()[:24]
+    folder = home() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder / f"export-{named}.lock", timeout=-1):
+        yield
 
 
 def _already_there(output: Path, key: str) -> Manifest:
