@@ -131,6 +131,9 @@ class EngineVocabulary:
         assert n_tokens >= 0
         return list(room[:n_tokens])
 
+    def ends_answer(self, token: int) -> bool:
+        return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
+
     def piece(self, token: int) -> bytes:
         room = ctypes.create_string_buffer(4096)
         n_bytes = llama_cpp.llama_token_to_piece(self._vocab, token, room, len(room), 0, True)

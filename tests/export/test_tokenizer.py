@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import random
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sentencepiece_file import sentencepiece_model
+from sentencepiece_file import message, sentencepiece_model, setting
 from vocabularies import (
     NAMES,
     NASTY,
@@ -97,7 +99,7 @@ def small_bpe(folder: Path, **model: object) -> Path:
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
         "model": {"type": "BPE", "vocab": vocab, "merges": ["t h", "th e"], **model},
     }
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(json.dumps(document))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>"}))
     return folder
@@ -152,6 +154,156 @@ def test_no_tokenizer_and_a_broken_one_say_what_is_missing(tmp_path: Path) -> No
         read_vocabulary(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": [1], "merges": []}}')
     with pytest.raises(TokenizerError, match="damaged"):
+        read_vocabulary(tmp_path)
+
+
+def changed(folder: Path, edit: Callable[[dict[str, Any]], object], name: str = "tokenizer.json") -> Path:
+    document = json.loads((folder / name).read_text())
+    edit(document)
+    (folder / name).write_text(json.dumps(document))
+    return folder
+
+
+def added(content: str, **flags: bool) -> Callable[[dict[str, Any]], object]:
+    return lambda document: document["added_tokens"].append({"id": 259, "content": content, **flags})
+
+
+@pytest.mark.parametrize(
+    ("edit", "sentence"),
+    [
+        (lambda d: d.update(normalizer={"type": "Lowercase"}), "normalised by Lowercase"),
+        (lambda d: d.update(normalizer={"type": "NFKC"}), "normalised by NFKC"),
+        (lambda d: d.update(normalizer={"type": "Sequence", "normalizers": [{"type": "Strip"}]}), "by Strip"),
+        (
+            lambda d: d.update(normalizer={"type": "Replace", "pattern": {"String": "``"}, "content": '"'}),
+            r"normalised by Replace \(\{'String': '``'\}\)",
+        ),
+        (lambda d: d["pre_tokenizer"].update(add_prefix_space=True), "llama.cpp is not known to split"),
+        (lambda d: d.update(post_processor={"type": "RobertaProcessing"}), "a post-processor RobertaProcessing"),
+        (lambda d: d.update(decoder={"type": "WordPiece"}), "become text through WordPiece"),
+        (lambda d: d["model"].update(dropout=0.1), "the tokenizer's model has dropout 0.1"),
+        (lambda d: d["model"].update(end_of_word_suffix="</w>"), "end_of_word_suffix"),
+        (lambda d: d.update(vocabulary_filter={"keep": 1}), "'vocabulary_filter'"),
+        (added("the_", single_word=True), "a word of its own"),
+        (added("<mask_it>", lstrip=True), "swallows spaces before it"),
+        (added("<tail>", rstrip=True), "swallows spaces behind it"),
+        (added("a\0b"), "holds a NUL"),
+    ],
+)
+def test_a_part_that_llama_cpp_does_not_do_is_refused_by_name(
+    tmp_path: Path, edit: Callable[[dict[str, Any]], object], sentence: str
+) -> None:
+    with pytest.raises(TokenizerError, match=sentence):
+        read_vocabulary(changed(small_bpe(tmp_path / "odd"), edit))
+
+
+def test_settings_beside_a_tokenizer_are_refused_where_they_would_change_tokens(tmp_path: Path) -> None:
+    folder = small_bpe(tmp_path / "odd")
+    settings: list[tuple[dict[str, Any], str]] = [
+        ({"do_lower_case": True}, "do_lower_case True"),
+        ({"word_dropout": 3}, "word_dropout 3, which is not known"),
+        ({"added_tokens_decoder": {"300": {"content": "<new>", "special": True}}}, "adds token 300"),
+        ({"added_tokens_decoder": {"258": {"content": "<|end|>", "lstrip": True}}}, "disagree about lstrip"),
+    ]
+    for change, sentence in settings:
+        (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>", **change}))
+        with pytest.raises(TokenizerError, match=sentence):
+            read_vocabulary(folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>", "do_lower_case": False}))
+    read_vocabulary(folder)
+
+
+def ends(path: Path) -> set[int]:
+    """Where llama.cpp ends an answer."""
+    engine = EngineVocabulary(path)
+    return {token for token in range(engine.n_tokens) if engine.ends_answer(token)}
+
+
+def test_all_tokens_at_which_an_answer_ends_are_written_and_no_other(tmp_path: Path) -> None:
+    folder = changed(small_bpe(tmp_path / "chat"), added("[TURN_OVER]", special=True))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [259, 258]}))
+    write_vocabulary_gguf(folder, tmp_path / "chat.gguf")
+    assert ends(tmp_path / "chat.gguf") == {258, 259}
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 4, 5, 258]}))
+    with pytest.raises(TokenizerError, match="leave the least important out"):
+        read_vocabulary(folder)
+
+
+def test_a_vocabulary_without_an_end_does_not_end_at_an_ordinary_token(tmp_path: Path) -> None:
+    folder = changed(small_bpe(tmp_path / "base"), lambda document: document.update(added_tokens=[]))
+    (folder / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(TokenizerError, match="names no token at which an answer ends"):
+        read_vocabulary(folder)
+    assert read_vocabulary(folder, n_vocab=260).special_ids == {"eos": 258}  # a row that no text has
+    small_bpe(folder)
+    (folder / "tokenizer_config.json").write_text("{}")
+    write_vocabulary_gguf(folder, tmp_path / "base.gguf")
+    assert ends(tmp_path / "base.gguf") == {258}
+
+
+def test_the_post_processor_alone_says_what_is_put_before_a_text(tmp_path: Path) -> None:
+    folder = changed(small_bpe(tmp_path / "tuned"), added("<s>", special=True))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": "<|end|>", "bos_token": "<s>", "add_bos_token": True})
+    )
+    assert not read_vocabulary(folder).add_bos
+    single: list[dict[str, Any]] = [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}]
+    processor = {"type": "TemplateProcessing", "single": single, "special_tokens": {"<s>": {"ids": [259]}}}
+    changed(folder, lambda document: document.update(post_processor=processor))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>", "add_bos_token": False}))
+    vocabulary = read_vocabulary(folder)
+    assert (vocabulary.add_bos, vocabulary.special_ids["bos"]) == (True, 259)
+    single.insert(0, {"SpecialToken": {"id": "<s>"}})
+    changed(folder, lambda document: document.update(post_processor=processor))
+    with pytest.raises(TokenizerError, match=r"puts tokens \[259, 259\] before"):
+        read_vocabulary(folder)
+
+
+def test_a_token_without_a_row_is_refused_where_a_conversation_needs_it(tmp_path: Path) -> None:
+    folder = changed(small_bpe(tmp_path / "tuned"), added("<|turn|>", special=True))
+    assert read_vocabulary(folder, n_vocab=259).tokens[-1] == b"<|end|>"
+    (folder / "chat_template.jinja").write_text("<|turn|>{{ messages }}")
+    with pytest.raises(TokenizerError, match=r"'<\|turn\|>' is token 259 and the model has rows for 259"):
+        read_vocabulary(folder, n_vocab=259)
+
+
+def test_the_splitting_rules_of_o200k_are_known_in_both_forms(tmp_path: Path) -> None:
+    rule = (
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+        r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+        r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    for behavior, invert, is_known in (("Removed", True, True), ("Isolated", False, True), ("Removed", False, False)):
+        split = {"type": "Split", "pattern": {"Regex": rule}, "behavior": behavior, "invert": invert}
+        words = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+        steps = {"type": "Sequence", "pretokenizers": [split, words]}
+        folder = changed(small_bpe(tmp_path / behavior / str(invert)), lambda d, s=steps: d.update(pre_tokenizer=s))
+        if is_known:
+            assert read_vocabulary(folder).pre == "gpt-4o"
+        else:
+            with pytest.raises(TokenizerError, match=r"llama\.cpp is not known to split"):
+                read_vocabulary(folder)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "normalizer", "sentence"),
+    [
+        (setting(3, 1), b"", "another kind than BPE"),
+        (setting(24, 1), b"", "treat_whitespace_as_suffix"),
+        (setting(35, 0), b"", "byte_fallback"),
+        (b"", setting(4, 1), "remove_extra_whitespaces"),
+        (b"", setting(5, 0), "escape_whitespaces"),
+        (b"", message(2, b"rules"), "precompiled_charsmap"),
+        (b"", message(6, b"a\tb"), "normalization_rule_tsv"),
+        (b"", setting(9, 1), "a normalizer setting 9"),
+    ],
+)
+def test_a_tokenizer_model_that_treats_text_otherwise_is_refused_by_name(
+    tmp_path: Path, trainer: bytes, normalizer: bytes, sentence: str
+) -> None:
+    data = sentencepiece_model(tokenizer_folder("llama2"), trainer=trainer, normalizer=normalizer)
+    (tmp_path / "tokenizer.model").write_bytes(data)
+    with pytest.raises(TokenizerError, match=sentence):
         read_vocabulary(tmp_path)
 
 
