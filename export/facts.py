@@ -327,9 +327,14 @@ def attention_window(folder: Path, family: Family, config: Mapping[str, Any]) ->
     return int(window)
 
 
-def remarks(family: Family, config: Mapping[str, Any], window: int | None) -> list[str]:
+def remarks(family: Family, window: int | None, rope_type: str) -> list[str]:
     """What the user of an exported model should know, in sentences."""
     found = []
+    if rope_type == "longrope":
+        found.append(
+            "llama.cpp chooses between its short and long rotary factors by the context that is allotted, where "
+            "transformers goes by the length of the text: allot no more than the original context for short texts"
+        )
     if window is not None:
         found.append(
             f"its layers look back {window} tokens (sliding_window), which llama.cpp's {family.arch} does not do: the "

@@ -90,7 +90,7 @@ def _plan(folder: Path, float_type: FloatType, name: str) -> _Plan:
         vocabulary = read_vocabulary(folder, shape.n_vocab)
         window = attention_window(folder, family, config)
         entries = _entries(folder, family, config, shape, rope, vocabulary, float_type, name, window)
-        told = (*remarks(family, config, window), *vocabulary.remarks)
+        told = (*remarks(family, window, rope["rope_type"]), *vocabulary.remarks)
         return _Plan(family, config, shape, entries, rope_factors(folder, rope), told)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError, ZeroDivisionError, struct.error) as error:
         if isinstance(error, (UnsupportedModel, TokenizerError)):

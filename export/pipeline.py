@@ -309,7 +309,8 @@ def _refuse_foreign_imatrix(imatrix: Path, base: Path) -> None:
     found = {name.removesuffix(".in_sum2"): width for name, width in sums.items() if name.endswith(".in_sum2")}
     if not found:
         raise ExportError(f"{imatrix} is no importance matrix: llama.cpp's llama-imatrix makes one, as a GGUF file")
-    fitting = [name for name, width in found.items() if widths.get(name) == width]
+    # Heads that serve as embeddings go by either name.
+    fitting = [n for n, width in found.items() if widths.get(n) == width or n in {"output.weight", "token_embd.weight"}]
     if len(fitting) < len(found):
         other = next(name for name in found if name not in fitting)
         raise ExportError(

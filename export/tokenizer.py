@@ -192,9 +192,10 @@ def _from_json(folder: Path, config: dict[str, Any], n_vocab: int | None) -> Voc
     if isinstance(unknown, str) and table.get(unknown, len(tokens)) < len(tokens):
         special_ids["unk"] = table[unknown]
     add_bos, add_eos = _adds(folder, document.get("post_processor"), special_ids)
+    pre = "default" if sentencepiece else _pre_tokenizer(folder, document)
     return Vocabulary(
         model="llama" if sentencepiece else "gpt2",
-        pre="default" if sentencepiece else _pre_tokenizer(folder, document),
+        pre=pre,
         tokens=tokens,
         types=types,
         scores=scores if sentencepiece else None,
@@ -205,7 +206,7 @@ def _from_json(folder: Path, config: dict[str, Any], n_vocab: int | None) -> Voc
         add_space_prefix=sentencepiece and _prepends_space(document),
         chat_templates=templates,
         strips_right=any(entry.get("rstrip") for entry in added),
-        remarks=tuple(tokenizer_facts.remarks(document)),
+        remarks=tuple(tokenizer_facts.remarks(document, pre)),
     )
 
 

@@ -48,10 +48,9 @@ _CONFIG = {
     "clean_up_tokenization_spaces", "spaces_between_special_tokens", "errors", "trim_offsets",
     # of conversations
     "use_default_system_prompt", "additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens",
-    "response_schema", "tool_parser_type", "split_special_tokens", "special_tokens",
+    "response_schema", "tool_parser_type", "special_tokens",
 }  # fmt: skip
-_CONFIG_FIXED: dict[str, tuple[Any, ...]] = {"do_lower_case": (False, None), "strip_accents": (False, None),
-                                             "remove_space": (False, None)}  # fmt: skip
+_CONFIG_FIXED = dict.fromkeys(("do_lower_case", "strip_accents", "remove_space", "split_special_tokens"), (False, None))
 
 
 def parts(part: Part | None, children: str) -> Iterator[Part]:
@@ -79,8 +78,12 @@ def account(folder: Path, document: Part, config: Part, *, sentencepiece: bool) 
         raise TokenizerError(f"{folder}: a SentencePiece tokenizer that ignores its merges, which llama.cpp does not")
     _account_added(folder, document, config)
     account_config(folder, config)
+    if not sentencepiece and config.get("add_prefix_space"):
+        raise TokenizerError(f"{folder}: tokenizer_config.json has add_prefix_space, which llama.cpp does not do")
     normalizers = list(parts(document.get("normalizer"), "normalizers"))
     splitters = list(parts(document.get("pre_tokenizer"), "pretokenizers"))
+    if any(map(_prepends, normalizers)):
+        _account_normalised(folder, document)
     decoders = list(parts(document.get("decoder"), "decoders"))
     for part in normalizers:
         if not (_replaces_spaces(part) or _prepends(part) if sentencepiece else part["type"] == "NFC"):
@@ -100,6 +103,18 @@ def account(folder: Path, document: Part, config: Part, *, sentencepiece: bool) 
                 raise TokenizerError(f"{folder}: text is split by {_told(part)}, which llama.cpp does not; {WAY_OUT}")
         if not any(map(_replaces_spaces, normalizers)) and not any(map(_is_metaspace, splitters)):
             raise TokenizerError(f"{folder}: spaces stay as they are, where llama.cpp writes them as {SPACE}")
+
+
+def _account_normalised(folder: Path, document: Part) -> None:
+    """Where a space is put before a text, an added token that is looked for after that is found at its beginning
+    alone. Control tokens are left out: nobody but a template writes one, and it means the token.
+    """
+    for entry in document.get("added_tokens") or []:
+        if entry.get("normalized") and not entry.get("special"):
+            raise TokenizerError(
+                f"{folder}: the added token {entry['content']!r} is looked for in normalised text (normalized), which "
+                f"llama.cpp does not do; clear it if it does not matter, or {WAY_OUT}"
+            )
 
 
 _SENTENCEPIECE_DECODERS = {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
@@ -154,6 +169,23 @@ def _account_added(folder: Path, document: Part, config: Part) -> None:
         if unknown := next((key for key, value in entry.items() if key not in _FLAGS and value), None):
             raise TokenizerError(f"{folder}: the added token {entry['content']!r} has {unknown!r}, not known here")
     account_flags(folder, list(added.values()))
+    _account_names(folder, document, config)
+
+
+def _account_names(folder: Path, document: Part, config: Part) -> None:
+    """transformers adds a token that is named and not there; no row of the model answers to it."""
+    known = {entry["content"] for entry in document.get("added_tokens") or []} | set(document["model"]["vocab"])
+    named: list[Any] = [config.get("bos_token"), config.get("eos_token")]
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        listed = config.get(key) or []
+        named += list(listed.values()) if isinstance(listed, dict) else list(listed)
+    for entry in named:
+        text = entry.get("content") if isinstance(entry, dict) else entry
+        if isinstance(text, str) and text not in known:
+            raise TokenizerError(
+                f"{folder}: tokenizer_config.json names {text!r}, which is no token of tokenizer.json: save the "
+                "tokenizer again with transformers, or take the name out"
+            )
 
 
 def account_flags(folder: Path, added: Sequence[Part]) -> None:
@@ -191,9 +223,13 @@ def account_config(folder: Path, config: Part) -> None:
             )
 
 
-def remarks(document: Part) -> list[str]:
+def remarks(document: Part, pre_tokenizer: str) -> list[str]:
     """Texts that llama.cpp cuts otherwise whatever a file says, in sentences."""
     found = []
+    if pre_tokenizer == "gpt-4o":
+        found.append(
+            "llama.cpp splits words with combining marks, or of mixed case beyond ASCII, otherwise than its tokenizer"
+        )
     normalizers = list(parts(document.get("normalizer"), "normalizers"))
     splitters = list(parts(document.get("pre_tokenizer"), "pretokenizers"))
     if any(part["type"] == "NFC" for part in normalizers):

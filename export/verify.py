@@ -97,10 +97,8 @@ def verification(source: ModelSource, base: Path, quantised: Mapping[str, Path])
 
 def check_tokens(folder: Path, path: Path, n_random: int = 500) -> dict[str, Any] | str:
     """Compare how the file cuts text with how the `tokenizers` package does."""
-    try:
-        import tokenizers
-    except ImportError:
-        return "not compared: the `tokenizers` package is not installed"
+    import tokenizers
+
     if not (folder / "tokenizer.json").exists():
         return "not compared: the source has no tokenizer.json"
     try:

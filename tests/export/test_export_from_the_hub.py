@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from checkpoints import config_of, random_weights, write_torch
-from loopback_hub import LoopbackHub
+from loopback_hub import LoopbackHub, Repo
 from sentencepiece_file import sentencepiece_model
 from vocabularies import tokenizer_folder
 
@@ -119,6 +119,71 @@ def test_steps_come_as_lines_of_json_and_a_refusal_is_one_sentence(tmp_path: Pat
     assert wrong.returncode == 2
     locked = edgellm("export", "JackFram/llama-68m", "-o", "out", "--locked", cwd=tmp_path)
     assert (locked.returncode, locked.stderr.splitlines()[-1]) == (0, "identical to the bit")
+
+
+def fetched(hub: LoopbackHub) -> set[str]:
+    return {
+        request.path.rpartition("/")[2]
+        for request in hub.requests
+        if request.method == "GET" and "/resolve/" in request.path
+    }
+
+
+WEIGHTS = {"pytorch_model.bin", "model.safetensors", "adapter_model.safetensors", "consolidated.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"architectures": ["SmolLM3ForCausalLM"]}, "SmolLM3ForCausalLM, which is not among the families"),
+        ({"hidden_act": "gelu"}, "computes"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantised already (fp8)"),
+        ({"sliding_window": 8, "architectures": ["MistralForCausalLM"]}, "looks back 8 tokens"),
+    ],
+)
+def test_a_refusal_costs_no_download_of_weights(
+    tmp_path: Path, hub: LoopbackHub, changes: dict[str, Any], sentence: str
+) -> None:
+    repo = hub.repos["JackFram/llama-68m"]
+    repo.files["config.json"] = json.dumps(json.loads(repo.files["config.json"]) | changes).encode()
+    done = edgellm("export", "JackFram/llama-68m", "-o", "out", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert sentence in done.stderr
+    assert "config.json" in fetched(hub)
+    assert not fetched(hub) & WEIGHTS
+
+
+def test_only_the_weights_that_are_read_are_fetched(tmp_path: Path, hub: LoopbackHub) -> None:
+    hub.repos["lmsys/vicuna-7b-v1.5"].files |= {
+        "consolidated.safetensors": b"x", "adapter_model.safetensors": b"x", "adapter_config.json": b"{}",
+        "pytorch_model-00003-of-00003.bin": b"x", "model.fp32.safetensors": b"x",
+    }  # fmt: skip
+    done = edgellm("export", "lmsys/vicuna-7b-v1.5", "-o", "out", "--quant", "F16", "--no-verify", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert fetched(hub) == {
+        "config.json", "generation_config.json", "pytorch_model.bin.index.json", "special_tokens_map.json",
+        "tokenizer_config.json", "tokenizer.model", "pytorch_model-00001-of-00002.bin",
+        "pytorch_model-00002-of-00002.bin",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        ({"adapter_config.json": b"{}", "adapter_model.safetensors": b"x"}, "is an adapter"),
+        ({"params.json": b"{}", "consolidated.safetensors": b"x"}, "in its authors' own layout alone"),
+        ({"config.json": b"{}", "a-Q8_0.gguf": b"GGUF"}, "acme/thing:Q8_0"),
+        ({"README.md": b"#"}, "holds no checkpoint"),
+    ],
+)
+def test_a_repository_without_weights_of_a_model_is_named_as_what_it_is(
+    tmp_path: Path, hub: LoopbackHub, files: dict[str, bytes], sentence: str
+) -> None:
+    hub.repos["acme/thing"] = Repo(files)
+    done = edgellm("export", "acme/thing", "-o", "out", cwd=tmp_path)
+    assert done.returncode in (1, 2)
+    assert sentence in " ".join(done.stderr.split())
+    assert fetched(hub) <= {"adapter_config.json"}
 
 
 def test_mem_chooses_the_type_and_says_when_nothing_fits(tmp_path: Path, hub: LoopbackHub) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
@@ -21,10 +23,10 @@ from checkpoints import tiny_model
 from edgellm.cli._pair import tabulate
 from edgellm.export import bundle, manifest, pipeline
 from edgellm.export.facts import UnsupportedModel
-from edgellm.export.gguf_writer import PlannedTensor, u32, write_gguf
+from edgellm.export.gguf_writer import PlannedTensor, string, u32, write_gguf
 from edgellm.export.manifest import ManifestError
 from edgellm.export.pipeline import Options, Request
-from edgellm.export.source import resolve
+from edgellm.export.source import resolve, sha256_of
 from edgellm.export.trim import TrimError, _raw_entries, trim_vocabulary
 from edgellm.export.workshop import ExportError
 from edgellm.memory.gguf import TensorInfo, read_header
@@ -120,6 +122,93 @@ def test_a_bundle_holds_one_type_of_each_and_is_the_same_to_the_bit(tmp_path: Pa
     manifest.verify(tmp_path / "unpacked")
     with pytest.raises(ManifestError, match="no target of type Q2_K; it has Q8_0, F16"):
         bundle.pack(tmp_path / "out", tmp_path / "other", quant="Q2_K")
+
+
+@pytest.mark.parametrize("name", ["app.tar.gz", "app.tgz", "app.zip"])
+def test_an_archive_is_of_the_kind_that_its_name_says(tmp_path: Path, name: str) -> None:
+    pipeline.export(request(tmp_path), ignore)
+    made = bundle.pack(tmp_path / "out", tmp_path / name)
+    bundle.pack(tmp_path / "out", tmp_path / f"again-{name}")
+    assert (tmp_path / name).read_bytes() == (tmp_path / f"again-{name}").read_bytes()
+    shutil.unpack_archive(tmp_path / name, tmp_path / "unpacked", filter=None if name.endswith("zip") else "data")
+    assert manifest.verify(tmp_path / "unpacked").document == made.document
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_manifest_that_names_no_files_is_no_proof_of_any(tmp_path: Path) -> None:
+    (tmp_path / manifest.NAME).write_text(json.dumps({"format": 1, "options": {}, "files": []}))
+    with pytest.raises(ManifestError, match="names no files"):
+        manifest.verify(tmp_path)
+
+
+def importances(path: Path, widths: dict[str, int]) -> Path:
+    """An importance matrix as llama.cpp's own tool writes it."""
+    tensors = []
+    for name, width in widths.items():
+        sums, counts = struct.pack(f"<{width}f", *range(1, width + 1)), struct.pack("<f", 4.0)
+        tensors.append(PlannedTensor(f"{name}.in_sum2", (width, 1), "F32", lambda data=sums: [data]))  # type: ignore[misc]
+        tensors.append(PlannedTensor(f"{name}.counts", (1, 1), "F32", lambda data=counts: [data]))  # type: ignore[misc]
+    write_gguf(path, {"general.type": string("imatrix")}, tensors)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("widths", "sentence"),
+    [
+        ({"blk.0.attn_q.weight": 64, "model.layers.0.q.weight": 64}, "1 of its 2 matrices, model.layers.0.q.weight"),
+        ({"blk.0.attn_q.weight": 128}, "are not in .* or are of another width"),
+        ({}, "is no importance matrix"),
+    ],
+)
+def test_an_importance_matrix_of_another_model_is_refused(
+    tmp_path: Path, widths: dict[str, int], sentence: str
+) -> None:
+    imatrix = importances(tmp_path / "other.gguf", widths)
+    asked = replace(request(tmp_path, quants=("Q8_0",), imatrix=sha256_of(imatrix)), imatrix=imatrix)
+    with pytest.raises(ExportError, match=sentence):
+        pipeline.export(asked, ignore)
+
+
+def test_a_name_that_begins_like_another_leaves_its_unfinished_work_alone(tmp_path: Path) -> None:
+    unfinished = [tmp_path / f".{name}.0123456789abcdef.partial" for name in ("out.5", "out", "[out]")]
+    for folder in unfinished:
+        folder.mkdir()
+    pipeline.export(request(tmp_path), ignore)
+    assert [folder.exists() for folder in unfinished] == [True, False, True]
+
+
+def test_two_processes_that_make_the_same_folder_make_it_once_and_leave_no_lock(tmp_path: Path) -> None:
+    tiny_model(tmp_path / "target-model", "llama")
+    command = [sys.executable, "-m", "edgellm.cli", "export", "target-model", "--quant", "F16,BF16", "--no-verify"]
+    both = [
+        subprocess.Popen([*command, "-o", name], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        for name in ("out", "./sub/../out", "out.5")
+    ]
+    (tmp_path / "sub").mkdir()
+    told = [(child.communicate()[1], child.returncode) for child in both]
+    assert [code for _, code in told] == [0, 0, 0], told
+    manifest.verify(tmp_path / "out")
+    manifest.verify(tmp_path / "out.5")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_output_of_a_folder_named_by_a_dot_is_named_after_it(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "tiny", "llama")
+    command = [sys.executable, "-m", "edgellm.cli", "export", ".", "--quant", "F16", "--no-verify"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    manifest.verify(folder / "tiny-export")
+
+
+def test_what_llama_cpp_does_otherwise_is_said_and_kept_in_the_manifest(tmp_path: Path) -> None:
+    asked = request(tmp_path)
+    config = json.loads((tmp_path / "target-model" / "config.json").read_text())
+    changes = {"architectures": ["MistralForCausalLM"], "sliding_window": 1024, "max_position_embeddings": 4096}
+    (tmp_path / "target-model" / "config.json").write_text(json.dumps(config | changes))
+    events: list[Any] = []
+    made = pipeline.export(replace(asked, target=resolve(str(tmp_path / "target-model"))), events.append)
+    (remark,) = made.document["target"]["remarks"]
+    assert "states a context of 1024 tokens" in remark
+    assert remark in [event.get("text") for event in events]
 
 
 def test_what_a_drafter_reads_with_and_the_table_of_its_pair_are_packed_and_repeated_too(tmp_path: Path) -> None:

@@ -202,6 +202,11 @@ def test_settings_beside_a_tokenizer_are_refused_where_they_would_change_tokens(
     settings: list[tuple[dict[str, Any], str]] = [
         ({"do_lower_case": True}, "do_lower_case True"),
         ({"word_dropout": 3}, "word_dropout 3, which is not known"),
+        ({"split_special_tokens": True}, "split_special_tokens True"),
+        ({"add_prefix_space": True}, "add_prefix_space"),
+        ({"eos_token": "<|new|>"}, r"names '<\|new\|>', which is no token"),
+        ({"additional_special_tokens": ["<|a|>"]}, r"names '<\|a\|>'"),
+        ({"extra_special_tokens": {"image_token": "<|i|>"}}, r"names '<\|i\|>'"),
         ({"added_tokens_decoder": {"300": {"content": "<new>", "special": True}}}, "adds token 300"),
         ({"added_tokens_decoder": {"258": {"content": "<|end|>", "lstrip": True}}}, "disagree about lstrip"),
     ]
