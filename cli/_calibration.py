@@ -18,7 +18,7 @@ VERSION = 1
 KEPT = 200  # measurements; the oldest go first
 
 
-def run(plan: MemoryPlan, model: str, draft: str | None) -> Measurement:
+def run(plan: MemoryPlan, target: Path | None, drafter: Path | None) -> Measurement:
     """Run a plan in a process of its own and keep what it took.
 
     Raises:
@@ -27,20 +27,22 @@ def run(plan: MemoryPlan, model: str, draft: str | None) -> Measurement:
     """
     from filelock import FileLock
 
-    from edgellm.cli._shapes import path_of
+    from edgellm.cli._save import write_whole
     from edgellm.memory.shape import UnknownShape
     from edgellm.runtime.calibrate import measure
 
-    paths = [path_of(model), path_of(draft or plan.drafter) if plan.drafter else None]
-    if paths[0] is None or (plan.drafter and paths[1] is None):
+    if target is None or (plan.drafter and drafter is None):
         raise UnknownShape(f"{plan.target} and its drafter must be here to be measured: run `edgellm pull` first")
     out.note("measuring the plan on this machine …")
-    measured = measure(paths[0], paths[1], plan)
+    measured = measure(target, drafter if plan.drafter else None, plan)
     path = _path()
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         kept = {**_read(path), _key(plan): asdict(measured)}
-        write_json(path, {"version": VERSION, "measurements": dict(list(kept.items())[-KEPT:])})
+        document = {"version": VERSION, "measurements": dict(list(kept.items())[-KEPT:])}
+        write_whole(
+            path, "EDGELLM_HOME", lambda aside: aside.write_text(json.dumps(document, indent=2), encoding="utf-8")
+        )
     return measured
 
 
@@ -74,22 +76,8 @@ def sentence(plan: MemoryPlan, measured: Measurement) -> str:
     )
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    import os
-
-    from edgellm.export.download import settle
-
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        aside.write_text(json.dumps(value, indent=2), encoding="utf-8")
-        settle(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 def _path() -> Path:
-    from edgellm.export.store import home
+    from edgellm.memory.folders import home
 
     return home() / "calibration.json"
 

@@ -23,7 +23,7 @@ MAX_KEPT_BYTES = 4 * 2**20  # of a conversation that nobody saved
 
 def kept_path() -> Path:
     """Where the conversation that was left last is kept."""
-    from edgellm.export.store import home
+    from edgellm.memory.folders import home
 
     return home() / "conversation.json"
 

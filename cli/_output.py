@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+PROSE = 40  # characters of a cell from which on it is text, which wraps at spaces; a name or a number never breaks
+
+
 class Output:
     """What the commands print through. `quiet` silences talk, never data and never errors."""
 
@@ -32,16 +35,36 @@ class Output:
         self.text(json_text(value))
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
-        """A table on stdout; columns whose header ends in a space are aligned to the right."""
+        """A table on stdout; columns whose header ends in a space are aligned to the right.
+
+        Only prose wraps, at its spaces: where names need more than the terminal has, the table is wider than that.
+        """
         from rich import box
+        from rich.measure import Measurement
         from rich.table import Table
 
+        cells = [[_cell(value) for value in row] for row in rows]
         table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
-        for column in columns:
-            table.add_column(column.rstrip(), justify="right" if column.endswith(" ") else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(_cell(value) for value in row))
-        self.console().print(table)
+        for index, column in enumerate(columns):
+            texts = [column.rstrip(), *(row[index] for row in cells)]
+            is_long = max(map(len, texts)) > PROSE
+            table.add_column(
+                column.rstrip(),
+                justify="right" if column.endswith(" ") else "left",
+                no_wrap=not is_long,
+                min_width=max(len(word) for text in texts for word in text.split() or [""]) if is_long else None,
+            )
+        for row in cells:
+            table.add_row(*row)
+        console = self.console()
+        wide = console.options.update_width(10_000)
+        prose = sum(
+            Measurement.get(console, wide, "\n".join(row[i] for row in cells)).maximum - (column.min_width or 0)
+            for i, column in enumerate(table.columns)
+            if not column.no_wrap
+        )
+        console.width = max(console.width, Measurement.get(console, wide, table).maximum - max(prose, 0))
+        console.print(table)
 
     def note(self, text: str) -> None:
         """Talk: progress, hints, what was chosen and why."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,16 +10,30 @@ from edgellm.cli._models import DEFAULT_DRAFTER, NO_DRAFTER
 
 if TYPE_CHECKING:
     from edgellm.export.catalogue import ModelEntry
+    from edgellm.memory.plan import MemoryPlan
     from edgellm.memory.shape import ModelShape
 
 SMALLER = ("Q5_K_M", "Q4_K_M", "Q4_K_S", "Q3_K_M", "Q2_K")  # what a target may be exported to, most exact first
+CONFIG_BYTES = 2**20  # no config.json is longer
 
 
-def shape_of(reference: str, *, ask: bool = False, offline: bool = False) -> ModelShape:
-    """The shape of a model, without fetching any of its weights.
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A model that a plan can be made for, and how it is had."""
+
+    shape: ModelShape
+    reference: str  # names it again, from another folder too
+    path: Path | None = None  # where it lies, if it is here
+    obtain: str | None = None  # how to make it, where nobody offers it ready to run
+    is_open: bool = False  # nobody said which quantisation
+
+
+def look_up(reference: str, *, ask: bool = False, offline: bool = False) -> Known:
+    """What a reference stands for, without fetching any of its weights.
 
     Args:
-        ask: llama.cpp will size it, so that an architecture need not be known here.
+        ask: llama.cpp will size it, so that an architecture need not be known here. A file that is here always may be
+            of one, since llama.cpp can be asked then.
         offline: ask no server for the header of a model that is not here.
 
     Raises:
@@ -28,44 +42,68 @@ def shape_of(reference: str, *, ask: bool = False, offline: bool = False) -> Mod
         GgufError: a damaged file.
     """
     from edgellm.export import naming, store
-    from edgellm.memory.gguf import read_header
     from edgellm.memory.onnx_plan import read_shape
-    from edgellm.memory.shape import UnknownShape, from_header
+    from edgellm.memory.shape import from_header
+    from edgellm.memory.split import read_model
 
     folder = Path(reference).expanduser()
     if (folder / "model.onnx").is_file():
-        return read_shape(folder)
+        return Known(read_shape(folder), str(folder.resolve()), folder)
     if (folder / "config.json").is_file():
-        return _of_checkpoint(folder)
-    if model := store.locate(reference):
-        return from_header(read_header(model.path), model.name, ask=ask)
+        return _exported(_of_checkpoint(folder), str(folder.resolve()), folder.resolve().name)
     parsed = naming.parse(reference)
+    if parsed.name and not is_offered(parsed.name, parsed.quant):
+        return of_name(parsed.name, parsed.quant)
+    if model := store.locate(reference):
+        shape = from_header(read_model(model.path), model.name, ask=True)
+        return Known(shape, model.reference, model.path, is_open=parsed.name is not None and parsed.quant is None)
     if parsed.repo:
-        why = "--offline"
-        if not offline:
-            from edgellm.export.download import SourceError
-            from edgellm.export.preview import shape_on_hub
+        return _on_the_hub(reference, parsed.repo, parsed.quant, offline=offline)
+    return of_name(parsed.name or "", parsed.quant)
 
-            try:
-                return shape_on_hub(parsed.repo, parsed.quant)
-            except SourceError as error:
-                why = str(error)
-        raise UnknownShape(
-            f"{parsed.repo} is not on this machine and its header cannot be read ({why}): plan from a model of the "
-            f"catalogue (`edgellm list --all`), or from a file, once `edgellm pull {reference}` could fetch it"
-        )
+
+def shape_of(reference: str, *, offline: bool = False) -> ModelShape:
+    """`look_up`'s shape."""
+    return look_up(reference, offline=offline).shape
+
+
+def is_offered(name: str, quant: str | None) -> bool:
+    """Whether the catalogue has a file of this model at this type (None: any).
+
+    Raises:
+        UnknownModel: no model is called that.
+    """
     from edgellm.export.catalogue import find
 
-    return of_entry(find(parsed.name or ""), parsed.quant)
+    files = find(name).files
+    return any(quant is None or quant.casefold() in (file.quant.casefold(), file.filename.casefold()) for file in files)
+
+
+def of_name(name: str, quant: str | None = None) -> Known:
+    """A model of the catalogue that need not be here.
+
+    Raises:
+        UnknownModel: no model is called that.
+        UnknownShape: the catalogue has no counts for it.
+    """
+    from edgellm.export.catalogue import find
+
+    entry = find(name)
+    file = next((file for file in entry.files if quant and quant.casefold() == file.filename.casefold()), None)
+    shape = of_entry(entry, file.quant if file else quant)
+    if is_offered(entry.name, shape.quantisation):
+        return Known(shape, f"{entry.name}:{shape.quantisation}", is_open=quant is None)
+    return replace(_exported(shape, entry.name, entry.name), is_open=quant is None)
 
 
 def of_entry(entry: ModelEntry, quant: str | None = None) -> ModelShape:
-    """A model of the catalogue, at one of its files' quantisations or at another by its average.
+    """A model of the catalogue, at one of its files' quantisations or at another by llama.cpp's rules.
 
     Raises:
         UnknownShape: the catalogue has no counts for it.
     """
-    from edgellm.memory.shape import UnknownShape, from_facts
+    from edgellm.memory.counts import from_facts
+    from edgellm.memory.shape import UnknownShape
 
     if entry.facts is None:
         raise UnknownShape(f"the catalogue has no sizes for {entry.name}: run `edgellm pull {entry.name}` first")
@@ -78,10 +116,13 @@ def of_entry(entry: ModelEntry, quant: str | None = None) -> ModelShape:
     return from_facts(entry.name, chosen, weight_bytes=weight_bytes, **asdict(entry.facts))
 
 
-def smaller_than(shape: ModelShape) -> list[ModelShape]:
-    """The same model at smaller quantisations, where the catalogue knows its counts."""
+def smaller_than(target: Known) -> list[ModelShape]:
+    """The same model at smaller quantisations, where the catalogue knows its counts and none was asked for."""
     from edgellm.export.catalogue import load_catalogue
 
+    if not target.is_open:
+        return []
+    shape = target.shape
     entry = next((entry for entry in load_catalogue() if entry.name == shape.name and entry.facts), None)
     if entry is None:
         return []
@@ -89,20 +130,34 @@ def smaller_than(shape: ModelShape) -> list[ModelShape]:
     return [candidate for candidate in found if candidate.weight_bytes < shape.weight_bytes]
 
 
-def drafter_for(target: ModelShape, draft: str | None, *, offline: bool = False) -> ModelShape | None:
+def drafter_for(target: ModelShape, draft: str | None, *, offline: bool = False) -> Known | None:
     """The drafter asked for, or the one the catalogue recommends; None for none, or where none is small enough."""
     if draft is not None:
-        return None if draft.casefold() == NO_DRAFTER else shape_of(draft, offline=offline)
+        return None if draft.casefold() == NO_DRAFTER else look_up(draft, offline=offline)
     from edgellm.export.catalogue import find, load_catalogue
 
     entry = next((entry for entry in load_catalogue() if entry.name == target.name), None)
     for name in entry.drafters if entry else (DEFAULT_DRAFTER,):
         if find(name).facts is None:
             continue
-        drafter = shape_of(name)
-        if 2 * drafter.bytes_read_per_token <= target.bytes_read_per_token:
+        drafter = look_up(name)
+        if 2 * drafter.shape.bytes_read_per_token <= target.bytes_read_per_token:
             return drafter
     return None
+
+
+def with_references(plan: MemoryPlan, target: Known, drafter: Known | None) -> MemoryPlan:
+    """The plan with what finds its files again, and how to make those that nobody offers."""
+    if plan.quantisation != target.shape.quantisation:
+        target = of_name(target.shape.name, plan.quantisation)
+    kept = drafter if plan.drafter is not None else None
+    return replace(
+        plan,
+        target_reference=target.reference,
+        target_obtain=target.obtain,
+        drafter_reference=kept.reference if kept else None,
+        drafter_obtain=kept.obtain if kept else None,
+    )
 
 
 def path_of(reference: str) -> Path | None:
@@ -113,10 +168,45 @@ def path_of(reference: str) -> Path | None:
     return model.path if model else None
 
 
-def _of_checkpoint(folder: Path) -> ModelShape:
-    from edgellm.memory.shape import from_config
+def _exported(shape: ModelShape, source: str, name: str) -> Known:
+    """A model that `edgellm export` has to make first."""
+    import shlex
 
-    return from_config(_config(folder), "Q4_K_M", folder.name)
+    path = f"{Path(source).name}-export/{name}-{shape.quantisation}.gguf"
+    command = f"edgellm export {shlex.quote(source)} --quant {shape.quantisation}"
+    return Known(
+        shape,
+        path,
+        obtain=f"{name} is not offered at {shape.quantisation}: `{command}` makes {path}, which the plan then runs",
+    )
+
+
+def _on_the_hub(reference: str, repo: str, quant: str | None, *, offline: bool) -> Known:
+    from edgellm.memory.shape import UnknownShape
+
+    why = "--offline"
+    if not offline:
+        from edgellm.export.download import SourceError
+        from edgellm.export.preview import shape_on_hub
+
+        try:
+            shape, is_gguf = shape_on_hub(repo, quant)
+        except SourceError as error:
+            why = str(error)
+        else:
+            if is_gguf:
+                return Known(shape, f"{repo}:{quant}" if quant else repo)
+            return _exported(shape, repo, repo.rpartition("/")[2])
+    raise UnknownShape(
+        f"{repo} is not on this machine and its header cannot be read ({why}): plan from a model of the "
+        f"catalogue (`edgellm list --all`), or from a file, once `edgellm pull {reference}` could fetch it"
+    )
+
+
+def _of_checkpoint(folder: Path) -> ModelShape:
+    from edgellm.memory.counts import from_config
+
+    return from_config(_config(folder), "Q4_K_M", folder.resolve().name)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -126,11 +216,15 @@ def _config(folder: Path) -> dict[str, Any]:
 
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = file.read(CONFIG_BYTES + 1)
+        if len(text) > CONFIG_BYTES:
+            raise UnknownShape(f"{path} has more than {CONFIG_BYTES:,} bytes, as no configuration has")
+        config = json.loads(text)
     except FileNotFoundError as error:
         raise UnknownShape(f"{path} is missing: copy it there from the model's repository") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnknownShape(f"{path} is no JSON: {error}") from error
     if not isinstance(config, dict):
-        raise UnknownShape(f"{path} is no JSON object")
+        raise UnknownShape(f"{path} is no JSON object: copy it anew from the model's repository")
     return config

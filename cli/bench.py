@@ -79,8 +79,8 @@ def bench(
     """Measure plain and speculative decoding in turn over the same prompts, and compare their outputs."""
     from edgellm.cli._machine import machine
     from edgellm.cli._models import check_kv, drafting_options, resolve_pair
-    from edgellm.cli._plans import read_plan
-    from edgellm.memory.units import parse_bytes
+    from edgellm.cli._plans import models_of, read_plan
+    from edgellm.memory.units import parse_memory
     from edgellm.runtime.bench import PLAIN, Prompt, ablation, read_prompts, run
     from edgellm.runtime.engine import load_target, with_drafter
     from edgellm.runtime.planning import EngineOptions, plan_here
@@ -93,7 +93,8 @@ def bench(
     )
     planned = read_plan(plan, ctx=ctx, kv=kv, draft_tokens=draft_tokens) if plan else None
     if planned is not None:
-        model, draft = model or planned.target, draft or [planned.drafter + "+copy" if planned.drafter else "copy"]
+        model, planned_draft = models_of(planned, model, None)
+        draft = draft or [f"{planned_draft}+copy" if planned.drafter else "copy"]
     target, default_draft = resolve_pair(
         model, draft[0].removesuffix("+copy") if _models_in(draft) else None, offline=offline
     )
@@ -103,7 +104,7 @@ def bench(
         exact=exact,
         kv=check_kv(kv) if kv is not None else None,
         n_threads=threads,
-        budget_bytes=parse_bytes(budget) if budget is not None else None,
+        budget_bytes=parse_memory(budget) if budget is not None else None,
     )
     configs = _configs(draft, default_draft, offline)
     largest = max((path for _, path, _ in configs if path), key=lambda path: path.stat().st_size, default=None)

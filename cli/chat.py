@@ -67,9 +67,9 @@ def chat(
     from edgellm.cli._answers import Json, JsonLines, Plain
     from edgellm.cli._conversation import BadConversation, kept_path
     from edgellm.cli._models import check_kv, drafting_options, resolve_pair
-    from edgellm.cli._plans import read_plan
+    from edgellm.cli._plans import models_of, read_plan
     from edgellm.cli._terminal import silent_keys
-    from edgellm.memory.units import parse_bytes
+    from edgellm.memory.units import parse_memory
     from edgellm.runtime.chat import ChatSession
     from edgellm.runtime.planning import EngineOptions
     from edgellm.runtime.sampling import RANDOM_SEED, Sampling
@@ -80,7 +80,7 @@ def chat(
         raise typer.BadParameter(f"{on_full!r} is no policy for a full context: take stop or shift")
     planned = read_plan(plan, ctx=ctx, kv=kv, draft_tokens=draft_tokens) if plan else None
     if planned is not None:
-        model, draft = model or planned.target, draft or planned.drafter or "none"
+        model, draft = models_of(planned, model, draft)
     question = _question(prompt)
     if question is None and (json_ or jsonl or not sys.stdout.isatty()):
         raise typer.BadParameter("a conversation needs a terminal: give --prompt TEXT, or pipe the text in")
@@ -104,7 +104,7 @@ def chat(
         kv=check_kv(kv) if kv is not None else None,
         n_threads=threads,
         n_gpu_layers=gpu_layers,
-        budget_bytes=parse_bytes(budget) if budget is not None else None,
+        budget_bytes=parse_memory(budget) if budget is not None else None,
     )
     target, drafter = resolve_pair(model, draft, offline=offline)
     with silent_keys(), _load(target, drafter, options, planned) as engine:
@@ -185,7 +185,7 @@ def _talk(
     from edgellm.cli._conversation import kept_path
     from edgellm.cli._talk import Talk
     from edgellm.cli._terminal import dim
-    from edgellm.export.store import home
+    from edgellm.memory.folders import home
 
     with_drafter = f", drafted by {drafter.name}" if drafter else ""
     out.note(f"{target.name}{with_drafter}, context {session.engine.backend.n_ctx:,} tokens")

@@ -33,8 +33,8 @@ def devices(
         line: tuple[object, ...] = (
             "here" if device.kind == "machine" else device.name,
             device.description,
-            format_bytes(device.total_bytes),
-            format_bytes(device.usable_bytes),
+            format_bytes(device.total_bytes, decimal=device.decimal),
+            format_bytes(device.usable_bytes, decimal=device.decimal),
             f"{device.bandwidth_bytes_s / 1e9:.0f} GB/s",
         )
         lines.append((*line, device.source) if sources else line)

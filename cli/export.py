@@ -106,9 +106,9 @@ def export(
     plan = None
     if mem and not there:
         from edgellm.export.sizing import DRAFT_QUANT, best_quant
-        from edgellm.memory.units import parse_bytes
+        from edgellm.memory.units import parse_memory
 
-        quant, plan = best_quant(target, drafter, parse_bytes(mem), ctx)
+        quant, plan = best_quant(target, drafter, parse_memory(mem), ctx)
         draft_quant = draft_quant or DRAFT_QUANT
         out.note(f"{quant} is the most exact type that fits {mem} ({plan.process_bytes / 2**20:,.0f} MiB)")
     options = pipeline.Options(

@@ -39,7 +39,7 @@ def _global(
 app.command()(chat.chat)
 app.command()(check.check)
 app.command()(bench.bench)
-app.command()(plan.plan)
+app.command(cls=plan.PlanCommand)(plan.plan)
 app.command()(devices.devices)
 app.command()(doctor.doctor)
 app.command()(pull.pull)

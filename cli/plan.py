@@ -6,15 +6,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+from typer.core import TyperCommand
 
 from edgellm.cli._output import out
 
 if TYPE_CHECKING:
+    from edgellm.cli._shapes import Known
     from edgellm.memory.buffers import Sizer
     from edgellm.memory.device import Device
-    from edgellm.memory.plan import MemoryPlan
-    from edgellm.memory.shape import ModelShape
     from edgellm.memory.solve import Ask, Solution
+    from edgellm.runtime.calibrate import Measurement
+
+CONTEXTS = "contexts"  # what `--matrix` without a value shows
+
+
+class PlanCommand(TyperCommand):
+    """`--matrix` may stand without a value."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        whole: list[str] = []
+        for index, word in enumerate(args):
+            whole.append(word)
+            following = args[index + 1] if index + 1 < len(args) else "-"
+            if word == "--matrix" and following.startswith("-"):
+                whole.append(CONTEXTS)
+        return super().parse_args(ctx, whole)
 
 
 def plan(
@@ -29,7 +45,11 @@ def plan(
         None, "--draft", "-d", envvar="EDGELLM_DRAFT", help="Drafter, or `none`.", metavar="MODEL"
     ),
     mem: str = typer.Option(
-        None, "--mem", envvar="EDGELLM_MEM", help="Plan for a device with this memory (6GB, 6GiB).", metavar="SIZE"
+        None,
+        "--mem",
+        envvar="EDGELLM_MEM",
+        help="Plan for a device with this memory (6GB, 6GiB), half of it a program's.",
+        metavar="SIZE",
     ),
     budget: str = typer.Option(
         None, "--budget", envvar="EDGELLM_BUDGET", help="Plan for a program of this size.", metavar="SIZE"
@@ -37,7 +57,9 @@ def plan(
     device: str = typer.Option(
         None, "--device", envvar="EDGELLM_DEVICE", help="Plan for a device of `edgellm devices`.", metavar="NAME"
     ),
-    ctx: int = typer.Option(None, "--ctx", "-c", envvar="EDGELLM_CTX", min=16, help="Context in tokens.", metavar="N"),
+    ctx: int = typer.Option(
+        None, "--ctx", "-c", envvar="EDGELLM_CTX", min=16, max=2**24, help="Context in tokens.", metavar="N"
+    ),
     kv: str = typer.Option(None, "--kv", envvar="EDGELLM_KV", help="Type of the cache: f16, q8_0 or q4_0."),
     n_draft: int = typer.Option(
         None, "--n-draft", "-k", envvar="EDGELLM_N_DRAFT", min=0, max=64, help="Draft length, at most.", metavar="N"
@@ -55,60 +77,113 @@ def plan(
     probe: bool = typer.Option(False, "--probe", help="Ask llama.cpp for exact sizes; the files must be here."),
     explain: bool = typer.Option(False, "--explain", help="Show each trim: what it saved and what it cost."),
     matrix: str = typer.Option(
-        None, "--matrix", help="Models against devices: names with commas between, or `all`.", metavar="DEVICES"
+        None,
+        "--matrix",
+        help="Memory against context; or, with devices' names and commas between (or `all`), models against devices.",
+        metavar="[DEVICES]",
     ),
     calibrate: bool = typer.Option(
         False, "--calibrate", help="Run the plan here: measured memory and speed, kept for later plans."
     ),
     offline: bool = typer.Option(False, "--offline", envvar="EDGELLM_OFFLINE", help="Ask no server for a header."),
-    save: Path = typer.Option(None, "--save", help="Write the plan as JSON, for `chat --plan`.", metavar="FILE"),
+    save: Path = typer.Option(
+        None, "--save", help="Write the plan as JSON, for `chat --plan`; `-` for stdout.", metavar="FILE"
+    ),
     output: Path = typer.Option(
-        None, "--output", "-o", help="Write the matrix to a .csv, .json or .png file.", metavar="FILE"
+        None, "--output", "-o", help="Write the matrix to a .png, .svg, .csv or .json file.", metavar="FILE"
     ),
     json_: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Plan memory: what fits, what each part takes, and how fast it will roughly be. Exit 0 fits, 3 does not."""
-    from dataclasses import asdict, replace
-
-    from edgellm.cli import _calibration, _errors
-    from edgellm.cli._shapes import drafter_for, shape_of, smaller_than
-    from edgellm.memory.solve import refusal, solve
+    from edgellm.cli import _pairs, _plan_view, _plans
+    from edgellm.cli._save import destination
 
     if calibrate and (matrix is not None or model is None or mem is not None or device is not None):
         raise typer.BadParameter("--calibrate runs one model here: give a MODEL, and --budget rather than --mem")
+    to_stdout = save is not None and str(save) == "-"
+    if save is not None:
+        if model is None or matrix is not None:
+            raise typer.BadParameter("--save writes the plan of one model: give a MODEL, and no --matrix")
+        if to_stdout and json_:
+            raise typer.BadParameter("--save - and --json both print JSON: take one of them")
+        if not to_stdout:
+            destination(save, "--save")
     ask = _ask(ctx, kv, n_draft, n_ubatch, loading, here=mem is None and device is None, keep=draft is not None)
     if matrix is not None:
-        from edgellm.cli._matrix import show_matrix
-
-        return show_matrix(matrix, model, draft, ask, output=output, as_json=json_)
+        place = _device(mem, budget, device) if mem or budget or device else None
+        return _matrix(matrix, model, draft, ask, place, offline=offline, output=output, as_json=json_)
     if output is not None:
         raise typer.BadParameter("--output goes with --matrix; a plan is written with --save")
     place = _device(mem, budget, device)
     if model is None:
-        return _show_pairs(place, ask, json_)
-    target = shape_of(model, ask=probe, offline=offline)
-    drafter = drafter_for(target, draft, offline=offline)
-    sizer = _probing(model, draft, target, drafter) if probe else None
-    solution = solve(target, drafter, place, ask, sizer=sizer, smaller=smaller_than(target))
-    if calibrate and solution.plan.fits:
-        _calibration.run(solution.plan, model, draft)
-    if place.kind == "machine" and (measured := _calibration.find(solution.plan)):
-        solution = replace(solution, plan=_calibration.with_speed(solution.plan, measured))
+        return _pairs.show(place, ask, as_json=json_)
+    target, solution, measured = _solved(model, draft, place, ask, probe, calibrate, offline)
+    if save is not None and not to_stdout and solution.plan.fits:
+        _plans.save(save, solution.plan)
+    if to_stdout:
+        out.json(solution.plan.to_json())
+    elif json_:
+        remarks = _plan_view.remarks(solution.plan, target.shape)
+        out.json(_plan_view.as_json(solution, place, measured, remarks))
     else:
-        measured = None
-    if save is not None and solution.plan.fits:
-        _calibration.write_json(save, solution.plan.to_json())
-    if json_:
-        out.json({**_as_json(solution, place), "measured": asdict(measured) if measured else None})
-    else:
-        _show(solution.plan, place, explain=explain)
-        if measured:
-            out.text(_calibration.sentence(solution.plan, measured))
-    if save is not None and solution.plan.fits:
+        _plan_view.show(solution.plan, place, target.shape, measured, explain=explain)
+    if save is not None and not to_stdout and solution.plan.fits:
         out.note(f"saved to {save}")
-    if not solution.plan.fits:
-        out.error(refusal(solution))
-        raise typer.Exit(_errors.DOES_NOT_FIT)
+    _plan_view.end(solution)
+
+
+def _matrix(
+    names: str,
+    model: str | None,
+    draft: str | None,
+    ask: Ask,
+    place: Device | None,
+    *,
+    offline: bool,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    from edgellm.cli._matrix import are_devices, show_matrix
+
+    if model is None and names != CONTEXTS and not are_devices(names):
+        model, names = names, CONTEXTS  # `--matrix MODEL`: the option stands before it and has no value
+    if names != CONTEXTS:
+        return show_matrix(names, model, draft, ask, output=output, as_json=as_json)
+    if model is None:
+        raise typer.BadParameter("--matrix shows one MODEL's memory against its context; --matrix all every device")
+    from edgellm.cli._contexts import show_contexts
+
+    show_contexts(
+        model, draft, ask, place or _device(None, None, None), offline=offline, output=output, as_json=as_json
+    )
+
+
+def _solved(
+    model: str, draft: str | None, place: Device, ask: Ask, probe: bool, calibrate: bool, offline: bool
+) -> tuple[Known, Solution, Measurement | None]:
+    """The plan of a pair, with what it took where it was run here."""
+    from dataclasses import replace
+
+    from edgellm.cli import _calibration
+    from edgellm.cli._shapes import drafter_for, look_up, smaller_than, with_references
+    from edgellm.memory.solve import solve
+
+    target = look_up(model, offline=offline)
+    drafter = drafter_for(target.shape, draft, offline=offline)
+    sizer = _probing(target, drafter, exactly=probe)
+    smaller, shape = smaller_than(target), drafter.shape if drafter else None
+    solution = solve(target.shape, shape, place, ask, sizer=sizer, smaller=smaller)
+    solution = replace(
+        solution,
+        plan=with_references(solution.plan, target, drafter),
+        nearest=with_references(solution.nearest, target, drafter) if solution.nearest else None,
+    )
+    if calibrate and solution.plan.fits:
+        _calibration.run(solution.plan, target.path, drafter.path if drafter else None)
+    measured = _calibration.find(solution.plan) if place.kind == "machine" else None
+    if measured:
+        solution = replace(solution, plan=_calibration.with_speed(solution.plan, measured))
+    return target, solution, measured
 
 
 def _ask(
@@ -147,194 +222,50 @@ def _ask(
 
 
 def _device(mem: str | None, budget: str | None, device: str | None) -> Device:
+    """The place to plan for; answers are in the units that its size is given in."""
+    from edgellm.memory import units
     from edgellm.memory.device import budget_device, find_device, sized_device, this_machine
-    from edgellm.memory.units import parse_bytes
 
     if sum(given is not None for given in (mem, budget, device)) > 1:
         raise typer.BadParameter("give one of --mem, --budget and --device")
-    if mem is not None:
-        return sized_device(parse_bytes(mem))
-    if budget is not None:
-        return budget_device(parse_bytes(budget))
-    return find_device(device) if device is not None else this_machine()
+    size = mem if mem is not None else budget
+    if size is not None:
+        units.answer_in(decimal=units.is_decimal(size))
+        n_bytes = units.parse_memory(size)
+        return sized_device(n_bytes) if mem is not None else budget_device(n_bytes)
+    place = find_device(device) if device is not None else this_machine()
+    units.answer_in(decimal=place.decimal)
+    return place
 
 
-def _probing(model: str, draft: str | None, target: ModelShape, drafter: ModelShape | None) -> Sizer:
-    """Sizes from llama.cpp itself; every different question is asked once."""
+def _probing(target: Known, drafter: Known | None, *, exactly: bool) -> Sizer | None:
+    """Sizes from llama.cpp itself; every different question is asked once. None where formulas do.
+
+    Args:
+        exactly: also of caches that are known; else llama.cpp is asked only of those that are not.
+    """
     import functools
 
-    from edgellm.cli._shapes import path_of
     from edgellm.memory.buffers import BufferSizes, estimate
     from edgellm.memory.context import ContextSettings
-    from edgellm.runtime.probe import probe
+    from edgellm.memory.shape import ModelShape
 
-    paths = {target.name: path_of(model)}
-    if drafter is not None:
-        paths[drafter.name] = path_of(draft or drafter.name)
-    for name in (name for name, path in paths.items() if path is None):
-        out.warning(f"{name} is not on this machine, so its sizes come from formulas")
+    known = {model.shape.name: model for model in (target, drafter) if model is not None}
+    if not exactly and all(model.shape.known for model in known.values()):
+        return None
+    for model in known.values():
+        if not model.shape.known:
+            out.note(f"the cache of {model.shape.architecture} is not known here, so llama.cpp is asked")
+        elif exactly and model.path is None:
+            out.warning(f"{model.shape.name} is not on this machine, so its sizes come from formulas")
+
+    from edgellm.runtime.probe import probe
 
     @functools.cache
     def sizes(shape: ModelShape, settings: ContextSettings, repack: bool) -> BufferSizes:
-        path = paths.get(shape.name)
-        if path is None or not shape.exact:
+        path = known[shape.name].path if shape.name in known else None
+        if path is None or not shape.exact or (shape.known and not exactly):
             return estimate(shape, settings, repack)
         return probe(path, [settings], repack=repack)[0]
 
     return sizes
-
-
-def _as_json(solution: Solution, place: Device) -> dict[str, Any]:
-    from edgellm.memory.solve import describe
-
-    nearest = solution.nearest
-    return {
-        **solution.plan.to_json(),
-        "device": {"name": place.name, "total_bytes": place.total_bytes, "usable_bytes": place.usable_bytes},
-        "nearest": {"options": describe(nearest), **nearest.to_json()} if nearest else None,
-    }
-
-
-_COLOURS = {
-    "weights": "blue", "vocabulary": "cyan", "cache": "green", "compute": "yellow", "logits": "magenta",
-    "candidates": "magenta", "runtime": "white", "unaccounted": "bright_black", "system reserve": "bright_black",
-}  # fmt: skip
-
-
-def _colour(line: str) -> str:
-    return _COLOURS.get(line) or _COLOURS.get(line.split()[-1]) or _COLOURS["runtime"]
-
-
-def _show(plan: MemoryPlan, place: Device, *, explain: bool) -> None:
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    from edgellm.memory.units import format_bytes
-
-    pair = f"{plan.target} {plan.quantisation}" + (f" drafted by {plan.drafter}" if plan.drafter else "")
-    table = Table(box=box.SIMPLE_HEAD, title=f"{pair} on {place.name}", title_justify="left", pad_edge=False)
-    table.add_column("part", no_wrap=True)
-    table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("how" if explain else "share", overflow="fold")
-    largest = max(line.n_bytes for line in plan.lines)
-    for line in plan.lines:
-        share = f"[{_colour(line.name)}]{_eighths(24 * line.n_bytes / largest)}[/]"
-        how = f"[dim]{escape(line.formula)}[/]" if explain else share
-        table.add_row(f"[{_colour(line.name)}]■[/] {line.name}", format_bytes(line.n_bytes), how)
-    table.add_section()
-    total = f"[bold]{format_bytes(plan.total_bytes)}[/]"
-    table.add_row("[bold]  total[/]", total, f"of {format_bytes(plan.limit_bytes)}")
-    out.console().print(table)
-    _bar(plan)
-    _summary(plan, place)
-    if explain:
-        _ladder(plan)
-
-
-def _eighths(length: float) -> str:
-    """A bar of so many characters, to an eighth of one."""
-    whole = int(length)
-    return "█" * whole + " ▏▎▍▌▋▊▉"[int((length - whole) * 8)].strip() or "▏"
-
-
-def _bar(plan: MemoryPlan) -> None:
-    """All of the memory as one bar: a colour a part, what is free in dots, what is too much in red."""
-    from rich.text import Text
-
-    from edgellm.memory.units import format_bytes
-
-    console = out.console()
-    width = max(min(console.width if console.is_terminal else 80, 100) - 2, 20)
-    scale = width / max(plan.limit_bytes, plan.total_bytes)
-    bar, drawn, reached = Text(), 0, 0
-    for line in plan.lines:
-        reached += line.n_bytes
-        end = round(reached * scale)
-        bar.append("█" * max(end - drawn, 0), style=_colour(line.name))
-        drawn = max(end, drawn)
-    bar.append("·" * max(width - drawn, 0), style="dim")
-    if not plan.fits:
-        edge = round(plan.limit_bytes * scale)
-        bar = Text.assemble(bar[:edge], ("▓" * max(drawn - edge, 1), "red"))
-    console.print(bar)
-    room = (
-        f"{format_bytes(plan.headroom_bytes)} free" if plan.fits else f"{format_bytes(-plan.headroom_bytes)} too much"
-    )
-    console.print(
-        Text(f"{'fits' if plan.fits else 'does not fit'}: {room}", style="green" if plan.fits else "bold red")
-    )
-
-
-def _summary(plan: MemoryPlan, place: Device) -> None:
-    from edgellm.memory.units import format_bytes
-
-    settings = plan.settings
-    console = out.console()
-    words = [
-        f"context {settings.target.n_ctx:,}",
-        f"cache {_cache_type(plan, 'target') or settings.target.kv}",
-        f"drafts of at most {settings.n_draft}" if settings.n_draft else "no drafting",
-        f"batch {settings.target.n_ubatch}",
-    ]
-    if own := settings.drafter:
-        words.append(
-            f"drafter: window {own.n_ctx:,}, cache {_cache_type(plan, 'drafter') or own.kv}, batch {own.n_ubatch}"
-        )
-    console.print(", ".join(words))
-    if speed := plan.tokens_per_s:
-        console.print(f"about {speed.value:.1f} tok/s, {speed.plain:.1f} without drafting ({speed.kind})")
-    if plan.bound_bytes:
-        console.print(f"a draft model gains from {format_bytes(plan.bound_bytes)} of a program's memory on")
-    console.print(f"[dim]{place.source}[/]")
-
-
-def _cache_type(plan: MemoryPlan, role: str) -> str | None:
-    """The type that an ONNX graph was exported with; None where it is a setting."""
-    formula = next(line.formula for line in plan.lines if line.name == f"{role} cache")
-    return formula.split(", ")[-1].removesuffix(" as exported") if formula.endswith(" as exported") else None
-
-
-def _ladder(plan: MemoryPlan) -> None:
-    from edgellm.memory.units import format_bytes
-
-    rows = [(step.name, format_bytes(step.saved_bytes) if step.saved_bytes else "-", step.cost) for step in plan.steps]
-    out.table(["step", "saves ", "costs"], rows, title="what was trimmed, in order")
-
-
-def _show_pairs(place: Device, ask: Ask, as_json: bool) -> None:
-    """The best pairs of the catalogue for a device: the largest target that fits first."""
-    from edgellm.cli import _errors
-    from edgellm.cli._shapes import drafter_for, of_entry
-    from edgellm.export.catalogue import load_catalogue
-    from edgellm.memory.solve import solve
-    from edgellm.memory.units import format_bytes
-
-    found: list[MemoryPlan] = []
-    for entry in load_catalogue():
-        if entry.facts is not None and entry.role == "target":
-            target = of_entry(entry)
-            solution = solve(target, drafter_for(target, None), place, ask)
-            if solution.plan.fits:
-                found.append(solution.plan)
-    found.sort(key=lambda plan: plan.lines[0].n_bytes, reverse=True)
-    if as_json:
-        out.json([plan.to_json() for plan in found])
-    elif found:
-        out.table(
-            ["target", "drafter", "memory ", "context ", "about "],
-            [
-                (
-                    f"{plan.target}:{plan.quantisation}",
-                    plan.drafter or "copying",
-                    format_bytes(plan.process_bytes),
-                    f"{plan.n_ctx:,} {plan.settings.target.kv}",
-                    f"{plan.tokens_per_s.value:.0f} tok/s" if plan.tokens_per_s else "?",
-                )
-                for plan in found
-            ],
-            title=f"what fits {place.name} ({format_bytes(place.usable_bytes)} for a program), largest first",
-        )
-    if not found:
-        out.error(f"no model of the catalogue fits {place.name}: {format_bytes(place.usable_bytes)} for a program")
-        raise typer.Exit(_errors.DOES_NOT_FIT)

@@ -74,6 +74,7 @@ class ModelFacts:
     n_ctx_train: int  # tokens
     n_params: int
     tied: bool  # the output matrix is the embedding
+    n_merges: int = 0  # of a byte-pair tokenizer
     window: int | None = None  # tokens that a sliding-window layer attends to
 
 

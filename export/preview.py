@@ -10,16 +10,18 @@ from typing import Any
 from edgellm.export import hub, naming
 from edgellm.export.catalogue import HfSource
 from edgellm.export.download import CONNECT_S, READ_S, SourceError
+from edgellm.memory.counts import from_config
 from edgellm.memory.gguf import HeaderCutShort, parse_header
-from edgellm.memory.shape import ModelShape, UnknownShape, from_config, from_header
+from edgellm.memory.shape import ModelShape, UnknownShape, from_header
 
 FIRST_BYTES = 2**20  # of a small vocabulary's header; four times as many at each further try
 MOST_BYTES = 2**26  # no header is so long: the largest vocabularies take 16 MB
 CONFIG_BYTES = 2**20
 
 
-def shape_on_hub(repo: str, quant: str | None, *, token: str | None = None) -> ModelShape:
-    """The shape of a repository's GGUF file, or, where it holds a checkpoint, of that once exported at `quant`.
+def shape_on_hub(repo: str, quant: str | None, *, token: str | None = None) -> tuple[ModelShape, bool]:
+    """The shape of a repository's GGUF file, or, where it holds a checkpoint, of that once exported at `quant`; and
+    whether it is the former.
 
     Raises:
         BadReference: none or several files fit.
@@ -33,7 +35,7 @@ def shape_on_hub(repo: str, quant: str | None, *, token: str | None = None) -> M
         config = _config(repo, token)
         if config is None:
             raise
-        return from_config(config, (quant or "Q4_K_M").upper(), repo)
+        return from_config(config, (quant or "Q4_K_M").upper(), repo), False
     source = HfSource(repo, file.filename)
     n_bytes = FIRST_BYTES
     while True:
@@ -48,7 +50,7 @@ def shape_on_hub(repo: str, quant: str | None, *, token: str | None = None) -> M
                     raise
                 n_bytes *= 4
                 continue
-            return from_header(header, f"{repo}:{quant}" if quant else repo)
+            return from_header(header, f"{repo}:{quant}" if quant else repo), True
 
 
 def _config(repo: str, token: str | None) -> dict[str, Any] | None:

@@ -8,10 +8,11 @@ from edgellm.export.gguf import read_config
 from edgellm.export.source import ModelSource
 from edgellm.memory import plan as planner
 from edgellm.memory.context import N_DRAFT_MOST, ContextSettings
+from edgellm.memory.counts import from_config
 from edgellm.memory.device import sized_device
 from edgellm.memory.gguf import read_header
 from edgellm.memory.plan import MemoryPlan, PairSettings
-from edgellm.memory.shape import ModelShape, from_config, from_header
+from edgellm.memory.shape import ModelShape, from_header
 from edgellm.memory.units import format_bytes
 
 # From the most exact down; below Q3_K_M small models lose more than their size is worth.

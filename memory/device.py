@@ -10,6 +10,7 @@ import difflib
 import functools
 import os
 import platform
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,14 @@ from typing import Any, Literal
 
 import psutil
 
+from edgellm.memory import units
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.plan import Limit
-from edgellm.memory.units import MIB, format_bytes, parse_bytes
+from edgellm.memory.units import MIB, format_bytes, is_decimal, parse_bytes
 
 DeviceKind = Literal["phone", "board", "laptop", "gpu", "machine"]
 CATALOGUE = Path(__file__).with_name("devices.toml")
+SHARE = 0.5  # of a device's memory that one program may take, where nothing more is known: 2 GB of a 4 GB phone
 
 
 class UnknownDevice(LookupError):
@@ -43,6 +46,8 @@ class Device:
     isa: Literal["x86", "arm"]
     unified: bool  # CPU and accelerator share this memory
     source: str  # where the figures are from
+    words: tuple[str, ...] = ()  # what else people call such a device
+    decimal: bool = False  # its memory is sold in GB of 10^9 bytes
 
     @property
     def limit(self) -> Limit:
@@ -67,9 +72,17 @@ def find_device(name: str) -> Device:
     by_name = {device.name: device for device in known_devices()}
     if device := by_name.get(name.casefold()):
         return device
-    near = difflib.get_close_matches(name.casefold(), by_name, 3, 0.4)
+    near = _near(name.casefold())
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise UnknownDevice(f"no device is called {name!r}: {hint}`edgellm devices` lists them, --mem SIZE takes any size")
+
+
+def _near(name: str) -> list[str]:
+    """Devices that go by this word (`pixel` is an Android phone), else those spelt like it."""
+    words = set(re.findall(r"[a-z]+", name))
+    akin = [device.name for device in known_devices() if words & {*device.words, *re.findall(r"[a-z]+", device.name)}]
+    spelt = difflib.get_close_matches(name, [device.name for device in known_devices()], 3, 0.4)
+    return [near for near in spelt if near in akin] or akin[:5] or spelt
 
 
 def this_machine(root: Path = Path("/sys/fs/cgroup")) -> Device:
@@ -98,19 +111,20 @@ def this_machine(root: Path = Path("/sys/fs/cgroup")) -> Device:
 
 
 def sized_device(total_bytes: int) -> Device:
-    """A device of which only the memory is known: a system keeps 512 MiB and a tenth of the rest."""
-    usable = max(int((total_bytes - 512 * MIB) * 0.9), 0)
+    """A device of which only the memory is known: a program gets half, as on a phone."""
     return Device(
         name=f"a device of {format_bytes(total_bytes)}",
         description="only its memory is known",
         kind="board",
         total_bytes=total_bytes,
-        usable_bytes=usable,
+        usable_bytes=int(total_bytes * SHARE),
         bandwidth_bytes_s=25e9,
         macs_s=150e9,
         isa="arm",
         unified=False,
-        source="assumed: 25 GB/s; the system keeps 512 MiB and 10 %",
+        decimal=units.answers_in_decimal(),
+        source="assumed: a program gets half of the memory, as on a phone, at 25 GB/s (--device NAME knows more, "
+        "--budget SIZE is the program's own)",
     )
 
 
@@ -127,40 +141,104 @@ def budget_device(budget_bytes: int) -> Device:
         macs_s=here.macs_s,
         isa=here.isa,
         unified=here.unified,
+        decimal=units.answers_in_decimal(),
         source=here.source,
     )
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryLimit:
+    """A limit that somebody set on this process's memory, and what is used of it."""
+
+    where: str
+    limit_bytes: int
+    used_bytes: int
+
+
 def cgroup_memory(root: Path = Path("/sys/fs/cgroup")) -> tuple[int, int] | None:
-    """(limit, used) of this process's control group, version 2 or 1; None where there is no limit."""
+    """(limit, used) of this process's control groups, version 2 and 1; None where there is no limit.
+
+    Every group on the way down binds: the limit is the smallest, and what is left of it is the least that any leaves.
+    """
+    limits = cgroup_limits(root)
+    if not limits:
+        return None
+    least = min(limit.limit_bytes for limit in limits)
+    return least, least - min(max(limit.limit_bytes - limit.used_bytes, 0) for limit in limits)
+
+
+def cgroup_limits(root: Path = Path("/sys/fs/cgroup")) -> list[MemoryLimit]:
+    """Each limit of each control group that this process is in, the innermost group first."""
     try:
         own = _own_groups()
     except OSError:
         own = {}
-    for folder, limit_name, used_name in (
-        *((path, "memory.max", "memory.current") for path in _upwards(root, own.get("", ""))),
-        *(
-            (path, "memory.limit_in_bytes", "memory.usage_in_bytes")
-            for path in _upwards(root / "memory", own.get("memory", ""))
-        ),
-    ):
-        try:
-            limit = (folder / limit_name).read_text().strip()
-            used = int((folder / used_name).read_text()) - _reclaimable(folder)
-        except (OSError, ValueError):
-            continue
-        if limit.isdecimal() and int(limit) < 2**60:  # version 1 writes a huge number for none
-            return int(limit), used
-    return None
+    return [
+        limit
+        for folder, names in (
+            *((folder, _VERSION_2) for folder in _upwards(root, own.get("", ""))),
+            *((folder, _VERSION_1) for folder in _upwards(root / "memory", own.get("memory", ""))),
+        )
+        for limit in _limits(folder, names)
+    ]
 
 
-def _reclaimable(folder: Path) -> int:
-    """Bytes of a group's use that are file pages nobody looked at lately: the system lets go of them when asked."""
+def address_limit() -> MemoryLimit | None:
+    """The limit on this process's address space (`ulimit -v`), which every mapping counts against."""
     try:
-        entries = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        import resource
+    except ImportError:  # Windows
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft == resource.RLIM_INFINITY:
+        return None
+    return MemoryLimit("ulimit -v", soft, int(psutil.Process().memory_info().vms))
+
+
+_VERSION_2 = (("memory.max", "memory.high"), "memory.current")  # above `high` a group is slowed down to a crawl
+_VERSION_1 = (("memory.limit_in_bytes",), "memory.usage_in_bytes")
+_NO_LIMIT = 2**60  # version 1 writes a huge number for none
+
+
+def _limits(folder: Path, names: tuple[tuple[str, ...], str]) -> list[MemoryLimit]:
+    """Of one group, each limit that it sets."""
+    entries = _entries(folder / "memory.stat")
+    limits = {str(folder / name): _number(folder / name) for name in names[0]}
+    if names is _VERSION_1:
+        limits[f"hierarchical_memory_limit in {folder / 'memory.stat'}"] = entries.get("hierarchical_memory_limit")
+    used = max((_number(folder / names[1]) or 0) - _reclaimable(entries), 0)
+    return [
+        MemoryLimit(where, limit, used) for where, limit in limits.items() if limit is not None and limit < _NO_LIMIT
+    ]
+
+
+def _reclaimable(entries: dict[str, int]) -> int:
+    """Bytes of a group's use that the system lets go of when asked: file pages nobody looked at lately, and half of
+    the others and of its own caches, as it reckons itself (MemAvailable)."""
+
+    def of(name: str) -> int:
+        return entries.get(f"total_{name}", entries.get(name, 0))
+
+    return of("inactive_file") + (of("active_file") + of("slab_reclaimable")) // 2
+
+
+def _number(path: Path) -> int | None:
+    """What a file of the control group says; None for `max`, and where it is missing or unreadable."""
+    try:
+        text = path.read_text().strip()
     except (OSError, ValueError):
-        return 0
-    return int(entries.get("total_inactive_file", entries.get("inactive_file", 0)))
+        return None
+    return int(text) if text.isascii() and text.isdecimal() else None
+
+
+def _entries(path: Path) -> dict[str, int]:
+    """Lines of a name and a number; others are passed over."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, ValueError):
+        return {}
+    pairs = [line.split() for line in lines]
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isascii() and pair[1].isdecimal()}
 
 
 def _own_groups() -> dict[str, str]:
@@ -195,4 +273,6 @@ def _device(entry: dict[str, Any]) -> Device:
         isa=entry["isa"],
         unified=entry.get("unified", False),
         source=entry["source"],
+        words=tuple(entry.get("words", ())),
+        decimal=is_decimal(entry["memory"]),
     )

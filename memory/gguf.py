@@ -17,6 +17,9 @@ from typing import Any
 MAGIC = b"GGUF"
 MAX_KEY_BYTES = 65_535
 MAX_DIMS = 4
+MAX_ENTRIES = 2**16  # of the metadata; real models have some dozens
+MAX_TENSORS = 2**17  # the largest mixtures, an expert a tensor, have some 50,000
+MAX_ITEMS = 2**24  # of an array; the largest vocabularies have 2^18 tokens and 2^19 merges
 
 # ggml type id -> (name, elements a block, bytes a block)
 TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
@@ -27,6 +30,7 @@ TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
     20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136),
     24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
     29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18),
 }  # fmt: skip
 
 TYPE_IDS = {name: type_id for type_id, (name, _, _) in TENSOR_TYPES.items()}
@@ -37,6 +41,7 @@ FILE_TYPES: dict[int, str] = {
     13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS",
     21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S",
     29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4",
+    39: "NVFP4", 40: "Q1_0", 41: "Q2_0",
 }  # fmt: skip
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -59,6 +64,12 @@ class GgufArray:
     n_items: int
     offset: int  # of the first item, bytes from the start of the file
     n_bytes: int  # of all items together
+    path: Path
+
+    def items(self) -> list[Any]:
+        """All of them, read now. Strings come as bytes."""
+        with _mapped(self.path) as data:
+            return list(_Cursor(data, self.offset, self.path).items(self.kind, self.n_items))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +92,15 @@ class GgufHeader:
 
     @property
     def architecture(self) -> str:
-        return str(self.metadata.get("general.architecture", ""))
+        """As llama.cpp names it; "" where the header does not say."""
+        named = self.metadata.get("general.architecture")
+        return named if isinstance(named, str) else ""
 
     @property
     def quantisation(self) -> str:
         """`Q4_K_M` and the like; the commonest type by bytes where the file does not say."""
         file_type = self.metadata.get("general.file_type")
-        if isinstance(file_type, int) and file_type in FILE_TYPES:
+        if isinstance(file_type, int) and not isinstance(file_type, bool) and file_type in FILE_TYPES:
             return FILE_TYPES[file_type]
         n_bytes: dict[str, int] = {}
         for tensor in self.tensors:
@@ -115,10 +128,7 @@ class GgufHeader:
     def array(self, key: str) -> list[Any]:
         """Items of an array entry, read now (`[]` where the entry is missing). Strings come as bytes."""
         value = self.metadata.get(key)
-        if not isinstance(value, GgufArray):
-            return []
-        with _mapped(self.path) as data:
-            return list(_Cursor(data, value.offset, self.path).items(value.kind, value.n_items))
+        return value.items() if isinstance(value, GgufArray) else []
 
     def vocabulary_key(self) -> str:
         """A hash of all that the file says of its vocabulary, the chat template aside: equal keys, equal vocabularies.
@@ -198,6 +208,8 @@ class _Cursor:
         if kind != _ARRAY:
             return self.scalar(kind)
         item_kind, n_items = self.scalar(4), self.scalar(10)
+        if n_items > MAX_ITEMS:
+            raise GgufError(f"{self.path} has an array of {n_items:,} items in its header: the file is damaged")
         start = self.offset
         if item_kind == _STRING:
             self.skip_strings(n_items)
@@ -205,7 +217,7 @@ class _Cursor:
             self.take(struct.calcsize("<" + _SCALARS[item_kind]) * n_items)
         else:
             raise GgufError(f"{self.path} has an array of unknown type {item_kind}: the file is damaged or too new")
-        return GgufArray(item_kind, n_items, start, self.offset - start)
+        return GgufArray(item_kind, n_items, start, self.offset - start, self.path)
 
 
 class _mapped:
@@ -259,38 +271,51 @@ def parse_header(data: memoryview, path: Path, file_bytes: int | None) -> GgufHe
     if version not in (2, 3):
         raise GgufError(f"{path} has GGUF version {version}; versions 2 and 3 are known")
     n_tensors, n_entries = cursor.scalar(10), cursor.scalar(10)
+    if n_tensors > MAX_TENSORS or n_entries > MAX_ENTRIES:
+        raise GgufError(f"{path} has {n_tensors:,} tensors and {n_entries:,} entries, as no model has: it is damaged")
     metadata: dict[str, Any] = {}
     for _ in range(n_entries):
         key = cursor.string(MAX_KEY_BYTES).decode("utf-8", "replace")
         metadata[key] = cursor.value(cursor.scalar(4))
     tensors = [_tensor(cursor) for _ in range(n_tensors)]
+    if len({tensor.name for tensor in tensors}) < n_tensors:
+        raise GgufError(f"{path} names a tensor twice, which llama.cpp refuses: the file is damaged")
     alignment = metadata.get("general.alignment", 32)
-    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-        raise GgufError(f"{path} has alignment {alignment!r}: the file is damaged")
+    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+        raise GgufError(f"{path} has alignment {shown(alignment)}: the file is damaged")
     data_offset = (cursor.offset + alignment - 1) // alignment * alignment
-    end = data_offset + max((t.offset + t.n_bytes for t in tensors), default=0)
+    end = data_offset + max((t.offset + t.n_bytes for t in tensors), default=0) if tensors else cursor.offset
     if file_bytes is not None and end > file_bytes:
-        raise GgufError(
-            f"{path} is truncated: {file_bytes:,} of {end:,} bytes are there; pull it again to resume the download"
-        )
+        sizes = f"{file_bytes:,} of {end:,} bytes are there" if end < 2**60 else "no file is as long as its tensors say"
+        raise GgufError(f"{path} is truncated: {sizes}; pull it again to resume the download")
     return GgufHeader(
         path, version, metadata, tuple(tensors), data_offset, file_bytes if file_bytes is not None else end
     )
+
+
+def shown(value: object) -> str:
+    """A value of a file in a message: short, and without control characters."""
+    if isinstance(value, GgufArray | list):
+        return "an array"
+    text = value if isinstance(value, str) else repr(value)[:60]
+    return repr("".join(letter if letter.isprintable() else "?" for letter in text[:60])) if text is value else text
 
 
 def _tensor(cursor: _Cursor) -> TensorInfo:
     name = cursor.string(MAX_KEY_BYTES).decode("utf-8", "replace")
     n_dims = cursor.scalar(4)
     if n_dims > MAX_DIMS:
-        raise GgufError(f"{cursor.path}: tensor {name!r} has {n_dims} dimensions; the file is damaged")
+        raise GgufError(f"{cursor.path}: tensor {shown(name)} has {n_dims} dimensions; the file is damaged")
     shape = tuple(cursor.scalar(10) for _ in range(n_dims))
     type_id, offset = cursor.scalar(4), cursor.scalar(10)
     if type_id not in TENSOR_TYPES:
-        raise GgufError(f"{cursor.path}: tensor {name!r} has unknown type {type_id}; the file is damaged or too new")
+        raise GgufError(
+            f"{cursor.path}: tensor {shown(name)} has unknown type {type_id}; the file is damaged or too new"
+        )
     type_name, block_items, block_bytes = TENSOR_TYPES[type_id]
     n_items = 1
     for extent in shape:
         n_items *= extent
     if n_items % block_items:
-        raise GgufError(f"{cursor.path}: tensor {name!r} of {shape} is no whole number of {type_name} blocks")
+        raise GgufError(f"{cursor.path}: tensor {shown(name)} of {shape} is no whole number of {type_name} blocks")
     return TensorInfo(name, shape, type_name, offset, n_items // block_items * block_bytes)

@@ -6,6 +6,7 @@ every setting that decides a size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
@@ -20,6 +21,9 @@ Loading = Literal["mapped", "copied", "packed"]
 """mapped: the file's own pages; copied: read into memory; packed: rearranged by our kernels, originals let go."""
 
 VERSION = 1
+LEAST_CTX, MOST_TOKENS = 16, 2**24  # of a context
+MOST_BATCH = 4096  # tokens
+MOST_THREADS = 1024
 
 # Measured on Linux x86-64, CPython 3.11, numpy 2.4, llama-cpp-python 0.3.36 (docs/memory.md says how).
 RUNTIME_BASE_BYTES = 50 * MIB  # interpreter, numpy, the engine's libraries
@@ -27,6 +31,8 @@ VOCABULARY_BASE_BYTES = 3_600_000
 VOCABULARY_TOKEN_BYTES = 166  # the engine's and our own tables, a token
 VOCABULARY_MERGE_BYTES = 141
 PACKED_GROWTH = {"Q4_K": 4 / 144, "Q5_K": 4 / 176}  # our kernels' layout against the file's; others keep their size
+PACKED_TYPES = {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "Q4_K", "Q5_K", "Q6_K"}  # that our kernels take
+ERROR_SHARE = 0.026  # the worst that a prediction was off (docs/memory.md); a plan fits only with this to spare
 SLACK_BYTES = 5 * MIB  # a context's graph descriptions, and the heap's holes
 
 
@@ -82,6 +88,7 @@ class Step:
     name: str
     saved_bytes: int
     cost: str
+    tells: bool = False  # answers may be others, shorter or slower for it: a summary must not keep it to itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +103,12 @@ class MemoryPlan:
     tokens_per_s: Speed | None = None
     steps: tuple[Step, ...] = ()
     bound_bytes: int | None = None  # the least budget with which a draft model still gains
+    needed_bytes: int | None = None  # the least budget that holds this target at all, whatever the device
+    lost: tuple[str, ...] = ()  # what was asked for and is not kept, a sentence each
+    target_reference: str | None = None  # what finds the files again: a path, or a name and its type
+    drafter_reference: str | None = None
+    target_obtain: str | None = None  # how to make it, where nobody offers it at this type
+    drafter_obtain: str | None = None
 
     @property
     def limit_bytes(self) -> int:
@@ -106,9 +119,24 @@ class MemoryPlan:
         return sum(line.n_bytes for line in self.lines)
 
     @property
+    def required_bytes(self) -> int:
+        """A budget that this program keeps to, the margin included."""
+        return self.total_bytes - self.limit.reserve_bytes
+
+    @property
     def process_bytes(self) -> int:
         """What this program itself is expected to hold at its peak."""
-        return self.total_bytes - self.limit.reserve_bytes
+        return self.required_bytes - self.margin_bytes
+
+    @property
+    def margin_bytes(self) -> int:
+        """What predictions were off by at worst."""
+        return sum(line.n_bytes for line in self.lines if line.name == "margin")
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """The trims that tell."""
+        return tuple(step.name for step in self.steps if step.tells)
 
     @property
     def headroom_bytes(self) -> int:
@@ -135,8 +163,14 @@ class MemoryPlan:
         """The plan as plain values; `from_json` reads it back."""
         settings = self.settings
         return {
+            "lost": list(self.lost),
+            "changes": list(self.changes),
             "version": VERSION,
             "target": self.target,
+            "target_reference": self.target_reference,
+            "drafter_reference": self.drafter_reference,
+            "target_obtain": self.target_obtain,
+            "drafter_obtain": self.drafter_obtain,
             "drafter": self.drafter,
             "quantisation": self.quantisation,
             "fits": self.fits,
@@ -145,6 +179,9 @@ class MemoryPlan:
             "limit_name": self.limit.name,
             "total_bytes": self.total_bytes,
             "process_bytes": self.process_bytes,
+            "margin_bytes": self.margin_bytes,
+            "required_bytes": self.required_bytes,
+            "needed_bytes": self.needed_bytes,
             "generation_bytes": self.generation_bytes,
             "headroom_bytes": self.headroom_bytes,
             "bound_bytes": self.bound_bytes,
@@ -175,30 +212,10 @@ class MemoryPlan:
         if data.get("version") != VERSION:
             raise PlanError(f"this is no plan of version {VERSION}: write it again with `edgellm plan --save FILE`")
         try:
-            drafter = data["drafter_settings"]
-            settings = PairSettings(
-                target=_context({key: data[key] for key in _CONTEXT_KEYS}),
-                n_draft=_count(data["n_draft"]),
-                drafter=_context(drafter) if drafter is not None else None,
-                copy=bool(data["copy"]),
-                loading=cast(Loading, _one_of(data["loading"], ("mapped", "copied", "packed"))),
-                repack=bool(data["repack"]),
-            )
-            speed = data.get("tokens_per_s")
-            return cls(
-                target=str(data["target"]),
-                drafter=None if data["drafter"] is None else str(data["drafter"]),
-                quantisation=str(data["quantisation"]),
-                lines=tuple(Line(str(x["name"]), int(x["n_bytes"]), str(x["formula"])) for x in data["lines"]),
-                limit=Limit(str(data["limit_name"]), _count(data["limit_bytes"]), _count(data["reserve_bytes"])),
-                settings=settings,
-                exact=bool(data["exact"]),
-                tokens_per_s=Speed(float(speed["value"]), speed["kind"], float(speed["plain"])) if speed else None,
-                steps=tuple(Step(str(x["name"]), int(x["saved_bytes"]), str(x["cost"])) for x in data["steps"]),
-                bound_bytes=None if data["bound_bytes"] is None else _count(data["bound_bytes"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise PlanError(f"the plan is damaged ({error}): write it again with `edgellm plan --save FILE`") from error
+            return _read(data)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise PlanError(f"the plan is damaged ({what}): write it again with `edgellm plan --save FILE`") from error
 
 
 GENERATION_LINES = {
@@ -233,6 +250,9 @@ def plan(
         lines.append(Line("runtime onnxruntime", onnx_plan.LIBRARY_BYTES, "its library, measured"))
     n_contexts = len(sizes)
     lines.append(Line("unaccounted", n_contexts * SLACK_BYTES, f"{format_bytes(SLACK_BYTES)} a context"))
+    process_bytes = sum(line.n_bytes for line in lines)
+    margin = math.ceil(process_bytes * ERROR_SHARE)
+    lines.append(Line("margin", margin, f"{ERROR_SHARE:.1%}, the worst that predictions were off"))
     if limit.reserve_bytes:
         lines.append(
             Line("system reserve", limit.reserve_bytes, f"kept for the system and other programs: {limit.name}")
@@ -263,8 +283,9 @@ def _weights(role: str, shape: ModelShape, sizes: BufferSizes, loading: Loading)
     if not shape.exact:
         formula = f"{shape.n_params:,} weights x {8 * shape.weight_bytes / shape.n_params:.2f} bits, {how}"
     if loading == "packed":
-        tied = shape.tied[1] if shape.tied else 0  # rows are looked up in the original, products use the packed one
-        matrices = [*shape.matrix_bytes, *([shape.tied] if shape.tied else [])]
+        # Rows are looked up in the original, products use the packed one.
+        doubled = [shape.tied] if shape.tied and shape.tied[0] in PACKED_TYPES else []
+        tied, matrices = sum(size for _, size in doubled), [*shape.matrix_bytes, *doubled]
         grown = int(sum(size * PACKED_GROWTH.get(kind, 0.0) for kind, size in matrices))
         n_bytes = shape.weight_bytes + tied + grown
         formula += f" + {grown:,} B of scales" + (f" + {tied:,} B of output packed apart" if tied else "")
@@ -315,24 +336,103 @@ def _formula(shape: ModelShape, text: str, sizes: BufferSizes) -> str:
     return f"{text} (sized by llama.cpp)" if sizes.exact else text
 
 
-def _context(data: Mapping[str, Any]) -> ContextSettings:
-    return ContextSettings(
-        n_ctx=_count(data["n_ctx"]),
-        n_ubatch=_count(data["n_ubatch"]),
-        n_outputs=_count(data["n_outputs"]),
-        kv=cast(KvType, _one_of(data["kv"], tuple(KV_BLOCKS))),
-        n_rs_seq=_count(data["n_rs_seq"]),
-        n_threads=_count(data["n_threads"]),
+def _read(data: Mapping[str, Any]) -> MemoryPlan:
+    """Raises KeyError, TypeError, ValueError, AttributeError: an entry that is missing or no such thing."""
+    drafter = data["drafter_settings"]
+    if (drafter is None) != (data["drafter"] is None):
+        raise ValueError("a drafter and its settings go together")
+    n_draft = _count(data["n_draft"], most=64)
+    target = _context({key: data[key] for key in _CONTEXT_KEYS})
+    if target.n_outputs <= n_draft and n_draft:
+        raise ValueError(f"drafts of {n_draft} tokens need more than {target.n_outputs} rows of logits")
+    settings = PairSettings(
+        target=target,
+        n_draft=n_draft,
+        drafter=_context(drafter) if drafter is not None else None,
+        copy=_flag(data["copy"]),
+        loading=cast(Loading, _one_of(data["loading"], ("mapped", "copied", "packed"))),
+        repack=_flag(data["repack"]),
+    )
+    speed = data.get("tokens_per_s")
+    return MemoryPlan(
+        target=_text(data["target"]),
+        drafter=None if data["drafter"] is None else _text(data["drafter"]),
+        quantisation=_text(data["quantisation"]),
+        lines=tuple(Line(_text(x["name"]), _count(x["n_bytes"]), _text(x["formula"])) for x in data["lines"]),
+        limit=Limit(_text(data["limit_name"]), _count(data["limit_bytes"]), _count(data["reserve_bytes"])),
+        settings=settings,
+        exact=_flag(data["exact"]),
+        tokens_per_s=None if speed is None else _speed(speed),
+        steps=tuple(_step(x) for x in data["steps"]),
+        bound_bytes=None if data["bound_bytes"] is None else _count(data["bound_bytes"]),
+        needed_bytes=None if data.get("needed_bytes") is None else _count(data["needed_bytes"]),
+        lost=tuple(_text(sentence) for sentence in data.get("lost", ())),
+        target_reference=_optional(data.get("target_reference")),
+        drafter_reference=_optional(data.get("drafter_reference")),
+        target_obtain=_optional(data.get("target_obtain")),
+        drafter_obtain=_optional(data.get("drafter_obtain")),
     )
 
 
-def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{value!r} is no count")
+def _step(data: Mapping[str, Any]) -> Step:
+    saved, tells = data["saved_bytes"], _flag(data.get("tells", False))
+    if isinstance(saved, bool) or not isinstance(saved, int):
+        raise ValueError(f"{_short(saved)} is no count")
+    return Step(_text(data["name"]), saved, _text(data["cost"]), tells)
+
+
+def _speed(data: Mapping[str, Any]) -> Speed:
+    kind = cast(Literal["measured", "estimated"], _one_of(data["kind"], ("measured", "estimated")))
+    value, plain = float(data["value"]), float(data["plain"])
+    if not (math.isfinite(value) and math.isfinite(plain)):
+        raise ValueError("a speed is no number")
+    return Speed(value, kind, plain)
+
+
+def _context(data: Mapping[str, Any]) -> ContextSettings:
+    settings = ContextSettings(
+        n_ctx=_count(data["n_ctx"], least=LEAST_CTX, most=MOST_TOKENS),
+        n_ubatch=_count(data["n_ubatch"], least=1, most=MOST_BATCH),
+        n_outputs=_count(data["n_outputs"], least=1, most=MOST_BATCH),
+        kv=cast(KvType, _one_of(data["kv"], tuple(KV_BLOCKS))),
+        n_rs_seq=_count(data["n_rs_seq"], most=MOST_BATCH),
+        n_threads=_count(data["n_threads"], least=1, most=MOST_THREADS),
+    )
+    if settings.n_outputs > settings.n_ubatch:
+        raise ValueError(f"{settings.n_outputs} rows of logits do not come out of a batch of {settings.n_ubatch}")
+    return settings
+
+
+def _count(value: Any, *, least: int = 0, most: int = 2**62) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{_short(value)} is no count")
+    if not least <= value <= most:
+        raise ValueError(f"{_short(value)} is not between {least:,} and {most:,}")
     return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{_short(value)} is neither true nor false")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError(f"{_short(value)} is no text")
+    return value
+
+
+def _optional(value: Any) -> str | None:
+    return None if value is None else _text(value)
 
 
 def _one_of(value: Any, known: tuple[str, ...]) -> str:
     if value not in known:
-        raise ValueError(f"{value!r} is none of {', '.join(known)}")
+        raise ValueError(f"{_short(value)} is none of {', '.join(known)}")
     return str(value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a number of many digits"
+    return text if len(text) <= 40 else text[:37] + "..."

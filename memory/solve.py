@@ -7,11 +7,12 @@ of the target's cache, the context, the target's quantisation. A rung that turns
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from edgellm.memory.buffers import Sizer, compute_bytes, estimate
-from edgellm.memory.context import N_DRAFT_MOST, ContextSettings, KvType
+from edgellm.memory.buffers import BufferSizes, Sizer, compute_bytes, estimate
+from edgellm.memory.context import DRAFT_TOKENS_MOST, N_DRAFT_MOST, ContextSettings, KvType
 from edgellm.memory.device import Device
 from edgellm.memory.kv import check_cache, fits_cache
 from edgellm.memory.plan import Loading, MemoryPlan, PairSettings, Step, plan
@@ -22,6 +23,7 @@ from edgellm.memory.units import format_bytes
 DEFAULT_N_CTX = 4096  # tokens
 N_UBATCH, N_UBATCH_DRAFT = 128, 64  # tokens; more buys no prompt speed on a CPU (architecture decision 7)
 LEAST_CTX = 512
+NO_DRAFTING = "no drafting"
 ENGINE_N_UBATCH = 512  # what llama.cpp takes, with logits reserved for each token, if it is not told otherwise
 
 
@@ -59,6 +61,7 @@ class _Rung:
     name: Callable[[_State, _State], str]
     apply: Callable[[_State], _State | None]  # None: nothing to gain
     cost: str
+    tells: bool = False
 
 
 def solve(
@@ -79,28 +82,49 @@ def solve(
     Raises:
         UnsupportedCache: the cache type asked for does not suit the model.
     """
-    size = sizer or (lambda shape, settings, repack: estimate(shape, settings, repack, isa=device.isa))
+
+    def formulas(shape: ModelShape, settings: ContextSettings, repack: bool) -> BufferSizes:
+        return estimate(shape, settings, repack, isa=device.isa)
+
+    size = sizer or formulas
     if ask.kv is not None:
         check_cache(target, ask.kv)
+    asked, drafter = drafter, drafter if drafter is not None and can_draft(drafter) else None
     start, steps = _start(target, drafter, device, ask)
     ladder = _ladder(ask, drafter, smaller)
     found = _descend(start, steps, ladder, drafter, device, size)
-    bound = _bound(start, drafter, device, size)
-    found = replace(found, bound_bytes=bound)
+    found = replace(
+        found,
+        bound_bytes=_bound(start, drafter, device, size),
+        needed_bytes=_needed(target, device, ask, size if not target.known else formulas),
+        lost=_lost(found, asked, ask),
+    )
     if found.fits:
         return Solution(found)
     freed = replace(ask, n_ctx=None, kv=None, n_draft=None, n_ubatch=None, keep_drafter=False)
     if freed == ask:
         return Solution(found)
     nearest = _descend(*_start(target, drafter, device, freed), _ladder(freed, drafter, smaller), drafter, device, size)
-    return Solution(found, nearest if nearest.fits else None)
+    return Solution(found, replace(nearest, needed_bytes=found.needed_bytes) if nearest.fits else None)
+
+
+def untrimmed(target: ModelShape, drafter: ModelShape | None, device: Device, ask: Ask) -> MemoryPlan:
+    """The plan of these settings as they stand, whether it fits or not; a drafter that could draft is kept."""
+    drafter = drafter if drafter is not None and can_draft(drafter) else None
+    state, steps = _start(target, drafter, device, replace(ask, keep_drafter=True))
+    return replace(plan(target, drafter, state.settings, device.limit), steps=tuple(steps))
+
+
+def can_draft(shape: ModelShape) -> bool:
+    """Whether a model can take back what was drafted in vain."""
+    return shape.can_rewind
 
 
 def describe(plan: MemoryPlan) -> str:
     """The settings of a plan as options of the command."""
     settings = plan.settings
     words = [f"--ctx {settings.target.n_ctx}", f"--kv {settings.target.kv}"]
-    words.append(f"--draft {plan.drafter}" if plan.drafter else "--draft none")
+    words.append(f"--draft {shlex.quote(plan.drafter_reference or plan.drafter)}" if plan.drafter else "--draft none")
     if settings.n_draft:
         words.append(f"--n-draft {settings.n_draft}")
     return " ".join(words)
@@ -109,9 +133,10 @@ def describe(plan: MemoryPlan) -> str:
 def refusal(solution: Solution) -> str:
     """One sentence for a plan that does not fit, with what to do."""
     lacking = format_bytes(-solution.plan.headroom_bytes)
+    kept = "the system's share and " if solution.plan.limit.reserve_bytes else ""
     head = (
-        f"{solution.plan.target} needs {format_bytes(solution.plan.total_bytes)}, {lacking} more than "
-        f"{solution.plan.limit.name} has"
+        f"{solution.plan.target} with {kept}a margin needs {format_bytes(solution.plan.total_bytes)}, {lacking} more "
+        f"than {solution.plan.limit.name} has"
     )
     if solution.nearest is None:
         return f"{head}, whatever is trimmed: choose a smaller model (`edgellm plan --mem SIZE` lists some)"
@@ -128,13 +153,16 @@ def _start(target: ModelShape, drafter: ModelShape | None, device: Device, ask: 
     notes: list[Step] = []
     if not target.can_rewind:
         drafter, n_draft = None, 0
-        notes.append(Step("no drafting", 0, f"{target.architecture} keeps a state that cannot be cut back"))
+        notes.append(Step(NO_DRAFTING, 0, f"{target.architecture} keeps a state that cannot be cut back"))
     main = ContextSettings(n_ctx, ask.n_ubatch or N_UBATCH, n_draft + 1, kv, n_threads=ask.n_threads)
     settings = PairSettings(main, n_draft, None, ask.copy and target.can_rewind, ask.loading, ask.repack)
     if drafter is not None:
         if not fits_cache(drafter, draft_kv):
             draft_kv = "f16"
-        own = ContextSettings(min(n_ctx, drafter.n_ctx_train), N_UBATCH_DRAFT, 1, draft_kv, n_threads=ask.n_threads)
+        n_rs_seq = _draft_snapshots(n_draft) if drafter.is_recurrent else 0
+        own = ContextSettings(
+            min(n_ctx, drafter.n_ctx_train), N_UBATCH_DRAFT, 1, draft_kv, n_rs_seq, n_threads=ask.n_threads
+        )
         settings = replace(settings, drafter=own)
         if ask.n_draft is None and not ask.keep_drafter and not gains(target, drafter, settings, device):
             notes.append(Step("no draft model", 0, "it is not expected to gain anything on this device"))
@@ -148,6 +176,11 @@ def _longest(target: ModelShape) -> int:
     return 4 if target.is_recurrent else N_DRAFT_MOST
 
 
+def _draft_snapshots(n_draft: int) -> int:
+    """Copies of a hybrid drafter's state, with which it takes a round back: as the engine sets it up."""
+    return max(n_draft * DRAFT_TOKENS_MOST, 1)
+
+
 def _with_outputs(settings: PairSettings, target: ModelShape) -> PairSettings:
     """Rows of logits, batch and snapshots that this draft length needs."""
     rows = settings.n_draft + 1
@@ -157,7 +190,10 @@ def _with_outputs(settings: PairSettings, target: ModelShape) -> PairSettings:
         n_ubatch=max(settings.target.n_ubatch, rows),
         n_rs_seq=rows if target.is_recurrent and target.can_rewind else 0,
     )
-    return replace(settings, target=main)
+    own = settings.drafter
+    if own is not None and own.n_rs_seq:
+        own = replace(own, n_rs_seq=_draft_snapshots(settings.n_draft))
+    return replace(settings, target=main, drafter=own)
 
 
 def _free_trims(target: ModelShape, drafter: ModelShape | None, settings: PairSettings) -> list[Step]:
@@ -220,7 +256,8 @@ def _descend(
         if changed is None:
             continue
         smaller = planned(changed)
-        listed.append(Step(rung.name(state, changed), current.total_bytes - smaller.total_bytes, rung.cost))
+        saved = current.process_bytes - smaller.process_bytes
+        listed.append(Step(rung.name(state, changed), saved, rung.cost, rung.tells))
         state, current = changed, smaller
     if state.settings.drafter is None:
         listed = [step for step in listed if not step.name.startswith("drafter:")]
@@ -241,12 +278,40 @@ def _bound(start: _State, drafter: ModelShape | None, device: Device, size: Size
             state = changed
     if not gains(state.target, drafter, state.settings, device):
         return None
-    return plan(state.target, drafter, state.settings, device.limit, sizer=size).process_bytes
+    return plan(state.target, drafter, state.settings, device.limit, sizer=size).required_bytes
+
+
+def _needed(target: ModelShape, device: Device, ask: Ask, size: Sizer) -> int:
+    """The least budget that holds the target at its own quantisation, all that was left open trimmed."""
+
+    def required(state: _State) -> int:
+        return plan(target, None, state.settings, device.limit, sizer=size).required_bytes
+
+    state, _ = _start(target, None, device, ask)
+    least = required(state)
+    for rung in _ladder(ask, None, ()):
+        changed = rung.apply(state)
+        if changed is not None and (smaller := required(changed)) < least:
+            state, least = changed, smaller
+    return least
+
+
+def _lost(plan: MemoryPlan, drafter: ModelShape | None, ask: Ask) -> tuple[str, ...]:
+    """What was asked for and is not kept. All but the drafter is kept, or the plan does not fit."""
+    if drafter is None or plan.drafter is not None or not ask.keep_drafter:
+        return ()
+    if not can_draft(drafter):
+        why = f"{drafter.architecture} keeps a state that cannot be cut back, so it cannot draft"
+    elif any(step.name == NO_DRAFTING for step in plan.steps):
+        why = f"{plan.target} keeps a state that cannot be cut back, so nothing is drafted for it"
+    else:
+        why = f"it does not fit beside {plan.target}"
+    return (f"{drafter.name} is not used as the drafter: {why}",)
 
 
 def _ladder(ask: Ask, drafter: ModelShape | None, smaller: Sequence[ModelShape]) -> list[_Rung]:
     rungs = _drafting_rungs(ask, drafter)
-    rungs.append(_Rung(lambda a, b: "draft model dropped, copying kept", _drop_drafter, "most of the speed-up"))
+    rungs.append(_Rung(lambda a, b: "draft model dropped, copying kept", _drop_drafter, "most of the speed-up", True))
     if ask.kv is None:
         rungs.append(_kv_rung("q8_0", "answers may differ in places"))
         rungs.append(_kv_rung("q4_0", "answers differ more often"))
@@ -356,7 +421,7 @@ def _kv_rung(kv: KvType, cost: str) -> _Rung:
         main = replace(state.settings.target, kv=kv)
         return None if main == state.settings.target else replace(state, settings=replace(state.settings, target=main))
 
-    return _Rung(lambda a, b: f"target: cache {a.settings.target.kv} -> {kv}", apply, cost)
+    return _Rung(lambda a, b: f"target: cache {a.settings.target.kv} -> {kv}", apply, cost, tells=True)
 
 
 def _context_rung(n_ctx: int) -> _Rung:
@@ -375,7 +440,7 @@ def _context_rung(n_ctx: int) -> _Rung:
         )
 
     return _Rung(
-        lambda a, b: f"context {a.settings.target.n_ctx:,} -> {n_ctx:,} tokens", apply, "a shorter conversation"
+        lambda a, b: f"context {a.settings.target.n_ctx:,} -> {n_ctx:,} tokens", apply, "a shorter conversation", True
     )
 
 
@@ -383,4 +448,6 @@ def _quantisation_rung(shape: ModelShape) -> _Rung:
     def apply(state: _State) -> _State | None:
         return None if shape.weight_bytes >= state.target.weight_bytes else replace(state, target=shape)
 
-    return _Rung(lambda a, b: f"target: {a.target.quantisation} -> {b.target.quantisation}", apply, "a coarser model")
+    return _Rung(
+        lambda a, b: f"target: {a.target.quantisation} -> {b.target.quantisation}", apply, "a coarser model", tells=True
+    )

@@ -16,6 +16,7 @@ from edgellm.runtime.backends.base import Backend, OutOfMemory
 from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions, engine_name, kernels
 from edgellm.runtime.drafters.adaptive import PASSES_A_TOKEN, AdaptiveDrafter
 from edgellm.runtime.drafters.base import Drafter, NoDrafter, SteppedDrafter
+from edgellm.runtime.drafters.failsafe import FailsafeDrafter
 from edgellm.runtime.drafters.model import REACH, ModelDrafter
 from edgellm.runtime.drafters.spelling import MapSpeller, MergingSpeller, Speller, TextSpeller
 from edgellm.runtime.drafters.translating import TranslatingDrafter
@@ -162,6 +163,7 @@ def load_target(path: Path, options: EngineOptions = DEFAULTS, plan: MemoryPlan 
     template, refusal = usable(model.chat_template, model.vocabulary)
     engine = Engine(model, backend, template, NoDrafter(), options, settings, plan, stop_asked=stop_asked)
     engine.n_draft = min(settings.n_draft, backend.max_keep - 1)
+    engine.warnings += plan.lost if plan is not None else ()
     if plan is not None and (trims := trimmed(plan)):
         engine.warnings.append(f"to fit {plan.limit.name}: {', '.join(trims)}")
     if model.is_recurrent:
@@ -193,7 +195,9 @@ def with_drafter(engine: Engine, draft: Path | None, *, copy: bool, options: Eng
     options = engine.options
     engine.n_draft = min(engine.n_draft, options.n_draft)
     learning = Learning(engine, draft)
-    model = _load_drafter(engine, draft, learning) if draft is not None else None
+    model = None
+    if draft is not None:
+        model = FailsafeDrafter(_load_drafter(engine, draft, learning), engine.warnings.append)
     store = learning.store if options.learn != "off" and (copy or options.learned is not None) else None
     if model is None and not copy and store is None:
         engine.drafter = NoDrafter()

@@ -13,21 +13,23 @@ import psutil
 from edgellm.memory.context import N_DRAFT_MOST, ContextSettings, KvType
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.device import Device, budget_device, this_machine
-from edgellm.memory.gguf import GgufError, read_header
+from edgellm.memory.gguf import GgufError
 from edgellm.memory.onnx import OnnxError, is_onnx
 from edgellm.memory.onnx_plan import read_shape
 from edgellm.memory.plan import DoesNotFit, Loading, MemoryPlan, PairSettings, PlanError
 from edgellm.memory.plan import plan as lines_of
 from edgellm.memory.shape import ModelShape, UnknownShape, from_header
 from edgellm.memory.solve import DEFAULT_N_CTX, N_UBATCH, Ask, refusal, solve
+from edgellm.memory.split import read_model
 from edgellm.memory.units import format_bytes
 from edgellm.runtime.backends.base import OutOfMemory
-from edgellm.runtime.backends.llama_cpp import kernels, offloads
+from edgellm.runtime.backends.llama_cpp import has_extra_buffers, kernels, offloads
 from edgellm.runtime.drafters.adaptive import Stop
 
 TOLERANCE = (
     0.02  # of a stored plan against the same plan made anew: another machine may size buffers a little otherwise
 )
+_NOT_ASKED_FOR = ("runtime", "system reserve", "margin")  # lines that are there already, or not this program's
 UNTOUCHED_BYTES = 72 * 2**20  # a context's: threads' stacks and tables that are reserved and never filled
 
 
@@ -80,9 +82,9 @@ def plan_here(
     device = _device(options)
     if plan is not None:
         _check_files(plan, target, draft)
-        if plan.process_bytes > device.usable_bytes:
+        if plan.required_bytes > device.usable_bytes:
             raise DoesNotFit(
-                f"the plan needs {format_bytes(plan.process_bytes)} and {device.name} has "
+                f"the plan needs {format_bytes(plan.required_bytes)} and {device.name} has "
                 f"{format_bytes(device.usable_bytes)} for it: end other programs, or plan again with a smaller --mem"
             )
         return plan, f"planned: {format_bytes(plan.process_bytes)}"
@@ -125,7 +127,7 @@ def reserve(plan: MemoryPlan) -> None:
     Raises:
         OutOfMemory: it is not to be had.
     """
-    n_bytes = sum(line.n_bytes for line in plan.lines if line.name not in ("runtime", "system reserve"))
+    n_bytes = sum(line.n_bytes for line in plan.lines if line.name not in _NOT_ASKED_FOR)
     n_bytes += UNTOUCHED_BYTES * (2 if plan.settings.drafter else 1)
     try:
         if sys.platform == "win32":
@@ -139,7 +141,7 @@ def reserve(plan: MemoryPlan) -> None:
 def plan_next(target: Path, draft: Path | None, options: EngineOptions, plan: MemoryPlan) -> MemoryPlan | None:
     """The largest plan that is smaller than one whose memory could not be had; None where nothing is left to trim."""
     drafter = _shape(draft) if draft and plan.settings.drafter else None
-    device = replace(_device(options), total_bytes=plan.process_bytes - 1, usable_bytes=plan.process_bytes - 1)
+    device = replace(_device(options), total_bytes=plan.required_bytes - 1, usable_bytes=plan.required_bytes - 1)
     found = solve(_shape(target), drafter, device, _ask(options)).plan
     return found if found.fits else None
 
@@ -164,7 +166,7 @@ def _ask(options: EngineOptions) -> Ask:
         n_ubatch=options.n_ubatch,
         copy=options.copy,
         loading=_loading(options),
-        repack=not options.exact and not kernels().active,
+        repack=not options.exact and not kernels().active and has_extra_buffers(),
         n_threads=options.n_threads or usable_cores(),
         keep_drafter=True,
     )
@@ -187,4 +189,4 @@ def _device(options: EngineOptions) -> Device:
 
 
 def _shape(path: Path) -> ModelShape:
-    return read_shape(path) if is_onnx(path) else from_header(read_header(path), path.stem)
+    return read_shape(path) if is_onnx(path) else from_header(read_model(path), path.stem)

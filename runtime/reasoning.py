@@ -118,8 +118,12 @@ class ThoughtStream:
         return self._has_crossed and not self._is_begun
 
     def _settle(self, token: int) -> Iterator[tuple[bool, bytes]]:
-        is_marker = token in self._tokens
-        for atom in [_TOKEN + token] if is_marker else self._vocabulary.piece(token):
+        atoms = [_TOKEN + token] if token in self._tokens else list(self._vocabulary.piece(token))
+        firsts = {self._atoms[name][0] for name in self._active()}
+        if not self._pending and firsts.isdisjoint(atoms):  # as nearly always
+            yield from self._emit(atoms)
+            return
+        for atom in atoms:
             self._pending.append(atom)
             active = {name: self._atoms[name] for name in self._active()}
             ended = [name for name, atoms in active.items() if self._pending[-len(atoms) :] == atoms]
@@ -169,7 +173,6 @@ class AnswerStream:
     def __init__(
         self, markers: Markers | None, vocabulary: Vocabulary, stops: Sequence[str] = (), *, in_thought: bool = False
     ) -> None:
-        self._vocabulary = vocabulary
         self._parts = ThoughtStream(markers, vocabulary, in_thought=in_thought)
         self._streams = {True: TextStream(), False: TextStream(stops)}
         self._pieces: dict[bool, list[str]] = {True: [], False: []}

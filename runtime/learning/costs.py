@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgellm.runtime.backends.base import Backend
+from edgellm.runtime.backends.base import Backend, keep_common_prefix
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)  # tokens a pass that are measured; between them lines are drawn
 DRAFT_WIDTHS = (1, 2, 4, 8, 16, 64)
@@ -133,7 +133,7 @@ def measure(
     Widths take turns, so that a disturbance hits all alike, and the least time of each counts: what else runs on a
     machine only ever makes a pass slower. On a machine that is too busy for the budget fewer widths are measured.
     """
-    widths = [n for n in widths if n <= backend.max_keep] if backend.max_keep > 1 else list(widths)
+    widths = measurable(backend, widths)
     contexts = [n for n in CONTEXTS if n + max(widths) <= backend.n_ctx] or [0]
     # The ends first, then the middle: whatever is left out lies between two that are known.
     order = sorted(widths, key=lambda n: (n not in (widths[0], widths[-1]), widths.index(n) % 2))
@@ -156,13 +156,27 @@ def measure(
                 started = time.perf_counter()
                 backend.forward(_filler(backend, n), keep=keep)
                 row[n] = min(row.get(n, math.inf), time.perf_counter() - started)
-                backend.truncate(context)
+                _return_to(backend, context)
         rows.append(row)
     backend.truncate(0)
     if len(rows) > 1 and rows[1].keys() != rows[0].keys():
         del rows[1]
     measured = sorted(rows[0])
     return CostCurve(tuple(measured), tuple(contexts[: len(rows)]), [[row[n] for n in measured] for row in rows])
+
+
+def measurable(backend: Backend, widths: Sequence[int]) -> list[int]:
+    """Those of `widths` that the backend can run: as verifications, or, where it gives one row, as reading."""
+    n_most = backend.max_keep if backend.max_keep > 1 else backend.n_ctx
+    return [n for n in widths if n <= n_most]
+
+
+def _return_to(backend: Backend, context: int) -> None:
+    """Hold the context alone again; a state that cannot be cut back so far is made anew."""
+    filler = _filler(backend, context)
+    kept = keep_common_prefix(backend, filler, context)
+    if kept < context:
+        backend.forward(filler[kept:], keep=0)
 
 
 def _filler(backend: Backend, n: int) -> list[int]:

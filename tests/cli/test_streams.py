@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from tiny_gguf import write_tiny
 
+from edgellm.export import manifest
+from edgellm.runtime.learning import keep
+
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="shells of other systems cannot close a stream")
 
 EDGELLM = f'"{sys.executable}" -m edgellm.cli'
@@ -98,3 +101,13 @@ def test_a_model_and_a_home_whose_names_are_not_utf8_are_used_like_any(
     kept = subprocess.run([sys.executable, "-m", "edgellm.cli", "cache", "show"], capture_output=True, timeout=60)
     assert kept.returncode == 0, kept.stderr
     assert b"tokens of earlier answers" in kept.stdout
+
+
+def test_what_is_written_down_of_a_name_that_is_not_utf8_is_read_back(tmp_path: Path) -> None:
+    manifest.write(tmp_path, {"source": ODD})
+    written = (tmp_path / manifest.NAME).read_bytes()
+    assert json.loads(written.decode("utf-8"))["source"] == ODD
+    file = keep.sealed(tmp_path, "costs", f"{ODD} 123", print)
+    keep.write_json(file, {"a": 1})
+    assert keep.read_json(file) == {"a": 1}
+    assert [kept.key for kept in keep.listing(tmp_path)] == [f"{ODD} 123"]

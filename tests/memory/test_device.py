@@ -52,8 +52,9 @@ def test_pages_of_files_that_can_be_let_go_are_free(tmp_path: Path) -> None:
     for names, root, key in ((V2, tmp_path / "v2", "inactive_file"), (V1, tmp_path / "v1", "total_inactive_file")):
         folder = root / "memory" / "pod" / "box" if names is V1 else root / "pod" / "box"
         group(folder, names, str(2 * GIB), str(GIB))
-        (folder / "memory.stat").write_text(f"active_file 5\n{key} {GIB // 2}\n")
-        assert cgroup_memory(root) == (2 * GIB, GIB // 2)
+        active = key.replace("inactive", "active")
+        (folder / "memory.stat").write_text(f"{active} {GIB // 4}\n{key} {GIB // 2}\ndamaged\nother x\n")
+        assert cgroup_memory(root) == (2 * GIB, GIB // 2 - GIB // 8)
 
 
 def test_no_limit_is_no_limit(tmp_path: Path) -> None:

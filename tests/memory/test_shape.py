@@ -9,9 +9,10 @@ import pytest
 from tiny_gguf import write_tiny
 
 from edgellm.memory.context import ContextSettings
+from edgellm.memory.counts import from_config, from_facts
 from edgellm.memory.gguf import parse_header, read_header
 from edgellm.memory.kv import cache_bytes
-from edgellm.memory.shape import UnknownShape, from_config, from_facts, from_header
+from edgellm.memory.shape import UnknownShape, from_header
 
 QWEN = {
     "model_type": "qwen2",

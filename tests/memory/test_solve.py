@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgellm.memory.context import ContextSettings
+from edgellm.memory.counts import from_facts
 from edgellm.memory.device import Device, budget_device
 from edgellm.memory.plan import Limit, MemoryPlan, PairSettings, PlanError, plan
-from edgellm.memory.shape import ModelShape, from_facts
+from edgellm.memory.shape import ModelShape
 from edgellm.memory.solve import Ask, describe, refusal, solve
 from edgellm.memory.units import MIB
 

@@ -31,7 +31,7 @@ def planned(path: Path, draft: Path | None = None, **options: int) -> MemoryPlan
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_loaded(path: Path) -> None:
-    needed = planned(path, n_ctx=8192).process_bytes
+    needed = planned(path, n_ctx=8192).required_bytes
     with pytest.raises(DoesNotFit, match="would fit"):
         load(path, options=EngineOptions(n_ctx=8192, kv="f16", budget_bytes=needed * 93 // 100))
     with load(path, options=EngineOptions(n_ctx=8192, kv="f16", budget_bytes=needed)) as engine:
@@ -39,10 +39,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_loaded(path: Path) -> N
 
 
 def test_a_short_budget_trims_what_was_left_open_and_says_so(path: Path) -> None:
-    needed = planned(path).process_bytes
+    needed = planned(path).required_bytes
     with load(path, options=EngineOptions(budget_bytes=needed - 2 * MIB)) as engine:
         assert engine.plan is not None
-        assert engine.plan.process_bytes <= needed - 2 * MIB
+        assert engine.plan.required_bytes <= needed - 2 * MIB
         assert any("to fit" in warning for warning in engine.warnings)
         assert list(ChatSession(engine).reply("the hat", max_tokens=4))
 

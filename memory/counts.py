@@ -1,0 +1,180 @@
+"""The shape of a model of which only counts are known: from the catalogue, or from a checkpoint's config.json."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from edgellm.memory import hparams, mixtures
+from edgellm.memory.architectures import MODEL_TYPES, PLAIN, WINDOWS, is_known, slides
+from edgellm.memory.gguf import shown
+from edgellm.memory.hparams import MAX_EXPERTS, MAX_HEADS, MAX_LAYERS, MAX_TOKENS, MAX_VOCABULARY
+from edgellm.memory.mixtures import Geometry
+from edgellm.memory.shape import AttentionLayers, ModelShape, UnknownShape, unknown
+
+# A file within this of the rules' sum was made by them; what lies between is how long its header was taken for.
+SAME_SIZE, SAME_HEADER_BYTES = 0.01, 30  # of the weights, and a token of the vocabulary
+
+
+def from_config(config: Mapping[str, Any], quantisation: str, name: str, *, n_params: int | None = None) -> ModelShape:
+    """The shape that a checkpoint will have once exported at `quantisation`, from its config.json.
+
+    Raises:
+        UnknownShape: a `model_type` or a quantisation that is not known, or a size that is missing or no number.
+    """
+    model_type = config.get("model_type")
+    architecture = MODEL_TYPES.get(model_type) if isinstance(model_type, str) else None
+    if architecture is None:
+        kind = shown(model_type) if model_type else "that it does not state"
+        raise UnknownShape(
+            f"{name}: the cache of model type {kind} is not known; plan from a GGUF file of it, with --probe"
+        )
+    told = hparams.of_config({key: value for key, value in config.items() if value is not None}, name)
+    n_heads = told.count("num_attention_heads", least=1, most=MAX_HEADS)
+    n_embd = told.count("hidden_size", least=1)
+    dense = "intermediate_size" if "moe_intermediate_size" not in config else "moe_intermediate_size"
+    n_experts = told.count("num_experts", told.count("num_local_experts", 0, most=MAX_EXPERTS), most=MAX_EXPERTS)
+    return from_facts(
+        name,
+        quantisation,
+        architecture=architecture,
+        n_layers=told.count("num_hidden_layers", least=1, most=MAX_LAYERS),
+        n_heads=n_heads,
+        n_kv_heads=told.count("num_key_value_heads", n_heads, least=1, most=MAX_HEADS),
+        head_dim=told.count("head_dim", max(n_embd // n_heads, 1), least=1),
+        n_embd=n_embd,
+        n_ff=told.count(dense, least=1),
+        n_vocab=told.count("vocab_size", least=1, most=MAX_VOCABULARY),
+        n_ctx_train=told.count("max_position_embeddings", 4096, least=1, most=MAX_TOKENS),
+        n_params=n_params,
+        window=told.count("sliding_window", 0, most=MAX_TOKENS) if architecture in WINDOWS else None,
+        n_experts=n_experts,
+        n_experts_used=told.count("num_experts_per_tok", 0, most=n_experts) if n_experts else 0,
+        tied=bool(config.get("tie_word_embeddings", architecture.startswith("gemma"))),
+    )
+
+
+def from_facts(
+    name: str,
+    quantisation: str,
+    *,
+    architecture: str,
+    n_layers: int,
+    n_heads: int,
+    n_kv_heads: int,
+    head_dim: int,
+    n_embd: int,
+    n_ff: int,
+    n_vocab: int,
+    n_ctx_train: int,
+    n_params: int | None = None,
+    window: int | None = None,
+    n_experts: int = 0,
+    n_experts_used: int = 0,
+    tied: bool | None = None,
+    n_merges: int | None = None,
+    weight_bytes: int | None = None,
+) -> ModelShape:
+    """The shape of a model of which only counts are known; the types of its matrices are those llama.cpp would choose.
+
+    Args:
+        n_merges: of the tokenizer; as many as tokens where nobody says.
+        weight_bytes: of a file that is known: it also tells whether the file has an output matrix of its own, since
+            some do for a model whose embedding would serve.
+
+    Raises:
+        UnknownShape: an architecture or quantisation that is not known, or a cache that counts do not tell.
+    """
+    if not is_known(architecture):
+        raise unknown(architecture)
+    if (architecture not in PLAIN and architecture not in WINDOWS) or architecture == "lfm2":
+        raise UnknownShape(f"{name}: counts do not tell the cache of {architecture!r}; pull the file and plan from it")
+    quantisation = quantisation.upper()
+    if quantisation not in mixtures.BASE_TYPES:
+        known = ", ".join(mixtures.BASE_TYPES)
+        raise UnknownShape(f"{name}: quantisation {shown(quantisation)} is not known; known are {known}")
+    q_width, kv_width = n_heads * head_dim, n_kv_heads * head_dim
+    geometry = Geometry(architecture, n_layers, n_embd, q_width, kv_width, n_ff, n_vocab, n_experts, bool(tied))
+    if tied is None:
+        own = _sizes(replace(geometry, tied=False), quantisation)
+        geometry = replace(geometry, tied=n_params is None or n_params < own.n_params - n_vocab * n_embd // 2)
+    sizes, scale = _sizes(geometry, quantisation), 1.0
+    if weight_bytes is not None:
+        other = _sizes(replace(geometry, tied=not geometry.tied), quantisation)
+        if abs(other.n_bytes - weight_bytes) < abs(sizes.n_bytes - weight_bytes):
+            geometry, sizes = replace(geometry, tied=not geometry.tied), other
+        if abs(sizes.n_bytes - weight_bytes) > SAME_SIZE * weight_bytes + SAME_HEADER_BYTES * n_vocab:
+            scale = weight_bytes / sizes.n_bytes  # made by other rules: a later llama.cpp, an importance matrix
+    total = int(sizes.n_bytes * scale)
+    return ModelShape(
+        name=name,
+        architecture=architecture,
+        quantisation=quantisation,
+        n_layers=n_layers,
+        n_embd=n_embd,
+        n_heads=n_heads,
+        n_vocab=n_vocab,
+        n_ctx_train=n_ctx_train,
+        n_params=sizes.n_params,
+        q_width=q_width,
+        n_ff=n_ff,
+        n_experts_used=n_experts_used if n_experts else 0,
+        attention=_attention(architecture, n_layers, kv_width, head_dim, window),
+        state_elements=0,
+        weight_bytes=total,
+        lookup_bytes=0 if geometry.tied else int(sizes.embedding[1] * scale),
+        expert_bytes=int(sizes.expert_bytes * scale),
+        n_experts=n_experts,
+        matrix_bytes=tuple((kind, int(n_bytes * scale)) for kind, n_bytes in sizes.products),
+        tied=(sizes.embedding[0], int(sizes.embedding[1] * scale)) if geometry.tied else None,
+        n_merges=n_merges if n_merges is not None else 0 if architecture.startswith("gemma") else n_vocab,
+        exact=False,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """What a geometry takes at a quantisation."""
+
+    n_params: int
+    n_bytes: int
+    embedding: tuple[str, int]  # (type, bytes)
+    expert_bytes: int
+    products: tuple[tuple[str, int], ...]  # (type, bytes) of all matrices but the embedding
+
+
+@functools.cache
+def _sizes(geometry: Geometry, quantisation: str) -> _Sizes:
+    n_floats = mixtures.float_elements(geometry)
+    n_params, n_bytes, n_expert_bytes, embedding = n_floats, 4 * n_floats, 0, ("", 0)
+    products: Counter[str] = Counter()
+    for matrix in mixtures.matrices(geometry):
+        kind = mixtures.type_of(matrix, quantisation, geometry)
+        size = matrix.n_bytes(kind)
+        n_params += matrix.n_elements
+        n_bytes += size
+        n_expert_bytes += size if matrix.n_experts else 0
+        if matrix.role == "embedding":
+            embedding = (kind, size)
+        else:
+            products[kind] += size
+    return _Sizes(n_params, n_bytes, embedding, n_expert_bytes, tuple(sorted(products.items())))
+
+
+def _attention(
+    architecture: str, n_layers: int, kv_width: int, head_dim: int, window: int | None
+) -> tuple[AttentionLayers, ...]:
+    """Full layers and those that slide."""
+    rule, n_sliding, tokens = WINDOWS.get(architecture), 0, window
+    if rule is not None and rule.n_layers in (None, n_layers):
+        tokens = window or rule.default
+        n_sliding = sum(slides(rule, layer) for layer in range(n_layers)) if tokens else 0
+    groups = []
+    if n_sliding < n_layers:
+        groups.append(AttentionLayers(n_layers - n_sliding, kv_width, kv_width, head_dim))
+    if n_sliding:
+        groups.append(AttentionLayers(n_sliding, kv_width, kv_width, head_dim, tokens))
+    return tuple(groups)
