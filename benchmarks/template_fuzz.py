@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from edgellm.runtime import template as ours
+from edgellm.runtime.formats import DOCUMENT, FAMILIES, TRANSCRIPT
 from edgellm.runtime.template import ChatTemplate, Message, TemplateError
 from edgellm.runtime.vocabulary import TokenKind, Vocabulary
 
@@ -136,7 +136,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     sources = [path.read_text(encoding="utf-8") for path in options.templates]
-    sources = sources or [*(source for _, _, source in ours._FAMILIES), ours._TRANSCRIPT, ours.DOCUMENT]
+    sources = sources or [*(source for _, _, source in FAMILIES), TRANSCRIPT, DOCUMENT]
     rng, vocabulary = random.Random(options.seed), Vocabulary(Letters())
     ends, times, n_wrong = Counter[str](), list[float](), 0
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -7,8 +7,9 @@ import tracemalloc
 
 import pytest
 
-from edgellm.runtime import jinja
-from edgellm.runtime.jinja import Program, TemplateError
+from edgellm.runtime import jinja, steps
+from edgellm.runtime.jinja import Program
+from edgellm.runtime.steps import TemplateError
 
 GROWING = "{%% set ns = namespace(s='x') %%}{%% for i in range(99) %%}%s{%% endfor %%}"
 HOSTILE = {
@@ -93,7 +94,7 @@ def test_what_grows_is_refused_before_it_is_made() -> None:
 
 def test_the_same_work_is_the_same_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the clock says."""
-    monkeypatch.setattr(jinja, "MAX_STEPS", 400)
+    monkeypatch.setattr(steps, "MAX_STEPS", 400)
     monkeypatch.setattr(jinja, "STEPS_A_PAIR", 0)
     program = Program("{% for i in range(n) %}{{ 'x'.upper() }}{% endfor %}")
 
