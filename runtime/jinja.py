@@ -32,7 +32,7 @@ from edgellm.runtime.steps import (
 
 # Real templates are below 20 kB and take some fifty steps a message.
 MAX_SOURCE = 200_000  # characters
-MAX_NODES = 20_000  # of the syntax tree
+MAX_NODES = 8_000  # of the syntax tree
 _ITEMS, _LOOKED_AT, _MADE, _JOINED = "#items", "#looked at", "#made", "#joined"  # no template can spell these filters
 
 

@@ -136,7 +136,7 @@ class ChatTemplate:
             if len(text) > 2 and text[0] in "<[" and (text in self.source or text in written)
         }
         try:
-            return Markup(self._vocabulary, reserved | markers)
+            return Markup(self._vocabulary, reserved | markers, "".join([self.source, *self._ends()]))
         except MarkupError as error:
             raise TemplateError(f"the model's chat template cannot be used: {error}") from error
 
@@ -204,21 +204,24 @@ class ChatTemplate:
     def _run(
         self, messages: list[dict[str, object]], reply: bool, settings: Mapping[str, object], n_given: int = 1
     ) -> str:
-        vocabulary = self._vocabulary
-
-        def literal(token: int | None) -> str:
-            return vocabulary.literal(token).decode("utf-8", "replace") if token is not None else ""
-
+        bos, eos = self._ends()
         given = {
             "messages": messages,
             "add_generation_prompt": reply,
-            "bos_token": literal(vocabulary.bos),
-            "eos_token": literal(vocabulary.eos if vocabulary.eos is not None else vocabulary.turn_end),
+            "bos_token": bos,
+            "eos_token": eos,
             "tools": None,  # templates are written for these two to be there
             "documents": None,
             **settings,
         }
         return self._program.run(given, n_given, len(messages))
+
+    def _ends(self) -> tuple[str, str]:
+        """What begins a text and what ends one, spelled out."""
+        vocabulary = self._vocabulary
+        eos = vocabulary.eos if vocabulary.eos is not None else vocabulary.turn_end
+        spelled = [vocabulary.literal(token) if token is not None else b"" for token in (vocabulary.bos, eos)]
+        return spelled[0].decode("utf-8", "replace"), spelled[1].decode("utf-8", "replace")
 
     def _with_ids(self, messages: Sequence[Message], rendering: _Rendering) -> tuple[str, list[Placed]]:
         """The protected text, and old answers whose text the template kept, as far as it did."""
