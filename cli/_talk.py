@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import shutil
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -342,7 +344,7 @@ def status_line(answer: Answer, session: ChatSession) -> str:
     }
     if answer.finish_reason in why:
         parts.append(why[answer.finish_reason])
-    return f"[{' · '.join(parts)}]"
+    return textwrap.fill(f"[{' · '.join(parts)}]", shutil.get_terminal_size().columns, break_on_hyphens=False)
 
 
 def forgotten_line(answer: Answer) -> str:
@@ -354,7 +356,9 @@ def unanswered_line(answer: Answer) -> str:
     """Why there is no text; empty where there is."""
     if answer.text.strip() or not answer.reasoning:
         return ""
-    return "(it ended inside its thought: limit that with --think-budget, or allow more with --max-tokens)"
+    if answer.finish_reason == "stop":
+        return "(the model ended inside its thought, without an answer)"
+    return "(it was stopped inside its thought: limit that with --think-budget, or allow more with --max-tokens)"
 
 
 def _at_least(value: int, least: int) -> int:
