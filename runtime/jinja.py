@@ -32,8 +32,18 @@ _SLOW_FILTERS = frozenset(["urlize", "wordwrap", "striptags", "pprint", "sort", 
 _DEEP_FILTERS = frozenset(["tojson", "string", "pprint", "join", "unique", "groupby", "sort", "dictsort", "sum"])
 _COUNTING_FILTERS = frozenset(["batch", "center", "indent", "round", "slice", "truncate", "wordwrap"])
 _FREE_METHODS = frozenset(["count", "find", "get", "index", "rfind", "rindex", "split", "rsplit", "startswith"])
-_LISTS = (list, tuple, dict, set, frozenset, range, type({}.keys()), type({}.values()), type({}.items()))
-_SIZED = (str, bytes, *_LISTS)
+_LISTS: tuple[type[Any], ...] = (
+    list,
+    tuple,
+    dict,
+    set,
+    frozenset,
+    range,
+    type({}.keys()),
+    type({}.values()),
+    type({}.items()),
+)
+_SIZED: tuple[type[Any], ...] = (str, bytes, *_LISTS)
 _DIGITS = re.compile(r"[0-9]+")
 
 
@@ -145,7 +155,7 @@ def _environment() -> Any:
                     raise TemplateError(f"the model's chat template has more than {MAX_NODES:,} parts")
             return _count_nodes(tree, self)
 
-        def concat(self, pieces: Iterable[str]) -> str:  # type: ignore[override]
+        def concat(self, pieces: Iterable[str]) -> str:
             pieces = list(pieces)
             _steps.get().make(sum(map(len, pieces)))
             return "".join(pieces)
@@ -177,7 +187,8 @@ def _environment() -> Any:
     environment.filters["tojson"] = _to_json
     environment.filters = {name: _counted_filter(name, function) for name, function in environment.filters.items()}
     environment.filters |= {_ITEMS: _items, _LOOKED_AT: _looked_at, _MADE: _made, _JOINED: _joined}
-    environment.tests = {name: _counted_test(function) for name, function in environment.tests.items()}
+    tests: dict[str, Any] = environment.tests
+    environment.tests = {name: _counted_test(function) for name, function in tests.items()}
     del environment.globals["lipsum"]
     environment.globals["raise_exception"] = _refuse(jinja2.TemplateError)
     environment.globals["strftime_now"] = _strftime_now

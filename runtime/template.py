@@ -170,7 +170,7 @@ class ChatTemplate:
 
     @cached_property
     def _switch(self) -> tuple[str, object, object] | None:
-        question = [{"role": "user", "content": "q"}]
+        question: list[dict[str, object]] = [{"role": "user", "content": "q"}]
         for name, on, off in _SWITCHES:
             if name in self.source and (off != "no_think" or off in self.source):
                 try:
@@ -273,13 +273,14 @@ class ChatTemplate:
     def _with_ids(self, messages: Sequence[Message], rendering: _Rendering) -> tuple[str, list[Placed]]:
         """The protected text, and old answers whose text the template kept, as far as it did."""
         text, real = rendering.text, self._markup.restore(rendering.text)
-        kept = list[_Kept]()
+        kept, only_said = list[_Kept](), list[int]()
         for i, message in enumerate(messages):
             if message.role == "assistant" and i in rendering.places:
                 at, n_before = rendering.places[i]
                 answer = self._compare(message.tokens or (), rendering.contents[i], real, at - n_before)
                 kept.append(answer)
-                text = self._markup.protect_at(text, self._only_said(message, rendering.contents[i], real, answer))
+                only_said += self._only_said(message, rendering.contents[i], real, answer)
+        text = self._markup.protect_at(text, only_said)
         written = {control.start: control.tokens[0] for control in self._markup.controls(text)}
         placed = list[Placed]()
         for answer in kept:
