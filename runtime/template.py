@@ -268,7 +268,7 @@ class ChatTemplate:
             "documents": None,
             **settings,
         }
-        return self._program.run(given, n_given)
+        return self._program.run(given, n_given, len(messages))
 
     def _with_ids(self, messages: Sequence[Message], rendering: _Rendering) -> tuple[str, list[Placed]]:
         """The protected text, and old answers whose text the template kept, as far as it did."""
