@@ -7,6 +7,7 @@ that the model generated.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -291,6 +292,9 @@ class ChatTemplate:
 
     def _compare(self, tokens: Sequence[int], content: str, text: str, at: int) -> _Kept:
         """The ids of an answer whose `content` begins `at` that place of `text`, as far as they spell that text."""
+        if "\ufffd" in content and text.startswith(content, at) and self._was_shown_as(tokens, content):
+            ends = [0] * (len(tokens) - 1) + [at + len(content)]
+            return _Kept(at, at, list(zip(tokens, ends, strict=True)))  # all of it: nobody can tell its letters
         pieces = [self._vocabulary.literal(token) for token in tokens]
         spelled = b"".join(pieces)
         begins = spelled.rfind(content.encode()) if content else -1
@@ -316,6 +320,12 @@ class ChatTemplate:
             ]
             waiting.clear()
         return kept
+
+    def _was_shown_as(self, tokens: Sequence[int], content: str) -> bool:
+        """Whether `content` is what people saw of an answer with bytes that are no letters."""
+        if not self._markup.reserved.isdisjoint(tokens):
+            return False
+        return codecs.getincrementaldecoder("utf-8")("replace").decode(self._vocabulary.decode(tokens)) == content
 
     def _only_said(self, message: Message, content: str, text: str, kept: _Kept) -> list[int]:
         """Where an answer speaks of the markers of a thought, and has none."""
