@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgellm.cli import _errors
 from edgellm.cli._answers import Plain
 from edgellm.cli._output import out
-from edgellm.cli._terminal import FENCE, LineEditor, dim, hangups, interrupts, printable, waiting
+from edgellm.cli._terminal import FENCE, LineEditor, dim, interrupts, leaving, printable, waiting
 from edgellm.cli._texts import quoted, split_texts, unescaped
 
 if TYPE_CHECKING:
@@ -51,11 +51,9 @@ class Talk:
 
     def run(self, history: Path) -> None:
         """Read and answer until the user leaves; the conversation is kept, whatever ends it."""
-        try:
-            with hangups():
-                self._run(history)
-        finally:
-            self._keep()
+        # Between an answer and the editor, which have their own, Ctrl-C does nothing.
+        with interrupts(threading.Event()), leaving(self._keep):
+            self._run(history)
 
     def _run(self, history: Path) -> None:
         editor = LineEditor(
@@ -63,24 +61,23 @@ class Talk:
             {name: about for name, (_, about) in _COMMANDS.items()},
             {"/set": list(self._settings()), "/save": Path(), "/load": Path()},
         )
-        leaving = False  # Ctrl-C came on an empty line: another one leaves
-        with interrupts(threading.Event()):  # between an answer and the editor, which have their own, it does nothing
-            while True:
-                try:
-                    text = editor.read()
-                except EOFError:
+        is_asked = False  # Ctrl-C came on an empty line: another one leaves
+        while True:
+            try:
+                text = editor.read()
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                if is_asked:
                     return
-                except KeyboardInterrupt:
-                    if leaving:
-                        return
-                    leaving = True
-                    out.note(dim("(Ctrl-C once more, or Ctrl-D, leaves)"))
-                    continue
-                leaving = False
-                if editor.was_interrupted:
-                    out.note(dim(_TAKEN_BACK))
-                elif not self.do(text):
-                    return
+                is_asked = True
+                out.note(dim("(Ctrl-C once more, or Ctrl-D, leaves)"))
+                continue
+            is_asked = False
+            if editor.was_interrupted:
+                out.note(dim(_TAKEN_BACK))
+            elif not self.do(text):
+                return
 
     def do(self, text: str) -> bool:
         """Do what a message or command says; False to leave. What the user can mend is told, and the talk goes on."""
