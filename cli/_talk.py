@@ -52,7 +52,7 @@ class Talk:
     def run(self, history: Path) -> None:
         """Read and answer until the user leaves; the conversation is kept, whatever ends it."""
         # Between an answer and the editor, which have their own, Ctrl-C does nothing.
-        with interrupts(threading.Event()), leaving(self._keep):
+        with interrupts(threading.Event()), leaving(self._leave):
             self._run(history)
 
     def _run(self, history: Path) -> None:
@@ -205,12 +205,16 @@ class Talk:
         by = "" if loaded.target == self.target.name else f", which {loaded.target[:80]} answered"
         out.note(dim(printable(f"({_n_messages(len(session.messages))} from {what}{by}: the conversation goes on)")))
 
-    def _keep(self) -> None:
-        """A disk that refuses is a warning: the conversation ends all the same."""
+    def _leave(self) -> None:
+        if self.keep():
+            out.note(dim("(`edgellm chat --resume` goes on with this conversation)"))
+
+    def keep(self) -> bool:
+        """Keep what was said for `resume`. A disk that refuses is a warning: the conversation ends all the same."""
         from edgellm.cli import _conversation
 
         if self.kept is None or not self.session.messages:
-            return
+            return False
         try:
             _conversation.keep(
                 self.kept,
@@ -222,8 +226,8 @@ class Talk:
             )
         except OSError as error:
             out.warning(f"this conversation could not be kept for --resume: {_errors.sentence(error)}")
-        else:
-            out.note(dim("(`edgellm chat --resume` goes on with this conversation)"))
+            return False
+        return True
 
     def _stats(self, _: str) -> None:
         if not self.answers:

@@ -153,6 +153,25 @@ def test_a_variable_holds_one_stop_text_or_several_in_quotes(
     assert "texts in quotes" in " ".join(done.stderr.replace("│", " ").split())
 
 
+def test_one_question_can_go_on_with_the_conversation_that_was_left(
+    chat: Chat, tiny: Path, private_folders: Path
+) -> None:
+    path = private_folders / "edgellm" / "conversation.json"
+    path.parent.mkdir(parents=True)
+    said = [{"role": "user", "content": "hat"}, {"role": "assistant", "content": "tin"}]
+    head = {"format": "edgellm conversation", "version": 1, "target": {"name": "tiny"}, "system": None}
+    path.write_text(json.dumps(head | {"messages": said}))
+    alone = json.loads(chat(tiny, "-p", "more", "-n", 4, "--json").stdout)
+    assert len(json.loads(path.read_text())["messages"]) == 2  # one question alone is not kept
+    resumed = chat(tiny, "-p", "more", "-n", 4, "--json", "--resume")
+    result = json.loads(resumed.stdout)
+    assert "2 messages from the conversation left last" in resumed.stderr
+    assert result["stats"]["n_prompt"] > alone["stats"]["n_prompt"] + 6
+    kept = json.loads(path.read_text())["messages"]
+    assert [message["content"] for message in kept[:3]] == ["hat", "tin", "more"]
+    assert kept[3]["content"] == result["text"]
+
+
 def test_a_seed_of_minus_one_is_another_one_each_time(chat: Chat, tiny: Path) -> None:
     ask = ("-p", "hat", "-n", 24, "--temp", 2.0, "--top-p", 1.0, "--seed", -1)
     assert chat(tiny, *ask).stdout != chat(tiny, *ask).stdout
@@ -202,7 +221,7 @@ def test_a_stop_text_ends_the_answer_before_it(chat: Chat, tiny: Path) -> None:
         (["-p", "x", "--kv", "q3"], 2, "take one of f32, f16, q8_0"),
         (["-p", "x", "--no-such-option"], 2, "No such option"),
         (["-p", "x", "--seed", "-2"], 2, "-1"),
-        (["-p", "x", "--resume"], 2, "leave --prompt"),
+        (["-p", "x", "--resume"], 1, "no conversation to resume"),
         (["-p", "x", "--think-budget", "-1"], 2, "0"),
         (["-p", "x " * 2000], 1, "larger --ctx"),
         (["-p", "x", "--draft", "no-such-model"], 2, "no model is called"),
