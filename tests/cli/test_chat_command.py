@@ -316,6 +316,12 @@ def test_a_missing_template_is_told_and_silence_can_be_asked_for(chat: Chat, tin
     assert (quiet.stdout, quiet.stderr) == (told.stdout, "")
 
 
+def test_what_takes_long_before_the_first_word_is_said(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGELLM_KERNELS", "off")
+    assert b"--exact compares passes of every width first" in piped(tiny, "-p", "hat", "-n", 1, "--exact").stderr
+    assert b"--exact" not in piped(tiny, "-p", "hat", "-n", 1).stderr
+
+
 def test_the_engine_speaks_only_when_asked(chat: Chat, tiny: Path) -> None:
     expected = chat(tiny, "-p", "hat", "-n", 2)
     loud = subprocess.run(
