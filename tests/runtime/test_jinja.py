@@ -157,7 +157,8 @@ def test_an_honest_template_is_written_as_elsewhere(source: str, written: str | 
 
 def test_a_long_conversation_is_far_from_the_limit() -> None:
     source = (
-        "{% set ns = namespace(last=0) %}{% for m in messages[::-1] %}{% set at = messages | length %}{% if m.role == 'user' and not "
+        "{% set ns = namespace(last=0) %}{% for m in messages[::-1] %}{% set at = messages | length %}"
+        "{% if m.role == 'user' and not "
         "(m.content.startswith('<x>') and m.content.endswith('</x>')) %}{% set ns.last = loop.index0 %}{% endif %}"
         "{% endfor %}{% for m in messages %}{% set c = m.content.split('</think>')[-1].lstrip('\n') %}"
         "{{ '<' + m.role + '>' + c | trim + '\n' }}{% endfor %}"
