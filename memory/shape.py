@@ -269,10 +269,15 @@ def _windows(told: Hparams, architecture: str, n_layers: int) -> tuple[int, set[
     window = told.count("attention.sliding_window", rule.default, most=2**32 - 1)
     if window == 0 and rule.default == 0:
         return 0, set()
-    if rule.every and (listed := told.listed("attention.sliding_window_pattern")):
-        return window, {layer for layer, is_sliding in enumerate(listed[:n_layers]) if is_sliding}
-    every = rule.every and told.count("attention.sliding_window_pattern", rule.every, most=2**32 - 1)
-    return window, {layer for layer in range(n_layers) if slides(rule, layer, every)}
+    listed = told.listed("attention.sliding_window_pattern") if rule.every else []
+    if listed:
+        sliding = {layer for layer, is_sliding in enumerate(listed[:n_layers]) if is_sliding}
+    else:
+        every = rule.every and told.count("attention.sliding_window_pattern", rule.every, most=2**32 - 1)
+        sliding = {layer for layer in range(n_layers) if slides(rule, layer, every)}
+    if not sliding:
+        raise UnknownShape(f"{told.where} has a window that no layer uses, on which llama.cpp aborts: {told.remedy}")
+    return window, sliding
 
 
 def _state_elements(told: Hparams, architecture: str, n_recurrent: int, n_embd: int) -> int:
