@@ -1,4 +1,4 @@
-"""Plans made by name against plans of files: every model of the catalogue, its matrices as llama.cpp would quantise them.
+"""Plans by name against plans of files: every model of the catalogue, its matrices as llama.cpp would quantise them.
 
     python benchmarks/catalogue_plans.py [--mem 6GB]
 

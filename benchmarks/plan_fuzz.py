@@ -1,4 +1,4 @@
-"""Mutated headers, configurations and plan files against `edgellm plan` and `edgellm chat --plan`: no traceback, no crash.
+"""Mutated headers, configurations and plans against `edgellm plan` and `edgellm chat --plan`: no traceback, no crash.
 
     python benchmarks/plan_fuzz.py [--headers 1500] [--configs 500] [--plans 200] [--seed 1] [--real 40]
 
@@ -28,8 +28,8 @@ from typing import Any
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 sys.path.insert(0, str(TESTS))
 
-from raw_gguf import LLAMA, llama_tensors, write_raw
-from tiny_gguf import write_tiny
+from raw_gguf import LLAMA, llama_tensors, write_raw  # noqa: E402
+from tiny_gguf import write_tiny  # noqa: E402
 
 MOST_S, MOST_BYTES = 2.0, 300 * 2**20
 A_CHILD = 100  # cases

@@ -281,10 +281,9 @@ def chat(
 
     Every option can be set in the environment too: EDGELLM_TOP_K=20 is --top-k 20.
     """
-    from edgellm.cli._models import check_kv, drafting_options, resolve_pair
+    from edgellm.cli._models import asked_bytes, check_kv, drafting_options, resolve_pair
     from edgellm.cli._plans import models_of, read_plan
     from edgellm.cli._terminal import silent_keys
-    from edgellm.memory.units import parse_memory
     from edgellm.runtime.chat import ChatSession
     from edgellm.runtime.planning import EngineOptions
     from edgellm.runtime.sampling import Sampling
@@ -310,7 +309,7 @@ def chat(
         kv=check_kv(kv) if kv is not None else None,
         n_threads=threads,
         n_gpu_layers=gpu_layers,
-        budget_bytes=parse_memory(budget) if budget is not None else None,
+        budget_bytes=asked_bytes(budget),
     )
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an output in another encoding gets what it can show

@@ -246,13 +246,17 @@ def plan(
         lines += _model_lines("drafter", drafter, settings.drafter, sizes[1], settings)
     lines.append(_candidates(target, settings))
     lines.append(Line("runtime", RUNTIME_BASE_BYTES, "interpreter, numpy and the engine's libraries, measured"))
-    if target.onnx is not None or (drafter is not None and drafter.onnx is not None and settings.drafter is not None):
+    graphs = target.onnx is not None or (
+        drafter is not None and drafter.onnx is not None and settings.drafter is not None
+    )
+    if graphs:
         lines.append(Line("runtime onnxruntime", onnx_plan.LIBRARY_BYTES, "its library, measured"))
     n_contexts = len(sizes)
     lines.append(Line("unaccounted", n_contexts * SLACK_BYTES, f"{format_bytes(SLACK_BYTES)} a context"))
     process_bytes = sum(line.n_bytes for line in lines)
-    margin = math.ceil(process_bytes * ERROR_SHARE)
-    lines.append(Line("margin", margin, f"{ERROR_SHARE:.1%}, the worst that predictions were off"))
+    error = onnx_plan.ERROR_SHARE if graphs else ERROR_SHARE
+    margin = math.ceil(process_bytes * error)
+    lines.append(Line("margin", margin, f"{error:.1%}, the worst that predictions were off"))
     if limit.reserve_bytes:
         lines.append(
             Line("system reserve", limit.reserve_bytes, f"kept for the system and other programs: {limit.name}")

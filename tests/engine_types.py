@@ -76,9 +76,7 @@ def _tensor(lib: Any, context: int, matrix: Matrix) -> int:
         lib, "ggml_new_tensor", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_void_p
     )
     tensor: int = make(context, 0, len(extents), (ctypes.c_int64 * len(extents))(*extents))
-    _function(lib, "ggml_set_name", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
-        tensor, name_of(matrix).encode()
-    )
+    _function(lib, "ggml_set_name", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(tensor, name_of(matrix).encode())
     return tensor
 
 

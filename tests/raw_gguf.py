@@ -37,7 +37,12 @@ def llama_tensors(n_layers: int = 4, *, n_embd: int = 256, n_ff: int = 512, kind
 
 
 def write_raw(
-    path: Path, entries: Mapping[str, Any], tensors: Sequence[Tensor], *, architecture: Any = "llama", holes: bool = True
+    path: Path,
+    entries: Mapping[str, Any],
+    tensors: Sequence[Tensor],
+    *,
+    architecture: Any = "llama",
+    holes: bool = True,
 ) -> Path:
     """Entries without a dot-separated prefix of their own are the architecture's.
 
