@@ -117,6 +117,9 @@ def from_header(header: GgufHeader, name: str | None = None, *, ask: bool = Fals
         raise unknown(architecture)
     if not header.tensors:
         raise UnknownShape(f"{header.path} holds a vocabulary only: there are no weights in it to plan or to run")
+    n_tensors = header.metadata.get("split.tensors.count", 0)
+    if isinstance(n_tensors, int) and n_tensors > len(header.tensors):
+        raise UnknownShape(f"{header.path} is a part of a model in several files: pull all of them and name the first")
     n_layers = _n_layers(told)
     n_embd = told.count("embedding_length", least=1)
     heads = told.counts("attention.head_count", n_layers, [0] * n_layers, most=MAX_HEADS)

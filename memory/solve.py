@@ -23,7 +23,6 @@ from edgellm.memory.units import format_bytes
 DEFAULT_N_CTX = 4096  # tokens
 N_UBATCH, N_UBATCH_DRAFT = 128, 64  # tokens; more buys no prompt speed on a CPU (architecture decision 7)
 LEAST_CTX = 512
-NO_DRAFTING = "no drafting"
 ENGINE_N_UBATCH = 512  # what llama.cpp takes, with logits reserved for each token, if it is not told otherwise
 
 
@@ -97,7 +96,7 @@ def solve(
         found,
         bound_bytes=_bound(start, drafter, device, size),
         needed_bytes=_needed(target, device, ask, size if not target.known else formulas),
-        lost=_lost(found, asked, ask),
+        lost=_lost(found, target, asked, ask),
     )
     if found.fits:
         return Solution(found)
@@ -153,7 +152,7 @@ def _start(target: ModelShape, drafter: ModelShape | None, device: Device, ask: 
     notes: list[Step] = []
     if not target.can_rewind:
         drafter, n_draft = None, 0
-        notes.append(Step(NO_DRAFTING, 0, f"{target.architecture} keeps a state that cannot be cut back"))
+        notes.append(Step("no drafting", 0, f"{target.architecture} keeps a state that cannot be cut back"))
     main = ContextSettings(n_ctx, ask.n_ubatch or N_UBATCH, n_draft + 1, kv, n_threads=ask.n_threads)
     settings = PairSettings(main, n_draft, None, ask.copy and target.can_rewind, ask.loading, ask.repack)
     if drafter is not None:
@@ -296,17 +295,21 @@ def _needed(target: ModelShape, device: Device, ask: Ask, size: Sizer) -> int:
     return least
 
 
-def _lost(plan: MemoryPlan, drafter: ModelShape | None, ask: Ask) -> tuple[str, ...]:
-    """What was asked for and is not kept. All but the drafter is kept, or the plan does not fit."""
-    if drafter is None or plan.drafter is not None or not ask.keep_drafter:
-        return ()
-    if not can_draft(drafter):
-        why = f"{drafter.architecture} keeps a state that cannot be cut back, so it cannot draft"
-    elif any(step.name == NO_DRAFTING for step in plan.steps):
-        why = f"{plan.target} keeps a state that cannot be cut back, so nothing is drafted for it"
-    else:
-        why = f"it does not fit beside {plan.target}"
-    return (f"{drafter.name} is not used as the drafter: {why}",)
+def _lost(plan: MemoryPlan, target: ModelShape, drafter: ModelShape | None, ask: Ask) -> tuple[str, ...]:
+    """What was asked for and is not kept, a sentence each. All else is kept, or the plan does not fit."""
+    lost = []
+    stateful = f"{target.name} keeps a state that cannot be cut back, so nothing is drafted for it"
+    if drafter is not None and plan.drafter is None and ask.keep_drafter:
+        if not can_draft(drafter):
+            why = f"{drafter.architecture} keeps a state that cannot be cut back, so it cannot draft"
+        else:
+            why = f"it does not fit beside {target.name}" if target.can_rewind else stateful
+        lost.append(f"{drafter.name} is not used as the drafter: {why}")
+    elif ask.n_draft and not target.can_rewind:
+        lost.append(f"there are no drafts of {ask.n_draft} tokens: {stateful}")
+    if ask.kv is not None and target.onnx is not None:
+        lost.append(f"the cache of {target.name} is not of {ask.kv}: its type is part of the graph")
+    return tuple(lost)
 
 
 def _ladder(ask: Ask, drafter: ModelShape | None, smaller: Sequence[ModelShape]) -> list[_Rung]:
