@@ -78,7 +78,7 @@ def drafting_rungs(ask: Ask, drafter: ModelShape | None) -> list[Rung]:
         rungs.append(_batch_rung("target", 32, "prompts about 30 % slower"))
     for window in (2048, 1024, 512):
         rungs.append(_window_rung(window))
-    if drafter is not None and fits_cache(drafter, "q8_0"):
+    if drafter is not None and drafter.known and fits_cache(drafter, "q8_0"):
         rungs.append(_draft_kv_rung())
     if ask.n_draft is None:
         rungs += [_length_rung(n_draft) for n_draft in (4, 2)]
@@ -161,7 +161,8 @@ def _drop_drafter(state: State) -> State | None:
 
 def _kv_rung(kv: KvType, cost: str) -> Rung:
     def apply(state: State) -> State | None:
-        if state.target.onnx is not None or not fits_cache(state.target, kv):  # a graph's type is part of it
+        # A graph's type is part of it; of a model that is not known nobody knows whether its heads divide into blocks.
+        if state.target.onnx is not None or not state.target.known or not fits_cache(state.target, kv):
             return None
         main = replace(state.settings.target, kv=kv)
         return None if main == state.settings.target else replace(state, settings=replace(state.settings, target=main))

@@ -74,10 +74,11 @@ class ModelShape:
     n_words: int = 0  # tokens of the whole vocabulary, which a trimmed model reads with; 0: not trimmed
     onnx: OnnxFacts | None = None  # set: onnxruntime runs it, whose memory follows other rules
     known: bool = True  # False: nothing is known of the cache, and llama.cpp must be asked
+    keeps_state: bool = False  # of one that is not known: it is recurrent in some layers at least
 
     @property
     def is_recurrent(self) -> bool:
-        return self.state_elements > 0
+        return self.state_elements > 0 or self.keeps_state
 
     @property
     def can_rewind(self) -> bool:
@@ -161,7 +162,11 @@ def from_header(header: GgufHeader, name: str | None = None, *, ask: bool = Fals
         exact=True,
         n_words=_whole_vocabulary(header),
         known=known,
+        keeps_state=not known and any(key.startswith(_STATEFUL) for key in header.own_keys()),
     )
+
+
+_STATEFUL = ("ssm.", "wkv.", "shortconv.", "kda.")  # entries that recurrent layers have
 
 
 def has_fused_qkv(shape: ModelShape) -> bool:

@@ -168,6 +168,7 @@ def test_a_size_without_a_unit_is_asked_about(run: Run) -> None:
         done = run("plan", "qwen3-1.7b", option, "6")
         assert (done.code, done.out) == (2, "")
         assert "did you mean 6GB?" in done.err
+    assert "did you mean" not in run("plan", "--mem", "0GB").err
     assert "more than any memory" in run("plan", "--mem", "9" * 400).err
 
 

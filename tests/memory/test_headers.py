@@ -96,6 +96,25 @@ def test_an_architecture_that_is_none_is_named_without_control_characters(archit
     assert str(error.value).isprintable()
 
 
+def test_a_text_is_bounded_by_what_models_have(tmp_path: Path) -> None:
+    path = write_raw(tmp_path / "x.gguf", {"tokenizer.chat_template": "x"}, llama_tensors())
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tokenizer.chat_template") + 23 + 4
+    data[at : at + 8] = (2**25).to_bytes(8, "little")
+    with path.open("wb") as file:
+        file.write(data)
+        file.truncate(2**26)
+    with pytest.raises(GgufError, match="text of 33,554,432 bytes"):
+        read_header(path)
+
+
+def test_an_unknown_architecture_with_a_state_does_not_draft(tmp_path: Path) -> None:
+    for key, stateful in (("ssm.state_size", True), ("wkv.head_size", True), ("rope.dimension_count", False)):
+        path = write_raw(tmp_path / "x.gguf", {**LLAMA, key: 64}, llama_tensors(), architecture="brandnew")
+        shape = from_header(read_header(path), ask=True)
+        assert (shape.known, shape.can_rewind) == (False, not stateful)
+
+
 @pytest.mark.parametrize("where", ["tensors", "entries", "items"])
 def test_a_count_is_bounded_by_what_models_have(where: str, tmp_path: Path) -> None:
     """The file is long enough for the count, so that running out of it is not what ends the reading."""
