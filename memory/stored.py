@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 from edgellm.memory.context import KV_BLOCKS, ContextSettings, KvType
 from edgellm.memory.plan import Limit, Line, Loading, MemoryPlan, PairSettings, Speed, Step
 
-LEAST_CTX, MOST_TOKENS = 16, 2**24  # of a context
+MOST_TOKENS = 2**24  # of a context
 MOST_BATCH = 4096  # tokens
 MOST_DRAFT = 64
 MOST_THREADS = 1024
@@ -71,7 +71,7 @@ def _speed(data: Mapping[str, Any]) -> Speed:
 
 def _context(data: Mapping[str, Any]) -> ContextSettings:
     settings = ContextSettings(
-        n_ctx=_count(data["n_ctx"], least=LEAST_CTX, most=MOST_TOKENS),
+        n_ctx=_count(data["n_ctx"], least=1, most=MOST_TOKENS),
         n_ubatch=_count(data["n_ubatch"], least=1, most=MOST_BATCH),
         n_outputs=_count(data["n_outputs"], least=1, most=MOST_BATCH),
         kv=cast(KvType, _one_of(data["kv"], tuple(KV_BLOCKS))),
