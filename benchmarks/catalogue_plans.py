@@ -1,4 +1,4 @@
-"""Plans by name against plans of files: every model of the catalogue, its matrices as llama.cpp would quantise them.
+"""Plans made by name against plans of files: the catalogue's models, matrices quantised as llama.cpp would.
 
     python benchmarks/catalogue_plans.py [--mem 6GB]
 

@@ -93,7 +93,7 @@ class StockProducts:
     def __init__(self, name: str, raw: NDArray[np.uint8], rows: int, k: int, n_copies: int, n_threads: int) -> None:
         from edgellm.runtime.kernels import load
 
-        paths = [load._library(load._llama_folder(), part) for part in ("ggml-base", "ggml-cpu")]
+        paths = [load.engine_library(part) for part in ("ggml-base", "ggml-cpu")]
         self.base, self.cpu = (ctypes.CDLL(str(path)) for path in paths)
         self._call(self.base, "ggml_log_set", SILENT, None)
         self.rows, self.k, self.n_copies = rows, k, n_copies

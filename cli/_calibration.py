@@ -77,7 +77,7 @@ def sentence(plan: MemoryPlan, measured: Measurement) -> str:
 
 
 def _path() -> Path:
-    from edgellm.export.store import home
+    from edgellm.memory.folders import home
 
     return home() / "calibration.json"
 

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "edgellm conversation", 1
 MAX_BYTES = 64 * 2**20
+MAX_KEPT_BYTES = 4 * 2**20  # of a conversation that nobody saved
+
+
+def kept_path() -> Path:
+    """Where the conversation that was left last is kept."""
+    from edgellm.memory.folders import home
+
+    return home() / "conversation.json"
 
 
 class BadConversation(ValueError):
@@ -46,13 +54,48 @@ def save(
         BadConversation: the name is taken by a file that is none of ours.
         OSError: the disk.
     """
-    from edgellm.export.download import settle
-
     if path.exists():
         try:
             _parse(path)
         except BadConversation as error:
             raise BadConversation(f"{path} is there and is no conversation: choose another name") from error
+    _write(path, _content(messages, system=system, target=target, draft=draft, vocabulary=vocabulary))
+
+
+def keep(
+    path: Path,
+    messages: Sequence[Message],
+    *,
+    system: str | None,
+    target: ModelFile,
+    draft: ModelFile | None,
+    vocabulary: Vocabulary,
+) -> None:
+    """`save` to a file of our own, whatever it holds; the oldest turns are left out where it would grow too large.
+
+    Raises:
+        OSError: the disk, or another process that holds the file.
+    """
+    from edgellm.runtime.learning.files import alone, private_folder
+
+    while True:
+        content = _content(messages, system=system, target=target, draft=draft, vocabulary=vocabulary)
+        if len(content) <= MAX_KEPT_BYTES or not messages:
+            break
+        messages = messages[max(2, len(messages) // 4 * 2) :]  # whole questions with their answers
+    private_folder(path.parent)
+    with alone(path):
+        _write(path, content)
+
+
+def _content(
+    messages: Sequence[Message],
+    *,
+    system: str | None,
+    target: ModelFile,
+    draft: ModelFile | None,
+    vocabulary: Vocabulary,
+) -> bytes:
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -61,12 +104,20 @@ def save(
         "system": system,
         "messages": [_message(message) for message in messages],
     }
+    # A name that is no UTF-8 becomes an escape, which JSON has.
+    return json.dumps(content, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def _write(path: Path, content: bytes) -> None:
+    from edgellm.export.download import settle
+
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1, ensure_ascii=False)
-            file.write("\n")
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(content)
         settle(aside, path)
+    except OSError as error:  # of the name that was asked for, not of one that nobody knows
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             aside.unlink()
@@ -91,6 +142,7 @@ def read(path: Path, vocabulary: Vocabulary) -> Conversation:
             message["role"],
             message["content"],
             _ids(message.get("tokens"), message["content"], vocabulary) if same else None,
+            message.get("reasoning"),
         )
         for message in content["messages"]
     ]
@@ -98,8 +150,11 @@ def read(path: Path, vocabulary: Vocabulary) -> Conversation:
 
 
 def _message(message: Message) -> dict[str, Any]:
-    ids = {"tokens": list(message.tokens)} if message.tokens is not None else {}
-    return {"role": message.role, "content": message.content, **ids}
+    # Ids are read again only where they spell the text, and with a thought they spell that too.
+    keeps_ids = message.tokens is not None and message.reasoning is None
+    ids = {"tokens": list(message.tokens or ())} if keeps_ids else {}
+    thought = {"reasoning": message.reasoning} if message.reasoning is not None else {}
+    return {"role": message.role, "content": message.content, **thought, **ids}
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -130,6 +185,8 @@ def _check(content: Any) -> None:
         role = "user" if i % 2 == 0 else "assistant"
         if not isinstance(message, dict) or message.get("role") != role or not _is_text(message.get("content")):
             raise BadConversation(f"message {i + 1} is not one of the {role}'s with a text as content")
+        if message.get("reasoning") is not None and not _is_text(message["reasoning"]):
+            raise BadConversation(f"the thought of message {i + 1} is no text")
     if len(content["messages"]) % 2:
         raise BadConversation("its last question has no answer")
 

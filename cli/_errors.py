@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 
@@ -53,6 +54,6 @@ def sentence(error: BaseException) -> str:
     """The failure in one line."""
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""
-        remedy = " (free some space and run the same command again: it resumes)" if error.errno == 28 else ""
+        remedy = " (free some space and run the same command again)" if error.errno == errno.ENOSPC else ""
         return f"{place}{error.strerror}{remedy}"
     return " ".join(str(error).split())

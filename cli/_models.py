@@ -23,8 +23,8 @@ def drafting_options(
     n: int | None, *, learn: bool = True, assume_cost: float | None = None, merged_probs: bool = False
 ) -> dict[str, Any]:
     """Options of an engine that drafts what pays, or `n` tokens a round, and keeps what it learns."""
-    from edgellm.export.store import home
     from edgellm.memory.context import N_DRAFT_MOST
+    from edgellm.memory.folders import home
 
     return {
         "n_draft": N_DRAFT_MOST if n is None else n,

@@ -28,11 +28,11 @@ class Output:
 
     def json(self, value: Any) -> None:
         """Data for machines: one object, indented."""
-        self.text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+        self.text(json_text(value, indent=2))
 
     def jsonl(self, value: Any) -> None:
         """One event of a stream, on one line."""
-        self.text(json.dumps(value, ensure_ascii=False, allow_nan=False))
+        self.text(json_text(value))
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
         """A table on stdout; columns whose header ends in a space are aligned to the right.
@@ -92,6 +92,12 @@ class Output:
     def _stderr(self, text: str) -> None:
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """JSON that any reader takes: a byte of a name that is no UTF-8 is an escape, which `os.fsencode` turns back."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _cell(value: object) -> str:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import re
-import shlex
-import shutil
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgellm.cli import _errors
+from edgellm.cli._answers import Plain
 from edgellm.cli._output import out
-from edgellm.cli._terminal import FENCE, LineEditor, WordWrap, dim, interrupts, printable, waiting
+from edgellm.cli._terminal import FENCE, LineEditor, dim, hangups, interrupts, printable, waiting
+from edgellm.cli._texts import quoted, split_texts, unescaped
 
 if TYPE_CHECKING:
     from edgellm.export.store import ModelFile
@@ -46,10 +44,18 @@ class Talk:
     target: ModelFile
     draft: ModelFile | None
     max_tokens: int | None = None
+    kept: Path | None = None  # where the conversation is kept at leaving, for `--resume`
     answers: list[Answer] = dataclasses.field(default_factory=list)
 
     def run(self, history: Path) -> None:
-        """Read and answer until the user leaves."""
+        """Read and answer until the user leaves; the conversation is kept, whatever ends it."""
+        try:
+            with hangups():
+                self._run(history)
+        finally:
+            self._keep()
+
+    def _run(self, history: Path) -> None:
         editor = LineEditor(
             history,
             {name: about for name, (_, about) in _COMMANDS.items()},
@@ -89,7 +95,8 @@ class Talk:
             return True
         # "/usr/bin is what?" is a question; a command is one word of letters.
         if not re.match(r"/[A-Za-z?]+(\s|$)", text):
-            self._answer(self.session.reply(text, max_tokens=self.max_tokens))
+            question = text.encode("utf-8", "replace").decode()  # a terminal may send bytes that are no text
+            self._answer(lambda shown: self.session.reply(question, max_tokens=self.max_tokens, on_thought=shown))
             return True
         word, *following = text.split(None, 1)
         rest = following[0].strip() if following else ""
@@ -97,7 +104,8 @@ class Talk:
         if command == "/exit":
             return False
         if command not in _COMMANDS:
-            near = difflib.get_close_matches(command, [*_COMMANDS, *_ALIASES], 1, 0.6)
+            setting = f"/set {command[1:]}" if command[1:] in self._settings() else ""
+            near = [setting] if setting else difflib.get_close_matches(command, [*_COMMANDS, *_ALIASES], 1, 0.6)
             hint = f"did you mean {near[0]}? " if near else ""
             out.error(f"there is no command {word}: {hint}/help lists them")
         elif _COMMANDS[command][0] == "FILE" and not rest:
@@ -106,17 +114,22 @@ class Talk:
             getattr(self, f"_{command[1:]}")(rest)
         return True
 
-    def _answer(self, pieces: Iterator[str]) -> None:
-        """Show an answer as it comes, then what it cost."""
-        shown, n_forgotten = AnswerText(), self.session.n_forgotten
+    def _answer(self, pieces: Callable[[Callable[[str], None]], Iterator[str]]) -> None:
+        """Show an answer as it comes, then what it cost. `pieces` is given what shows a thought."""
+        shown, n_forgotten = Plain(), self.session.n_forgotten
         with interrupts(self.session.engine.stop_asked), waiting("…") as erase:
+
+            def on_thought(piece: str) -> None:
+                erase()
+                shown.thought(piece)
+
             try:
-                for piece in pieces:
+                for piece in pieces(on_thought):
                     erase()
-                    shown.write(piece)
+                    shown.text(piece)
             finally:
                 erase()
-                shown.end()
+                shown.close()
         answer = self.session.last
         assert answer is not None
         if not answer.stats.n_rounds:
@@ -126,6 +139,8 @@ class Talk:
         out.note(dim(status_line(answer, self.session)))
         if answer.n_forgotten > n_forgotten:
             out.note(dim(forgotten_line(answer)))
+        if answer.finish_reason != "interrupted" and (line := unanswered_line(answer)):
+            out.note(dim(line))
 
     def _help(self, _: str) -> None:
         for name, (arguments, about) in _COMMANDS.items():
@@ -141,7 +156,7 @@ class Talk:
             return
         if self.session.sampling.greedy:
             out.note(dim("(temperature is 0, which gives the same answer: /set temperature 0.8 gives others)"))
-        self._answer(self.session.regenerate(max_tokens=self.max_tokens))
+        self._answer(lambda shown: self.session.regenerate(max_tokens=self.max_tokens, on_thought=shown))
 
     def _clear(self, _: str) -> None:
         self.session.clear()
@@ -167,15 +182,49 @@ class Talk:
         out.note(dim(f"({_n_messages(len(session.messages))} saved in {path})"))
 
     def _load(self, name: str) -> None:
+        path = Path(name).expanduser()
+        self._take_up(path, str(path))
+
+    def resume(self) -> None:
+        """Go on with the conversation that was left last; a system prompt that was given now counts.
+
+        Raises:
+            BadConversation: there is none, or its file is damaged.
+        """
+        assert self.kept is not None
+        self._take_up(self.kept, "the conversation left last", keeps_system=self.session.system is not None)
+
+    def _take_up(self, path: Path, what: str, *, keeps_system: bool = False) -> None:
         from edgellm.cli import _conversation
 
-        session, path = self.session, Path(name).expanduser()
+        session = self.session
         loaded = _conversation.read(path, session.engine.model.vocabulary)
         session.clear()
-        session.system = loaded.system
+        if not keeps_system:
+            session.system = loaded.system
         session.messages.extend(loaded.messages)
         by = "" if loaded.target == self.target.name else f", which {loaded.target[:80]} answered"
-        out.note(dim(printable(f"({_n_messages(len(session.messages))} from {path}{by}: the conversation goes on)")))
+        out.note(dim(printable(f"({_n_messages(len(session.messages))} from {what}{by}: the conversation goes on)")))
+
+    def _keep(self) -> None:
+        """A disk that refuses is a warning: the conversation ends all the same."""
+        from edgellm.cli import _conversation
+
+        if self.kept is None or not self.session.messages:
+            return
+        try:
+            _conversation.keep(
+                self.kept,
+                self.session.messages,
+                system=self.session.system,
+                target=self.target,
+                draft=self.draft,
+                vocabulary=self.session.engine.model.vocabulary,
+            )
+        except OSError as error:
+            out.warning(f"this conversation could not be kept for --resume: {_errors.sentence(error)}")
+        else:
+            out.note(dim("(`edgellm chat --resume` goes on with this conversation)"))
 
     def _stats(self, _: str) -> None:
         if not self.answers:
@@ -188,6 +237,7 @@ class Talk:
                 f"{stats.n_prompt:,} tokens, {stats.n_cached:,} of them cached, read in {stats.prefill_s:.2f} s",
             ),
             ("answer", f"{stats.n_new:,} tokens in {stats.decode_s:.2f} s: {stats.tokens_per_s:.1f} tok/s"),
+            *([("thought", f"{stats.n_thought:,} of these tokens")] if stats.n_thought else []),
             ("rounds", f"{stats.n_rounds:,}, {stats.tokens_per_round:.2f} tokens each"),
         ]
         for source, n_drafted in stats.drafted_by.items():
@@ -215,7 +265,9 @@ class Talk:
         return values | {
             "max_tokens": self.max_tokens,
             "draft_tokens": self.session.engine.n_draft,
-            "stop": " ".join(json.dumps(stop, ensure_ascii=False) for stop in self.session.stop) or None,
+            "stop": quoted(self.session.stop) or None,
+            "think": {True: "on", False: "off", None: "auto"}[self.session.thinking.think],
+            "think_budget": self.session.thinking.budget,
         }
 
     def _set(self, text: str) -> None:
@@ -231,19 +283,26 @@ class Talk:
         if value:
             try:
                 self._change(name, value)
-            except (ValueError, OverflowError) as error:
+            except (ValueError, OverflowError, KeyError) as error:
                 out.error(_errors.sentence(error) if _errors.exit_code(error) else f"{name} cannot be {value!r}")
                 return
+            if name.startswith("think") and (note := self.session.thinking.about()):
+                out.warning(note)
             settings = self._settings()
         for shown in [name] if name else settings:
             out.text(f"  {shown:<16}{_NONE if settings[shown] is None else settings[shown]}")
 
     def _change(self, name: str, value: str) -> None:
         """Raises ValueError where the value is no value for that."""
+        from edgellm.runtime.sampling import RANDOM_SEED
+
         engine, number = self.session.engine, None if value.lower() == _NONE else value
         if name == "stop":
-            stops = shlex.split(value) if number else []
-            self.session.stop = tuple(stop.replace("\\n", "\n") for stop in stops)
+            self.session.stop = tuple(map(unescaped, split_texts(value))) if number else ()
+        elif name == "think":
+            self.session.thinking.think = {"on": True, "off": False, "auto": None}[value.lower()]
+        elif name == "think_budget":
+            self.session.thinking.budget = None if number is None else _at_least(int(number), 0)
         elif name == "max_tokens":
             self.max_tokens = None if number is None else _at_least(int(number), 1)
         elif name == "draft_tokens":
@@ -257,49 +316,29 @@ class Talk:
             if number is None and name != "seed":
                 raise ValueError(name)
             changed: dict[str, Any] = {name: None if number is None else kind(number)}
-            if name == "seed" and changed[name] is not None:
-                _at_least(changed[name], 0)
+            if name == "seed" and number is not None:
+                changed[name] = None if changed[name] == RANDOM_SEED else _at_least(changed[name], 0)
             self.session.sampling = dataclasses.replace(self.session.sampling, **changed)
-
-
-class AnswerText:
-    """An answer on stdout: wrapped and without control characters on a terminal, as it is elsewhere.
-
-    It ends with one newline, however many the model wrote.
-    """
-
-    def __init__(self) -> None:
-        self._wrap = WordWrap(lambda: shutil.get_terminal_size().columns) if sys.stdout.isatty() else None
-        self._newlines = ""  # held back until something follows
-        self._is_empty = True
-
-    def write(self, piece: str) -> None:
-        text = self._newlines + (self._wrap.feed(printable(piece)) if self._wrap else piece)
-        shown = text.rstrip("\n")
-        self._newlines = text[len(shown) :]
-        if shown:
-            self._is_empty = False
-            out.text(shown, end="")
-
-    def end(self) -> None:
-        if self._wrap and (rest := self._wrap.end().rstrip()):
-            out.text(self._newlines + rest, end="")
-            self._is_empty = False
-        if not self._is_empty or not self._wrap:
-            out.text("")
 
 
 def status_line(answer: Answer, session: ChatSession) -> str:
     """Speed, tokens a round, acceptance and context, and why the answer ended where that is not plain."""
     stats, n_ctx = answer.stats, session.engine.backend.n_ctx
     parts = [f"{stats.tokens_per_s:.1f} tok/s"]
-    if stats.n_drafted:
+    if session.engine.draft_model is not None and stats.n_drafted:
         parts += [f"{stats.tokens_per_round:.1f} tokens a round", f"{stats.acceptance:.0%} of drafts accepted"]
+    elif stats.n_accepted:  # from what was said before, without a draft model
+        parts += [f"{stats.tokens_per_round:.1f} tokens a round", f"{stats.n_accepted:,} tokens copied"]
+    if stats.n_thought:
+        parts.append(f"{stats.n_thought:,} of {stats.n_new:,} tokens thought")
     parts.append(f"context {session.n_context:,} of {n_ctx:,}")
+    alone = len(session.messages) <= 2  # to forget what was said before would not help
     why = {
         "interrupted": "stopped",
         "length": f"stopped after {stats.n_new:,} tokens",
-        "context": "the context is full: /clear, or start again with a larger --ctx or with --on-full shift",
+        "context": "the context is full: start again with a larger --ctx"
+        if alone
+        else "the context is full: /clear, or start again with a larger --ctx or with --on-full shift",
     }
     if answer.finish_reason in why:
         parts.append(why[answer.finish_reason])
@@ -309,6 +348,13 @@ def status_line(answer: Answer, session: ChatSession) -> str:
 def forgotten_line(answer: Answer) -> str:
     """What the model no longer knows."""
     return f"(the context was full: the first {_n_messages(answer.n_forgotten)} are forgotten, /save still writes them)"
+
+
+def unanswered_line(answer: Answer) -> str:
+    """Why there is no text; empty where there is."""
+    if answer.text.strip() or not answer.reasoning:
+        return ""
+    return "(it ended inside its thought: limit that with --think-budget, or allow more with --max-tokens)"
 
 
 def _at_least(value: int, least: int) -> int:

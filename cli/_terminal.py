@@ -132,11 +132,13 @@ def silent_keys() -> Iterator[None]:
     before = termios.tcgetattr(sys.stdin)
     silent = list(before)
     silent[3] &= ~(termios.ECHO | termios.ICANON)
+    silent[3] |= termios.NOFLSH  # Ctrl-C ends an answer and leaves what was typed ahead
     termios.tcsetattr(sys.stdin, termios.TCSADRAIN, silent)
     try:
         yield
     finally:
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+        with contextlib.suppress(termios.error):  # the window is gone
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
 @contextlib.contextmanager
@@ -151,6 +153,23 @@ def interrupts(stop_asked: threading.Event) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def hangups() -> Iterator[None]:
+    """A window that is closed, and `kill`, end the block as an exception does, so that what must be kept is."""
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = [getattr(signal, name) for name in ("SIGHUP", "SIGTERM") if hasattr(signal, name)]
+    heard = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]  # `nohup` has them ignored
+    before = [(number, signal.signal(number, on_signal)) for number in heard]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 class LineEditor:
@@ -284,7 +303,7 @@ def _history(path: Path) -> History:
     class Remembered(FileHistory):
         def store_string(self, string: str) -> None:
             with contextlib.suppress(OSError):  # a full disk is no reason to end a conversation
-                super().store_string(string)
+                super().store_string(string.encode("utf-8", "replace").decode())
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

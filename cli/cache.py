@@ -75,6 +75,6 @@ def import_(archive: Path = typer.Argument(help="What `cache export` wrote.")) -
 
 
 def _folder() -> Path:
-    from edgellm.export.store import home
+    from edgellm.memory.folders import home
 
     return home() / "learned"

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from edgellm.cli import _errors, bench, cache, chat, check, devices, doctor, export, models, plan, pull
+from edgellm.cli import _errors, _streams, bench, cache, chat, check, devices, doctor, export, models, plan, pull
 from edgellm.cli._output import out
 
 app = typer.Typer(
@@ -54,12 +54,17 @@ app.add_typer(cache.app, name="cache")
 
 def main() -> None:
     """Run the command; known failures become one sentence on stderr and a documented exit code."""
+    _streams.mend()
     try:
         app()
     except KeyboardInterrupt:
         sys.exit(_errors.INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left, as `| head` does
+    except BrokenPipeError:  # the reader left, as `| head` does
+        _streams.give_up_output()
+        sys.exit(_errors.FAILED)
+    except _streams.OutputError as error:
+        _streams.give_up_output()
+        out.error(_errors.sentence(error))
         sys.exit(_errors.FAILED)
     except Exception as error:
         code = _errors.exit_code(error)

@@ -39,7 +39,7 @@ def pack(
         raise ManifestError(f"{folder} holds no ONNX model, so --ort does not apply")
     if is_onnx:
         return _pack_onnx(folder, output, packed, ort=ort)
-    text = json.dumps(packed.document, indent=2, ensure_ascii=False).encode() + b"\n"
+    text = json.dumps(packed.document, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
     if output.suffix == ".tar":
         _write_tar(folder, output, packed, text)
         return packed

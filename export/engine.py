@@ -1,17 +1,12 @@
 """llama.cpp at work on files, each job in a process of its own: quantising, cutting text into tokens, computing logits.
 
 A child process gives the memory back when it ends, cannot take the command down with it when the library aborts on a
-damaged file, and goes when its parent goes. A job is one JSON object on the child's stdin; it answers in JSON lines
-on stdout.
+damaged file, and goes when its parent goes.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.memory.children import ChildFailed, Send, answers, serve
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.gguf import FILE_TYPES, TYPE_IDS
 
@@ -27,6 +23,8 @@ QUANTS = tuple(name for name in FILE_TYPES.values() if name not in {"F32", "TQ1_
 HEADS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "F16")
 _FILE_TYPE_IDS = {name: number for number, name in FILE_TYPES.items()}
 _QUANTISE_BUFFER_BYTES = 256 * 2**20  # rows kept at once; the library's own default is 8 GiB
+
+TIMEOUT_S = 6 * 3600.0  # a 70B model is quantised within; what takes longer hangs
 
 Event = Mapping[str, Any]
 
@@ -121,76 +119,43 @@ def generate(path: Path, prompt: str, n_tokens: int) -> list[int]:
     return next(list(event["tokens"]) for event in _events(job, path.name) if "tokens" in event)
 
 
-def _events(job: Event, what: str) -> Iterator[Event]:
+def _events(job: Event, what: str, *, timeout_s: float = TIMEOUT_S) -> Iterator[Event]:
     """Run a job; the child's events as they come."""
-    with tempfile.TemporaryFile() as stderr:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "edgellm.export.engine"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-        )
-        try:
-            assert child.stdin is not None
-            assert child.stdout is not None
-            with contextlib.suppress(BrokenPipeError):
-                child.stdin.write(json.dumps(job).encode())
-                child.stdin.close()
-            error = ""
-            for line in child.stdout:
-                event = json.loads(line)
-                error = event.get("error", error)
-                yield event
-            if child.wait():
-                stderr.seek(0)
-                last = error or (stderr.read().decode(errors="replace").strip().splitlines() or ["no word"])[-1]
-                raise EngineJobError(f"llama.cpp failed on {what} ({last.strip()})")
-        finally:
-            child.kill()
-            child.wait()
-            assert child.stdout is not None
-            child.stdout.close()
+    try:
+        yield from answers("edgellm.export.engine", job, timeout_s=timeout_s)
+    except ChildFailed as error:
+        raise EngineJobError(f"llama.cpp failed on {what} ({error})") from error
 
 
 # The child's side.
 
 
-def _main() -> int:
+def _work(job: Event, send: Send) -> None:
     import ctypes
     import re
 
     import llama_cpp
 
-    def say(**event: Any) -> None:
-        sys.stdout.write(json.dumps(event) + "\n")
-        sys.stdout.flush()
-
-    parent, first_error = os.getppid(), ""
+    first_error = ""
 
     @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
     def listen(level: int, text: bytes, _: object) -> None:
         nonlocal first_error
         line = text.decode(errors="replace")
-        if os.getppid() != parent:
-            os._exit(1)  # nobody waits for this any more
-        progress = re.match(r"\[ *(\d+)/ *(\d+)\]", line)
-        if progress:
-            say(tensor=int(progress[1]), n_tensors=int(progress[2]))
+        if done := re.match(r"\[ *(\d+)/ *(\d+)\]", line):
+            send({"tensor": int(done[1]), "n_tensors": int(done[2])})
         elif level == 4 and not first_error:
             first_error = line.strip()
 
     llama_cpp.llama_log_set(listen, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
-    job = json.load(sys.stdin)
     try:
-        say(**_JOBS[job["job"]](job, llama_cpp))
+        _JOBS[job["job"]](job, llama_cpp, send)
     except EngineJobError as error:
-        say(error=first_error or str(error))
-        return 1
-    return 0
+        raise EngineJobError(first_error or str(error)) from error
 
 
-def _rewritten(job: Event, llama_cpp: Any) -> dict[str, Any]:
+def _rewritten(job: Event, llama_cpp: Any, send: Send) -> None:
     import ctypes
 
     params = llama_cpp.llama_model_quantize_default_params()
@@ -207,9 +172,8 @@ def _rewritten(job: Event, llama_cpp: Any) -> dict[str, Any]:
         params.output_tensor_type = params.token_embedding_type = job["head_type"]
     if job.get("imatrix"):
         params.imatrix = ctypes.cast(_imatrix(Path(job["imatrix"]), llama_cpp, keep), type(params.imatrix))
-    if llama_cpp.llama_model_quantize(job["source"].encode(), job["target"].encode(), ctypes.byref(params)):
+    if llama_cpp.llama_model_quantize(os.fsencode(job["source"]), os.fsencode(job["target"]), ctypes.byref(params)):
         raise EngineJobError("it was refused")
-    return {"done": True}
 
 
 def _imatrix(path: Path, llama_cpp: Any, keep: list[Any]) -> Any:
@@ -240,7 +204,9 @@ class _Model:
         self._lib = llama_cpp
         params = llama_cpp.llama_model_default_params()
         params.vocab_only = n_ctx == 0
-        self._model = llama_cpp.llama_model_load_from_file(path.encode(), params)
+        # Plain products of the file's own blocks: rearranged ones round otherwise, and do not run everywhere.
+        params.use_extra_bufts = False
+        self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise EngineJobError("the file does not load")
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
@@ -281,24 +247,24 @@ class _Model:
             self._lib.llama_batch_free(batch)
             if status:
                 raise EngineJobError(f"a forward pass failed with {status}")
-            rows = self._lib.llama_get_logits(self._context)
-            yield np.ctypeslib.as_array(rows, (len(part), self.n_vocab))
+            rows = np.ctypeslib.as_array(self._lib.llama_get_logits(self._context), (len(part), self.n_vocab))
+            if not np.isfinite(rows.max()):
+                raise EngineJobError("it computes NaN or infinite numbers: its weights are damaged, or too large")
+            yield rows
 
 
-def _tokenise(job: Event, llama_cpp: Any) -> dict[str, Any]:
+def _tokenise(job: Event, llama_cpp: Any, send: Send) -> None:
     model = _Model(job["path"], llama_cpp)
     for text in job["texts"]:
-        sys.stdout.write(json.dumps({"tokens": model.encode(text, add_special=job["add_special"])}) + "\n")
-    return {"done": True}
+        send({"tokens": model.encode(text, add_special=job["add_special"])})
 
 
-def _logits(job: Event, llama_cpp: Any) -> dict[str, Any]:
+def _logits(job: Event, llama_cpp: Any, send: Send) -> None:
     model = _Model(job["path"], llama_cpp, n_ctx=max(len(job["tokens"]), 64))
     np.save(job["out"], np.concatenate([rows.copy() for rows in model.forward(job["tokens"], 0)]))
-    return {"done": True}
 
 
-def _perplexity(job: Event, llama_cpp: Any) -> dict[str, Any]:
+def _perplexity(job: Event, llama_cpp: Any, send: Send) -> None:
     n_ctx = job["n_ctx"]
     model = _Model(job["path"], llama_cpp, n_ctx=n_ctx)
     tokens = model.encode(job["text"], add_special=False)[: job["max_tokens"]]
@@ -320,10 +286,10 @@ def _perplexity(job: Event, llama_cpp: Any) -> dict[str, Any]:
                     n_scored += 1
     if not n_scored:
         raise EngineJobError(f"the text is too short: {len(tokens)} tokens, {n_ctx} are needed")
-    return {"perplexity": float(np.exp(total / n_scored)), "n_scored": n_scored}
+    send({"perplexity": float(np.exp(total / n_scored)), "n_scored": n_scored})
 
 
-def _generate(job: Event, llama_cpp: Any) -> dict[str, Any]:
+def _generate(job: Event, llama_cpp: Any, send: Send) -> None:
     model = _Model(job["path"], llama_cpp, n_ctx=4096)
     tokens = model.encode(job["prompt"], add_special=True)
     n_prompt, pending = len(tokens), tokens
@@ -331,10 +297,10 @@ def _generate(job: Event, llama_cpp: Any) -> dict[str, Any]:
         *_, rows = model.forward(pending, len(tokens) - len(pending))
         pending = [int(rows[-1].argmax())]
         tokens = [*tokens, *pending]
-    return {"tokens": tokens[n_prompt:]}
+    send({"tokens": tokens[n_prompt:]})
 
 
-_JOBS: dict[str, Callable[[Event, Any], dict[str, Any]]] = {
+_JOBS: dict[str, Callable[[Event, Any, Send], None]] = {
     "rewrite": _rewritten,
     "tokenise": _tokenise,
     "logits": _logits,
@@ -343,4 +309,4 @@ _JOBS: dict[str, Callable[[Event, Any], dict[str, Any]]] = {
 }
 
 if __name__ == "__main__":
-    sys.exit(_main())
+    serve(_work, EngineJobError)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import filelock
 
 from edgellm.export.source import fingerprint
-from edgellm.export.store import home
+from edgellm.memory.folders import home
 from edgellm.memory.units import format_bytes
 
 Exporter = Literal["builder", "optimum"]

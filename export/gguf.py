@@ -228,6 +228,7 @@ def _telling_name(name: str, vocabulary: Vocabulary) -> str:
     """The model's name as llama.cpp must find it: control tokens swallow spaces where the name says Phi-3, and a name
     that says so without Phi-3's tokens does not load.
     """
+    name = name.encode("utf-8", "replace").decode()  # a folder's name may be none
     told = re.search("phi-?3", name, re.IGNORECASE)
     has_tokens = {b"</s>", b"<unk>", b"<s>", b"<|endoftext|>"} <= set(vocabulary.tokens)
     if told and not has_tokens:

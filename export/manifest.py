@@ -62,7 +62,8 @@ def file_entry(path: Path, **facts: Any) -> dict[str, Any]:
 
 def write(folder: Path, document: Mapping[str, Any]) -> None:
     with appearing(folder / NAME) as file:
-        file.write(json.dumps({"format": FORMAT, **document}, indent=2, ensure_ascii=False).encode() + b"\n")
+        text = json.dumps({"format": FORMAT, **document}, indent=2, ensure_ascii=False)
+        file.write(text.encode("utf-8", "backslashreplace") + b"\n")  # a name that is no UTF-8 becomes an escape
 
 
 def read(folder: Path) -> Manifest:

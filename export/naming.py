@@ -81,6 +81,12 @@ def quant_of(filename: str) -> str | None:
     return found[-1].upper().replace("FP", "F") if found else None
 
 
+def parts_of(filename: str) -> int:
+    """How many files make the model; `-00001-of-00001` is a whole one."""
+    split = _SPLIT.search(Path(filename).stem)
+    return int(split[2]) if split else 1
+
+
 def is_model_file(filename: str) -> bool:
     """A GGUF at the top of its repository that holds a model's weights."""
     return "/" not in filename and filename.lower().endswith(".gguf") and not _NO_MODEL.search(filename)
@@ -108,12 +114,10 @@ def choose(filenames: Sequence[str], quant: str | None, *, where: str) -> str:
         fitting = list(filenames) if len(filenames) == 1 else next(filter(None, usual), list(filenames))
     if not fitting:
         raise BadReference(f"{where} has no {quant}; it has {_listed(filenames)}")
-    if split := _SPLIT.search(Path(fitting[0]).stem):
-        whole = [name for name in filenames if not _SPLIT.search(Path(name).stem)]
+    if (n_parts := parts_of(fitting[0])) > 1:
+        whole = [name for name in filenames if parts_of(name) == 1]
         others = f"; in one file it has {_listed(whole)}" if whole else ""
-        raise BadReference(
-            f"{fitting[0]} of {where} is split into {int(split.group(2))} files, which are not supported{others}"
-        )
+        raise BadReference(f"{fitting[0]} of {where} is split into {n_parts} files, which are not supported{others}")
     if len(fitting) > 1:
         example = f"{where}:{fitting[0] if quant else quant_of(fitting[0]) or fitting[0]}"
         raise BadReference(f"{where} has several files that fit: {_listed(fitting)}; name one, as in {example}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from edgellm.export import hub, naming, pypi
 from edgellm.export.catalogue import FileEntry, HfSource, ModelEntry, Source, find
 from edgellm.export.download import ChecksumError, Progress, SourceError, Unwatched, digest, settle
 from edgellm.export.naming import BadReference
+from edgellm.memory.folders import home
 from edgellm.memory.units import format_bytes
 
 
@@ -67,15 +67,6 @@ class _Wanted:
     @property
     def home_path(self) -> Path:
         return home() / "models" / self.name / self.file.filename
-
-
-def home() -> Path:
-    """Where edgellm keeps its files: EDGELLM_HOME, or a folder in the platform's cache."""
-    if named := os.environ.get("EDGELLM_HOME"):
-        return Path(named).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("edgellm", appauthor=False))
 
 
 def locate(reference: str) -> ModelFile | None:
@@ -141,6 +132,17 @@ def installed() -> list[ModelFile]:
     """The models that were pulled and are still there, by name."""
     models = [_model_of(entry) for entry in _read_lock().values()]
     return sorted(filter(None, models), key=lambda model: model.reference)
+
+
+def lost() -> list[str]:
+    """What was pulled and is no longer there as it was, a sentence each."""
+    sentences = []
+    for _, entry in sorted(_read_lock().items()):
+        if entry["path"] is not None and _model_of(entry) is None:
+            model = ModelFile(**entry | {"path": (path := Path(entry["path"]))})
+            how = f"has {path.stat().st_size:,} bytes instead of {model.n_bytes:,}" if path.is_file() else "is gone"
+            sentences.append(f"{path} {how}: `edgellm pull {model.reference}` brings it again")
+    return sentences
 
 
 def files_of(reference: str) -> list[Path]:

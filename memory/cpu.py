@@ -77,3 +77,14 @@ def cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def cpu_flags() -> str:
+    """The instruction sets that the system lists; "" where it lists none."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.lower().startswith(("flags", "features")):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return ""

@@ -146,23 +146,53 @@ def budget_device(budget_bytes: int) -> Device:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryLimit:
+    """A limit that somebody set on this process's memory, and what is used of it."""
+
+    where: str
+    limit_bytes: int
+    used_bytes: int
+
+
 def cgroup_memory(root: Path = Path("/sys/fs/cgroup")) -> tuple[int, int] | None:
     """(limit, used) of this process's control groups, version 2 and 1; None where there is no limit.
 
     Every group on the way down binds: the limit is the smallest, and what is left of it is the least that any leaves.
     """
+    limits = cgroup_limits(root)
+    if not limits:
+        return None
+    least = min(limit.limit_bytes for limit in limits)
+    return least, least - min(max(limit.limit_bytes - limit.used_bytes, 0) for limit in limits)
+
+
+def cgroup_limits(root: Path = Path("/sys/fs/cgroup")) -> list[MemoryLimit]:
+    """Each limit of each control group that this process is in, the innermost group first."""
     try:
         own = _own_groups()
     except OSError:
         own = {}
-    bounds = [bound for folder in upwards(root, own.get("", "")) for bound in _bounds(folder, _VERSION_2)]
-    bounds += [
-        bound for folder in upwards(root / "memory", own.get("memory", "")) for bound in _bounds(folder, _VERSION_1)
+    return [
+        limit
+        for folder, names in (
+            *((folder, _VERSION_2) for folder in upwards(root, own.get("", ""))),
+            *((folder, _VERSION_1) for folder in upwards(root / "memory", own.get("memory", ""))),
+        )
+        for limit in _limits(folder, names)
     ]
-    if not bounds:
+
+
+def address_limit() -> MemoryLimit | None:
+    """The limit on this process's address space (`ulimit -v`), which every mapping counts against."""
+    try:
+        import resource
+    except ImportError:  # Windows
         return None
-    limit = min(limit for limit, _ in bounds)
-    return limit, limit - min(max(limit - used, 0) for limit, used in bounds)
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft == resource.RLIM_INFINITY:
+        return None
+    return MemoryLimit("ulimit -v", soft, int(psutil.Process().memory_info().vms))
 
 
 _VERSION_2 = (("memory.max", "memory.high"), "memory.current")  # above `high` a group is slowed down to a crawl
@@ -170,15 +200,16 @@ _VERSION_1 = (("memory.limit_in_bytes",), "memory.usage_in_bytes")
 _NO_LIMIT = 2**60  # version 1 writes a huge number for none
 
 
-def _bounds(folder: Path, names: tuple[tuple[str, ...], str]) -> list[tuple[int, int]]:
-    """(limit, used) of one group, for each limit that it sets."""
+def _limits(folder: Path, names: tuple[tuple[str, ...], str]) -> list[MemoryLimit]:
+    """Of one group, each limit that it sets."""
     entries = _entries(folder / "memory.stat")
-    limits = [_number(folder / name) for name in names[0]]
+    limits = {str(folder / name): _number(folder / name) for name in names[0]}
     if names is _VERSION_1:
-        limits.append(entries.get("hierarchical_memory_limit"))
-    used = _number(folder / names[1]) or 0
-    used = max(used - _reclaimable(entries), 0)
-    return [(limit, used) for limit in limits if limit is not None and limit < _NO_LIMIT]
+        limits[f"hierarchical_memory_limit in {folder / 'memory.stat'}"] = entries.get("hierarchical_memory_limit")
+    used = max((_number(folder / names[1]) or 0) - _reclaimable(entries), 0)
+    return [
+        MemoryLimit(where, limit, used) for where, limit in limits.items() if limit is not None and limit < _NO_LIMIT
+    ]
 
 
 def _reclaimable(entries: dict[str, int]) -> int:

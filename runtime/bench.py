@@ -296,7 +296,8 @@ def _prompt_ids(engine: Engine, run_: Run, turn: int) -> list[int]:
     for i in range(turn + 1):
         messages.append(Message("user", run_.prompt.turns[i]))
         if i < turn:
-            messages.append(Message("assistant", "", run_.turns[i]))
+            said = engine.model.vocabulary.decode(run_.turns[i]).decode("utf-8", "replace")
+            messages.append(Message("assistant", said, run_.turns[i]))
     return engine.template.render(messages)
 
 

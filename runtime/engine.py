@@ -16,6 +16,7 @@ from edgellm.runtime.backends.base import Backend, OutOfMemory
 from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions, engine_name, kernels
 from edgellm.runtime.drafters.adaptive import PASSES_A_TOKEN, AdaptiveDrafter
 from edgellm.runtime.drafters.base import Drafter, NoDrafter, SteppedDrafter
+from edgellm.runtime.drafters.failsafe import FailsafeDrafter
 from edgellm.runtime.drafters.model import REACH, ModelDrafter
 from edgellm.runtime.drafters.spelling import MapSpeller, MergingSpeller, Speller, TextSpeller
 from edgellm.runtime.drafters.translating import TranslatingDrafter
@@ -26,7 +27,7 @@ from edgellm.runtime.loading import Model, needs_padding, open_context, open_mod
 from edgellm.runtime.pairing import Match, match
 from edgellm.runtime.planning import DEFAULTS, EngineOptions, plan_here, plan_next, reserve, trimmed, unplanned
 from edgellm.runtime.table import TranslationTable, find
-from edgellm.runtime.template import DOCUMENT, ChatTemplate, Message, TemplateError
+from edgellm.runtime.template import DOCUMENT, ChatTemplate, Message, TemplateError, usable
 from edgellm.runtime.words import is_trimmed
 
 NEUTRAL = "You are a helpful assistant."  # the system prompt of a drafter whose target has none
@@ -62,15 +63,20 @@ class Engine:
     ) -> None:
         self.close()
 
-    def draft_prompt(self, messages: Sequence[Message]) -> list[int] | None:
-        """The conversation as the drafter would have it; None where it has no template for it."""
+    def draft_prompt(self, messages: Sequence[Message], *, think: bool | None = None) -> list[int] | None:
+        """The conversation as the drafter would have it; None where it has no template for it.
+
+        Thoughts are left out: another model's are no memory of its own.
+        """
         if self.draft_template is None:
             return None
         own = [Message(message.role, message.content) for message in messages]  # without ids of another vocabulary
-        if own[0].role != "system":
+        if not self.draft_template.writes_system:
+            own = [message for message in own if message.role != "system"]
+        elif own[0].role != "system":
             own.insert(0, Message("system", NEUTRAL))  # rather than the persona that its template would write
         try:
-            return self.draft_template.render(own)
+            return self.draft_template.render(own, think=think)
         except TemplateError:
             return None
 
@@ -105,7 +111,6 @@ def load(
     Raises:
         DoesNotFit: there is not enough memory, found before anything is loaded; the message names what would fit.
         LoadError: a file that cannot be loaded, with the reason.
-        TemplateError: the model's chat template is not valid.
     """
     target, draft = Path(target), Path(draft) if draft is not None else None
     chosen, note = plan_here(target, draft, options, plan)
@@ -155,7 +160,7 @@ def load_target(path: Path, options: EngineOptions = DEFAULTS, plan: MemoryPlan 
         model.close()
         raise
     backend.warm_up()
-    template = ChatTemplate(model.chat_template, model.vocabulary)
+    template, refusal = usable(model.chat_template, model.vocabulary)
     engine = Engine(model, backend, template, NoDrafter(), options, settings, plan, stop_asked=stop_asked)
     engine.n_draft = min(settings.n_draft, backend.max_keep - 1)
     engine.warnings += plan.lost if plan is not None else ()
@@ -164,7 +169,7 @@ def load_target(path: Path, options: EngineOptions = DEFAULTS, plan: MemoryPlan 
     if model.is_recurrent:
         engine.warnings.append(f"{path.name} keeps a state that cannot take tokens back, so nothing is drafted")
     engine.notes += model.notes
-    _note_template(engine.warnings, model, engine.template)
+    _note_template(engine.warnings, model, engine.template, refusal)
     if settings.target.n_ctx < asked:
         engine.notes.append(f"{path.name} was trained for {model.n_ctx_train:,} tokens: the context is that long")
     if options.exact:
@@ -190,7 +195,9 @@ def with_drafter(engine: Engine, draft: Path | None, *, copy: bool, options: Eng
     options = engine.options
     engine.n_draft = min(engine.n_draft, options.n_draft)
     learning = Learning(engine, draft)
-    model = _load_drafter(engine, draft, learning) if draft is not None else None
+    model = None
+    if draft is not None:
+        model = FailsafeDrafter(_load_drafter(engine, draft, learning), engine.warnings.append)
     store = learning.store if options.learn != "off" and (copy or options.learned is not None) else None
     if model is None and not copy and store is None:
         engine.drafter = NoDrafter()
@@ -228,7 +235,8 @@ def _load_drafter(engine: Engine, path: Path, learning: Learning) -> SteppedDraf
     backend.warm_up()
     engine.draft_model = model
     # A file without a template is a base model: it continues a document better than markers it was never taught.
-    engine.draft_template = ChatTemplate(model.chat_template or DOCUMENT, model.vocabulary)
+    engine.draft_template, refusal = usable(model.chat_template, model.vocabulary, DOCUMENT)
+    _note_template(engine.warnings, model, engine.draft_template, refusal)
     if isinstance(model, LlamaModel):
         _note_words(engine.notes, model)
         if isinstance(target, LlamaModel):
@@ -286,6 +294,9 @@ def _drafter_settings(engine: Engine, model: Model) -> ContextSettings:
     return replace(own, n_ctx=min(own.n_ctx, model.n_ctx_train or own.n_ctx), n_outputs=1, n_rs_seq=n_rs_seq)
 
 
-def _note_template(notes: list[str], model: Model, template: ChatTemplate) -> None:
-    if template.fallback:
-        notes.append(f"{model.path.name} carries no chat template: the {template.fallback} format is used")
+def _note_template(notes: list[str], model: Model, template: ChatTemplate, refusal: str) -> None:
+    name = template.fallback or "plain document"
+    if refusal:
+        notes.append(f"{model.path.name}: {refusal}; the {name} format is used instead")
+    elif template.fallback:
+        notes.append(f"{model.path.name} carries no chat template: the {name} format is used")

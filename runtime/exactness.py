@@ -11,7 +11,7 @@ import numpy as np
 
 from edgellm.runtime.backends.base import Backend, Logits
 
-N_PROBE = 24  # tokens evaluated at each width
+N_PROBE, N_PREFIX = 24, 8  # tokens evaluated at each width, and behind how many
 
 
 def exact_width(backend: Backend) -> int:
@@ -20,8 +20,11 @@ def exact_width(backend: Backend) -> int:
     Single tokens are run as the backend runs them: as two, if it pads. The backend is left empty.
     """
     rng = np.random.default_rng(0)
-    tokens = [int(token) for token in rng.integers(0, min(backend.n_vocab, 20_000), N_PROBE + 8)]
-    prefix, probe = tokens[:8], tokens[8:]
+    n_probe = min(N_PROBE, backend.n_ctx - N_PREFIX - 1)  # one that is run as two needs room behind it
+    if n_probe < 1:
+        return 1
+    tokens = [int(token) for token in rng.integers(0, min(backend.n_vocab, 20_000), N_PREFIX + n_probe)]
+    prefix, probe = tokens[:N_PREFIX], tokens[N_PREFIX:]
     reference = rows_at_width(backend, prefix, probe, 1)
     width = 1
     for n in range(2, backend.max_keep + 1):

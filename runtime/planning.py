@@ -23,7 +23,7 @@ from edgellm.memory.solve import DEFAULT_N_CTX, N_UBATCH, Ask, refusal, solve
 from edgellm.memory.split import read_model
 from edgellm.memory.units import format_bytes
 from edgellm.runtime.backends.base import OutOfMemory
-from edgellm.runtime.backends.llama_cpp import kernels, offloads
+from edgellm.runtime.backends.llama_cpp import has_extra_buffers, kernels, offloads
 from edgellm.runtime.drafters.adaptive import Stop
 
 TOLERANCE = (
@@ -166,7 +166,7 @@ def _ask(options: EngineOptions) -> Ask:
         n_ubatch=options.n_ubatch,
         copy=options.copy,
         loading=_loading(options),
-        repack=not options.exact and not kernels().active,
+        repack=not options.exact and not kernels().active and has_extra_buffers(),
         n_threads=options.n_threads or usable_cores(),
         keep_drafter=True,
     )

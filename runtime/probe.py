@@ -1,27 +1,28 @@
 """Ask llama.cpp what a model would take, to the byte, without reading its weights.
 
-A `no_alloc` load sizes every buffer and allocates none. It runs in a child process, `python -m edgellm.runtime.probe`,
-since llama.cpp answers impossible settings with an abort. Requests and answers are JSON, one a line.
+A `no_alloc` load sizes every buffer and allocates none. It runs in a child process, since llama.cpp answers impossible
+settings with an abort.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
+import os
 import re
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from edgellm.memory.buffers import BufferSizes
+from edgellm.memory.children import ChildFailed, Send, answers, serve
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.gguf import TYPE_IDS
 from edgellm.runtime.backends.base import LoadError
 
 _MIB = 1024 * 1024
+_MODULE = "edgellm.runtime.probe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,37 +55,22 @@ def probe(
         "repack": repack,
         "n_gpu_layers": n_gpu_layers,
     }
-    answers = _ask(request, timeout_s)
-    probed = [BufferSizes(**answer["probed"]) for answer in answers if "probed" in answer]
-    if len(probed) != len(settings):
-        said = next((answer["error"] for answer in answers if "error" in answer), "it gave no reason")
-        raise LoadError(f"llama.cpp cannot size {model.name}: {said}")
-    return probed
+    try:
+        return [BufferSizes(**answer["probed"]) for answer in answers(_MODULE, request, timeout_s=timeout_s)]
+    except ChildFailed as error:
+        raise LoadError(f"llama.cpp cannot size {model.name}: {error}") from error
 
 
 def accelerators(*, timeout_s: float = 30.0) -> list[Accelerator]:
-    """The GPUs that the installed llama.cpp sees; none where it was built for the CPU alone."""
-    return [Accelerator(**answer["accelerator"]) for answer in _ask({}, timeout_s) if "accelerator" in answer]
+    """The GPUs that the installed llama.cpp sees; none where it was built for the CPU alone.
 
-
-def _ask(request: dict[str, Any], timeout_s: float) -> list[dict[str, Any]]:
+    Raises:
+        LoadError: looking for them failed.
+    """
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "edgellm.runtime.probe"],
-            input=json.dumps(request),
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise LoadError(f"llama.cpp gave no sizes within {timeout_s:.0f} s") from error
-    answers: list[dict[str, Any]] = []
-    for line in done.stdout.splitlines():
-        answers.append(json.loads(line))
-    if done.returncode and not any("error" in answer for answer in answers):
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        answers.append({"error": last[0]})
-    return answers
+        return [Accelerator(**answer["accelerator"]) for answer in answers(_MODULE, {}, timeout_s=timeout_s)]
+    except ChildFailed as error:
+        raise LoadError(f"llama.cpp could not look for GPUs: {error}") from error
 
 
 # ---- the child -------------------------------------------------------------------------------------------------------
@@ -124,8 +110,8 @@ _LOGGED = {  # the same sizes as llama.cpp prints them, MiB with two decimals
 }
 
 
-def _main() -> None:
-    request = json.load(sys.stdin)
+def _sizing(request: Mapping[str, Any], send: Send) -> None:
+    """Buffer sizes of a model under several settings, or, without a model, the accelerators."""
     import llama_cpp.llama_cpp as lib
 
     log: list[str] = []
@@ -138,27 +124,25 @@ def _main() -> None:
     lib.llama_backend_init()
     if "model" not in request:
         for accelerator in _accelerators(lib):
-            _answer(accelerator=asdict(accelerator))
+            send({"accelerator": asdict(accelerator)})
         return
     parameters = lib.llama_model_default_params()
     parameters.no_alloc = True
     parameters.load_mode = 0  # LLAMA_LOAD_MODE_NONE: nothing is mapped or read
     parameters.use_extra_bufts = request["repack"]
     parameters.n_gpu_layers = request["n_gpu_layers"]
-    model = lib.llama_model_load_from_file(request["model"].encode(), parameters)
+    model = lib.llama_model_load_from_file(os.fsencode(request["model"]), parameters)
     if not model:
-        _answer(error=_reason(log, "the model does not load"))
-        return
+        raise LoadError(_reason(log, "the model does not load"))
     n_vocab = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
     for item in request["settings"]:
         settings = ContextSettings(**item)
         del log[:]
         context = lib.llama_init_from_model(model, _context_parameters(lib, settings))
         if not context:
-            _answer(error=_reason(log, f"it refuses {settings}"))
-            return
+            raise LoadError(_reason(log, f"it refuses {settings}"))
         output_bytes = settings.n_outputs * n_vocab * 4
-        _answer(probed=asdict(_sizes(lib, context, log, lib.llama_model_size(model), output_bytes)))
+        send({"probed": asdict(_sizes(lib, context, log, lib.llama_model_size(model), output_bytes))})
         lib.llama_free(context)
 
 
@@ -243,10 +227,6 @@ def _ggml(lib: Any, name: str, result: Any, *arguments: Any) -> Any:
     return function
 
 
-def _answer(**answer: Any) -> None:
-    print(json.dumps(answer), flush=True)
-
-
 def _reason(log: Sequence[str], otherwise: str) -> str:
     """llama.cpp's first complaint."""
     complaints = [line[len("error: ") :].strip() for line in log if line.startswith("error: ")]
@@ -254,4 +234,4 @@ def _reason(log: Sequence[str], otherwise: str) -> str:
 
 
 if __name__ == "__main__":
-    _main()
+    serve(_sizing, LoadError)

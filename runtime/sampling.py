@@ -44,6 +44,9 @@ def certain(token: int) -> Distribution:
     return Distribution(np.array([token]), np.ones(1))
 
 
+RANDOM_SEED = -1  # what people write for "another one each time"; None in `Sampling`
+
+
 class BadSampling(ValueError):
     """A sampling setting out of its range."""
 

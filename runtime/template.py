@@ -1,28 +1,24 @@
 """Chat templates: a conversation to token ids, with what people wrote kept apart from what the template writes.
 
-The template is rendered with a placeholder for every message's content. Control tokens are looked for in the
-template's own text alone, so no message can forge one, and an answer goes back in as the very ids that the model
-generated.
+A template sees what was said, letter for letter, so it decides as it does under transformers. What might become a
+control token has a stand-in (see `markup`), and an answer whose text the template keeps goes back in as the very ids
+that the model generated.
 """
 
 from __future__ import annotations
 
-import re
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from types import FrameType
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
 
+from edgellm.runtime.jinja import Program, TemplateError
+from edgellm.runtime.markup import MARK, Markup, MarkupError, Placed, mark, marked, plain, thoughts
 from edgellm.runtime.vocabulary import Vocabulary
 
+__all__ = ["DOCUMENT", "ChatTemplate", "Message", "Role", "TemplateError", "usable"]
+
 Role = Literal["system", "user", "assistant"]
-
-
-class TemplateError(ValueError):
-    """A chat template that cannot be used; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +26,7 @@ class Message:
     role: Role
     content: str
     tokens: tuple[int, ...] | None = None  # an answer's own ids in the target's vocabulary, without its end token
+    reasoning: str | None = None  # an answer's thought, apart from `content`
 
 
 _CHATML = (
@@ -61,16 +58,50 @@ _FAMILIES = (
     ("<|eot_id|>", "Llama 3", _LLAMA_3),
 )
 
-_OPEN, _CLOSE = "\ue000", "\ue001"  # private use
-_EDGE = "\u2002"  # a space that `trim` removes and that templates do not write
-_PLACEHOLDER = re.compile(f"({_EDGE}?){_OPEN}([0-9]{{1,9}}){_CLOSE}({_EDGE}?)")
+# What templates call the setting that makes a model think, and its values for yes and no. The first that changes what a
+# template writes is its switch.
+_SWITCHES: tuple[tuple[str, object, object], ...] = (
+    ("enable_thinking", True, False),
+    ("thinking", True, False),
+    ("reasoning", True, False),
+    ("thinking_mode", "enabled", "disabled"),
+    ("thinking_budget", -1, 0),
+    ("reasoning_effort", "high", "no_think"),
+    ("reasoning_effort", "high", "low"),  # gpt-oss always thinks, and so it thinks little
+)
 
-# A template comes with the file and may be hostile. Real ones are below 30 kB, write a few hundred characters a message
-# and take milliseconds.
-MAX_SOURCE = 500_000  # characters
-MAX_OUTPUT = 5_000_000  # characters, without the messages
-MAX_PRODUCT = 1_000_000  # numbers and items that its multiplications may make
-MAX_S = 2.0
+
+@dataclass(frozen=True, slots=True)
+class _Rendering:
+    """What a template wrote, in protected text."""
+
+    text: str
+    contents: list[str]  # of the messages, as the template was given them
+    places: dict[int, tuple[int, int]]  # message -> where a letter of it stands in `text`, and which letter it is
+
+
+@dataclass(slots=True)
+class _Kept:
+    """An answer in a text that a template wrote."""
+
+    at: int  # where its content begins
+    start: int  # where what the model wrote begins
+    tokens: list[tuple[int, int]] = field(default_factory=list)  # its ids as far as they spell the text, each with
+    # where it ends; 0 inside of a letter
+    own: dict[int, int] = field(default_factory=dict)  # where -> a control token or marker among them
+
+    def placed(self, written: Mapping[int, int], control: frozenset[int]) -> Placed | None:
+        """As far as the template wrote the same control tokens (at -> token) and no others."""
+        n_kept, end, start = 0, self.start, self.start
+        for n, (token, until) in enumerate(self.tokens, 1):
+            wrote = written.get(start)
+            inside = any(place in written for place in range(start + 1, until))
+            if inside or (wrote != token and (wrote is not None or token in control)):
+                break
+            if until:
+                n_kept, end, start = n, until, until
+        tokens = [token for token, _ in self.tokens[:n_kept]]
+        return Placed(self.start, end, tokens) if tokens else None
 
 
 class ChatTemplate:
@@ -85,115 +116,287 @@ class ChatTemplate:
         self.fallback: str | None = None
         if source is None:
             self.fallback, source = _family(vocabulary)
+        self.source = plain(source)
         self._vocabulary = vocabulary
-        self._template = _compile(source)
-        literals = vocabulary.literals
-        # Some families mark their turn markers as ordinary added tokens: those that the template writes are control
-        # too.
-        self._reserved = vocabulary.control | {
-            token for text, token in literals.items() if len(text) > 2 and text[0] in "<[" and text in source
-        }
-        known = sorted((text for text, token in literals.items() if token in self._reserved), key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, known)) or r"(?!)")
-        self.turn_end = self._find_turn_end()
+        self._program = Program(self.source)
+        self._lead = ""  # white space that the template writes before an answer, and not where it asks for one
+        self.turn_end = vocabulary.turn_end
+        self._markup = self._reserve(vocabulary.control)
+        self._try()
 
-    def render(self, messages: Sequence[Message], *, reply: bool = True) -> list[int]:
+    @property
+    def writes_system(self) -> bool:
+        """False for the one format that has no place for a system message."""
+        return self.source != DOCUMENT
+
+    def render(self, messages: Sequence[Message], *, reply: bool = True, think: bool | None = None) -> list[int]:
         """Token ids of a conversation; with `reply`, up to where the model's answer begins.
 
+        Args:
+            think: whether the model is to think before it answers, where its template can say so; None leaves it to
+                the template.
+
         Raises:
-            TemplateError: the template refuses the conversation, leaves its last message out, or never ends.
+            TemplateError: the template refuses the conversation, leaves a message out, or never ends.
         """
-        rendered = self._fill(messages, reply)
-        vocabulary, tokens, run = self._vocabulary, list[int](), ""
-        written = {int(match.group(2)) for match in _PLACEHOLDER.finditer(rendered)}
-        if messages and (len(messages) - 1 not in written or max(written) >= len(messages)):
-            raise TemplateError("the model's chat template does not write the messages that it is given")
-
-        def flush() -> None:
-            nonlocal run
-            tokens.extend(vocabulary.encode_leniently(run.encode("utf-8", "replace"), self._reserved))
-            run = ""
-
-        end = 0
-        for match in (*_PLACEHOLDER.finditer(rendered), None):
-            for text, token in self._split_control(rendered[end : match.start() if match else None]):
-                run += text
-                if token is not None:
-                    flush()
-                    tokens.append(token)
-            if match is None:
-                break
-            end = match.end()
-            message = messages[int(match.group(2))]
-            if message.tokens is not None:
-                if vocabulary.decode(message.tokens[:1]).startswith(b" "):
-                    run = run.removesuffix(" ")  # the template's space for an answer that brings its own
-                flush()
-                tokens.extend(message.tokens)
-            else:
-                content = message.content if match.group(1) else message.content.lstrip()
-                run += content if match.group(3) else content.rstrip()
-        flush()
+        vocabulary, rendering = self._vocabulary, self._fill(messages, reply, think)
+        tokens = self._markup.encode(*self._with_ids(messages, rendering))
         if vocabulary.adds_bos and vocabulary.bos is not None and tokens[:1] != [vocabulary.bos]:
             tokens.insert(0, vocabulary.bos)
         if not tokens:
             raise TemplateError("the model's chat template writes nothing")
         return tokens
 
-    def _fill(self, messages: Sequence[Message], reply: bool) -> str:
-        filled = [
-            {"role": message.role, "content": f"{_EDGE}{_OPEN}{i}{_CLOSE}{_EDGE}"} for i, message in enumerate(messages)
-        ]
-        try:
-            return self._run(filled, reply)
-        except TemplateError:
-            if len(messages) < 2 or messages[0].role != "system":
-                raise
-        # Families without a system role take its text at the head of the first user message.
-        filled[1]["content"] = f"{filled[0]['content']}\n\n{filled[1]['content']}"
-        return self._run(filled[1:], reply)
+    def text(self, messages: Sequence[Message], *, reply: bool = True, think: bool | None = None) -> str:
+        """What the template writes, control tokens spelled out. Raises as `render`."""
+        return self._markup.restore(self._fill(messages, reply, think).text)
 
-    def _run(self, messages: list[dict[str, str]], reply: bool) -> str:
+    @cached_property
+    def can_switch_thinking(self) -> bool:
+        """Whether `think` changes what is written."""
+        return self._switch is not None
+
+    def reply_opening(self, think: bool | None = None) -> str:
+        """What the template writes between a question and its answer, markers spelled out.
+
+        "<|im_end|>\n<|im_start|>assistant\n<think>\n" where the prompt opens the thought by itself.
+        """
+        try:
+            rendering = self._fill([Message("user", "q")], True, think)
+        except TemplateError:
+            return ""
+        at, n_before = rendering.places.get(0, (len(rendering.text), 1))
+        return self._markup.restore(rendering.text[at + 1 - n_before :])
+
+    @cached_property
+    def _switch(self) -> tuple[str, object, object] | None:
+        question = [{"role": "user", "content": "q"}]
+        for name, on, off in _SWITCHES:
+            if name in self.source and (off != "no_think" or off in self.source):
+                try:
+                    if self._run(question, True, {name: on}) != self._run(question, True, {name: off}):
+                        return name, on, off
+                except TemplateError:
+                    continue
+        return None
+
+    def _reserve(self, reserved: frozenset[int], written: str = "") -> Markup:
+        # Some families mark their turn markers as ordinary added tokens: those that the template writes are control
+        # too.
+        literals = self._vocabulary.literals.items()
+        markers = {
+            token
+            for text, token in literals
+            if len(text) > 2 and text[0] in "<[" and (text in self.source or text in written)
+        }
+        try:
+            return Markup(self._vocabulary, reserved | markers)
+        except MarkupError as error:
+            raise TemplateError(f"the model's chat template cannot be used: {error}") from error
+
+    def _try(self) -> None:
+        """Learn from a small conversation how the template writes turns."""
+        asked = [Message("user", "question")]
+        try:
+            prompt = self._fill(asked, True).text
+            told = self._fill([*asked, Message("assistant", "answer")], False)
+        except TemplateError:
+            return
+        self._markup = self._reserve(self._vocabulary.control, prompt + told.text)
+        if 1 not in told.places:
+            return
+        at, n_before = told.places[1]
+        begin, end = at - n_before, at - n_before + len("answer")
+        lead = told.text[len(prompt) : begin]
+        self._lead = lead if told.text.startswith(prompt) and lead.isspace() else ""
+        for control in self._markup.controls(told.text[end:]):
+            if control.tokens[0] in self._vocabulary.end_tokens:
+                self.turn_end = control.tokens[0]
+                return
+
+    def _fill(self, messages: Sequence[Message], reply: bool, think: bool | None = None) -> _Rendering:
+        settings: dict[str, object] = {}
+        if think is not None and self._switch is not None:
+            name, on, off = self._switch
+            settings[name] = on if think else off
+        contents = [self._content(message) for message in messages]
+        protected = [
+            self._markup.protect(content, is_answer=message.role == "assistant")
+            for content, message in zip(contents, messages, strict=True)
+        ]
+        refusal: TemplateError | None = None
+        # Some want content as a list of parts. Families without a system role take its text at the head of the first
+        # user message.
+        can_fold = len(messages) > 1 and messages[0].role == "system"
+        for folded in (False, True) if can_fold else (False,):
+            for typed in (False, True):
+
+                def write(texts: Sequence[str], typed: bool = typed, folded: bool = folded) -> str:
+                    return self._run(
+                        _arranged(messages, texts, self._markup, typed, folded), reply, settings, sum(map(len, texts))
+                    )
+
+                try:
+                    text = write(protected)
+                    places, is_whole = _find(text, protected, messages, write)
+                except TemplateError as error:
+                    refusal = refusal or error
+                    continue
+                if is_whole:
+                    return _Rendering(text, contents, places)
+        raise refusal or TemplateError("the model's chat template does not write the messages that it is given")
+
+    def _content(self, message: Message) -> str:
+        content = plain(message.content)
+        # The template writes this itself, where the model wrote it as part of its answer.
+        return content.removeprefix(self._lead) if message.tokens is not None else content
+
+    def _run(
+        self, messages: list[dict[str, object]], reply: bool, settings: Mapping[str, object], n_given: int = 1
+    ) -> str:
         vocabulary = self._vocabulary
-        by_token = {token: text for text, token in vocabulary.literals.items()}
-        end = vocabulary.turn_end
+
+        def literal(token: int | None) -> str:
+            return vocabulary.literal(token).decode("utf-8", "replace") if token is not None else ""
+
         given = {
             "messages": messages,
             "add_generation_prompt": reply,
-            "bos_token": by_token.get(vocabulary.bos, "") if vocabulary.bos is not None else "",
-            "eos_token": by_token.get(end, "") if end is not None else "",
+            "bos_token": literal(vocabulary.bos),
+            "eos_token": literal(vocabulary.eos if vocabulary.eos is not None else vocabulary.turn_end),
             "tools": None,  # templates are written for these two to be there
             "documents": None,
+            **settings,
         }
-        pieces, n_written = [], 0
-        with _guarded("refuses this conversation"):
-            for piece in self._template.generate(given):
-                pieces.append(piece)
-                n_written += len(piece)
-                if n_written > MAX_OUTPUT:
-                    raise TemplateError(f"the model's chat template writes more than {MAX_OUTPUT:,} characters")
-        return "".join(pieces)
+        return self._program.run(given, n_given)
 
-    def _split_control(self, text: str) -> list[tuple[str, int | None]]:
-        """Text, each piece with the control token behind it."""
-        pieces: list[tuple[str, int | None]] = []
-        end = 0
-        for match in self._control.finditer(text):
-            pieces.append((text[end : match.start()], self._vocabulary.literals[match.group()]))
-            end = match.end()
-        return [*pieces, (text[end:], None)]
+    def _with_ids(self, messages: Sequence[Message], rendering: _Rendering) -> tuple[str, list[Placed]]:
+        """The protected text, and old answers whose text the template kept, as far as it did."""
+        text, real = rendering.text, self._markup.restore(rendering.text)
+        kept = list[_Kept]()
+        for i, message in enumerate(messages):
+            if message.role == "assistant" and i in rendering.places:
+                at, n_before = rendering.places[i]
+                answer = self._compare(message.tokens or (), rendering.contents[i], real, at - n_before)
+                kept.append(answer)
+                text = self._markup.protect_at(text, self._only_said(message, rendering.contents[i], real, answer))
+        written = {control.start: control.tokens[0] for control in self._markup.controls(text)}
+        placed = list[Placed]()
+        for answer in kept:
+            known = answer.placed(written, self._vocabulary.control)
+            if known is not None and (not placed or placed[-1].end <= known.start):
+                placed.append(known)
+        return text, placed
 
-    def _find_turn_end(self) -> int | None:
-        """The token that the template writes behind an answer; what the vocabulary says where it writes none."""
+    def _compare(self, tokens: Sequence[int], content: str, text: str, at: int) -> _Kept:
+        """The ids of an answer whose `content` begins `at` that place of `text`, as far as they spell that text."""
+        pieces = [self._vocabulary.literal(token) for token in tokens]
+        spelled = b"".join(pieces)
+        begins = spelled.rfind(content.encode()) if content else -1
+        before = spelled[: max(0, begins)].decode("utf-8", "replace")
+        kept = _Kept(at, at - len(before))
+        if begins < 0 or kept.start < 0 or text[kept.start : at] != before:
+            return kept
+        there = text[kept.start : kept.start + len(spelled)].encode()
+        n_bytes, n_chars, waiting = 0, 0, list[int]()
+        for token, piece in zip(tokens, pieces, strict=True):
+            if not there.startswith(piece, n_bytes):
+                break
+            if token in self._markup.reserved:
+                kept.own[kept.start + n_chars] = token
+            waiting.append(token)
+            n_bytes += len(piece)
+            try:
+                n_chars = len(there[:n_bytes].decode())
+            except UnicodeDecodeError:  # a letter of several tokens
+                continue
+            kept.tokens += [
+                (token, kept.start + n_chars if n == len(waiting) else 0) for n, token in enumerate(waiting, 1)
+            ]
+            waiting.clear()
+        return kept
+
+    def _only_said(self, message: Message, content: str, text: str, kept: _Kept) -> list[int]:
+        """Where an answer speaks of the markers of a thought, and has none."""
+        words = content.strip()
+        begin = kept.at + len(content) - len(content.lstrip())
+        if not words or not text.startswith(words, begin):
+            return []  # the template writes markers of its own
+        found = []
+        for match in thoughts(words):
+            token = self._vocabulary.literals.get(match.group())
+            is_marker = message.tokens is None and token not in self._vocabulary.control
+            if token in self._markup.reserved and begin + match.start() not in kept.own and not is_marker:
+                found.append(begin + match.start())
+        return found
+
+
+def usable(source: str | None, vocabulary: Vocabulary, instead: str | None = None) -> tuple[ChatTemplate, str]:
+    """A model's template, or where that cannot be used `instead`, with the reason; "" where it can.
+
+    `instead` None: the template of the model's family.
+    """
+    if source is not None:
         try:
-            rendered = self._fill([Message("user", "q"), Message("assistant", "a")], False)
+            template = ChatTemplate(source, vocabulary)
+            template.render([Message("user", "Hello")])
+        except TemplateError as error:
+            return ChatTemplate(instead, vocabulary), str(error)
+        return template, ""
+    return ChatTemplate(instead, vocabulary), ""
+
+
+def _arranged(
+    messages: Sequence[Message], contents: Sequence[str], markup: Markup, typed: bool, folded: bool
+) -> list[dict[str, object]]:
+    """Messages as templates are given them."""
+    texts = list(contents)
+    if folded:
+        texts[:2] = ["", f"{texts[0]}\n\n{texts[1]}"]
+    arranged = []
+    for message, text in zip(messages, texts, strict=True):
+        made: dict[str, object] = {"role": message.role}
+        made["content"] = [{"type": "text", "text": text}] if typed else text
+        if message.reasoning is not None:
+            # The field's name and gpt-oss' own.
+            made["reasoning_content"] = made["thinking"] = markup.protect(plain(message.reasoning))
+        arranged.append(made)
+    return arranged[1:] if folded else arranged
+
+
+def _find(
+    text: str, contents: Sequence[str], messages: Sequence[Message], write: Callable[[Sequence[str]], str]
+) -> tuple[dict[int, tuple[int, int]], bool]:
+    """Where each message stands in `text`, and whether all of them are there.
+
+    They are marked and written again. Where the marks themselves change what is written, they are put elsewhere.
+    """
+    words = [_words(content, message.role == "assistant") for content, message in zip(contents, messages, strict=True)]
+    sought = {i for i, (begin, end) in enumerate(words) if end > begin}
+    # An answer that is nothing but a thought may be left out; where it is, it is found all the same.
+    words = [span if i in sought else _words(contents[i], False) for i, span in enumerate(words)]
+    marks = {i for i, (begin, end) in enumerate(words) if end > begin}
+    for where in ((1, 2), (1, 1), (0, 1)):  # the middle, the end, the beginning
+        at = [begin + (end - begin) * where[0] // where[1] for begin, end in words]
+        with_marks = [
+            f"{content[: at[i]]}{mark(i)}{content[at[i] :]}" if i in marks else content
+            for i, content in enumerate(contents)
+        ]
+        try:
+            marked_text = write(with_marks)
         except TemplateError:
-            return self._vocabulary.turn_end
-        behind = rendered[max((match.end() for match in _PLACEHOLDER.finditer(rendered)), default=0) :]
-        for _, token in self._split_control(behind):
-            if token in self._vocabulary.end_tokens:
-                return token
-        return self._vocabulary.turn_end
+            continue
+        if MARK.sub("", marked_text) == text:
+            found = {marked(match): match.start() - 2 * n for n, match in enumerate(MARK.finditer(marked_text))}
+            return {i: (found[i], at[i]) for i in marks & found.keys()}, sought <= found.keys()
+    return {}, all(contents[i][slice(*words[i])] in text for i in sought)
+
+
+def _words(content: str, is_answer: bool) -> tuple[int, int]:
+    """From where to where a message is looked for: without white space around it, and an answer behind its thought."""
+    begin = max((match.end() for match in thoughts(content)), default=0) if is_answer else 0
+    rest = content[begin:]
+    return begin + len(rest) - len(rest.lstrip()), begin + len(rest.rstrip())
 
 
 def _family(vocabulary: Vocabulary) -> tuple[str, str]:
@@ -201,67 +404,3 @@ def _family(vocabulary: Vocabulary) -> tuple[str, str]:
         if marker in vocabulary.literals:
             return name, source
     return "plain transcript", _TRANSCRIPT
-
-
-def _compile(source: str) -> Any:
-    if len(source) > MAX_SOURCE:
-        raise TemplateError(f"the model's chat template is {len(source):,} characters long: the file is damaged")
-    with _guarded("is not valid"):
-        return _environment().from_string(source)
-
-
-def _environment() -> Any:
-    from jinja2.exceptions import SecurityError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Environment(ImmutableSandboxedEnvironment):
-        """Jinja's sandbox, which keeps templates from the machine, with limits on what they can make it compute."""
-
-        intercepted_binops = frozenset(["*", "**", "%"])
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            sizes = [side if isinstance(side, (int, float)) else len(side) for side in (left, right)]
-            too_large = operator == "*" and abs(sizes[0] * sizes[1]) > MAX_PRODUCT
-            if too_large or operator == "**" or (operator == "%" and isinstance(left, str)):
-                raise SecurityError(f"{operator!r} of {type(left).__name__} and {type(right).__name__} is too much")
-            return super().call_binop(context, operator, left, right)
-
-    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-@contextmanager
-def _guarded(failing: str) -> Iterator[None]:
-    """Turn whatever a template does wrong into a TemplateError, loops that never end included."""
-    deadline = time.monotonic() + MAX_S
-
-    def watch(frame: FrameType, event: str, argument: Any) -> Callable[..., Any]:
-        if time.monotonic() > deadline:
-            raise TemplateError(f"the model's chat template took more than {MAX_S:g} s")
-        return watch
-
-    previous = sys.gettrace()
-    sys.settrace(watch)
-    try:
-        yield
-    except TemplateError:
-        raise
-    except Exception as error:  # a template can raise anything
-        said = str(error) or type(error).__name__
-        raise TemplateError(f"the model's chat template {failing}: {said}") from error
-    finally:
-        sys.settrace(previous)
-
-
-def _refuse(message: str) -> None:
-    import jinja2
-
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(pattern: str) -> str:
-    from datetime import datetime
-
-    return datetime.now().strftime(pattern)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
-from typing import Literal, Protocol
+from functools import cached_property
+from typing import Literal, Protocol, runtime_checkable
 
 # Before white space that follows something else, where every tokenizer's own splitting puts a border too; only newlines
 # join the punctuation before them in many vocabularies.
@@ -47,6 +48,21 @@ class Tokenizer(Protocol):
         ...
 
 
+@runtime_checkable
+class MarkedTokenizer(Tokenizer, Protocol):
+    """A tokenizer that can also read what a chat template writes."""
+
+    eos: int | None
+
+    def tokenize_marked(self, text: bytes) -> list[int]:
+        """Ids of valid UTF-8 text in which spelled-out control tokens are control tokens."""
+        ...
+
+    def strips(self, token: int) -> tuple[bool, bool]:
+        """Whether a control token takes the white space before it, and behind it."""
+        ...
+
+
 class CannotEncode(ValueError):
     """A byte that this vocabulary has no token for."""
 
@@ -63,6 +79,8 @@ class Vocabulary:
         self.n_tokens = tokenizer.n_tokens
         self.bos, self.adds_bos = tokenizer.bos, tokenizer.adds_bos
         self.end_tokens, self.turn_end = tokenizer.end_tokens, tokenizer.turn_end
+        self._marked = tokenizer if isinstance(tokenizer, MarkedTokenizer) else None
+        self.eos = self._marked.eos if self._marked is not None else tokenizer.turn_end
         self.kinds = tokenizer.kinds()
         self.control = frozenset(i for i, kind in enumerate(self.kinds) if kind in ("control", "unknown")) | frozenset(
             self.end_tokens
@@ -79,6 +97,26 @@ class Vocabulary:
             piece = b"" if token in self.control else self._tokenizer.piece(token)
             self._pieces[token] = piece
         return piece
+
+    def literal(self, token: int) -> bytes:
+        """The bytes of a token, with control tokens spelled out."""
+        return self._tokenizer.literal(token) if token in self.control else self.piece(token)
+
+    def strips(self, token: int) -> tuple[bool, bool]:
+        """Whether a control token takes the white space before it, and behind it."""
+        return self._marked.strips(token) if self._marked is not None else (False, False)
+
+    @cached_property
+    def adds_space(self) -> bool:
+        """Whether the tokenizer puts a space before a text, as SentencePiece does."""
+        return self.decode(self._tokenizer.tokenize(b"a")) == b" a"
+
+    def encode_marked(self, data: bytes) -> list[int] | None:
+        """Ids as the engine makes them where control tokens are spelled out; None where it cannot.
+
+        What comes of text that someone wrote is theirs to choose: callers see to it that none of it is in `data`.
+        """
+        return self._marked.tokenize_marked(data) if self._marked is not None else None
 
     def decode(self, tokens: Iterable[int]) -> bytes:
         return b"".join(map(self.piece, tokens))

@@ -23,14 +23,25 @@ _OURS = ("EDGELLM_", "HF_", "HUGGINGFACE_", "HUGGING_FACE_")
 NOWHERE = "http://127.0.0.1:9"  # the discard port: refused at once, so that no test asks the real Hub by accident
 
 
+@pytest.fixture(scope="session")
+def extra_buffers() -> str:
+    """What this machine's trial of the engine's extra buffers says, so that it is not made anew for each test."""
+    from edgellm.runtime.extra_buffers import verdict
+
+    return "on" if verdict().usable else "off"
+
+
 @pytest.fixture(autouse=True)
-def private_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def private_folders(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, extra_buffers: str
+) -> Path:
     """An empty EDGELLM_HOME and HF_HOME, and none of the user's own settings. Returns the folder that holds both."""
     folder = tmp_path_factory.mktemp("private")
     for name in [name for name in os.environ if name.startswith(_OURS)]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("EDGELLM_HOME", str(folder / "edgellm"))
     monkeypatch.setenv("HF_HOME", str(folder / "hf"))
+    monkeypatch.setenv("EDGELLM_EXTRA_BUFFERS", extra_buffers)
     point_hub_at(NOWHERE, monkeypatch)
     if constants := _hub_constants():
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hf" / "hub"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -133,6 +134,19 @@ class PieceTokenizer:
             self._by_piece |= {text: token for token, text in self._literals.items()}
         self._longest = max(map(len, self._by_piece), default=1)
         self.n_bytes_read = 0
+        self.eos = self.turn_end
+        spellings = sorted(self._literals.items(), key=lambda item: len(item[1]), reverse=True)
+        self._control = {spelling: token for token, spelling in spellings}
+        self._spelled = re.compile(b"(" + b"|".join(map(re.escape, self._control)) + b")" if spellings else b"(?!)()")
+
+    def tokenize_marked(self, text: bytes) -> list[int]:
+        tokens: list[int] = []
+        for i, part in enumerate(self._spelled.split(text)):
+            tokens += [self._control[part]] if i % 2 else self.tokenize(part)
+        return tokens
+
+    def strips(self, token: int) -> tuple[bool, bool]:
+        return False, False
 
     def tokenize(self, text: bytes) -> list[int]:
         text.decode("utf-8")

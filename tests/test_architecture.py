@@ -17,7 +17,13 @@ ALLOWED: dict[str, set[str]] = {
 }
 # A heavy library is imported by its adapter alone.
 ADAPTERS = {
-    "llama_cpp": {"export/engine.py", "runtime/backends/llama_cpp.py", "runtime/probe.py"},
+    "llama_cpp": {
+        "export/engine.py",
+        "runtime/backends/llama_cpp.py",
+        "runtime/extra_buffers.py",
+        "runtime/library.py",
+        "runtime/probe.py",
+    },
     "onnxruntime": {"export/hosts/host.py", "export/onnx_bundle.py", "export/onnx_job.py", "runtime/backends/onnx.py"},
     "tokenizers": {
         "export/hosts/host.py",

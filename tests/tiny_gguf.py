@@ -55,21 +55,24 @@ def write_tiny(
     path: Path,
     architecture: str = "llama",
     *,
-    vocab: Literal["bpe", "spm"] = "bpe",
+    vocab: Literal["bpe", "spm", "none"] = "bpe",
     n_vocab: int = 320,
     merges: Sequence[tuple[str, str]] = (("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("i", "n"), ("Ġ", "a")),
     weights: Literal["F32", "F16", "Q8_0", "Q4_0", "Q4_1"] = "F32",
     chat_template: str | None = CHATML,
+    added: Sequence[str] = (),
     seed: int = 0,
     sparse: bool = False,
     **sizes: Any,
 ) -> Path:
-    """Write a model of `architecture` (a key of `ARCHITECTURES`) and return its path.
+    """Write a model of `architecture` (a key of `ARCHITECTURES`, or of `ENCODERS`) and return its path.
 
     Args:
-        vocab: `bpe` is GPT-2's byte-level kind with `merges`; `spm` is Llama 2's, pieces with byte fallback.
+        vocab: `bpe` is GPT-2's byte-level kind with `merges`; `spm` is Llama 2's, pieces with byte fallback; `none` is
+            that of files that hold weights alone.
         n_vocab: at least 262; what bytes, control tokens and merges leave is filled with unused tokens.
         weights: type of the matrices; quantised ones need widths that are multiples of 32.
+        added: tokens that stand for themselves, as `<think>` does in many models.
         sparse: leave the weights as a hole in the file, so that a model of any size can be sized but not run.
         sizes: fields of `Tiny`.
     """
@@ -87,8 +90,8 @@ def write_tiny(
     tensors.add("token_embd.weight", tiny.n_embd, n_vocab)
     if not tiny.tied:
         tensors.add("output.weight", tiny.n_embd, n_vocab)
-    ARCHITECTURES[architecture](writer, tensors, tiny)
-    _add_vocabulary(writer, vocab, n_vocab, merges)
+    (ARCHITECTURES | ENCODERS)[architecture](writer, tensors, tiny)
+    _add_vocabulary(writer, vocab, n_vocab, merges, added)
     if chat_template:
         writer.add_chat_template(chat_template)
     writer.write_header_to_file()
@@ -142,9 +145,15 @@ class _Tensors:
             self.writer.add_tensor(name, values)
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter, kind: str, n_vocab: int, merges: Sequence[tuple[str, str]]) -> None:
+def _add_vocabulary(
+    writer: gguf.GGUFWriter, kind: str, n_vocab: int, merges: Sequence[tuple[str, str]], added: Sequence[str]
+) -> None:
     normal, unknown, control, byte = (int(gguf.TokenType[name]) for name in ("NORMAL", "UNKNOWN", "CONTROL", "BYTE"))
     pieces: list[tuple[str, int]]
+    if kind == "none":
+        writer.add_tokenizer_model("none")
+        writer.add_vocab_size(n_vocab)
+        return
     if kind == "bpe":
         pieces = [(symbol, normal) for symbol in byte_symbols()]
         pieces += [(left + right, normal) for left, right in merges]
@@ -157,6 +166,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, kind: str, n_vocab: int, merges: Se
         writer.add_tokenizer_model("llama")
     first_control = len(pieces)
     pieces += [(text, control) for text in CONTROL]
+    pieces += [(text, int(gguf.TokenType.USER_DEFINED)) for text in added]
     if len(pieces) > n_vocab:
         raise ValueError(f"n_vocab={n_vocab} holds no {kind} vocabulary of {len(pieces)} pieces")
     pieces += [(f"<|unused{i}|>", control) for i in range(n_vocab - len(pieces))]
@@ -403,3 +413,31 @@ ARCHITECTURES: dict[str, Callable[[gguf.GGUFWriter, _Tensors, Tiny], None]] = {
     "qwen35": _qwen35,
     "deepseek2": _deepseek2,
 }
+
+
+def _bert(writer: gguf.GGUFWriter, tensors: _Tensors, tiny: Tiny) -> None:
+    """Every token sees every other, and none is predicted."""
+    _attention_metadata(writer, tiny)
+    writer.add_layer_norm_eps(1e-6)
+    writer.add_causal_attention(False)
+    writer.add_token_type_count(2)
+    tensors.add("token_types.weight", tiny.n_embd, 2)
+    tensors.add("position_embd.weight", tiny.n_embd, tiny.n_ctx_train)
+
+    def with_bias(name: str, *shape: int) -> None:
+        tensors.add(f"{name}.weight", *shape)
+        tensors.add(f"{name}.bias", shape[-1])
+
+    with_bias("token_embd_norm", tiny.n_embd)
+    for layer in range(tiny.n_layers):
+        for name in ("attn_q", "attn_output"):
+            with_bias(f"blk.{layer}.{name}", tiny.n_embd, tiny.n_embd)
+        for name in ("attn_k", "attn_v"):
+            with_bias(f"blk.{layer}.{name}", tiny.n_embd, tiny.n_embd // tiny.n_heads * tiny.n_kv_heads)
+        with_bias(f"blk.{layer}.ffn_up", tiny.n_embd, tiny.n_ff)
+        with_bias(f"blk.{layer}.ffn_down", tiny.n_ff, tiny.n_embd)
+        for name in ("attn_output_norm", "layer_output_norm"):
+            with_bias(f"blk.{layer}.{name}", tiny.n_embd)
+
+
+ENCODERS: dict[str, Callable[[gguf.GGUFWriter, _Tensors, Tiny], None]] = {"bert": _bert}

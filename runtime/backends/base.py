@@ -31,6 +31,10 @@ class Interrupted(EngineError):
     """Somebody asked to stop while text was being read; what was read before is kept."""
 
 
+class BadNumbers(EngineError):
+    """Logits that are not finite: nothing that follows from them is an answer."""
+
+
 class CannotTruncate(EngineError):
     """The model's memory cannot be cut back (recurrent state), which speculation needs."""
 
@@ -75,6 +79,20 @@ class Backend(Protocol):
     def close(self) -> None:
         """Free the engine's memory; the backend is unusable afterwards."""
         ...
+
+
+def checked(logits: Logits, name: str) -> Logits:
+    """The same rows, once all of their numbers are finite; 20 us a row of 150,000, where a pass takes tens of ms.
+
+    Raises:
+        BadNumbers: one is not. `name` is the model's, for the sentence.
+    """
+    if not np.isfinite(logits).all():
+        raise BadNumbers(
+            f"{name} computes numbers that are none (NaN or infinite): its weights are damaged, or too large for its "
+            "type; pull it again, or take another quantisation"
+        )
+    return logits
 
 
 def keep_common_prefix(backend: Backend, tokens: Sequence[int], n_most: int, *, n_known: int = 0) -> int:

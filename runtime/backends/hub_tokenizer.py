@@ -136,10 +136,21 @@ class HubTokenizer:
         self.adds_bos = self.bos is not None and _adds_bos(files, document, self.bos)
         self.end_tokens = frozenset(self._ends(files, ids))
         eos = self._named(files, "eos", ids)
-        self.turn_end = next((ids[text] for text in _TURN_ENDS if text in ids), eos)
+        self.turn_end, self.eos = next((ids[text] for text in _TURN_ENDS if text in ids), eos), eos
+        self._strips = {token: (bool(entry.get("lstrip")), bool(entry.get("rstrip"))) for token, entry in added.items()}
         self._cut = _plain_tokenizer(document, {token for token, _ in self._special()}, files)
 
     def tokenize(self, text: bytes) -> list[int]:
+        return self._tokenize(text, False)
+
+    def tokenize_marked(self, text: bytes) -> list[int]:
+        return self._tokenize(text, True)
+
+    def strips(self, token: int) -> tuple[bool, bool]:
+        return self._strips.get(token, (False, False))
+
+    def _tokenize(self, text: bytes, special: bool) -> list[int]:
+        self._cut.encode_special_tokens = not special  # whether they are read as text
         return list(self._cut.encode(text.decode("utf-8"), add_special_tokens=False).ids)
 
     def piece(self, token: int) -> bytes:
@@ -192,11 +203,14 @@ def _check_match(files: HubFolder, n_tokens: int, n_vocab: int) -> None:
 
 
 def _plain_tokenizer(document: dict[str, Any], control: set[int], files: HubFolder) -> Any:
-    """The tokenizer without what adds control tokens or finds them in text: text stays text."""
+    """The tokenizer without what adds control tokens; all of them are special, so it can be told to read them as text.
+
+    "special" is nothing else to it: which white space a token takes and whether it stands in words is said apart.
+    """
     import tokenizers
 
-    kept = [entry for entry in document.get("added_tokens") or () if int(entry["id"]) not in control]
-    plain = {**document, "added_tokens": kept, "post_processor": None, "truncation": None, "padding": None}
+    added = [{**entry, "special": int(entry["id"]) in control} for entry in document.get("added_tokens") or ()]
+    plain = {**document, "added_tokens": added, "post_processor": None, "truncation": None, "padding": None}
     plain = {"version": "1.0", "normalizer": None, "pre_tokenizer": None, "decoder": None, **plain}
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(plain))

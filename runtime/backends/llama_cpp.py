@@ -9,12 +9,14 @@ import atexit
 import contextlib
 import ctypes
 import logging
+import os
 import re
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,10 @@ from llama_cpp import __version__ as _version
 from llama_cpp import llama_cpp as api
 from numpy.typing import NDArray
 
+from edgellm.memory.children import without_folder
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.gguf import TYPE_IDS, GgufError, GgufHeader, read_header
+from edgellm.runtime import extra_buffers
 from edgellm.runtime.backends.base import (
     CannotTruncate,
     ContextFull,
@@ -33,6 +37,7 @@ from edgellm.runtime.backends.base import (
     LoadError,
     Logits,
     OutOfMemory,
+    checked,
 )
 from edgellm.runtime.kernels import KernelReport, install
 from edgellm.runtime.vocabulary import TokenKind, Vocabulary
@@ -61,6 +66,24 @@ def _on_log(level: int, text: bytes, _user_data: Any) -> None:
     log.debug(line)
 
 
+_aborting = threading.Lock()
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_char_p)  # type: ignore[untyped-decorator]
+def _on_abort(message: bytes) -> None:
+    """The engine found a check of its own broken and ends the process when this returns: with a sentence instead."""
+    if os.environ.get("EDGELLM_DEBUG"):
+        return
+    _aborting.acquire()  # never given back: other threads of the pass find the same, and one of them tells it
+    sys.stderr.write(
+        f"error: llama.cpp stopped at a check of its own ({without_folder(message.decode('utf-8', 'replace'))}): the "
+        "file does not hold what its architecture promises, or this release cannot run it; try another file of the "
+        "model, and report it with what `edgellm doctor` says\n"
+    )
+    sys.stderr.flush()
+    os._exit(1)
+
+
 _initialised = False
 _kernels: KernelReport | None = None
 
@@ -70,6 +93,11 @@ def kernels() -> KernelReport:
     _initialise()
     assert _kernels is not None
     return _kernels
+
+
+def has_extra_buffers() -> bool:
+    """Whether weights may go to a buffer type that rearranges them: that of our kernels, or the engine's that work."""
+    return kernels().active or extra_buffers.verdict().usable
 
 
 def offloads() -> bool:
@@ -89,8 +117,10 @@ def _initialise() -> None:
         # A log line behind the end of Python must not call into it.
         atexit.register(api.llama_log_set, api.llama_log_callback(), ctypes.c_void_p(0))
         _listen()
+        api._lib.ggml_set_abort_callback(_on_abort)
         api.llama_backend_init()
-        _kernels = install()  # they offer themselves to every model that is loaded from here on
+        # They offer themselves to every model that is loaded from here on.
+        _kernels = install(alone=not extra_buffers.verdict().usable)
         _initialised = True
 
 
@@ -118,9 +148,10 @@ class LlamaModel:
     """
 
     def __init__(self, path: Path, options: ModelOptions = ModelOptions()) -> None:
-        self.path, self.options = path, options
+        self.path = path
         self.header = _checked_header(path)
         _initialise()
+        self.options = options = replace(options, repack=options.repack and has_extra_buffers())
         params = api.llama_model_default_params()
         params.n_gpu_layers = options.n_gpu_layers if offloads() else 0
         params.main_gpu = options.main_gpu
@@ -128,16 +159,17 @@ class LlamaModel:
         params.use_extra_bufts = options.repack
         params.vocab_only = options.vocabulary_only
         _listen()
-        self._model = api.llama_model_load_from_file(str(path).encode(), params)
+        self._model = api.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise _failure(f"{path} could not be loaded: {_reason()}")
+        self._check_it_goes_on_with_text()
         self.words = words_of(path, self.header)
         self._reader: Any = None  # the vocabulary that a trimmed model reads with
         if self.words is not None:
             with contextlib.suppress(LoadError):
                 _checked_header(self.words.header.path)
                 params.vocab_only = True
-                self._reader = api.llama_model_load_from_file(str(self.words.header.path).encode(), params)
+                self._reader = api.llama_model_load_from_file(os.fsencode(self.words.header.path), params)
             if not self._reader:
                 self.words = None
         self._tokenizer = _LlamaTokenizer(api.llama_model_get_vocab(self._reader or self._model))
@@ -168,6 +200,19 @@ class LlamaModel:
         """Of `vocabulary`, see `GgufHeader.vocabulary_key`."""
         return (self.words.header if self.words is not None else self.header).vocabulary_key()
 
+    def _check_it_goes_on_with_text(self) -> None:
+        """What the engine would otherwise end the process for when it is first asked."""
+        if api.llama_vocab_type(api.llama_model_get_vocab(self._model)) == api.LLAMA_VOCAB_TYPE_NONE:
+            why = "holds no vocabulary, so no text can be turned into its tokens; take a file with a tokenizer"
+        elif not self.options.vocabulary_only and (
+            api.llama_model_has_encoder(self._model) or not api.llama_model_has_decoder(self._model)
+        ):
+            why = f"({self.architecture}) has an encoder: it neither chats nor drafts here; take a decoder-only model"
+        else:
+            return
+        api.llama_model_free(self._model)
+        raise LoadError(f"{self.path.name} {why}")
+
     def close(self) -> None:
         if self._model:
             self._tokenizer.close()
@@ -175,6 +220,19 @@ class LlamaModel:
             if self._reader:
                 api.llama_model_free(self._reader)
         self._model = self._reader = None
+
+
+@dataclass(frozen=True, slots=True)
+class ContextLimits:
+    """What a context really takes, which may be less or more than was asked for. Sizes in tokens."""
+
+    n_ctx: int
+    n_batch: int  # of one call; more ends the process
+
+    @classmethod
+    def of(cls, context: Any) -> ContextLimits:
+        n_batch = min(int(api.llama_n_batch(context)), int(api.llama_n_ubatch(context)))
+        return cls(int(api.llama_n_ctx_seq(context)), n_batch)
 
 
 class LlamaBackend:
@@ -202,24 +260,23 @@ class LlamaBackend:
         self.n_vocab = model.vocabulary.n_tokens
         # What a purely recurrent model has read cannot be taken back: single tokens, nothing drafted, nothing padded.
         self._pad_single = pad_single and not model.is_recurrent and model.words is None
-        self.max_keep = 1 if model.is_recurrent else max(settings.n_outputs, 2 if pad_single else 1)
+        n_outputs = 1 if model.is_recurrent else max(settings.n_outputs, 2 if pad_single else 1)
         self.busy_s = 0.0
         self.n_threads = settings.n_threads
-        self._n_batch = max(settings.n_ubatch, self.max_keep)
         self.tokens: list[int] = []
         self._ctx: Any = None
         params = api.llama_context_default_params()
         params.n_ctx = settings.n_ctx
-        params.n_batch = params.n_ubatch = self._n_batch
+        params.n_batch = params.n_ubatch = max(settings.n_ubatch, n_outputs)
         params.n_seq_max = 1
-        params.n_outputs_max = self.max_keep
+        params.n_outputs_max = n_outputs
         params.n_threads = params.n_threads_batch = self.n_threads
         params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_ENABLED
         params.type_k = params.type_v = TYPE_IDS[settings.kv.upper()]
         params.no_perf = True
         # A sliding window keeps n_ubatch spare cells, more than one rejected draft ever needs.
         params.swa_full = False
-        params.n_rs_seq = max(self.max_keep, settings.n_rs_seq) if model.is_hybrid else 0
+        params.n_rs_seq = max(n_outputs, settings.n_rs_seq) if model.is_hybrid else 0
         _listen()
         self._ctx = api.llama_init_from_model(model.handle, params)
         if not self._ctx:
@@ -230,7 +287,18 @@ class LlamaBackend:
         self._stop_asked = stop_asked or threading.Event()
         self._abort = api.ggml_abort_callback(lambda _: self._stop_asked.is_set())
         self._memory = api.llama_get_memory(self._ctx)
-        self.n_ctx = int(api.llama_n_ctx(self._ctx))
+        if not self._memory:
+            api.llama_free(self._ctx)
+            raise LoadError(
+                f"{model.path.name} ({model.architecture}) keeps no cache of what it reads: it is made for embeddings "
+                "or for filling in, and neither chats nor drafts here; take a decoder-only model"
+            )
+        limits = ContextLimits.of(self._ctx)
+        # The engine rounds contexts up to whole blocks of cells; what a model was not trained for is not used.
+        self.n_ctx = min(limits.n_ctx, max(settings.n_ctx, model.n_ctx_train))
+        self._n_batch = limits.n_batch
+        self.max_keep = min(n_outputs, limits.n_batch)
+        self._pad_single = self._pad_single and self.max_keep > 1
         stateful = model.is_recurrent or model.is_hybrid
         self.can_shift = not (stateful or model.n_window) and bool(api.llama_memory_can_shift(self._memory))
         words = model.words
@@ -267,8 +335,8 @@ class LlamaBackend:
             self._decode(tokens[n_body:], keep)
         words, head = self.model.words, self._head
         if words is None or head is None:
-            return _rows(api.llama_get_logits(self._ctx), keep, self.n_vocab)
-        rows = _rows(api.llama_get_logits(self._ctx), keep, len(words.kept))
+            return checked(_rows(api.llama_get_logits(self._ctx), keep, self.n_vocab), self.model.path.name)
+        rows = checked(_rows(api.llama_get_logits(self._ctx), keep, len(words.kept)), self.model.path.name)
         hidden = _rows(api.llama_get_embeddings(self._ctx), keep, words.n_embd)
         return head.logits(rows, hidden)
 
@@ -376,7 +444,7 @@ class _LlamaTokenizer:
         self.adds_bos = bool(api.llama_vocab_get_add_bos(vocab))
         self.end_tokens = frozenset(i for i in range(self.n_tokens) if api.llama_vocab_is_eog(vocab, i))
         eot, eos = _token_or_none(api.llama_vocab_eot(vocab)), _token_or_none(api.llama_vocab_eos(vocab))
-        self.turn_end = eot if eot is not None else eos
+        self.turn_end, self.eos = eot if eot is not None else eos, eos
         self._buffer = ctypes.create_string_buffer(256)
 
     def close(self) -> None:
@@ -389,9 +457,19 @@ class _LlamaTokenizer:
         return self._vocab
 
     def tokenize(self, text: bytes) -> list[int]:
-        n_max = len(text) + 8
+        return self._tokenize(text, False)
+
+    def tokenize_marked(self, text: bytes) -> list[int]:
+        return self._tokenize(text, True)
+
+    def strips(self, token: int) -> tuple[bool, bool]:
+        attr = api.llama_vocab_get_attr(self._open(), token)
+        return bool(attr & api.LLAMA_TOKEN_ATTR_LSTRIP), bool(attr & api.LLAMA_TOKEN_ATTR_RSTRIP)
+
+    def _tokenize(self, text: bytes, special: bool) -> list[int]:
+        n_max = (2 if special else 1) * len(text) + 8  # a space may come behind every control token
         tokens = (api.llama_token * n_max)()
-        n = api.llama_tokenize(self._open(), text, len(text), tokens, n_max, False, False)
+        n = api.llama_tokenize(self._open(), text, len(text), tokens, n_max, False, special)
         if n < 0:
             raise EngineError(f"the tokenizer wanted {-n} tokens for {len(text)} bytes")
         return list(tokens[:n])

@@ -22,7 +22,15 @@ from numpy.typing import NDArray
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.onnx import OnnxError, OnnxGraph, read_graph
 from edgellm.memory.onnx_plan import batch
-from edgellm.runtime.backends.base import ContextFull, EngineError, Interrupted, LoadError, Logits, OutOfMemory
+from edgellm.runtime.backends.base import (
+    ContextFull,
+    EngineError,
+    Interrupted,
+    LoadError,
+    Logits,
+    OutOfMemory,
+    checked,
+)
 from edgellm.runtime.backends.hub_tokenizer import HubFolder
 from edgellm.runtime.vocabulary import Vocabulary
 
@@ -239,7 +247,8 @@ class OnnxBackend:
         self.busy_s += time.perf_counter() - started
         self.tokens.extend(tokens)
         # A padded token counts for nothing: the next pass overwrites it.
-        return self._rows[n_rows - padded - keep : n_rows - padded].astype(np.float32, copy=False)
+        rows = self._rows[n_rows - padded - keep : n_rows - padded].astype(np.float32, copy=False)
+        return checked(rows, self.model.path.name) if keep else rows
 
     def _bind(self, name: str, array: NDArray[np.int64], n: int) -> None:
         if name in self.model.graph.inputs:

@@ -57,9 +57,10 @@ class Follower:
         Where what stays must be read again, half of the context goes, so that this is rare.
         """
         backend = self.backend
-        if n_tokens + SPARE <= backend.n_ctx:
+        n_spare = min(SPARE, backend.n_ctx // 2)
+        if n_tokens + n_spare <= backend.n_ctx:
             return 0
-        n_kept = backend.n_ctx - backend.n_ctx // 8 - SPARE if backend.can_shift else backend.n_ctx // 2
+        n_kept = backend.n_ctx - backend.n_ctx // 8 - n_spare if backend.can_shift else backend.n_ctx // 2
         return n_tokens - max(1, n_kept)
 
     def slide(self, n: int, n_known: int) -> int:

@@ -25,8 +25,10 @@ class KernelReport:
 
 
 @cache
-def install() -> KernelReport:
+def install(*, alone: bool = False) -> KernelReport:
     """Put the kernels under llama.cpp; call before the first model is loaded. Never raises, and works once a process.
+
+    `alone`: take the engine's own extra buffer types off its list, for machines where they do not work.
 
     `EDGELLM_KERNELS` may be `off`, `auto` (the default: the best variant for this CPU) or a variant's name. What cannot
     be used leaves llama.cpp as it is, with one warning unless it was switched off.
@@ -35,7 +37,7 @@ def install() -> KernelReport:
     if wanted in ("off", "stock"):
         return KernelReport("stock", "EDGELLM_KERNELS=off", False)
     try:
-        variant, problem = _install(wanted)
+        variant, problem = _install(wanted, alone)
     except Exception as error:  # whatever a foreign library does, stock kernels still work
         variant, problem = wanted, f"{type(error).__name__}: {error}"
     if problem:
@@ -45,7 +47,7 @@ def install() -> KernelReport:
     return KernelReport(variant, chosen, True)
 
 
-def _install(wanted: str) -> tuple[str, str]:
+def _install(wanted: str, alone: bool) -> tuple[str, str]:
     """The variant, and what stands in its way ("" when nothing does)."""
     library = compiled()
     if library is None:
@@ -57,12 +59,11 @@ def _install(wanted: str) -> tuple[str, str]:
             return wanted, "this CPU has none of the instruction sets that the kernels are written for"
     if wanted not in usable:
         return wanted, f"EDGELLM_KERNELS={wanted} does not run here; choose one of off, auto, {', '.join(usable)}"
-    folder = _llama_folder()
-    base, cpu = (_library(folder, name) for name in ("ggml-base", "ggml-cpu"))
+    base, cpu = engine_library("ggml-base"), engine_library("ggml-cpu")
     if base is None or cpu is None:
         return wanted, "llama.cpp's libraries were not found where llama-cpp-python keeps them"
     problem = ctypes.create_string_buffer(_PROBLEM_BYTES)
-    library.edgellm_install(wanted.encode(), os.fsencode(base), os.fsencode(cpu), problem, _PROBLEM_BYTES)
+    library.edgellm_plug_in(wanted.encode(), os.fsencode(base), os.fsencode(cpu), alone, problem, _PROBLEM_BYTES)
     return wanted, problem.value.decode(errors="replace")
 
 
@@ -81,7 +82,7 @@ def compiled() -> ctypes.CDLL | None:
         "edgellm_feature": (c_text, [c_int]),
         "edgellm_has_feature": (c_int, [c_int]),
         "edgellm_type": (c_text, [c_int]),
-        "edgellm_install": (None, [c_text, c_text, c_text, c_text, c_int]),
+        "edgellm_plug_in": (None, [c_text, c_text, c_text, c_int, c_text, c_int]),
         "edgellm_packed_bytes": (c_i64, [c_int, c_i64, c_i64]),
         "edgellm_pack": (None, [c_int, c_pointer, c_i64, c_i64, c_pointer, c_int]),
         "edgellm_matmul": (
@@ -139,15 +140,14 @@ def weight_types() -> tuple[str, ...]:
     return tuple(names)
 
 
-def _llama_folder() -> Path | None:
+def engine_library(name: str) -> Path | None:
+    """The file of one of llama.cpp's libraries, as llama-cpp-python brings it: "ggml-base", "ggml-cpu"."""
     spec = importlib.util.find_spec("llama_cpp")  # located, not imported: only the backend does that
-    return Path(spec.origin).parent / "lib" if spec is not None and spec.origin else None
-
-
-def _library(folder: Path | None, name: str) -> Path | None:
+    if spec is None or not spec.origin:
+        return None
+    folder = Path(spec.origin).parent / "lib"
     # A wheel holds copies where the build had links, and llama.cpp loads the one that the soname names: any other copy
     # would be a second library with lists of its own.
     ending = _ENDINGS.get(sys.platform, "so")
     candidates = [f"lib{name}.so.0", f"lib{name}.0.dylib", f"lib{name}.{ending}", f"{name}.dll"]
-    found = (folder / candidate for candidate in candidates) if folder is not None else iter(())
-    return next((path for path in found if path.is_file()), None)
+    return next((path for candidate in candidates if (path := folder / candidate).is_file()), None)

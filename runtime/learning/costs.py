@@ -133,7 +133,7 @@ def measure(
     Widths take turns, so that a disturbance hits all alike, and the least time of each counts: what else runs on a
     machine only ever makes a pass slower. On a machine that is too busy for the budget fewer widths are measured.
     """
-    widths = [n for n in widths if n <= backend.max_keep] if backend.max_keep > 1 else list(widths)
+    widths = measurable(backend, widths)
     contexts = [n for n in CONTEXTS if n + max(widths) <= backend.n_ctx] or [0]
     # The ends first, then the middle: whatever is left out lies between two that are known.
     order = sorted(widths, key=lambda n: (n not in (widths[0], widths[-1]), widths.index(n) % 2))
@@ -163,6 +163,12 @@ def measure(
         del rows[1]
     measured = sorted(rows[0])
     return CostCurve(tuple(measured), tuple(contexts[: len(rows)]), [[row[n] for n in measured] for row in rows])
+
+
+def measurable(backend: Backend, widths: Sequence[int]) -> list[int]:
+    """Those of `widths` that the backend can run: as verifications, or, where it gives one row, as reading."""
+    n_most = backend.max_keep if backend.max_keep > 1 else backend.n_ctx
+    return [n for n in widths if n <= n_most]
 
 
 def _return_to(backend: Backend, context: int) -> None:

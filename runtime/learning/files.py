@@ -59,7 +59,7 @@ class SealedFile:
             OSError: the disk, or the lock's holder.
         """
         private_folder(self.path.parent)
-        with _alone(self.path):
+        with alone(self.path):
             payload = change(self.read())
             write_whole(self.path, seal(payload, self.kind, self.version, self.key))
 
@@ -114,7 +114,12 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def alone(path: Path) -> Iterator[None]:
+    """Hold the file's own lock; the system frees it when a process dies.
+
+    Raises:
+        Busy: another process holds it for too long.
+    """
     import filelock
 
     lock = filelock.FileLock(path.with_name(path.name + ".lock"), mode=0o600)

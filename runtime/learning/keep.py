@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator
@@ -40,7 +41,7 @@ def sealed(folder: Path, kind: str, key: str, warn: Warn) -> SealedFile:
     """The file of a kind for what `key` names."""
     import hashlib
 
-    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(os.fsencode(key)).hexdigest()[:16]
     return SealedFile(folder / f"{kind}-{digest}.bin", kind, VERSION, key, warn)
 
 

@@ -81,7 +81,7 @@ class Learning:
             except (ValueError, KeyError, TypeError):
                 assert file is not None
                 file.set_aside("holds no cost curve")
-        wanted = {n for n in widths if n <= backend.max_keep or backend.max_keep == 1}
+        wanted = set(curves.measurable(backend, widths))
         if curve is None or not wanted <= set(curve.widths):
             curve = curves.measure(backend, widths, repeats=curves.N_REPEATS if file is not None else 1)
             if file is not None and wanted <= set(curve.widths):  # what a busy machine left out is measured next time

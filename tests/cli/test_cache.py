@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from edgellm.cli import _errors
 from edgellm.cli.main import app
-from edgellm.export.store import home
+from edgellm.memory.folders import home
 from edgellm.runtime.learning import keep
 from edgellm.runtime.learning.keep import BadArchive, KeptStore
 

@@ -87,7 +87,7 @@ def test_json_names_the_models_the_reason_and_every_figure(chat: Chat, tiny: Pat
     drafting = ("--draft", tiny, "--no-copy", "--draft-tokens", 4)  # left to decide, it draws on the clock
     done = chat(tiny, *drafting, "-p", "hat", "-n", 24, "--json")
     result = json.loads(done.stdout)
-    assert list(result) == ["text", "finish_reason", "n_forgotten", "target", "draft", "stats"]
+    assert list(result) == ["text", "reasoning", "finish_reason", "n_forgotten", "target", "draft", "stats"]
     assert result["finish_reason"] == "length"
     assert result["target"] == result["draft"] == str(tiny)
     stats = result["stats"]
@@ -134,6 +134,51 @@ def test_every_option_has_a_variable(chat: Chat, tiny: Path, monkeypatch: pytest
     assert chat().stdout == expected
 
 
+def test_a_variable_holds_one_stop_text_or_several_in_quotes(
+    chat: Chat, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = json.loads(chat(tiny, "-p", "hat", "-n", 48, "--json").stdout)["text"]
+    near, far = whole[20:22], whole[30:32]
+    assert not {'"', "'", "\\"}.intersection(near + far)
+
+    def cut(value: str) -> str:
+        monkeypatch.setenv("EDGELLM_STOP", value)
+        return str(json.loads(chat(tiny, "-p", "hat", "-n", 48, "--json").stdout)["text"])
+
+    assert cut(f"{near} {far}") == whole  # one text, which does not come
+    assert cut(f'"{far}" "{near}"') == whole[: min(whole.index(near), whole.index(far))]
+    monkeypatch.setenv("EDGELLM_STOP", '"open')
+    done = chat(tiny, "-p", "hat")
+    assert done.returncode == 2
+    assert "texts in quotes" in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_a_seed_of_minus_one_is_another_one_each_time(chat: Chat, tiny: Path) -> None:
+    ask = ("-p", "hat", "-n", 24, "--temp", 2.0, "--top-p", 1.0, "--seed", -1)
+    assert chat(tiny, *ask).stdout != chat(tiny, *ask).stdout
+
+
+def test_a_thought_is_apart_in_json_and_not_on_stdout(chat: Chat, tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}{{ '<think>' }}{# </think> #}"
+    model = write_tiny(tmp_path / "thinks.gguf", chat_template=template, n_layers=8, n_embd=128, n_ff=256)
+    ask = (model, "-d", "none", "-p", "hat", "-n", 40, "--think-budget", 12)
+    result = json.loads(chat(*ask, "--json").stdout)
+    assert result["reasoning"]
+    assert result["text"]
+    assert result["stats"]["n_thought"] == 12
+    events = [json.loads(line) for line in chat(*ask, "--jsonl").stdout.splitlines()]
+    assert "".join(e["text"] for e in events if e["event"] == "reasoning") == result["reasoning"]
+    assert "".join(e["text"] for e in events if e["event"] == "text") == result["text"]
+    assert chat(*ask).stdout == result["text"].rstrip("\n") + "\n"
+    unfinished = chat(model, "-d", "none", "-p", "hat", "-n", 8)
+    assert unfinished.stdout == "\n"
+    assert "ended inside its thought" in unfinished.stderr
+    off = chat(*ask[:-2], "--no-think", "--json")
+    assert json.loads(off.stdout)["reasoning"] is None
+    assert "no switch for thinking" in off.stderr
+    assert chat(*ask[:-2], "--no-think").stdout
+
+
 def test_a_stop_text_ends_the_answer_before_it(chat: Chat, tiny: Path) -> None:
     whole = json.loads(chat(tiny, "-p", "hat", "-n", 48, "--json").stdout)["text"]
     stop = whole[20:22]
@@ -156,6 +201,9 @@ def test_a_stop_text_ends_the_answer_before_it(chat: Chat, tiny: Path) -> None:
         (["-p", "x", "--draft-tokens", "1000"], 2, "64"),
         (["-p", "x", "--kv", "q3"], 2, "take one of f32, f16, q8_0"),
         (["-p", "x", "--no-such-option"], 2, "No such option"),
+        (["-p", "x", "--seed", "-2"], 2, "-1"),
+        (["-p", "x", "--resume"], 2, "leave --prompt"),
+        (["-p", "x", "--think-budget", "-1"], 2, "0"),
         (["-p", "x " * 2000], 1, "larger --ctx"),
         (["-p", "x", "--draft", "no-such-model"], 2, "no model is called"),
         (["-p", "x", "--draft", "smollm2-135m-instruct", "--offline"], 1, "run `edgellm pull"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import stat
 from collections.abc import Iterator
@@ -13,11 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_gguf import CONTROL, write_tiny
 
+from edgellm.cli import _conversation
 from edgellm.cli._conversation import BadConversation, read, save
-from edgellm.cli._talk import Talk
+from edgellm.cli._talk import Talk, status_line
 from edgellm.cli._terminal import WordWrap, printable
 from edgellm.export.store import ModelFile, locate
 from edgellm.runtime import ChatSession, EngineOptions, load
+from edgellm.runtime.chat import Answer, Stats
 from edgellm.runtime.template import Message
 
 
@@ -98,6 +101,74 @@ def test_ids_come_back_only_where_they_spell_the_text_in_plain_tokens_of_the_sam
     assert read(path, vocabulary).messages[1].tokens is None
 
 
+def test_thoughts_are_saved_beside_the_text_and_files_without_them_are_read(
+    talk: Talk, model: ModelFile, tmp_path: Path
+) -> None:
+    vocabulary, path = talk.session.engine.model.vocabulary, tmp_path / "said.json"
+    said = [Message("user", "q"), Message("assistant", "the hat", None, "a hat, or\nno hat")]
+    save(path, said, system=None, target=model, draft=None, vocabulary=vocabulary)
+    assert list(read(path, vocabulary).messages) == said
+    content = json.loads(path.read_text())
+    content["messages"][1]["reasoning"] = 1
+    path.write_text(json.dumps(content))
+    with pytest.raises(BadConversation, match="thought of message 2 is no text"):
+        read(path, vocabulary)
+    del content["messages"][1]["reasoning"]
+    path.write_text(json.dumps(content))
+    assert read(path, vocabulary).messages[1].reasoning is None
+
+
+def test_a_conversation_that_is_left_is_kept_privately_and_can_be_resumed(
+    talk: Talk, model: ModelFile, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "home" / "conversation.json"
+
+    def leave(history: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Talk, "_run", lambda self, history: leave(history))
+    talking = Talk(ChatSession(talk.session.engine, system="Be brief."), model, None, max_tokens=3, kept=path)
+    with pytest.raises(KeyboardInterrupt):
+        talking.run(tmp_path / "history")
+    assert not path.exists()  # nothing was said
+    say(talking, capsys, "hat")
+    path.parent.mkdir()
+    path.write_text("not ours")  # our own place, whatever lies there
+    with pytest.raises(KeyboardInterrupt):
+        talking.run(tmp_path / "history")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert "edgellm chat --resume" in capsys.readouterr().err
+    again = Talk(ChatSession(talk.session.engine), dataclasses.replace(model, name="other"), None, kept=path)
+    again.resume()
+    assert [m.content for m in again.session.messages] == [m.content for m in talking.session.messages]
+    assert again.session.system == "Be brief."
+    assert "(2 messages from the conversation left last, which tiny answered" in capsys.readouterr().err
+
+
+def test_what_is_kept_is_bounded_by_leaving_out_the_oldest_turns(
+    talk: Talk, model: ModelFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_conversation, "MAX_KEPT_BYTES", 4000)
+    vocabulary, path = talk.session.engine.model.vocabulary, tmp_path / "kept.json"
+    said = [Message("user" if i % 2 == 0 else "assistant", f"{i} " + "x" * 100) for i in range(200)]
+    _conversation.keep(path, said, system=None, target=model, draft=None, vocabulary=vocabulary)
+    kept = list(read(path, vocabulary).messages)
+    assert path.stat().st_size <= 4000
+    assert len(kept) > 4
+    assert kept == said[-len(kept) :]
+
+
+def test_the_line_below_an_answer_speaks_of_drafts_only_where_a_model_drafts(
+    talk: Talk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stats = Stats(n_new=4, n_rounds=4, n_drafted=6, decode_s=1.0)
+    assert "drafts" not in status_line(Answer("x", (), "stop", stats), talk.session)
+    stats.n_accepted = 2
+    assert "2 tokens copied" in status_line(Answer("x", (), "stop", stats), talk.session)
+    stats.n_thought = 3
+    assert "3 of 4 tokens thought" in status_line(Answer("x", (), "stop", stats), talk.session)
+
+
 def hostile() -> dict[str, bytes]:
     good: dict[str, Any] = {
         "format": "edgellm conversation",
@@ -155,7 +226,8 @@ def test_files_that_are_none_of_ours_are_neither_read_nor_overwritten(
     assert note.read_text() == "mine"
     assert "is no file" in say(talk, capsys, "/load /dev/zero")[1]
     assert "there is no file" in say(talk, capsys, f"/load {tmp_path / 'missing'}")[1]
-    assert "No such file" in say(talk, capsys, f"/save {tmp_path / 'no' / 'folder.json'}")[1]
+    path = tmp_path / "no" / "folder.json"
+    assert say(talk, capsys, f"/save {path}")[1] == f"error: {path}: No such file or directory\n"
     with pytest.raises(BadConversation):
         read(tmp_path, talk.session.engine.model.vocabulary)
 
@@ -165,6 +237,7 @@ def test_files_that_are_none_of_ours_are_neither_read_nor_overwritten(
     [
         ("/stat", "did you mean /stats?"),
         ("/xyzzy", "/help lists them"),
+        ("/think off", "did you mean /set think?"),
         ("/set tempo 1", "did you mean temperature?"),
         ("/set top_k many", "top_k cannot be 'many'"),
         ("/set top_k none", "top_k cannot be 'none'"),
@@ -172,6 +245,8 @@ def test_files_that_are_none_of_ours_are_neither_read_nor_overwritten(
         ("/set temperature nan", "out of range"),
         ("/set max_tokens 0", "max_tokens cannot be '0'"),
         ("/set seed -4", "seed cannot be '-4'"),
+        ("/set think perhaps", "think cannot be 'perhaps'"),
+        ("/set think_budget -1", "think_budget cannot be '-1'"),
         ("/set draft_tokens -1", "draft_tokens cannot be '-1'"),
         ('/set stop "open', "stop cannot be"),
         ("/save", "needs the name of a file"),
@@ -194,12 +269,18 @@ def test_settings_can_be_changed_and_changed_back(talk: Talk, capsys: pytest.Cap
     for line, shown in (
         ("/set temp 0.7", "temperature     0.7"),
         ("/set seed 3", "seed            3"),
+        ("/set seed -1", "seed            none"),
         ("/set draft-tokens 2", "draft_tokens    2"),
+        ("/set stop END OF", 'stop            "END OF"'),
+        ("/set think off", "think           off"),
+        ("/set think on", "think           on"),
+        ("/set think-budget 20", "think_budget    20"),
         ('/set stop "the end" "\\n"', 'stop            "the end" "\\n"'),
     ):
         assert say(talk, capsys, line)[0] == f"  {shown}\n"
     assert talk.session.stop == ("the end", "\n")
-    for line in ("/set temperature 0", "/set seed none", "/set draft_tokens 15", "/set stop none"):
+    undo = ("temperature 0", "seed none", "draft_tokens 15", "stop none", "think auto", "think_budget none")
+    for line in (f"/set {setting}" for setting in undo):
         say(talk, capsys, line)
     assert say(talk, capsys, "/set")[0] == before
 

@@ -163,6 +163,63 @@ def test_ctrl_c_stops_an_answer_and_keeps_the_conversation(start: Start, slow: P
     terminal.wait("exit=0")
 
 
+def test_ctrl_c_during_an_answer_keeps_what_was_typed_ahead(start: Start, slow: Path) -> None:
+    terminal = start(slow, "-d", "none", "--no-copy", "--ctx", 8192)
+    terminal.line("hat")
+    terminal.wait_answer("hat")
+    terminal.keys("a", "h", "e", "a", "d")
+    terminal.keys("C-c")
+    screen = terminal.wait(lambda screen: screen.endswith(">>> ahead"))
+    assert "stopped]" in screen
+
+
+@pytest.mark.parametrize("end", ["C-c", "C-d", "hangup"])
+def test_a_conversation_that_was_left_is_taken_up_again(
+    start: Start, quick: Path, private_folders: Path, end: str, tmp_path: Path
+) -> None:
+    terminal = start(quick, "-n", 3, "--system", "Be brief.")
+    terminal.line("the first question")
+    terminal.wait(STATUS)
+    terminal.wait_prompt()
+    said = terminal.conversation(tmp_path / "said.json")
+    kept = private_folders / "edgellm" / "conversation.json"
+    assert not kept.exists()
+    if end == "hangup":
+        terminal.tmux("kill-session")
+    else:
+        terminal.keys(end, end) if end == "C-c" else terminal.keys(end)
+        terminal.wait("exit=0")
+    until = time.monotonic() + 60
+    while not kept.exists():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    again = start(quick, "-n", 3, "--resume")
+    assert "2 messages from the conversation left last: the conversation goes on" in again.screen().replace("\n", " ")
+    assert again.conversation(tmp_path / "again.json") == said
+    again.line("/system")
+    again.wait("system prompt: Be brief.")
+
+
+def test_a_thought_is_dim_and_apart_from_the_answer(start: Start, tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}{{ '<think>' }}{# </think> #}"
+    model = write_tiny(tmp_path / "thinks.gguf", chat_template=template)
+    ask = (model, "-d", "none", "-n", 40, "--think-budget", 12)
+    terminal = start(*ask)
+    terminal.line("hat")
+    terminal.wait("12 of ")
+    lines = terminal.screen("-e").splitlines()
+    shown = lines[next(i for i, line in enumerate(lines) if line.rstrip().endswith("hat")) + 1 :]
+    assert shown[0].startswith("\033[2m")
+    assert "" in [line.strip("\033[0m ") for line in shown[:4]]  # what follows is apart
+    terminal = start(*ask, NO_COLOR="1")
+    terminal.line("hat")
+    screen = terminal.wait("12 of ")
+    assert screen.index("[thought]") < screen.index("[end of thought]")
+    terminal.line("/set think off")
+    terminal.wait("no switch for thinking")
+
+
 def test_ctrl_c_right_behind_a_question_takes_it_back(start: Start, slow: Path) -> None:
     terminal = start(slow, "-d", "none", "--no-copy", "--ctx", 8192)
     terminal.keys("h", "a", "t", "Enter", "C-c", "x", "y")  # the editor reads them in one go

@@ -107,6 +107,8 @@ SEVERAL = ["m-Q2_K.gguf", "m-Q4_K_M.gguf", "m-Q8_0.gguf", "m-f16.gguf"]
         (["m-Q8_0.gguf", "m-f16.gguf"], None, "m-Q8_0.gguf"),
         (["only-f16.gguf"], None, "only-f16.gguf"),
         (["unnamed.gguf"], None, "unnamed.gguf"),
+        (["m-Q4_K_M-00001-of-00001.gguf"], None, "m-Q4_K_M-00001-of-00001.gguf"),
+        (["m-Q4_K_M-00001-of-00001.gguf", "m-Q2_K.gguf"], "q4_k_m", "m-Q4_K_M-00001-of-00001.gguf"),
     ],
 )
 def test_the_meant_file_is_chosen(filenames: list[str], quant: str | None, chosen: str) -> None:

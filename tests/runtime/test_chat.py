@@ -171,8 +171,10 @@ def test_a_conversation_that_does_not_fit_is_left_as_it_was(plain: Engine) -> No
     session = ChatSession(plain)
     say(session, max_tokens=5)
     before = list(session.messages)
-    with pytest.raises(ContextFull, match="/clear it"):
+    with pytest.raises(ContextFull, match=r"question alone is .*: shorten it, or start again with a larger --ctx"):
         say(session, "the hat " * 200)
+    with pytest.raises(ContextFull, match=r"conversation is .*: /clear it"):
+        say(session, "the hat " * 45)
     assert session.messages == before
     session.system = "the hat " * 200
     with pytest.raises(ContextFull):

@@ -17,7 +17,7 @@ from tiny_onnx import write_tiny_onnx
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.onnx import OnnxError, read_graph
 from edgellm.runtime import ChatSession, EngineOptions, load
-from edgellm.runtime.backends.base import ContextFull, EngineError, Interrupted, LoadError
+from edgellm.runtime.backends.base import BadNumbers, ContextFull, EngineError, Interrupted, LoadError
 from edgellm.runtime.backends.onnx import OnnxBackend, OnnxModel, choose_provider
 from edgellm.runtime.decode import generate
 from edgellm.runtime.drafters.adaptive import AdaptiveDrafter
@@ -134,6 +134,15 @@ def test_reading_can_be_stopped_between_two_pieces(tiny: Callable[..., Path]) ->
         backend.forward(TOKENS[:150], keep=0)
     stop.clear()
     assert backend.forward(TOKENS[:4], keep=4).shape == (4, backend.n_vocab)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_numbers_that_are_none_are_told_and_never_answered_from(shape: dict[str, bool], tmp_path: Path) -> None:
+    folder = write_tiny_onnx(tmp_path / "bad", **shape)
+    data = folder / "model.onnx.data"
+    data.write_bytes(np.full(data.stat().st_size // 4, np.nan, np.float32).tobytes())
+    with pytest.raises(BadNumbers, match="bad computes numbers that are none"):
+        opened(folder).forward(TOKENS[:4], keep=2)
 
 
 def test_a_token_outside_the_vocabulary_is_refused(tiny: Callable[..., Path]) -> None:

@@ -78,13 +78,13 @@ EDGELLM_EXPORT const char* edgellm_feature(int i) {
 EDGELLM_EXPORT int edgellm_has_feature(int i) { return cpu_has(static_cast<Feature>(i)); }
 EDGELLM_EXPORT const char* edgellm_type(int i) { return i < kTypes ? kInfo[i].name : nullptr; }
 
-// Writes what stands in the way, "" when the kernels are in place.
-EDGELLM_EXPORT void edgellm_install(const char* name, const char* base_path, const char* cpu_path, char* problem, int size) {
+// Writes what stands in the way, "" when the kernels are in place. `alone`: without the engine's own extra buffer types.
+EDGELLM_EXPORT void edgellm_plug_in(const char* name, const char* base_path, const char* cpu_path, int alone, char* problem, int size) {
     const Variant* variant = find_variant(name);
     std::string text = "no such variant for this CPU";
     if (variant && variant->runs_here()) {
         try {
-            text = install_plugin(*variant, base_path, cpu_path);
+            text = install_plugin(*variant, base_path, cpu_path, alone != 0);
         } catch (const std::exception& error) {
             text = error.what();
         }

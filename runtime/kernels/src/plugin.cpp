@@ -24,7 +24,7 @@ namespace edgellm {
 
 #if defined(_WIN32)
 
-std::string install_plugin(const Variant&, const char*, const char*) {
+std::string install_plugin(const Variant&, const char*, const char*, bool) {
     return "llama.cpp's Windows build does not export the list of CPU buffer types";
 }
 
@@ -468,7 +468,7 @@ std::string self_test() {
 
 }  // namespace
 
-std::string install_plugin(const Variant& chosen, const char* base_path, const char* cpu_path) {
+std::string install_plugin(const Variant& chosen, const char* base_path, const char* cpu_path, bool alone) {
     std::string problem = load_api(base_path, cpu_path);
     if (problem.empty()) problem = check_version();
     if (problem.empty()) problem = check_structures();
@@ -482,6 +482,8 @@ std::string install_plugin(const Variant& chosen, const char* base_path, const c
     buffer_type.device = api.reg_dev_get(api.cpu_reg(), 0);
     buffer_type.context = static_cast<ExtraBufferType*>(&claims_of_ours);
     ExtraBufferTypes& types = api.extra_buffer_types();
+    const ExtraBufferTypes others = types;
+    if (alone) types.clear();
     types.insert(types.begin(), &buffer_type);
     problem = self_test();
     if (problem.empty()) {   // the loader keeps its own copy of the list, made when the first model is loaded
@@ -489,7 +491,7 @@ std::string install_plugin(const Variant& chosen, const char* base_path, const c
         BufferType** seen = get_extra ? get_extra(buffer_type.device) : nullptr;
         if (!seen || *seen != &buffer_type) problem = "a model was loaded before the kernels were installed";
     }
-    if (!problem.empty()) types.erase(types.begin());
+    if (!problem.empty()) types = others;
     return problem;
 }
 

@@ -6,7 +6,8 @@
 namespace edgellm {
 
 // Puts the kernels under the llama.cpp whose libraries lie at these paths. Returns what stands in the way, "" when nothing does;
-// then nothing has been changed. Call before the first model is loaded, once.
-std::string install_plugin(const Variant& chosen, const char* ggml_base_path, const char* ggml_cpu_path);
+// then nothing has been changed. Call before the first model is loaded, once. `alone`: the engine's own extra buffer types are
+// taken off the list, for machines where they do not work.
+std::string install_plugin(const Variant& chosen, const char* ggml_base_path, const char* ggml_cpu_path, bool alone);
 
 }  // namespace edgellm

@@ -82,8 +82,7 @@ class InitParams(ctypes.Structure):
 
 def multiply_by_stock(name: str, raw: NDArray[np.uint8], rows: int, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """The same product as `multiply` by llama.cpp's own kernels."""
-    folder = load._llama_folder()
-    base, cpu = (load._library(folder, part) for part in ("ggml-base", "ggml-cpu"))
+    base, cpu = (load.engine_library(part) for part in ("ggml-base", "ggml-cpu"))
     assert base is not None
     assert cpu is not None
     ggml, ggml_cpu = ctypes.CDLL(str(base)), ctypes.CDLL(str(cpu))

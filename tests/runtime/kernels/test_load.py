@@ -51,16 +51,14 @@ class TestCompiled:
         assert talk.count("RuntimeWarning") == 1
 
     def test_a_missing_library_falls_back_with_a_warning(self) -> None:
-        hide = "from edgellm.runtime.kernels import load; load._llama_folder = lambda: None"
+        hide = "from edgellm.runtime.kernels import load; load.engine_library = lambda name: None"
         first, reason, talk = report("auto", hide)
         assert first == ["stock", "False", "True"]
         assert "libraries" in reason
         assert talk.count("RuntimeWarning") == 1
 
     def test_a_strange_library_falls_back_with_a_warning(self) -> None:
-        strange = (
-            "from edgellm.runtime.kernels import load; load._library = lambda folder, name: load.Path('libm.so.6')"
-        )
+        strange = "from edgellm.runtime.kernels import load; load.engine_library = lambda name: load.Path('libm.so.6')"
         first, reason, _ = report("auto", strange)
         assert first == ["stock", "False", "True"]
         assert "lack" in reason or "opened" in reason

@@ -1,0 +1,144 @@
+"""Jobs that run the engine, each in a process of its own.
+
+The engine answers impossible settings with an abort and a wrong instruction with a signal; in a child neither takes the
+command along, and the child's memory is given back when it ends. A module that does jobs calls `serve` in its `_main`,
+and `answers` asks it: `python -m MODULE`, one JSON request in, JSON objects out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any
+
+_MARK = b"\x1eedgellm "  # begins a line of the answer; what else comes through the pipe is none
+_WINDOWS_STATUS = {0xC000001D: "illegal instruction", 0xC0000005: "access violation", 0xC00000FD: "stack overflow"}
+
+
+Send = Callable[[Mapping[str, Any]], None]
+
+
+class ChildFailed(RuntimeError):
+    """A job that gave no answer; the message says how it ended, in the engine's own words where there are any."""
+
+
+def answers(module: str, request: Mapping[str, Any], *, timeout_s: float) -> Iterator[dict[str, Any]]:
+    """Ask `python -m module`; its answers as they come. A consumer that stops early ends the child.
+
+    Raises:
+        ChildFailed: it failed, was ended by a signal, or took longer than `timeout_s` in all.
+    """
+    with tempfile.TemporaryFile() as talk:
+        child = subprocess.Popen(
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=talk,
+            # Otherwise an abort asks an installed debugger for a backtrace, which takes seconds.
+            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+        )
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            child.kill()
+
+        watchdog = threading.Timer(timeout_s, give_up)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            with contextlib.suppress(OSError):  # it may be gone already: how it ended says more
+                child.stdin.write(json.dumps(request).encode() + b"\n")
+                child.stdin.flush()
+            error = None
+            for answer in _read(child.stdout):
+                error = answer.get("error", error)
+                if "error" not in answer:
+                    yield answer
+            if child.wait() or error is not None:
+                if late.is_set():
+                    raise ChildFailed(f"it did not end within {timeout_s:.0f} s")
+                raise ChildFailed(error if error is not None else _last_words(child.returncode, talk))
+        finally:
+            watchdog.cancel()
+            child.kill()
+            child.wait()
+            for pipe in (child.stdin, child.stdout):
+                with contextlib.suppress(OSError):
+                    if pipe is not None:
+                        pipe.close()
+
+
+def _read(pipe: IO[bytes]) -> Iterator[dict[str, Any]]:
+    for line in pipe:
+        if line.startswith(_MARK):
+            with contextlib.suppress(ValueError):  # cut off by the child's end
+                yield json.loads(line[len(_MARK) :])
+
+
+def _last_words(code: int, talk: IO[bytes]) -> str:
+    """How a child ended that gave no reason itself: the signal, and what was last said."""
+    talk.seek(0)
+    lines = [line.strip() for line in talk.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    said = without_folder(next((line for line in lines if "GGML_ASSERT" in line), lines[-1] if lines else ""))
+    ended = end_of(code)
+    return f"{ended}: {said}" if ended and said else ended or said or f"it ended with code {code} and gave no reason"
+
+
+def end_of(code: int) -> str:
+    """What ended a process, from its exit code: "SIGILL (illegal instruction)"; "" where it ended by itself."""
+    if code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        about = (signal.strsignal(-code) or "").lower() if -code < signal.NSIG else ""
+        return f"it was ended by {name}" + (f" ({about})" if about else "")
+    status = _WINDOWS_STATUS.get(code)
+    return f"it was ended by the system ({status})" if status else ""
+
+
+def without_folder(text: str) -> str:
+    """An engine's complaint without the folder that its source was compiled in: "ggml.c:4014: ..."."""
+    return re.sub(r"^\S*/(?=[^/\s]+:\d+:)", "", text.strip())
+
+
+# The child's side.
+
+
+def serve(job: Callable[[dict[str, Any], Send], None], *failures: type[Exception]) -> None:
+    """Read the request and do the job, which sends its answers. The process ends with its parent.
+
+    Args:
+        failures: whose message is the answer `error`; any other exception keeps its traceback, which ends on stderr.
+    """
+    # The engine, and what it starts, writes to file descriptor 1 when it likes: the pipe is moved out of its reach.
+    with os.fdopen(os.dup(1), "wb", buffering=0) as pipe:
+        os.dup2(2, 1)
+
+        def send(answer: Mapping[str, Any]) -> None:
+            pipe.write(_MARK + json.dumps(answer).encode() + b"\n")
+
+        request = json.loads(sys.stdin.buffer.readline())
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        try:
+            job(request, send)
+        except failures as error:
+            send({"error": " ".join(str(error).split())})
+
+
+def _end_with_parent() -> None:
+    """The parent never writes a second line: its end of the pipe closes when it is gone."""
+    with contextlib.suppress(OSError):
+        os.read(0, 1)
+    os._exit(1)

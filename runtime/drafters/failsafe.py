@@ -1,0 +1,74 @@
+"""A draft model that may fail without taking the answer along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from edgellm.runtime.backends.base import EngineError, Interrupted
+from edgellm.runtime.drafters.base import Draft, Guess, SteppedDrafter
+from edgellm.runtime.drafters.follow import Follower
+from edgellm.runtime.sampling import GREEDY, Sampling
+
+
+class FailsafeDrafter:
+    """The draft model, until its engine fails: from then on it drafts nothing, which costs speed alone."""
+
+    def __init__(self, model: SteppedDrafter, warn: Callable[[str], None]) -> None:
+        """`warn`: told once, in a sentence, why nothing is drafted any more."""
+        self.model, self._warn = model, warn
+        self.failed = False
+
+    @property
+    def follower(self) -> Follower:
+        follower: Follower = self.model.follower  # type: ignore[attr-defined]
+        return follower
+
+    @property
+    def busy_s(self) -> float:
+        return self.model.busy_s
+
+    def begin(
+        self, prompt: Sequence[int], *, own_prompt: Sequence[int] | None = None, sampling: Sampling = GREEDY
+    ) -> None:
+        self._unless_failed(lambda: self.model.begin(prompt, own_prompt=own_prompt, sampling=sampling))
+
+    def propose(self, tokens: Sequence[int], limit: int) -> Draft:
+        drafts: list[Draft] = []
+        self._unless_failed(lambda: drafts.append(self.model.propose(tokens, limit)))
+        return drafts[0] if drafts else Draft()
+
+    def observe(self, tokens: Sequence[int], n_new: int) -> None:
+        self._unless_failed(lambda: self.model.observe(tokens, n_new))
+
+    def n_unread(self) -> int:
+        return 0 if self.failed else self.model.n_unread()
+
+    def catch_up(self) -> None:
+        self._unless_failed(self.model.catch_up)
+
+    def drafting(self, tokens: Sequence[int], prefix: Sequence[int]) -> Iterator[list[Guess]]:
+        if self.failed:
+            return
+        try:
+            yield from self.model.drafting(tokens, prefix)
+        except Interrupted:
+            raise
+        except EngineError as error:
+            self._fail(error)
+
+    def close(self) -> None:
+        self.model.close()
+
+    def _unless_failed(self, act: Callable[[], object]) -> None:
+        if self.failed:
+            return
+        try:
+            act()
+        except Interrupted:
+            raise
+        except EngineError as error:
+            self._fail(error)
+
+    def _fail(self, error: EngineError) -> None:
+        self.failed = True
+        self._warn(f"the drafter drafts no more: {error}")

@@ -1,0 +1,106 @@
+"""Jobs in child processes: whatever ends them, the one who asked gets an answer or one sentence."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from edgellm.memory.children import ChildFailed, answers, end_of
+
+TESTS = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def jobs_are_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]))
+
+
+def ask(act: str, *, timeout_s: float = 60.0, **more: Any) -> list[dict[str, Any]]:
+    return list(answers("child_jobs", {"act": act, **more}, timeout_s=timeout_s))
+
+
+def test_the_request_arrives_whole_and_answers_come_in_order() -> None:
+    name = "caf\udce9 \n \u2603"  # a file's name need not be UTF-8
+    assert ask("answer", path=name) == [{"began": True, "act": "answer", "path": name}, {"done": True}]
+
+
+def test_what_the_engine_or_its_own_children_print_is_no_answer() -> None:
+    assert ask("talk") == [{"began": True, "act": "talk"}, {"done": True}]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("SIGILL", "illegal instruction"), ("SIGSEGV", "fault"), ("SIGKILL", "killed")]
+)
+def test_a_signal_is_named(name: str, words: str) -> None:
+    with pytest.raises(ChildFailed, match=rf"{name} \(.*{words}") as caught:
+        ask("signal", name=name)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_abort_is_told_with_the_engine_s_own_reason() -> None:
+    with pytest.raises(ChildFailed, match=r"SIGABRT.*n_tokens_all <= cparams\.n_batch"):
+        ask("assert")
+
+
+def test_a_known_failure_is_its_sentence() -> None:
+    with pytest.raises(ChildFailed, match=r"^this file is refused$"):
+        ask("refuse")
+
+
+def test_a_bug_is_told_by_its_last_line() -> None:
+    with pytest.raises(ChildFailed, match="ZeroDivisionError: a bug"):
+        ask("bug")
+
+
+def test_an_end_without_a_word_has_its_code() -> None:
+    with pytest.raises(ChildFailed, match="code 7"):
+        ask("exit")
+
+
+def test_what_hangs_is_given_up() -> None:
+    started = time.monotonic()
+    with pytest.raises(ChildFailed, match="within 2 s"):
+        ask("hang", timeout_s=2.0)
+    assert time.monotonic() - started < 30
+
+
+def test_stopping_early_ends_the_child() -> None:
+    asked = answers("child_jobs", {"act": "hang"}, timeout_s=60.0)
+    next(asked)
+    (child,) = psutil.Process().children()
+    asked.close()
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_child_ends_with_its_parent() -> None:
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from edgellm.memory.children import answers\n"
+            "import psutil\n"
+            "asked = answers('child_jobs', {'act': 'hang'}, timeout_s=60.0); next(asked)\n"
+            "print(psutil.Process().children()[0].pid, flush=True)\n"
+            "import time; time.sleep(600)",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    child.wait(timeout=30)
+    parent.stdout.close()
+
+
+def test_windows_ends_are_named_too() -> None:
+    assert "illegal instruction" in end_of(0xC000001D)
+    assert end_of(3) == ""
