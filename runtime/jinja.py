@@ -7,11 +7,11 @@ template over the same conversation always takes the same number, on a slow boar
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from contextvars import ContextVar
 from types import GeneratorType
 from typing import Any
@@ -20,20 +20,32 @@ from typing import Any
 MAX_SOURCE = 200_000  # characters
 MAX_NODES = 20_000  # of the syntax tree
 MAX_STEPS = 500_000
+STEPS_A_PAIR = 4  # of messages: some templates go over all of them for every one
 CALL_STEPS = 5
 CHARS_A_STEP = 32
-MAX_CHARS = 5_000_000  # of any one text, beyond what it was given
+MAX_CHARS = 2_000_000  # of any one text, beyond what it was given
 MAX_NUMBER = 100_000  # that a width, a count or an indent may be
 MAX_BITS = 4096  # of a number that is multiplied
 MAX_SEPARATOR = 100  # characters that go between items
 
 _ITEMS, _LOOKED_AT, _MADE, _JOINED = "#items", "#looked at", "#made", "#joined"  # no template can spell these filters
 _SLOW_FILTERS = frozenset(["urlize", "wordwrap", "striptags", "pprint", "sort", "unique", "groupby", "dictsort"])
+_QUICK_FILTERS = frozenset(["count", "d", "default", "first", "last", "length"])
 _DEEP_FILTERS = frozenset(["tojson", "string", "pprint", "join", "unique", "groupby", "sort", "dictsort", "sum"])
 _COUNTING_FILTERS = frozenset(["batch", "center", "indent", "round", "slice", "truncate", "wordwrap"])
 _FREE_METHODS = frozenset(["count", "find", "get", "index", "rfind", "rindex", "split", "rsplit", "startswith"])
-_LISTS = (list, tuple, dict, set, frozenset, range, type({}.keys()), type({}.values()), type({}.items()))
-_SIZED = (str, bytes, *_LISTS)
+_LISTS: tuple[type[Any], ...] = (
+    list,
+    tuple,
+    dict,
+    set,
+    frozenset,
+    range,
+    type({}.keys()),
+    type({}.values()),
+    type({}.items()),
+)
+_SIZED: tuple[type[Any], ...] = (str, bytes, *_LISTS)
 _DIGITS = re.compile(r"[0-9]+")
 
 
@@ -76,7 +88,7 @@ class Program:
         with _counted("is not valid", len(source)):
             self._template = _environment().from_string(source)
 
-    def run(self, variables: Mapping[str, object], n_given: int) -> str:
+    def run(self, variables: Mapping[str, object], n_given: int, n_messages: int = 1) -> str:
         """What the template writes.
 
         Args:
@@ -86,6 +98,7 @@ class Program:
             TemplateError: it refuses the conversation, fails, or never ends.
         """
         with _counted("refuses this conversation", n_given) as steps:
+            steps.left += STEPS_A_PAIR * n_messages**2
             pieces, n_written = [], 0
             for piece in self._template.generate(variables):
                 pieces.append(piece)
@@ -96,7 +109,7 @@ class Program:
             return "".join(pieces)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _counted(failing: str, n_given: int) -> Iterator[_Steps]:
     """Turn whatever a template does wrong into a TemplateError."""
     steps = _Steps(n_given)
@@ -119,6 +132,7 @@ def _environment() -> Any:
     from jinja2.ext import Extension
     from jinja2.runtime import LoopContext
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.utils import Namespace
 
     class Generation(Extension):
         """{% generation %}: marks what a model is trained to write; the text is written as it is."""
@@ -145,10 +159,18 @@ def _environment() -> Any:
                     raise TemplateError(f"the model's chat template has more than {MAX_NODES:,} parts")
             return _count_nodes(tree, self)
 
-        def concat(self, pieces: Iterable[str]) -> str:  # type: ignore[override]
+        def concat(self, pieces: Iterable[str]) -> str:
             pieces = list(pieces)
             _steps.get().make(sum(map(len, pieces)))
             return "".join(pieces)
+
+        def getattr(self, obj: Any, attribute: str) -> Any:
+            if type(obj) is dict and attribute in obj and not hasattr(dict, attribute):
+                return obj[attribute]
+            if type(obj) is Namespace and not attribute.startswith("_"):  # what the template put there
+                with contextlib.suppress(AttributeError):
+                    return getattr(obj, attribute)
+            return super().getattr(obj, attribute)
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             _check_operation(operator, left, right)
@@ -177,7 +199,8 @@ def _environment() -> Any:
     environment.filters["tojson"] = _to_json
     environment.filters = {name: _counted_filter(name, function) for name, function in environment.filters.items()}
     environment.filters |= {_ITEMS: _items, _LOOKED_AT: _looked_at, _MADE: _made, _JOINED: _joined}
-    environment.tests = {name: _counted_test(function) for name, function in environment.tests.items()}
+    tests: dict[str, Any] = environment.tests
+    environment.tests = {name: _counted_test(function) for name, function in tests.items()}
     del environment.globals["lipsum"]
     environment.globals["raise_exception"] = _refuse(jinja2.TemplateError)
     environment.globals["strftime_now"] = _strftime_now
@@ -373,7 +396,7 @@ def _counted_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
         values = [*args, *kwargs.values()]
         for value in values:
             if isinstance(value, _SIZED):
-                n = len(value) * (20 if name in _SLOW_FILTERS else 1)
+                n = len(value) * (0 if name in _QUICK_FILTERS else 20 if name in _SLOW_FILTERS else 1)
                 steps.take(n // CHARS_A_STEP if isinstance(value, str) else n)
                 if name in _DEEP_FILTERS:
                     _check_written(value)

@@ -7,8 +7,10 @@ stand-in takes its place until the text is tokenised. So no message can forge on
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from edgellm.runtime.vocabulary import Vocabulary
 
@@ -41,8 +43,7 @@ def mark(i: int) -> str:
 
 
 def marked(match: re.Match[str]) -> int:
-    first, second = match.group()
-    return (ord(first) - 0xD800) * 256 + ord(second) - 0xDC00
+    return (ord(match.group()[0]) - 0xD800) * 256 + ord(match.group()[1]) - 0xDC00
 
 
 def plain(text: str) -> str:
@@ -127,12 +128,13 @@ class Markup:
         spans = {(control.start, control.end) for control in controls}
         forged = [match.span() for match in self.pattern.finditer(real) if match.span() not in spans]
         tokens: list[int] = []
-        end = 0
+        end = first = 0
         for known in (*placed, Placed(len(text), len(text), ())):
-            inside = [control for control in controls if end <= control.start < known.start]
-            tokens += self._encode_between(real, end, known.start, inside, forged, behind_text=end > 0)
+            last = bisect_left(controls, known.start, first, key=attrgetter("start"))
+            tokens += self._encode_between(real, end, known.start, controls[first:last], forged, behind_text=end > 0)
             tokens += known.tokens
             end = known.end
+            first = bisect_left(controls, end, last, key=attrgetter("start"))
         return tokens
 
     def _protect(self, text: str) -> str:

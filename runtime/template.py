@@ -7,6 +7,7 @@ that the model generated.
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -92,14 +93,14 @@ class _Kept:
 
     def placed(self, written: Mapping[int, int], control: frozenset[int]) -> Placed | None:
         """As far as the template wrote the same control tokens (at -> token) and no others."""
-        n_kept, end, start = 0, self.start, self.start
+        n_kept, end = 0, self.start
         for n, (token, until) in enumerate(self.tokens, 1):
-            wrote = written.get(start)
-            inside = any(place in written for place in range(start + 1, until))
-            if inside or (wrote != token and (wrote is not None or token in control)):
+            if not until:
+                continue
+            wrote = [written[place] for place in range(end, until) if place in written]
+            if wrote != [token] and (wrote or token in control):
                 break
-            if until:
-                n_kept, end, start = n, until, until
+            n_kept, end = n, until
         tokens = [token for token, _ in self.tokens[:n_kept]]
         return Placed(self.start, end, tokens) if tokens else None
 
@@ -170,7 +171,7 @@ class ChatTemplate:
 
     @cached_property
     def _switch(self) -> tuple[str, object, object] | None:
-        question = [{"role": "user", "content": "q"}]
+        question: list[dict[str, object]] = [{"role": "user", "content": "q"}]
         for name, on, off in _SWITCHES:
             if name in self.source and (off != "no_think" or off in self.source):
                 try:
@@ -268,18 +269,19 @@ class ChatTemplate:
             "documents": None,
             **settings,
         }
-        return self._program.run(given, n_given)
+        return self._program.run(given, n_given, len(messages))
 
     def _with_ids(self, messages: Sequence[Message], rendering: _Rendering) -> tuple[str, list[Placed]]:
         """The protected text, and old answers whose text the template kept, as far as it did."""
         text, real = rendering.text, self._markup.restore(rendering.text)
-        kept = list[_Kept]()
+        kept, only_said = list[_Kept](), list[int]()
         for i, message in enumerate(messages):
             if message.role == "assistant" and i in rendering.places:
                 at, n_before = rendering.places[i]
                 answer = self._compare(message.tokens or (), rendering.contents[i], real, at - n_before)
                 kept.append(answer)
-                text = self._markup.protect_at(text, self._only_said(message, rendering.contents[i], real, answer))
+                only_said += self._only_said(message, rendering.contents[i], real, answer)
+        text = self._markup.protect_at(text, only_said)
         written = {control.start: control.tokens[0] for control in self._markup.controls(text)}
         placed = list[Placed]()
         for answer in kept:
@@ -289,31 +291,33 @@ class ChatTemplate:
         return text, placed
 
     def _compare(self, tokens: Sequence[int], content: str, text: str, at: int) -> _Kept:
-        """The ids of an answer whose `content` begins `at` that place of `text`, as far as they spell that text."""
+        """The ids of an answer whose `content` begins `at` that place of `text`, as far as they spell that text.
+
+        Bytes that are no text are read as the answer itself was: each as a replacement character.
+        """
         pieces = [self._vocabulary.literal(token) for token in tokens]
-        spelled = b"".join(pieces)
-        begins = spelled.rfind(content.encode()) if content else -1
-        before = spelled[: max(0, begins)].decode("utf-8", "replace")
-        kept = _Kept(at, at - len(before))
-        if begins < 0 or kept.start < 0 or text[kept.start : at] != before:
+        spelled = b"".join(pieces).decode("utf-8", "replace")
+        kept = _Kept(at, at)
+        # The last place, for a thought may say the same; the first, for an answer may end in what it begins with.
+        places = {spelled.rfind(content), spelled.find(content)} if content else set[int]()
+        begins = [n for n in places if 0 <= n <= at and text[at - n : at] == spelled[:n]]
+        if not begins:
             return kept
-        there = text[kept.start : kept.start + len(spelled)].encode()
-        n_bytes, n_chars, waiting = 0, 0, list[int]()
-        for token, piece in zip(tokens, pieces, strict=True):
-            if not there.startswith(piece, n_bytes):
+        kept.start = at - max(begins)
+        decoder = getincrementaldecoder("utf-8")("replace")
+        end, n_whole = kept.start, 0  # n_whole: ids that end with a letter of the text
+        for n, (token, piece) in enumerate(zip(tokens, pieces, strict=True), 1):
+            letters = decoder.decode(piece)
+            if not text.startswith(letters, end):
                 break
+            end += len(letters)
             if token in self._markup.reserved:
-                kept.own[kept.start + n_chars] = token
-            waiting.append(token)
-            n_bytes += len(piece)
-            try:
-                n_chars = len(there[:n_bytes].decode())
-            except UnicodeDecodeError:  # a letter of several tokens
-                continue
-            kept.tokens += [
-                (token, kept.start + n_chars if n == len(waiting) else 0) for n, token in enumerate(waiting, 1)
-            ]
-            waiting.clear()
+                kept.own[end - len(piece.decode("utf-8", "replace"))] = token
+            rest = decoder.getstate()[0].decode("utf-8", "replace")
+            is_whole = text.startswith(rest, end)
+            kept.tokens.append((token, end + len(rest) if is_whole else 0))
+            n_whole = n if is_whole else n_whole
+        del kept.tokens[n_whole:]
         return kept
 
     def _only_said(self, message: Message, content: str, text: str, kept: _Kept) -> list[int]:
