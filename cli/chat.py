@@ -67,11 +67,10 @@ def chat(
     """
     from edgellm.cli._answers import Json, JsonLines, Plain
     from edgellm.cli._conversation import BadConversation, kept_path
-    from edgellm.cli._models import check_kv, drafting_options, resolve_pair
+    from edgellm.cli._models import asked_bytes, check_kv, drafting_options, resolve_pair
     from edgellm.cli._plans import models_of, read_plan
     from edgellm.cli._talk import Talk
     from edgellm.cli._terminal import silent_keys
-    from edgellm.memory.units import parse_memory
     from edgellm.runtime.chat import ChatSession
     from edgellm.runtime.planning import EngineOptions
     from edgellm.runtime.sampling import RANDOM_SEED, Sampling
@@ -104,7 +103,7 @@ def chat(
         kv=check_kv(kv) if kv is not None else None,
         n_threads=threads,
         n_gpu_layers=gpu_layers,
-        budget_bytes=parse_memory(budget) if budget is not None else None,
+        budget_bytes=asked_bytes(budget),
     )
     target, drafter = resolve_pair(model, draft, offline=offline)
     with silent_keys(), _load(target, drafter, options, planned) as engine:
