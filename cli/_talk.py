@@ -138,6 +138,7 @@ class Talk:
         out.note(dim(status_line(answer, self.session)))
         if answer.n_forgotten > n_forgotten:
             out.note(dim(forgotten_line(answer)))
+        out.warnings(self.session.engine.warnings)
         if answer.finish_reason != "interrupted" and (line := unanswered_line(answer)):
             out.note(dim(line))
 

@@ -180,8 +180,7 @@ def _load(
     with engine:
         for note in engine.notes:
             out.detail(note)
-        for warning in engine.warnings:
-            out.warning(warning)
+        out.warnings(engine.warnings)
         yield engine
 
 
@@ -218,6 +217,7 @@ def _answer_once(session: ChatSession, question: str, max_tokens: int | None, fo
         out.note(dim(status_line(answer, session)))
     if answer.n_forgotten:
         out.note(forgotten_line(answer))
+    out.warnings(session.engine.warnings)
     if answer.finish_reason != "interrupted" and (line := unanswered_line(answer)):
         out.note(line)
     if answer.finish_reason == "interrupted":

@@ -16,6 +16,8 @@ import pytest
 from tiny_gguf import write_tiny
 
 from edgellm.cli.main import main
+from edgellm.runtime.backends.base import EngineError
+from edgellm.runtime.drafters.model import ModelDrafter
 
 CHAT = [sys.executable, "-m", "edgellm.cli", "chat"]
 COUNTS = {"n_prompt", "n_new", "n_rounds", "n_drafted", "n_accepted"}
@@ -349,3 +351,18 @@ def test_a_real_model_answers_alike_alone_and_as_its_own_drafter(
     done = chat(cut, "-p", "x", "-d", "none")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
+
+
+def test_a_drafter_that_fails_in_the_middle_costs_a_warning_and_not_the_answer(
+    tiny: Path, tmp_path: Path, chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> object:
+        raise EngineError("draft.gguf: the engine failed with status -3")
+
+    draft = write_tiny(tmp_path / "draft.gguf", n_layers=1)
+    asked = (tiny, "-d", draft, "-p", "hello", "-n", 8, "--draft-tokens", 3, "--no-copy", "--no-learn")
+    whole = chat(*asked)
+    monkeypatch.setattr(ModelDrafter, "drafting", fails)
+    done = chat(*asked)
+    assert (done.returncode, done.stdout) == (0, whole.stdout)
+    assert done.stderr.count("warning: the drafter drafts no more: draft.gguf: the engine failed") == 1
