@@ -223,15 +223,14 @@ def _ask(
 
 def _device(mem: str | None, budget: str | None, device: str | None) -> Device:
     """The place to plan for; answers are in the units that its size is given in."""
+    from edgellm.cli._models import asked_bytes
     from edgellm.memory import units
     from edgellm.memory.device import budget_device, find_device, sized_device, this_machine
 
     if sum(given is not None for given in (mem, budget, device)) > 1:
         raise typer.BadParameter("give one of --mem, --budget and --device")
-    size = mem if mem is not None else budget
-    if size is not None:
-        units.answer_in(decimal=units.is_decimal(size))
-        n_bytes = units.parse_memory(size)
+    n_bytes = asked_bytes(mem if mem is not None else budget)
+    if n_bytes is not None:
         return sized_device(n_bytes) if mem is not None else budget_device(n_bytes)
     place = find_device(device) if device is not None else this_machine()
     units.answer_in(decimal=place.decimal)
