@@ -215,10 +215,17 @@ def _ask(
         n_draft=n_draft,
         n_ubatch=n_ubatch,
         loading=cast(Loading, loading),
-        repack=loading == "copied",
+        repack=loading == "copied" and (not here or _rearranges()),
         n_threads=usable_cores(),
         keep_drafter=keep,
     )
+
+
+def _rearranges() -> bool:
+    """Whether the engine's own fast layouts are used on this machine."""
+    from edgellm.runtime.extra_buffers import verdict
+
+    return verdict().usable
 
 
 def _device(mem: str | None, budget: str | None, device: str | None) -> Device:

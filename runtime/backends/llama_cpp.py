@@ -151,6 +151,8 @@ class LlamaModel:
     def __init__(self, path: Path, options: ModelOptions = ModelOptions()) -> None:
         self.path = path
         self.header = _checked_header(path)
+        if not self.header.tensors and not options.vocabulary_only:
+            raise LoadError(f"{path} holds a vocabulary only: there are no weights in it to run")
         _initialise()
         self.options = options = replace(options, repack=options.repack and has_extra_buffers())
         params = api.llama_model_default_params()

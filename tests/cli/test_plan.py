@@ -92,6 +92,16 @@ def test_planning_imports_no_inference_library(arguments: list[str], model: Path
     assert done.stderr.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize("extra", ["on", "off"])
+def test_the_engine_s_own_layouts_are_planned_only_where_they_work(
+    extra: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGELLM_KERNELS", "off")
+    monkeypatch.setenv("EDGELLM_EXTRA_BUFFERS", extra)
+    assert json.loads(edgellm("plan", model, "--draft", "none", "--json").stdout)["repack"] is (extra == "on")
+    assert json.loads(edgellm("plan", model, "--mem", "4GB", "--load", "copied", "--json").stdout)["repack"] is True
+
+
 def test_llama_cpp_itself_can_be_asked(model: Path) -> None:
     asked = json.loads(edgellm("plan", model, "--draft", "none", "--budget", "1GiB", "--probe", "--json").stdout)
     reckoned = json.loads(edgellm("plan", model, "--draft", "none", "--budget", "1GiB", "--json").stdout)
