@@ -158,6 +158,7 @@ def test_what_must_be_done_at_leaving_is_done_once_whatever_ends_it(first: signa
         os.kill(os.getpid(), signal.SIGTERM)
         done.append(True)
 
+    ours = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the tests themselves ignore it
     before = signal.getsignal(signal.SIGHUP)
     with contextlib.suppress(SystemExit), leaving(last):
         if first is not None:
@@ -165,6 +166,7 @@ def test_what_must_be_done_at_leaving_is_done_once_whatever_ends_it(first: signa
             raise AssertionError
     assert done == [True]
     assert signal.getsignal(signal.SIGHUP) == before
+    signal.signal(signal.SIGHUP, ours)
 
 
 def test_what_is_kept_is_bounded_by_leaving_out_the_oldest_turns(
