@@ -35,7 +35,7 @@ _KNOWN: dict[str, int] = {
     "edgellm.cli._conversation.BadConversation": FAILED,
     "edgellm.runtime.learning.keep.BadArchive": FAILED,
     "edgellm.runtime.sampling.BadSampling": USAGE,
-    "edgellm.runtime.template.TemplateError": FAILED,
+    "edgellm.runtime.steps.TemplateError": FAILED,
     "edgellm.runtime.backends.base.LoadError": FAILED,
     "edgellm.runtime.backends.base.EngineError": FAILED,
 }

@@ -24,14 +24,16 @@ def show_matrix(
     names: str, model: str | None, draft: str | None, ask: Ask, *, output: Path | None, as_json: bool
 ) -> None:
     """One plan for each model and device; what does not fit is a cell, not an error."""
-    from edgellm.cli._shapes import drafter_for, smaller_than
+    import functools
+
+    from edgellm.cli._shapes import drafter_for, look_up, smaller_than
     from edgellm.memory.solve import solve
 
     check_format(output)
     places = _places(names)
-    rows = []
+    look, rows = functools.cache(look_up), []
     for target in _targets(model):
-        drafter, smaller = drafter_for(target.shape, draft), smaller_than(target)
+        drafter, smaller = drafter_for(target.shape, draft, look=look), smaller_than(target)
         shape = drafter.shape if drafter else None
         plans = [solve(target.shape, shape, place, ask, smaller=smaller).plan for place in places]
         rows.append((target.shape, plans))

@@ -79,6 +79,20 @@ def resolve_pair(model: str | None, draft: str | None, *, offline: bool = False)
         return target, None
 
 
+def asked_bytes(size: str | None) -> int | None:
+    """Memory as an option gives it; answers are then in its units (GB or GiB).
+
+    Raises:
+        BadSize: it is no size.
+    """
+    from edgellm.memory import units
+
+    if size is None:
+        return None
+    units.answer_in(decimal=units.is_decimal(size))
+    return units.parse_memory(size)
+
+
 def check_kv(word: str) -> KvType:
     """A type of the KV cache.
 

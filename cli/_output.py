@@ -18,8 +18,13 @@ PROSE = 40  # characters of a cell from which on it is text, which wraps at spac
 class Output:
     """What the commands print through. `quiet` silences talk, never data and never errors."""
 
-    quiet: bool = False
-    verbose: bool = False
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self, *, quiet: bool = False, verbose: bool = False) -> None:
+        """A command starts."""
+        self.quiet, self.verbose = quiet, verbose
+        self._warned: set[str] = set()
 
     def text(self, text: str, end: str = "\n") -> None:
         """Data for people, or the answer itself."""
@@ -79,6 +84,13 @@ class Output:
     def warning(self, text: str) -> None:
         if not self.quiet:
             self._stderr(f"warning: {text}")
+
+    def warnings(self, texts: Iterable[str]) -> None:
+        """Those of `texts` that were not told yet: a list that grows may be given again."""
+        for text in texts:
+            if text not in self._warned:
+                self._warned.add(text)
+                self.warning(text)
 
     def error(self, text: str) -> None:
         self._stderr(f"error: {text}")

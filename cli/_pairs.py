@@ -34,15 +34,17 @@ def show(place: Device, ask: Ask, *, as_json: bool) -> None:
 
 def _solutions(place: Device, ask: Ask) -> list[Solution]:
     """The plans of all targets with sizes, by the bytes of their weights, largest first."""
-    from edgellm.cli._shapes import drafter_for, of_name, with_references
+    import functools
+
+    from edgellm.cli._shapes import drafter_for, look_up, of_name, with_references
     from edgellm.export.catalogue import load_catalogue
     from edgellm.memory.solve import solve
 
-    found = []
+    look, found = functools.cache(look_up), []
     for entry in load_catalogue():
         if entry.facts is not None and entry.role == "target":
             target = of_name(entry.name)
-            drafter = drafter_for(target.shape, None)
+            drafter = drafter_for(target.shape, None, look=look)
             solution = solve(target.shape, drafter.shape if drafter else None, place, ask)
             found.append(replace(solution, plan=with_references(solution.plan, target, drafter)))
     return sorted(found, key=lambda solution: solution.plan.lines[0].n_bytes, reverse=True)

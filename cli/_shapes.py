@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,8 +131,13 @@ def smaller_than(target: Known) -> list[ModelShape]:
     return [candidate for candidate in found if candidate.weight_bytes < shape.weight_bytes]
 
 
-def drafter_for(target: ModelShape, draft: str | None, *, offline: bool = False) -> Known | None:
-    """The drafter asked for, or the one the catalogue recommends; None for none, or where none is small enough."""
+def drafter_for(
+    target: ModelShape, draft: str | None, *, offline: bool = False, look: Callable[[str], Known] = look_up
+) -> Known | None:
+    """The drafter asked for, or the one the catalogue recommends; None for none, or where none is small enough.
+
+    `look`: finds those of the catalogue; one that remembers, where many targets share them.
+    """
     if draft is not None:
         return None if draft.casefold() == NO_DRAFTER else look_up(draft, offline=offline)
     from edgellm.export.catalogue import find, load_catalogue
@@ -140,7 +146,7 @@ def drafter_for(target: ModelShape, draft: str | None, *, offline: bool = False)
     for name in entry.drafters if entry else (DEFAULT_DRAFTER,):
         if find(name).facts is None:
             continue
-        drafter = look_up(name)
+        drafter = look(name)
         if 2 * drafter.shape.bytes_read_per_token <= target.bytes_read_per_token:
             return drafter
     return None
@@ -223,7 +229,9 @@ def _config(folder: Path) -> dict[str, Any]:
         config = json.loads(text)
     except FileNotFoundError as error:
         raise UnknownShape(f"{path} is missing: copy it there from the model's repository") from error
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise UnknownShape(f"{path} is nested more deeply than any configuration") from error
+    except ValueError as error:
         raise UnknownShape(f"{path} is no JSON: {error}") from error
     if not isinstance(config, dict):
         raise UnknownShape(f"{path} is no JSON object: copy it anew from the model's repository")

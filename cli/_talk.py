@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import shutil
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgellm.cli import _errors
 from edgellm.cli._answers import Plain
 from edgellm.cli._output import out
-from edgellm.cli._terminal import FENCE, LineEditor, dim, hangups, interrupts, printable, waiting
+from edgellm.cli._terminal import FENCE, LineEditor, dim, interrupts, leaving, printable, waiting
 from edgellm.cli._texts import quoted, split_texts, unescaped
 
 if TYPE_CHECKING:
@@ -49,11 +51,9 @@ class Talk:
 
     def run(self, history: Path) -> None:
         """Read and answer until the user leaves; the conversation is kept, whatever ends it."""
-        try:
-            with hangups():
-                self._run(history)
-        finally:
-            self._keep()
+        # Between an answer and the editor, which have their own, Ctrl-C does nothing.
+        with interrupts(threading.Event()), leaving(self._leave):
+            self._run(history)
 
     def _run(self, history: Path) -> None:
         editor = LineEditor(
@@ -61,24 +61,23 @@ class Talk:
             {name: about for name, (_, about) in _COMMANDS.items()},
             {"/set": list(self._settings()), "/save": Path(), "/load": Path()},
         )
-        leaving = False  # Ctrl-C came on an empty line: another one leaves
-        with interrupts(threading.Event()):  # between an answer and the editor, which have their own, it does nothing
-            while True:
-                try:
-                    text = editor.read()
-                except EOFError:
+        is_asked = False  # Ctrl-C came on an empty line: another one leaves
+        while True:
+            try:
+                text = editor.read()
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                if is_asked:
                     return
-                except KeyboardInterrupt:
-                    if leaving:
-                        return
-                    leaving = True
-                    out.note(dim("(Ctrl-C once more, or Ctrl-D, leaves)"))
-                    continue
-                leaving = False
-                if editor.was_interrupted:
-                    out.note(dim(_TAKEN_BACK))
-                elif not self.do(text):
-                    return
+                is_asked = True
+                out.note(dim("(Ctrl-C once more, or Ctrl-D, leaves)"))
+                continue
+            is_asked = False
+            if editor.was_interrupted:
+                out.note(dim(_TAKEN_BACK))
+            elif not self.do(text):
+                return
 
     def do(self, text: str) -> bool:
         """Do what a message or command says; False to leave. What the user can mend is told, and the talk goes on."""
@@ -139,6 +138,7 @@ class Talk:
         out.note(dim(status_line(answer, self.session)))
         if answer.n_forgotten > n_forgotten:
             out.note(dim(forgotten_line(answer)))
+        out.warnings(self.session.engine.warnings)
         if answer.finish_reason != "interrupted" and (line := unanswered_line(answer)):
             out.note(dim(line))
 
@@ -206,12 +206,16 @@ class Talk:
         by = "" if loaded.target == self.target.name else f", which {loaded.target[:80]} answered"
         out.note(dim(printable(f"({_n_messages(len(session.messages))} from {what}{by}: the conversation goes on)")))
 
-    def _keep(self) -> None:
-        """A disk that refuses is a warning: the conversation ends all the same."""
+    def _leave(self) -> None:
+        if self.keep():
+            out.note(dim("(`edgellm chat --resume` goes on with this conversation)"))
+
+    def keep(self) -> bool:
+        """Keep what was said for `resume`. A disk that refuses is a warning: the conversation ends all the same."""
         from edgellm.cli import _conversation
 
         if self.kept is None or not self.session.messages:
-            return
+            return False
         try:
             _conversation.keep(
                 self.kept,
@@ -223,8 +227,8 @@ class Talk:
             )
         except OSError as error:
             out.warning(f"this conversation could not be kept for --resume: {_errors.sentence(error)}")
-        else:
-            out.note(dim("(`edgellm chat --resume` goes on with this conversation)"))
+            return False
+        return True
 
     def _stats(self, _: str) -> None:
         if not self.answers:
@@ -342,7 +346,7 @@ def status_line(answer: Answer, session: ChatSession) -> str:
     }
     if answer.finish_reason in why:
         parts.append(why[answer.finish_reason])
-    return f"[{' · '.join(parts)}]"
+    return textwrap.fill(f"[{' · '.join(parts)}]", shutil.get_terminal_size().columns, break_on_hyphens=False)
 
 
 def forgotten_line(answer: Answer) -> str:
@@ -354,7 +358,9 @@ def unanswered_line(answer: Answer) -> str:
     """Why there is no text; empty where there is."""
     if answer.text.strip() or not answer.reasoning:
         return ""
-    return "(it ended inside its thought: limit that with --think-budget, or allow more with --max-tokens)"
+    if answer.finish_reason == "stop":
+        return "(the model ended inside its thought, without an answer)"
+    return "(it was stopped inside its thought: limit that with --think-budget, or allow more with --max-tokens)"
 
 
 def _at_least(value: int, least: int) -> int:

@@ -156,20 +156,32 @@ def interrupts(stop_asked: threading.Event) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hangups() -> Iterator[None]:
-    """A window that is closed, and `kill`, end the block as an exception does, so that what must be kept is."""
+def leaving(last: Callable[[], None]) -> Iterator[None]:
+    """Do `last` however the block ends, also by `kill` or a window that is closed.
+
+    A closed window makes several signals and an end of input: those behind the first end change nothing.
+    """
+    is_inside = True
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        nonlocal is_inside
+        if is_inside:
+            is_inside = False
+            raise SystemExit(128 + number)
 
     numbers = [getattr(signal, name) for name in ("SIGHUP", "SIGTERM") if hasattr(signal, name)]
     heard = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]  # `nohup` has them ignored
-    before = [(number, signal.signal(number, on_signal)) for number in heard]
+    for number in heard:
+        signal.signal(number, on_signal)
     try:
-        yield
+        try:
+            yield
+        finally:
+            is_inside = False
     finally:
-        for number, handler in before:
-            signal.signal(number, handler)
+        last()
+        for number in heard:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class LineEditor:

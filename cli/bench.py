@@ -78,9 +78,8 @@ def bench(
 ) -> None:
     """Measure plain and speculative decoding in turn over the same prompts, and compare their outputs."""
     from edgellm.cli._machine import machine
-    from edgellm.cli._models import check_kv, drafting_options, resolve_pair
+    from edgellm.cli._models import asked_bytes, check_kv, drafting_options, resolve_pair
     from edgellm.cli._plans import models_of, read_plan
-    from edgellm.memory.units import parse_memory
     from edgellm.runtime.bench import PLAIN, Prompt, ablation, read_prompts, run
     from edgellm.runtime.engine import load_target, with_drafter
     from edgellm.runtime.planning import EngineOptions, plan_here
@@ -104,7 +103,7 @@ def bench(
         exact=exact,
         kv=check_kv(kv) if kv is not None else None,
         n_threads=threads,
-        budget_bytes=parse_memory(budget) if budget is not None else None,
+        budget_bytes=asked_bytes(budget),
     )
     configs = _configs(draft, default_draft, offline)
     largest = max((path for _, path, _ in configs if path), key=lambda path: path.stat().st_size, default=None)

@@ -18,6 +18,7 @@ from edgellm.cli._output import out
 
 if TYPE_CHECKING:
     from edgellm.cli._answers import Plain
+    from edgellm.cli._talk import Talk
     from edgellm.export.store import ModelFile
     from edgellm.memory.plan import MemoryPlan
     from edgellm.runtime.chat import ChatSession
@@ -66,10 +67,10 @@ def chat(
     """
     from edgellm.cli._answers import Json, JsonLines, Plain
     from edgellm.cli._conversation import BadConversation, kept_path
-    from edgellm.cli._models import check_kv, drafting_options, resolve_pair
+    from edgellm.cli._models import asked_bytes, check_kv, drafting_options, resolve_pair
     from edgellm.cli._plans import models_of, read_plan
+    from edgellm.cli._talk import Talk
     from edgellm.cli._terminal import silent_keys
-    from edgellm.memory.units import parse_memory
     from edgellm.runtime.chat import ChatSession
     from edgellm.runtime.planning import EngineOptions
     from edgellm.runtime.sampling import RANDOM_SEED, Sampling
@@ -84,8 +85,6 @@ def chat(
     question = _question(prompt)
     if question is None and (json_ or jsonl or not sys.stdout.isatty()):
         raise typer.BadParameter("a conversation needs a terminal: give --prompt TEXT, or pipe the text in")
-    if resume and question is not None:
-        raise typer.BadParameter("--resume goes on with a conversation in a terminal: leave --prompt and pipes out")
     if resume and not kept_path().exists():
         raise BadConversation("there is no conversation to resume: one is kept when a chat in a terminal is left")
     sampling = Sampling(
@@ -104,7 +103,7 @@ def chat(
         kv=check_kv(kv) if kv is not None else None,
         n_threads=threads,
         n_gpu_layers=gpu_layers,
-        budget_bytes=parse_memory(budget) if budget is not None else None,
+        budget_bytes=asked_bytes(budget),
     )
     target, drafter = resolve_pair(model, draft, offline=offline)
     with silent_keys(), _load(target, drafter, options, planned) as engine:
@@ -119,11 +118,18 @@ def chat(
         )
         if note := session.thinking.about():
             out.warning(note)
+        talk = Talk(session, target, drafter, max_tokens, kept=kept_path())
         if question is None:
-            _talk(session, target, drafter, max_tokens, resume=resume)
+            _talk(talk, resume=resume)
         else:
             form = Json(target, drafter) if json_ else JsonLines(target, drafter) if jsonl else Plain()
-            _answer_once(session, question, max_tokens, form)
+            if resume:
+                talk.resume()
+            try:
+                _answer_once(session, question, max_tokens, form)
+            finally:
+                if resume:
+                    talk.keep()
         if engine.controller is not None:
             out.detail(f"drafting: {engine.controller.explain()}")
 
@@ -174,23 +180,17 @@ def _load(
     with engine:
         for note in engine.notes:
             out.detail(note)
-        for warning in engine.warnings:
-            out.warning(warning)
+        out.warnings(engine.warnings)
         yield engine
 
 
-def _talk(
-    session: ChatSession, target: ModelFile, drafter: ModelFile | None, max_tokens: int | None, *, resume: bool
-) -> None:
-    from edgellm.cli._conversation import kept_path
-    from edgellm.cli._talk import Talk
+def _talk(talk: Talk, *, resume: bool) -> None:
     from edgellm.cli._terminal import dim
     from edgellm.memory.folders import home
 
-    with_drafter = f", drafted by {drafter.name}" if drafter else ""
-    out.note(f"{target.name}{with_drafter}, context {session.engine.backend.n_ctx:,} tokens")
+    with_drafter = f", drafted by {talk.draft.name}" if talk.draft else ""
+    out.note(f"{talk.target.name}{with_drafter}, context {talk.session.engine.backend.n_ctx:,} tokens")
     out.note(dim("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves"))
-    talk = Talk(session, target, drafter, max_tokens, kept=kept_path())
     if resume:
         talk.resume()
     talk.run(home() / "history")
@@ -217,6 +217,7 @@ def _answer_once(session: ChatSession, question: str, max_tokens: int | None, fo
         out.note(dim(status_line(answer, session)))
     if answer.n_forgotten:
         out.note(forgotten_line(answer))
+    out.warnings(session.engine.warnings)
     if answer.finish_reason != "interrupted" and (line := unanswered_line(answer)):
         out.note(line)
     if answer.finish_reason == "interrupted":

@@ -64,6 +64,7 @@ def export(
 
     An interrupted export goes on where it stopped. The folder appears when all of it is there.
     """
+    from edgellm.cli._models import asked_bytes
     from edgellm.cli._pair import judge, tabulate
     from edgellm.cli._progress import DownloadBar
     from edgellm.export import gguf, manifest, naming, pipeline, source
@@ -107,13 +108,14 @@ def export(
             "--trim-vocab, --drop-layers, --draft-quant and --draft-head make a drafter smaller: name it with --draft"
         )
     plan = None
-    if mem and not there:
+    device_bytes = asked_bytes(mem)
+    if device_bytes is not None and not there:
         from edgellm.export.sizing import DRAFT_QUANT, best_quant
-        from edgellm.memory.units import parse_memory
+        from edgellm.memory.units import format_bytes
 
-        quant, plan = best_quant(target, drafter, parse_memory(mem), ctx)
+        quant, plan = best_quant(target, drafter, device_bytes, ctx)
         draft_quant = draft_quant or DRAFT_QUANT
-        out.note(f"{quant} is the most exact type that fits {mem} ({plan.process_bytes / 2**20:,.0f} MiB)")
+        out.note(f"{quant} is the most exact type that fits {mem} ({format_bytes(plan.required_bytes)})")
     options = pipeline.Options(
         quants=_types(quant),
         draft_quants=_types(draft_quant or ""),

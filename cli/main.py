@@ -33,7 +33,7 @@ def _global(
     verbose: bool = typer.Option(False, "--verbose", "-v", envvar="EDGELLM_VERBOSE", help="Also the engine's own log."),
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
-    out.quiet, out.verbose = quiet, verbose
+    out.begin(quiet=quiet, verbose=verbose)
 
 
 app.command()(chat.chat)

@@ -215,23 +215,29 @@ def _ask(
         n_draft=n_draft,
         n_ubatch=n_ubatch,
         loading=cast(Loading, loading),
-        repack=loading == "copied",
+        repack=loading == "copied" and (not here or _rearranges()),
         n_threads=usable_cores(),
         keep_drafter=keep,
     )
 
 
+def _rearranges() -> bool:
+    """Whether the engine's own fast layouts are used on this machine."""
+    from edgellm.runtime.extra_buffers import verdict
+
+    return verdict().usable
+
+
 def _device(mem: str | None, budget: str | None, device: str | None) -> Device:
     """The place to plan for; answers are in the units that its size is given in."""
+    from edgellm.cli._models import asked_bytes
     from edgellm.memory import units
     from edgellm.memory.device import budget_device, find_device, sized_device, this_machine
 
     if sum(given is not None for given in (mem, budget, device)) > 1:
         raise typer.BadParameter("give one of --mem, --budget and --device")
-    size = mem if mem is not None else budget
-    if size is not None:
-        units.answer_in(decimal=units.is_decimal(size))
-        n_bytes = units.parse_memory(size)
+    n_bytes = asked_bytes(mem if mem is not None else budget)
+    if n_bytes is not None:
         return sized_device(n_bytes) if mem is not None else budget_device(n_bytes)
     place = find_device(device) if device is not None else this_machine()
     units.answer_in(decimal=place.decimal)

@@ -167,12 +167,25 @@ def _entry(model: Mapping[str, Any], path: Path) -> ModelEntry:
             gated=model.get("gated", False),
             files=tuple(_file(file) for file in model.get("files", ())),
             drafters=tuple(model.get("drafters", ())),
-            facts=ModelFacts(**model["facts"]) if "facts" in model else None,
+            facts=_facts(model["facts"]) if "facts" in model else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         name = model.get("name") if isinstance(model, Mapping) else model
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise CatalogueError(f"{path}: the entry {name!r} is not in the format: {reason}") from error
+
+
+def _facts(facts: Mapping[str, Any]) -> ModelFacts:
+    made = ModelFacts(**facts)
+    for name, value in facts.items():
+        if name not in ("architecture", "tied") and (type(value) is not int or not 0 <= value < 2**40):
+            raise ValueError(f"{name} {value!r} is no count")
+    if (
+        min(made.n_layers, made.n_heads, made.n_kv_heads, made.head_dim, made.n_embd, made.n_vocab, made.n_ctx_train)
+        < 1
+    ):
+        raise ValueError("a model has at least one of each")
+    return made
 
 
 def _file(file: Mapping[str, Any]) -> FileEntry:

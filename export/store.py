@@ -193,7 +193,10 @@ def _wanted_of(entry: ModelEntry, quant: str | None) -> _Wanted:
     for file in entry.files:
         if quant.casefold() in (file.quant.casefold(), file.filename.casefold()):
             return _Wanted(entry.name, entry.licence, file)
-    raise BadReference(f"{entry.name} has no {quant}; it has {', '.join(file.quant for file in entry.files)}")
+    raise BadReference(
+        f"{entry.name} has no {quant}; it has {', '.join(file.quant for file in entry.files)}, and "
+        f"`edgellm export {entry.name} --quant TYPE` makes others"
+    )
 
 
 def _locate_repo(repo: str, quant: str | None) -> ModelFile | None:

@@ -28,9 +28,11 @@ def from_config(config: Mapping[str, Any], quantisation: str, name: str, *, n_pa
     model_type = config.get("model_type")
     architecture = MODEL_TYPES.get(model_type) if isinstance(model_type, str) else None
     if architecture is None:
-        kind = shown(model_type) if model_type else "that it does not state"
+        if model_type is None:
+            raise UnknownShape(f"config.json of {name} states no model_type: is it a language model's?")
         raise UnknownShape(
-            f"{name}: the cache of model type {kind} is not known; plan from a GGUF file of it, with --probe"
+            f"{name}: the cache of model type {shown(model_type)} is not known; "
+            "plan from a GGUF file of it, with --probe"
         )
     told = hparams.of_config({key: value for key, value in config.items() if value is not None}, name)
     n_heads = told.count("num_attention_heads", least=1, most=MAX_HEADS)

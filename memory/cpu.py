@@ -24,18 +24,48 @@ def usable_cores() -> int:
 
 
 def cgroup_cores(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Cores that the cgroup's CPU quota allows, rounded up; None where there is no quota."""
+    """Cores that the CPU quotas of this process's control groups allow, rounded up; None where there is no quota."""
     try:
-        quota, period = (root / "cpu.max").read_text().split()
+        own = own_groups()
+    except OSError:
+        own = {}
+    shares = [_share(folder / "cpu.max") for folder in upwards(root, own.get("", ""))]
+    for folder in upwards(root / "cpu", own.get("cpu", "")):
+        shares.append(_share(folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us"))
+    quotas = [share for share in shares if share is not None]
+    return max(1, math.ceil(min(quotas))) if quotas else None
+
+
+def _share(*paths: Path) -> float | None:
+    """Cores of one group's quota, from a file of both numbers or from a file for each."""
+    try:
+        quota, period = map(int, " ".join(path.read_text() for path in paths).split())
+        return quota / period if quota > 0 and period > 0 else None
     except (OSError, ValueError):
-        try:
-            quota = (root / "cpu" / "cpu.cfs_quota_us").read_text().strip()
-            period = (root / "cpu" / "cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    if quota in ("max", "-1"):
         return None
-    return max(1, math.ceil(int(quota) / int(period)))
+
+
+def own_groups() -> dict[str, str]:
+    """Controller -> path of this process's control group; version 2 has one group and no controller's name.
+
+    Raises:
+        OSError: the system has no control groups.
+    """
+    groups: dict[str, str] = {}
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        for controller in controllers.split(","):
+            groups[controller] = path
+    return groups
+
+
+def upwards(root: Path, path: str) -> list[Path]:
+    """The group's folder and those above it, since a limit may stand on any of them."""
+    folders = [root]
+    for part in Path(path.lstrip("/")).parts:
+        if part != os.pardir:
+            folders.append(folders[-1] / part)
+    return folders[::-1]
 
 
 def cpu_name() -> str:

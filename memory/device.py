@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import os
 import platform
 import re
 import tomllib
@@ -19,7 +18,8 @@ from typing import Any, Literal
 import psutil
 
 from edgellm.memory import units
-from edgellm.memory.cpu import usable_cores
+from edgellm.memory.cpu import own_groups as _own_groups
+from edgellm.memory.cpu import upwards, usable_cores
 from edgellm.memory.plan import Limit
 from edgellm.memory.units import MIB, format_bytes, is_decimal, parse_bytes
 
@@ -176,8 +176,8 @@ def cgroup_limits(root: Path = Path("/sys/fs/cgroup")) -> list[MemoryLimit]:
     return [
         limit
         for folder, names in (
-            *((folder, _VERSION_2) for folder in _upwards(root, own.get("", ""))),
-            *((folder, _VERSION_1) for folder in _upwards(root / "memory", own.get("memory", ""))),
+            *((folder, _VERSION_2) for folder in upwards(root, own.get("", ""))),
+            *((folder, _VERSION_1) for folder in upwards(root / "memory", own.get("memory", ""))),
         )
         for limit in _limits(folder, names)
     ]
@@ -239,25 +239,6 @@ def _entries(path: Path) -> dict[str, int]:
         return {}
     pairs = [line.split() for line in lines]
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isascii() and pair[1].isdecimal()}
-
-
-def _own_groups() -> dict[str, str]:
-    """Controller -> path of this process's group; version 2 has one group and no controller's name."""
-    groups: dict[str, str] = {}
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        for controller in controllers.split(","):
-            groups[controller] = path
-    return groups
-
-
-def _upwards(root: Path, path: str) -> list[Path]:
-    """The group's folder and those above it, since a limit may stand on any of them."""
-    folders = [root]
-    for part in Path(path.lstrip("/")).parts:
-        if part != os.pardir:
-            folders.append(folders[-1] / part)
-    return folders[::-1]
 
 
 def _device(entry: dict[str, Any]) -> Device:

@@ -19,6 +19,7 @@ MAX_KEY_BYTES = 65_535
 MAX_DIMS = 4
 MAX_ENTRIES = 2**16  # of the metadata; real models have some dozens
 MAX_TENSORS = 2**17  # the largest mixtures, an expert a tensor, have some 50,000
+MAX_STRING_BYTES = 2**24  # of one entry; chat templates have some 10^4
 MAX_ITEMS = 2**24  # of an array; the largest vocabularies have 2^18 tokens and 2^19 merges
 
 # ggml type id -> (name, elements a block, bytes a block)
@@ -125,6 +126,11 @@ class GgufHeader:
         """The architecture's own entry: `hparam("block_count")` reads `qwen2.block_count`."""
         return self.metadata.get(f"{self.architecture}.{name}", default)
 
+    def own_keys(self) -> list[str]:
+        """Names of the architecture's own entries, as `hparam` takes them."""
+        prefix = f"{self.architecture}."
+        return [key.removeprefix(prefix) for key in self.metadata if key.startswith(prefix)]
+
     def array(self, key: str) -> list[Any]:
         """Items of an array entry, read now (`[]` where the entry is missing). Strings come as bytes."""
         value = self.metadata.get(key)
@@ -174,7 +180,7 @@ class _Cursor:
     def string(self, max_bytes: int | None = None) -> bytes:
         n_bytes = self.scalar(10)
         if max_bytes is not None and n_bytes > max_bytes:
-            raise GgufError(f"{self.path} has a name of {n_bytes:,} bytes in its header: the file is damaged")
+            raise GgufError(f"{self.path} has a text of {n_bytes:,} bytes in its header: the file is damaged")
         start = self.take(n_bytes)
         return bytes(self.data[start : start + n_bytes])
 
@@ -204,7 +210,7 @@ class _Cursor:
 
     def value(self, kind: int) -> Any:
         if kind == _STRING:
-            return self.string().decode("utf-8", "replace")
+            return self.string(MAX_STRING_BYTES).decode("utf-8", "replace")
         if kind != _ARRAY:
             return self.scalar(kind)
         item_kind, n_items = self.scalar(4), self.scalar(10)

@@ -18,6 +18,7 @@ from edgellm.memory.onnx import OnnxFacts, OnnxGraph, read_graph
 from edgellm.memory.shape import AttentionLayers, ModelShape, UnknownShape
 from edgellm.memory.units import MIB
 
+ERROR_SHARE = 0.03  # the worst that predictions of graphs were off (docs/onnx.md)
 LIBRARY_BYTES = 20 * MIB  # onnxruntime's own code and tables
 SESSION_BYTES = 12 * MIB
 NODE_BYTES = 3_200  # of a session, an operator

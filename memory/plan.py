@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from edgellm.memory import buffers, kv, learnt, onnx_plan
 from edgellm.memory.buffers import BufferSizes, Sizer, estimate
-from edgellm.memory.context import KV_BLOCKS, ContextSettings, KvType
+from edgellm.memory.context import ContextSettings
 from edgellm.memory.shape import ModelShape
 from edgellm.memory.units import MIB, format_bytes
 
@@ -21,9 +21,6 @@ Loading = Literal["mapped", "copied", "packed"]
 """mapped: the file's own pages; copied: read into memory; packed: rearranged by our kernels, originals let go."""
 
 VERSION = 1
-LEAST_CTX, MOST_TOKENS = 16, 2**24  # of a context
-MOST_BATCH = 4096  # tokens
-MOST_THREADS = 1024
 
 # Measured on Linux x86-64, CPython 3.11, numpy 2.4, llama-cpp-python 0.3.36 (docs/memory.md says how).
 RUNTIME_BASE_BYTES = 50 * MIB  # interpreter, numpy, the engine's libraries
@@ -211,8 +208,10 @@ class MemoryPlan:
         """
         if data.get("version") != VERSION:
             raise PlanError(f"this is no plan of version {VERSION}: write it again with `edgellm plan --save FILE`")
+        from edgellm.memory import stored
+
         try:
-            return _read(data)
+            return stored.read(data)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
             raise PlanError(f"the plan is damaged ({what}): write it again with `edgellm plan --save FILE`") from error
@@ -222,7 +221,6 @@ GENERATION_LINES = {
     "target cache", "target compute", "target logits", "drafter cache", "drafter compute", "drafter logits",
     "candidates",
 }  # fmt: skip
-_CONTEXT_KEYS = ("n_ctx", "n_ubatch", "n_outputs", "kv", "n_rs_seq", "n_threads")
 
 
 def plan(
@@ -246,13 +244,17 @@ def plan(
         lines += _model_lines("drafter", drafter, settings.drafter, sizes[1], settings)
     lines.append(_candidates(target, settings))
     lines.append(Line("runtime", RUNTIME_BASE_BYTES, "interpreter, numpy and the engine's libraries, measured"))
-    if target.onnx is not None or (drafter is not None and drafter.onnx is not None and settings.drafter is not None):
+    graphs = target.onnx is not None or (
+        drafter is not None and drafter.onnx is not None and settings.drafter is not None
+    )
+    if graphs:
         lines.append(Line("runtime onnxruntime", onnx_plan.LIBRARY_BYTES, "its library, measured"))
     n_contexts = len(sizes)
     lines.append(Line("unaccounted", n_contexts * SLACK_BYTES, f"{format_bytes(SLACK_BYTES)} a context"))
     process_bytes = sum(line.n_bytes for line in lines)
-    margin = math.ceil(process_bytes * ERROR_SHARE)
-    lines.append(Line("margin", margin, f"{ERROR_SHARE:.1%}, the worst that predictions were off"))
+    error = onnx_plan.ERROR_SHARE if graphs else ERROR_SHARE
+    margin = math.ceil(process_bytes * error)
+    lines.append(Line("margin", margin, f"{error:.1%}, the worst that predictions were off"))
     if limit.reserve_bytes:
         lines.append(
             Line("system reserve", limit.reserve_bytes, f"kept for the system and other programs: {limit.name}")
@@ -334,105 +336,3 @@ def _formula(shape: ModelShape, text: str, sizes: BufferSizes) -> str:
     if not shape.known:
         return "sized by llama.cpp"
     return f"{text} (sized by llama.cpp)" if sizes.exact else text
-
-
-def _read(data: Mapping[str, Any]) -> MemoryPlan:
-    """Raises KeyError, TypeError, ValueError, AttributeError: an entry that is missing or no such thing."""
-    drafter = data["drafter_settings"]
-    if (drafter is None) != (data["drafter"] is None):
-        raise ValueError("a drafter and its settings go together")
-    n_draft = _count(data["n_draft"], most=64)
-    target = _context({key: data[key] for key in _CONTEXT_KEYS})
-    if target.n_outputs <= n_draft and n_draft:
-        raise ValueError(f"drafts of {n_draft} tokens need more than {target.n_outputs} rows of logits")
-    settings = PairSettings(
-        target=target,
-        n_draft=n_draft,
-        drafter=_context(drafter) if drafter is not None else None,
-        copy=_flag(data["copy"]),
-        loading=cast(Loading, _one_of(data["loading"], ("mapped", "copied", "packed"))),
-        repack=_flag(data["repack"]),
-    )
-    speed = data.get("tokens_per_s")
-    return MemoryPlan(
-        target=_text(data["target"]),
-        drafter=None if data["drafter"] is None else _text(data["drafter"]),
-        quantisation=_text(data["quantisation"]),
-        lines=tuple(Line(_text(x["name"]), _count(x["n_bytes"]), _text(x["formula"])) for x in data["lines"]),
-        limit=Limit(_text(data["limit_name"]), _count(data["limit_bytes"]), _count(data["reserve_bytes"])),
-        settings=settings,
-        exact=_flag(data["exact"]),
-        tokens_per_s=None if speed is None else _speed(speed),
-        steps=tuple(_step(x) for x in data["steps"]),
-        bound_bytes=None if data["bound_bytes"] is None else _count(data["bound_bytes"]),
-        needed_bytes=None if data.get("needed_bytes") is None else _count(data["needed_bytes"]),
-        lost=tuple(_text(sentence) for sentence in data.get("lost", ())),
-        target_reference=_optional(data.get("target_reference")),
-        drafter_reference=_optional(data.get("drafter_reference")),
-        target_obtain=_optional(data.get("target_obtain")),
-        drafter_obtain=_optional(data.get("drafter_obtain")),
-    )
-
-
-def _step(data: Mapping[str, Any]) -> Step:
-    saved, tells = data["saved_bytes"], _flag(data.get("tells", False))
-    if isinstance(saved, bool) or not isinstance(saved, int):
-        raise ValueError(f"{_short(saved)} is no count")
-    return Step(_text(data["name"]), saved, _text(data["cost"]), tells)
-
-
-def _speed(data: Mapping[str, Any]) -> Speed:
-    kind = cast(Literal["measured", "estimated"], _one_of(data["kind"], ("measured", "estimated")))
-    value, plain = float(data["value"]), float(data["plain"])
-    if not (math.isfinite(value) and math.isfinite(plain)):
-        raise ValueError("a speed is no number")
-    return Speed(value, kind, plain)
-
-
-def _context(data: Mapping[str, Any]) -> ContextSettings:
-    settings = ContextSettings(
-        n_ctx=_count(data["n_ctx"], least=LEAST_CTX, most=MOST_TOKENS),
-        n_ubatch=_count(data["n_ubatch"], least=1, most=MOST_BATCH),
-        n_outputs=_count(data["n_outputs"], least=1, most=MOST_BATCH),
-        kv=cast(KvType, _one_of(data["kv"], tuple(KV_BLOCKS))),
-        n_rs_seq=_count(data["n_rs_seq"], most=MOST_BATCH),
-        n_threads=_count(data["n_threads"], least=1, most=MOST_THREADS),
-    )
-    if settings.n_outputs > settings.n_ubatch:
-        raise ValueError(f"{settings.n_outputs} rows of logits do not come out of a batch of {settings.n_ubatch}")
-    return settings
-
-
-def _count(value: Any, *, least: int = 0, most: int = 2**62) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{_short(value)} is no count")
-    if not least <= value <= most:
-        raise ValueError(f"{_short(value)} is not between {least:,} and {most:,}")
-    return value
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{_short(value)} is neither true nor false")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or "\0" in value:
-        raise ValueError(f"{_short(value)} is no text")
-    return value
-
-
-def _optional(value: Any) -> str | None:
-    return None if value is None else _text(value)
-
-
-def _one_of(value: Any, known: tuple[str, ...]) -> str:
-    if value not in known:
-        raise ValueError(f"{_short(value)} is none of {', '.join(known)}")
-    return str(value)
-
-
-def _short(value: Any) -> str:
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a number of many digits"
-    return text if len(text) <= 40 else text[:37] + "..."

@@ -74,10 +74,11 @@ class ModelShape:
     n_words: int = 0  # tokens of the whole vocabulary, which a trimmed model reads with; 0: not trimmed
     onnx: OnnxFacts | None = None  # set: onnxruntime runs it, whose memory follows other rules
     known: bool = True  # False: nothing is known of the cache, and llama.cpp must be asked
+    keeps_state: bool = False  # of one that is not known: it is recurrent in some layers at least
 
     @property
     def is_recurrent(self) -> bool:
-        return self.state_elements > 0
+        return self.state_elements > 0 or self.keeps_state
 
     @property
     def can_rewind(self) -> bool:
@@ -117,6 +118,9 @@ def from_header(header: GgufHeader, name: str | None = None, *, ask: bool = Fals
         raise unknown(architecture)
     if not header.tensors:
         raise UnknownShape(f"{header.path} holds a vocabulary only: there are no weights in it to plan or to run")
+    n_tensors = header.metadata.get("split.tensors.count", 0)
+    if isinstance(n_tensors, int) and n_tensors > len(header.tensors):
+        raise UnknownShape(f"{header.path} is a part of a model in several files: pull all of them and name the first")
     n_layers = _n_layers(told)
     n_embd = told.count("embedding_length", least=1)
     heads = told.counts("attention.head_count", n_layers, [0] * n_layers, most=MAX_HEADS)
@@ -158,7 +162,11 @@ def from_header(header: GgufHeader, name: str | None = None, *, ask: bool = Fals
         exact=True,
         n_words=_whole_vocabulary(header),
         known=known,
+        keeps_state=not known and any(key.startswith(_STATEFUL) for key in header.own_keys()),
     )
+
+
+_STATEFUL = ("ssm.", "wkv.", "shortconv.", "kda.")  # entries that recurrent layers have
 
 
 def has_fused_qkv(shape: ModelShape) -> bool:
@@ -269,10 +277,15 @@ def _windows(told: Hparams, architecture: str, n_layers: int) -> tuple[int, set[
     window = told.count("attention.sliding_window", rule.default, most=2**32 - 1)
     if window == 0 and rule.default == 0:
         return 0, set()
-    if rule.every and (listed := told.listed("attention.sliding_window_pattern")):
-        return window, {layer for layer, is_sliding in enumerate(listed[:n_layers]) if is_sliding}
-    every = rule.every and told.count("attention.sliding_window_pattern", rule.every, most=2**32 - 1)
-    return window, {layer for layer in range(n_layers) if slides(rule, layer, every)}
+    listed = told.listed("attention.sliding_window_pattern") if rule.every else []
+    if listed:
+        sliding = {layer for layer, is_sliding in enumerate(listed[:n_layers]) if is_sliding}
+    else:
+        every = rule.every and told.count("attention.sliding_window_pattern", rule.every, most=2**32 - 1)
+        sliding = {layer for layer in range(n_layers) if slides(rule, layer, every)}
+    if not sliding:
+        raise UnknownShape(f"{told.where} has a window that no layer uses, on which llama.cpp aborts: {told.remedy}")
+    return window, sliding
 
 
 def _state_elements(told: Hparams, architecture: str, n_recurrent: int, n_embd: int) -> int:

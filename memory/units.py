@@ -48,7 +48,8 @@ def parse_memory(text: str) -> int:
     """
     n_bytes = parse_bytes(text)
     if n_bytes < KIB:
-        raise BadSize(f"{_quoted(text)} is {n_bytes} bytes: did you mean {text.strip()}GB?")
+        meant = f"did you mean {text.strip()}GB?" if n_bytes and text.strip()[-1].isdigit() else "write it like 6GB"
+        raise BadSize(f"{_quoted(text)} is {n_bytes} bytes: {meant}")
     return n_bytes
 
 

@@ -222,7 +222,9 @@ class ChatSession:
                 sampling = dataclasses.replace(sampling, seed=sampling.seed + len(tokens))
             # With a seed, drafts are given tokens: the same seed is then the same answer, whatever was learnt since.
             imitated = sampling if sampling.seed is None else GREEDY
-            own_prompt = engine.draft_prompt(self._conversation(), think=self.thinking.think)
+            # A drafter that thinks by itself drafts no thoughts for a target that does not.
+            think = self.thinking.think if self.thinking.markers is not None else False
+            own_prompt = engine.draft_prompt(self._conversation(), think=think)
             engine.drafter.begin(prompt, own_prompt=own_prompt, sampling=imitated)
             if tokens:
                 engine.drafter.observe(so_far, n_new=len(tokens))

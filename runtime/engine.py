@@ -71,9 +71,7 @@ class Engine:
         if self.draft_template is None:
             return None
         own = [Message(message.role, message.content) for message in messages]  # without ids of another vocabulary
-        if not self.draft_template.writes_system:
-            own = [message for message in own if message.role != "system"]
-        elif own[0].role != "system":
+        if own[0].role != "system":
             own.insert(0, Message("system", NEUTRAL))  # rather than the persona that its template would write
         try:
             return self.draft_template.render(own, think=think)

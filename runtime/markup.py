@@ -7,8 +7,10 @@ stand-in takes its place until the text is tokenised. So no message can forge on
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from edgellm.runtime.vocabulary import Vocabulary
 
@@ -41,8 +43,7 @@ def mark(i: int) -> str:
 
 
 def marked(match: re.Match[str]) -> int:
-    first, second = match.group()
-    return (ord(first) - 0xD800) * 256 + ord(second) - 0xDC00
+    return (ord(match.group()[0]) - 0xD800) * 256 + ord(match.group()[1]) - 0xDC00
 
 
 def plain(text: str) -> str:
@@ -62,8 +63,13 @@ class Markup:
         MarkupError: too many different letters begin one.
     """
 
-    def __init__(self, vocabulary: Vocabulary, reserved: frozenset[int]) -> None:
-        """`reserved`: tokens that only a template may write."""
+    def __init__(self, vocabulary: Vocabulary, reserved: frozenset[int], source: str | None = None) -> None:
+        """
+        Args:
+            reserved: tokens that only a template may write.
+            source: the template, if control tokens that look like words are control only where it spells them: it
+                might make one of what someone wrote.
+        """
         self.vocabulary, self.reserved = vocabulary, reserved
         # Tokenizers write these for letters that they lack.
         unknown = {vocabulary.literals.get(text) for text in ("<unk>", "[UNK]")}
@@ -72,6 +78,9 @@ class Markup:
         self.pattern = re.compile("|".join(map(re.escape, spellings)) or r"(?!)")
         firsts = {text[0] for text in spellings if not (text[0].isalnum() or text[0].isspace())}
         others = [text for text in spellings if text[0] not in firsts]
+        words = {text for text in others if source is not None and text not in source}
+        written = [text for text in spellings if text not in words]
+        self._written = re.compile("|".join(map(re.escape, written)) or r"(?!)")
         letters = sorted({text[0] for text in spellings})
         self._inner: dict[str, set[str]] = {}  # what may follow the beginning of a control token, by its first letter
         for text in spellings:
@@ -118,7 +127,7 @@ class Markup:
     def controls(self, text: str) -> list[Placed]:
         """The control tokens that a template wrote in protected text."""
         literals = self.vocabulary.literals
-        return [Placed(*match.span(), (literals[match.group()],)) for match in self.pattern.finditer(text)]
+        return [Placed(*match.span(), (literals[match.group()],)) for match in self._written.finditer(text)]
 
     def encode(self, text: str, placed: Sequence[Placed] = ()) -> list[int]:
         """Ids of protected text as the engine makes them, with `placed` where they belong."""
@@ -127,12 +136,13 @@ class Markup:
         spans = {(control.start, control.end) for control in controls}
         forged = [match.span() for match in self.pattern.finditer(real) if match.span() not in spans]
         tokens: list[int] = []
-        end = 0
+        end = first = 0
         for known in (*placed, Placed(len(text), len(text), ())):
-            inside = [control for control in controls if end <= control.start < known.start]
-            tokens += self._encode_between(real, end, known.start, inside, forged, behind_text=end > 0)
+            last = bisect_left(controls, known.start, first, key=attrgetter("start"))
+            tokens += self._encode_between(real, end, known.start, controls[first:last], forged, behind_text=end > 0)
             tokens += known.tokens
             end = known.end
+            first = bisect_left(controls, end, last, key=attrgetter("start"))
         return tokens
 
     def _protect(self, text: str) -> str:

@@ -8,12 +8,15 @@ that the model generated.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from edgellm.runtime.jinja import Program, TemplateError
+from edgellm.runtime.formats import DOCUMENT, family_of
+from edgellm.runtime.jinja import Program
 from edgellm.runtime.markup import MARK, Markup, MarkupError, Placed, mark, marked, plain, thoughts
+from edgellm.runtime.old_answers import Kept, compare, only_said
+from edgellm.runtime.steps import TemplateError
 from edgellm.runtime.vocabulary import Vocabulary
 
 __all__ = ["DOCUMENT", "ChatTemplate", "Message", "Role", "TemplateError", "usable"]
@@ -28,35 +31,6 @@ class Message:
     tokens: tuple[int, ...] | None = None  # an answer's own ids in the target's vocabulary, without its end token
     reasoning: str | None = None  # an answer's thought, apart from `content`
 
-
-_CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-_GEMMA = (
-    "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else 'user' }}\n"
-    "{{ m.content | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
-)
-_LLAMA_3 = (
-    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
-    "{{ m.content | trim }}<|eot_id|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-)
-_TRANSCRIPT = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}\n\n{% elif m.role == 'user' %}"
-    "USER: {{ m.content }}\n{% else %}ASSISTANT:{{ m.content }}{{ eos_token }}\n{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
-)
-DOCUMENT = (  # for base models, which know no turns
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}### Question\n\n{{ m.content }}\n\n### Answer\n\n"
-    "{% elif m.role == 'assistant' %}{{ m.content }}\n\n{% endif %}{% endfor %}"
-)
-# A control token that only one family has -> that family's template, for files that carry none.
-_FAMILIES = (
-    ("<|im_start|>", "ChatML", _CHATML),
-    ("<start_of_turn>", "Gemma", _GEMMA),
-    ("<|eot_id|>", "Llama 3", _LLAMA_3),
-)
 
 # What templates call the setting that makes a model think, and its values for yes and no. The first that changes what a
 # template writes is its switch.
@@ -80,30 +54,6 @@ class _Rendering:
     places: dict[int, tuple[int, int]]  # message -> where a letter of it stands in `text`, and which letter it is
 
 
-@dataclass(slots=True)
-class _Kept:
-    """An answer in a text that a template wrote."""
-
-    at: int  # where its content begins
-    start: int  # where what the model wrote begins
-    tokens: list[tuple[int, int]] = field(default_factory=list)  # its ids as far as they spell the text, each with
-    # where it ends; 0 inside of a letter
-    own: dict[int, int] = field(default_factory=dict)  # where -> a control token or marker among them
-
-    def placed(self, written: Mapping[int, int], control: frozenset[int]) -> Placed | None:
-        """As far as the template wrote the same control tokens (at -> token) and no others."""
-        n_kept, end, start = 0, self.start, self.start
-        for n, (token, until) in enumerate(self.tokens, 1):
-            wrote = written.get(start)
-            inside = any(place in written for place in range(start + 1, until))
-            if inside or (wrote != token and (wrote is not None or token in control)):
-                break
-            if until:
-                n_kept, end, start = n, until, until
-        tokens = [token for token, _ in self.tokens[:n_kept]]
-        return Placed(self.start, end, tokens) if tokens else None
-
-
 class ChatTemplate:
     """A model's chat template over its vocabulary.
 
@@ -115,7 +65,7 @@ class ChatTemplate:
         """`source` None: a template is chosen by the family that the control tokens show, and `fallback` names it."""
         self.fallback: str | None = None
         if source is None:
-            self.fallback, source = _family(vocabulary)
+            self.fallback, source = family_of(vocabulary)
         self.source = plain(source)
         self._vocabulary = vocabulary
         self._program = Program(self.source)
@@ -123,11 +73,6 @@ class ChatTemplate:
         self.turn_end = vocabulary.turn_end
         self._markup = self._reserve(vocabulary.control)
         self._try()
-
-    @property
-    def writes_system(self) -> bool:
-        """False for the one format that has no place for a system message."""
-        return self.source != DOCUMENT
 
     def render(self, messages: Sequence[Message], *, reply: bool = True, think: bool | None = None) -> list[int]:
         """Token ids of a conversation; with `reply`, up to where the model's answer begins.
@@ -139,6 +84,7 @@ class ChatTemplate:
         Raises:
             TemplateError: the template refuses the conversation, leaves a message out, or never ends.
         """
+        messages = self._written(messages)
         vocabulary, rendering = self._vocabulary, self._fill(messages, reply, think)
         tokens = self._markup.encode(*self._with_ids(messages, rendering))
         if vocabulary.adds_bos and vocabulary.bos is not None and tokens[:1] != [vocabulary.bos]:
@@ -149,7 +95,7 @@ class ChatTemplate:
 
     def text(self, messages: Sequence[Message], *, reply: bool = True, think: bool | None = None) -> str:
         """What the template writes, control tokens spelled out. Raises as `render`."""
-        return self._markup.restore(self._fill(messages, reply, think).text)
+        return self._markup.restore(self._fill(self._written(messages), reply, think).text)
 
     @cached_property
     def can_switch_thinking(self) -> bool:
@@ -170,7 +116,7 @@ class ChatTemplate:
 
     @cached_property
     def _switch(self) -> tuple[str, object, object] | None:
-        question = [{"role": "user", "content": "q"}]
+        question: list[dict[str, object]] = [{"role": "user", "content": "q"}]
         for name, on, off in _SWITCHES:
             if name in self.source and (off != "no_think" or off in self.source):
                 try:
@@ -190,7 +136,7 @@ class ChatTemplate:
             if len(text) > 2 and text[0] in "<[" and (text in self.source or text in written)
         }
         try:
-            return Markup(self._vocabulary, reserved | markers)
+            return Markup(self._vocabulary, reserved | markers, "".join([self.source, *self._ends()]))
         except MarkupError as error:
             raise TemplateError(f"the model's chat template cannot be used: {error}") from error
 
@@ -246,6 +192,10 @@ class ChatTemplate:
                     return _Rendering(text, contents, places)
         raise refusal or TemplateError("the model's chat template does not write the messages that it is given")
 
+    def _written(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Without what the one format has no place for that is ours: documents begin with the question."""
+        return [message for message in messages if message.role != "system"] if self.source == DOCUMENT else messages
+
     def _content(self, message: Message) -> str:
         content = plain(message.content)
         # The template writes this itself, where the model wrote it as part of its answer.
@@ -254,32 +204,36 @@ class ChatTemplate:
     def _run(
         self, messages: list[dict[str, object]], reply: bool, settings: Mapping[str, object], n_given: int = 1
     ) -> str:
-        vocabulary = self._vocabulary
-
-        def literal(token: int | None) -> str:
-            return vocabulary.literal(token).decode("utf-8", "replace") if token is not None else ""
-
+        bos, eos = self._ends()
         given = {
             "messages": messages,
             "add_generation_prompt": reply,
-            "bos_token": literal(vocabulary.bos),
-            "eos_token": literal(vocabulary.eos if vocabulary.eos is not None else vocabulary.turn_end),
+            "bos_token": bos,
+            "eos_token": eos,
             "tools": None,  # templates are written for these two to be there
             "documents": None,
             **settings,
         }
-        return self._program.run(given, n_given)
+        return self._program.run(given, n_given, len(messages))
+
+    def _ends(self) -> tuple[str, str]:
+        """What begins a text and what ends one, spelled out."""
+        vocabulary = self._vocabulary
+        eos = vocabulary.eos if vocabulary.eos is not None else vocabulary.turn_end
+        spelled = [vocabulary.literal(token) if token is not None else b"" for token in (vocabulary.bos, eos)]
+        return spelled[0].decode("utf-8", "replace"), spelled[1].decode("utf-8", "replace")
 
     def _with_ids(self, messages: Sequence[Message], rendering: _Rendering) -> tuple[str, list[Placed]]:
         """The protected text, and old answers whose text the template kept, as far as it did."""
         text, real = rendering.text, self._markup.restore(rendering.text)
-        kept = list[_Kept]()
+        kept, only_said_at = list[Kept](), list[int]()
         for i, message in enumerate(messages):
             if message.role == "assistant" and i in rendering.places:
-                at, n_before = rendering.places[i]
-                answer = self._compare(message.tokens or (), rendering.contents[i], real, at - n_before)
+                (at, n_before), content = rendering.places[i], rendering.contents[i]
+                answer = compare(message.tokens or (), content, real, at - n_before, self._markup)
                 kept.append(answer)
-                text = self._markup.protect_at(text, self._only_said(message, rendering.contents[i], real, answer))
+                only_said_at += only_said(content, real, answer, self._markup, has_ids=message.tokens is not None)
+        text = self._markup.protect_at(text, only_said_at)
         written = {control.start: control.tokens[0] for control in self._markup.controls(text)}
         placed = list[Placed]()
         for answer in kept:
@@ -287,48 +241,6 @@ class ChatTemplate:
             if known is not None and (not placed or placed[-1].end <= known.start):
                 placed.append(known)
         return text, placed
-
-    def _compare(self, tokens: Sequence[int], content: str, text: str, at: int) -> _Kept:
-        """The ids of an answer whose `content` begins `at` that place of `text`, as far as they spell that text."""
-        pieces = [self._vocabulary.literal(token) for token in tokens]
-        spelled = b"".join(pieces)
-        begins = spelled.rfind(content.encode()) if content else -1
-        before = spelled[: max(0, begins)].decode("utf-8", "replace")
-        kept = _Kept(at, at - len(before))
-        if begins < 0 or kept.start < 0 or text[kept.start : at] != before:
-            return kept
-        there = text[kept.start : kept.start + len(spelled)].encode()
-        n_bytes, n_chars, waiting = 0, 0, list[int]()
-        for token, piece in zip(tokens, pieces, strict=True):
-            if not there.startswith(piece, n_bytes):
-                break
-            if token in self._markup.reserved:
-                kept.own[kept.start + n_chars] = token
-            waiting.append(token)
-            n_bytes += len(piece)
-            try:
-                n_chars = len(there[:n_bytes].decode())
-            except UnicodeDecodeError:  # a letter of several tokens
-                continue
-            kept.tokens += [
-                (token, kept.start + n_chars if n == len(waiting) else 0) for n, token in enumerate(waiting, 1)
-            ]
-            waiting.clear()
-        return kept
-
-    def _only_said(self, message: Message, content: str, text: str, kept: _Kept) -> list[int]:
-        """Where an answer speaks of the markers of a thought, and has none."""
-        words = content.strip()
-        begin = kept.at + len(content) - len(content.lstrip())
-        if not words or not text.startswith(words, begin):
-            return []  # the template writes markers of its own
-        found = []
-        for match in thoughts(words):
-            token = self._vocabulary.literals.get(match.group())
-            is_marker = message.tokens is None and token not in self._vocabulary.control
-            if token in self._markup.reserved and begin + match.start() not in kept.own and not is_marker:
-                found.append(begin + match.start())
-        return found
 
 
 def usable(source: str | None, vocabulary: Vocabulary, instead: str | None = None) -> tuple[ChatTemplate, str]:
@@ -397,10 +309,3 @@ def _words(content: str, is_answer: bool) -> tuple[int, int]:
     begin = max((match.end() for match in thoughts(content)), default=0) if is_answer else 0
     rest = content[begin:]
     return begin + len(rest) - len(rest.lstrip()), begin + len(rest.rstrip())
-
-
-def _family(vocabulary: Vocabulary) -> tuple[str, str]:
-    for marker, name, source in _FAMILIES:
-        if marker in vocabulary.literals:
-            return name, source
-    return "plain transcript", _TRANSCRIPT

@@ -180,6 +180,8 @@ class Vocabulary:
             return tokens
         if spelled == b" " + text:  # a SentencePiece dummy prefix
             trimmed = self._without_dummy_prefix(text)
+            if trimmed is None and self.piece(tokens[0]) == b" ":  # a vocabulary without newlines
+                trimmed = tokens[1:]
             if trimmed is not None and not reserved.intersection(trimmed):
                 return trimmed
         characters = text.decode("utf-8")

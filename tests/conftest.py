@@ -14,6 +14,8 @@ import pytest
 from hypothesis import settings
 from loopback_hub import LoopbackHub
 
+from edgellm.memory import units
+
 # How long an example takes says how busy the machine is.
 settings.register_profile("edgellm", deadline=None)
 settings.load_profile("edgellm")
@@ -42,6 +44,7 @@ def private_folders(
     monkeypatch.setenv("EDGELLM_HOME", str(folder / "edgellm"))
     monkeypatch.setenv("HF_HOME", str(folder / "hf"))
     monkeypatch.setenv("EDGELLM_EXTRA_BUFFERS", extra_buffers)
+    units.answer_in(decimal=False)
     point_hub_at(NOWHERE, monkeypatch)
     if constants := _hub_constants():
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hf" / "hub"))

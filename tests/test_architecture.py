@@ -20,6 +20,7 @@ ADAPTERS = {
     "llama_cpp": {
         "export/engine.py",
         "runtime/backends/llama_cpp.py",
+        "runtime/backends/llama_tokenizer.py",
         "runtime/extra_buffers.py",
         "runtime/library.py",
         "runtime/probe.py",

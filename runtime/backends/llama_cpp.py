@@ -39,8 +39,9 @@ from edgellm.runtime.backends.base import (
     OutOfMemory,
     checked,
 )
+from edgellm.runtime.backends.llama_tokenizer import LlamaTokenizer
 from edgellm.runtime.kernels import KernelReport, install
-from edgellm.runtime.vocabulary import TokenKind, Vocabulary
+from edgellm.runtime.vocabulary import Vocabulary
 from edgellm.runtime.words import Head, words_of
 
 _SHORT_OF_MEMORY = "not enough memory"
@@ -150,6 +151,8 @@ class LlamaModel:
     def __init__(self, path: Path, options: ModelOptions = ModelOptions()) -> None:
         self.path = path
         self.header = _checked_header(path)
+        if not self.header.tensors and not options.vocabulary_only:
+            raise LoadError(f"{path} holds a vocabulary only: there are no weights in it to run")
         _initialise()
         self.options = options = replace(options, repack=options.repack and has_extra_buffers())
         params = api.llama_model_default_params()
@@ -172,7 +175,12 @@ class LlamaModel:
                 self._reader = api.llama_model_load_from_file(os.fsencode(self.words.header.path), params)
             if not self._reader:
                 self.words = None
-        self._tokenizer = _LlamaTokenizer(api.llama_model_get_vocab(self._reader or self._model))
+        try:
+            self._tokenizer = LlamaTokenizer(api.llama_model_get_vocab(self._reader or self._model))
+        except LoadError as error:
+            for model in filter(None, (self._model, self._reader)):
+                api.llama_model_free(model)
+            raise LoadError(f"{path}: {error}") from error
         self.vocabulary = Vocabulary(self._tokenizer)
         template = self.header.metadata.get("tokenizer.chat_template")
         self.chat_template = template if isinstance(template, str) and template else None
@@ -432,80 +440,6 @@ def _rows(pointer: Any, n_rows: int, n_columns: int) -> NDArray[np.float32]:
     """The engine's own memory, (n_rows, n_columns); `as_array` builds new types for a pointer at every call."""
     values = (ctypes.c_float * (n_rows * n_columns)).from_address(ctypes.addressof(pointer.contents))
     return np.frombuffer(memoryview(values), np.float32).reshape(n_rows, n_columns)
-
-
-class _LlamaTokenizer:
-    """llama.cpp's vocabulary as the `Tokenizer` that `Vocabulary` wants."""
-
-    def __init__(self, vocab: Any) -> None:
-        self._vocab: Any = vocab
-        self.n_tokens = int(api.llama_vocab_n_tokens(vocab))
-        self.bos = _token_or_none(api.llama_vocab_bos(vocab))
-        self.adds_bos = bool(api.llama_vocab_get_add_bos(vocab))
-        self.end_tokens = frozenset(i for i in range(self.n_tokens) if api.llama_vocab_is_eog(vocab, i))
-        eot, eos = _token_or_none(api.llama_vocab_eot(vocab)), _token_or_none(api.llama_vocab_eos(vocab))
-        self.turn_end, self.eos = eot if eot is not None else eos, eos
-        self._buffer = ctypes.create_string_buffer(256)
-
-    def close(self) -> None:
-        """The engine is about to free the vocabulary."""
-        self._vocab = None
-
-    def _open(self) -> Any:
-        if self._vocab is None:
-            raise EngineError("the model of this vocabulary is closed")
-        return self._vocab
-
-    def tokenize(self, text: bytes) -> list[int]:
-        return self._tokenize(text, False)
-
-    def tokenize_marked(self, text: bytes) -> list[int]:
-        return self._tokenize(text, True)
-
-    def strips(self, token: int) -> tuple[bool, bool]:
-        attr = api.llama_vocab_get_attr(self._open(), token)
-        return bool(attr & api.LLAMA_TOKEN_ATTR_LSTRIP), bool(attr & api.LLAMA_TOKEN_ATTR_RSTRIP)
-
-    def _tokenize(self, text: bytes, special: bool) -> list[int]:
-        n_max = (2 if special else 1) * len(text) + 8  # a space may come behind every control token
-        tokens = (api.llama_token * n_max)()
-        n = api.llama_tokenize(self._open(), text, len(text), tokens, n_max, False, special)
-        if n < 0:
-            raise EngineError(f"the tokenizer wanted {-n} tokens for {len(text)} bytes")
-        return list(tokens[:n])
-
-    def piece(self, token: int) -> bytes:
-        return self._piece(token, False)
-
-    def literal(self, token: int) -> bytes:
-        return self._piece(token, True)
-
-    def _piece(self, token: int, special: bool) -> bytes:
-        n = api.llama_token_to_piece(self._open(), token, self._buffer, len(self._buffer), 0, special)
-        if n < 0:
-            self._buffer = ctypes.create_string_buffer(-n)
-            n = api.llama_token_to_piece(self._open(), token, self._buffer, len(self._buffer), 0, special)
-        return self._buffer.raw[:n]
-
-    def kinds(self) -> list[TokenKind]:
-        attr_of, vocab = api.llama_vocab_get_attr, self._vocab
-        return [_kind(attr_of(vocab, token)) for token in range(self.n_tokens)]
-
-
-def _kind(attr: int) -> TokenKind:
-    if attr & api.LLAMA_TOKEN_ATTR_NORMAL:
-        return "normal"
-    if attr & api.LLAMA_TOKEN_ATTR_CONTROL:
-        return "control"
-    if attr & api.LLAMA_TOKEN_ATTR_USER_DEFINED:
-        return "user"
-    if attr & api.LLAMA_TOKEN_ATTR_BYTE:
-        return "byte"
-    return "unused" if attr & api.LLAMA_TOKEN_ATTR_UNUSED else "unknown"
-
-
-def _token_or_none(token: int) -> int | None:
-    return int(token) if token >= 0 else None
 
 
 def _checked_header(path: Path) -> GgufHeader:

@@ -350,11 +350,20 @@ def _session(model: OnnxModel, n_threads: int) -> Any:
     options.enable_mem_pattern = False
     # Threads that go on spinning behind a pass take the cores from a drafter on another engine.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if not _is_utf8(model.graph.path):
+        raise LoadError(f"{model.graph.path}: onnxruntime takes no names that are not UTF-8: rename the folder")
     names = [model.provider.name] + ([_CPU] if model.provider.name != _CPU else [])
     try:
         return onnxruntime.InferenceSession(str(model.graph.path), options, providers=names)
     except Exception as error:  # onnxruntime's own classes share no base below it
         raise LoadError(f"{model.graph.path} could not be loaded: {_first_line(error)}") from error
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        return bool(str(path).encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _check_inputs(graph: OnnxGraph) -> None:

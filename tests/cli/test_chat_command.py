@@ -16,6 +16,8 @@ import pytest
 from tiny_gguf import write_tiny
 
 from edgellm.cli.main import main
+from edgellm.runtime.backends.base import EngineError
+from edgellm.runtime.drafters.model import ModelDrafter
 
 CHAT = [sys.executable, "-m", "edgellm.cli", "chat"]
 COUNTS = {"n_prompt", "n_new", "n_rounds", "n_drafted", "n_accepted"}
@@ -153,6 +155,25 @@ def test_a_variable_holds_one_stop_text_or_several_in_quotes(
     assert "texts in quotes" in " ".join(done.stderr.replace("│", " ").split())
 
 
+def test_one_question_can_go_on_with_the_conversation_that_was_left(
+    chat: Chat, tiny: Path, private_folders: Path
+) -> None:
+    path = private_folders / "edgellm" / "conversation.json"
+    path.parent.mkdir(parents=True)
+    said = [{"role": "user", "content": "hat"}, {"role": "assistant", "content": "tin"}]
+    head = {"format": "edgellm conversation", "version": 1, "target": {"name": "tiny"}, "system": None}
+    path.write_text(json.dumps(head | {"messages": said}))
+    alone = json.loads(chat(tiny, "-p", "more", "-n", 4, "--json").stdout)
+    assert len(json.loads(path.read_text())["messages"]) == 2  # one question alone is not kept
+    resumed = chat(tiny, "-p", "more", "-n", 4, "--json", "--resume")
+    result = json.loads(resumed.stdout)
+    assert "2 messages from the conversation left last" in resumed.stderr
+    assert result["stats"]["n_prompt"] > alone["stats"]["n_prompt"] + 6
+    kept = json.loads(path.read_text())["messages"]
+    assert [message["content"] for message in kept[:3]] == ["hat", "tin", "more"]
+    assert kept[3]["content"] == result["text"]
+
+
 def test_a_seed_of_minus_one_is_another_one_each_time(chat: Chat, tiny: Path) -> None:
     ask = ("-p", "hat", "-n", 24, "--temp", 2.0, "--top-p", 1.0, "--seed", -1)
     assert chat(tiny, *ask).stdout != chat(tiny, *ask).stdout
@@ -172,7 +193,7 @@ def test_a_thought_is_apart_in_json_and_not_on_stdout(chat: Chat, tmp_path: Path
     assert chat(*ask).stdout == result["text"].rstrip("\n") + "\n"
     unfinished = chat(model, "-d", "none", "-p", "hat", "-n", 8)
     assert unfinished.stdout == "\n"
-    assert "ended inside its thought" in unfinished.stderr
+    assert "inside its thought" in unfinished.stderr
     off = chat(*ask[:-2], "--no-think", "--json")
     assert json.loads(off.stdout)["reasoning"] is None
     assert "no switch for thinking" in off.stderr
@@ -202,7 +223,7 @@ def test_a_stop_text_ends_the_answer_before_it(chat: Chat, tiny: Path) -> None:
         (["-p", "x", "--kv", "q3"], 2, "take one of f32, f16, q8_0"),
         (["-p", "x", "--no-such-option"], 2, "No such option"),
         (["-p", "x", "--seed", "-2"], 2, "-1"),
-        (["-p", "x", "--resume"], 2, "leave --prompt"),
+        (["-p", "x", "--resume"], 1, "no conversation to resume"),
         (["-p", "x", "--think-budget", "-1"], 2, "0"),
         (["-p", "x " * 2000], 1, "larger --ctx"),
         (["-p", "x", "--draft", "no-such-model"], 2, "no model is called"),
@@ -297,6 +318,12 @@ def test_a_missing_template_is_told_and_silence_can_be_asked_for(chat: Chat, tin
     assert (quiet.stdout, quiet.stderr) == (told.stdout, "")
 
 
+def test_what_takes_long_before_the_first_word_is_said(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGELLM_KERNELS", "off")
+    assert b"--exact compares passes of every width first" in piped(tiny, "-p", "hat", "-n", 1, "--exact").stderr
+    assert b"--exact" not in piped(tiny, "-p", "hat", "-n", 1).stderr
+
+
 def test_the_engine_speaks_only_when_asked(chat: Chat, tiny: Path) -> None:
     expected = chat(tiny, "-p", "hat", "-n", 2)
     loud = subprocess.run(
@@ -324,3 +351,18 @@ def test_a_real_model_answers_alike_alone_and_as_its_own_drafter(
     done = chat(cut, "-p", "x", "-d", "none")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
+
+
+def test_a_drafter_that_fails_in_the_middle_costs_a_warning_and_not_the_answer(
+    tiny: Path, tmp_path: Path, chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> object:
+        raise EngineError("draft.gguf: the engine failed with status -3")
+
+    draft = write_tiny(tmp_path / "draft.gguf", n_layers=1)
+    asked = (tiny, "-d", draft, "-p", "hello", "-n", 8, "--draft-tokens", 3, "--no-copy", "--no-learn")
+    whole = chat(*asked)
+    monkeypatch.setattr(ModelDrafter, "drafting", fails)
+    done = chat(*asked)
+    assert (done.returncode, done.stdout) == (0, whole.stdout)
+    assert done.stderr.count("warning: the drafter drafts no more: draft.gguf: the engine failed") == 1

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
+import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +20,7 @@ from tiny_gguf import CONTROL, write_tiny
 from edgellm.cli import _conversation
 from edgellm.cli._conversation import BadConversation, read, save
 from edgellm.cli._talk import Talk, status_line
-from edgellm.cli._terminal import WordWrap, printable
+from edgellm.cli._terminal import WordWrap, leaving, printable
 from edgellm.export.store import ModelFile, locate
 from edgellm.runtime import ChatSession, EngineOptions, load
 from edgellm.runtime.chat import Answer, Stats
@@ -143,6 +146,27 @@ def test_a_conversation_that_is_left_is_kept_privately_and_can_be_resumed(
     assert [m.content for m in again.session.messages] == [m.content for m in talking.session.messages]
     assert again.session.system == "Be brief."
     assert "(2 messages from the conversation left last, which tiny answered" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of other systems end a process at once")
+@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM, None])
+def test_what_must_be_done_at_leaving_is_done_once_whatever_ends_it(first: signal.Signals | None) -> None:
+    done = []
+
+    def last() -> None:
+        os.kill(os.getpid(), signal.SIGHUP)  # as the terminal does once more
+        os.kill(os.getpid(), signal.SIGTERM)
+        done.append(True)
+
+    ours = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the tests themselves ignore it
+    before = signal.getsignal(signal.SIGHUP)
+    with contextlib.suppress(SystemExit), leaving(last):
+        if first is not None:
+            os.kill(os.getpid(), first)
+            raise AssertionError
+    assert done == [True]
+    assert signal.getsignal(signal.SIGHUP) == before
+    signal.signal(signal.SIGHUP, ours)
 
 
 def test_what_is_kept_is_bounded_by_leaving_out_the_oldest_turns(

@@ -77,17 +77,29 @@ def test_a_saved_plan_reads_back(model: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_planning_imports_no_inference_library(model: Path) -> None:
+@pytest.mark.parametrize("arguments", [["--json"], ["--matrix", "--json"], ["--mem", "6GB", "--json"]], ids=str)
+def test_planning_imports_no_inference_library(arguments: list[str], model: Path) -> None:
+    reference = [] if "--mem" in arguments else [str(model), "--draft", "none"]
     code = (
         "import sys\n"
-        f"sys.argv = ['edgellm', 'plan', {str(model)!r}, '--json']\n"
+        f"sys.argv = {['edgellm', 'plan', *reference, *arguments]!r}\n"
         "from edgellm.cli.main import app\n"
         "try:\n    app()\nexcept SystemExit:\n    pass\n"
         f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert json.loads(done.stdout)["lines"]
+    assert json.loads(done.stdout)
     assert done.stderr.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("extra", ["on", "off"])
+def test_the_engine_s_own_layouts_are_planned_only_where_they_work(
+    extra: str, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGELLM_KERNELS", "off")
+    monkeypatch.setenv("EDGELLM_EXTRA_BUFFERS", extra)
+    assert json.loads(edgellm("plan", model, "--draft", "none", "--json").stdout)["repack"] is (extra == "on")
+    assert json.loads(edgellm("plan", model, "--mem", "4GB", "--load", "copied", "--json").stdout)["repack"] is True
 
 
 def test_llama_cpp_itself_can_be_asked(model: Path) -> None:

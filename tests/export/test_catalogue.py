@@ -118,3 +118,19 @@ def test_a_missing_catalogue_is_one_sentence(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("EDGELLM_CATALOGUE", str(tmp_path / "nowhere.yaml"))
     with pytest.raises(CatalogueError, match="cannot be read"):
         shelf.load_catalogue()
+
+
+WRONG = [{"n_layers": "x"}, {"n_layers": 0}, {"n_embd": 1.5}, {"n_vocab": -1}, {"x": 1}]
+
+
+@pytest.mark.parametrize("change", WRONG, ids=str)
+def test_facts_that_are_no_counts_are_said(change: dict[str, Any], catalogue: Callable[..., None]) -> None:
+    facts = {
+        "architecture": "llama", "n_layers": 2, "n_heads": 2, "n_kv_heads": 2, "head_dim": 64, "n_embd": 128,
+        "n_ff": 256, "n_vocab": 1000, "n_ctx_train": 512, "n_params": 1000, "tied": True,
+    }  # fmt: skip
+    catalogue({"name": "mine", "facts": facts})
+    assert shelf.find("mine").facts is not None
+    catalogue({"name": "mine", "facts": facts | change})
+    with pytest.raises(CatalogueError, match="'mine'"):
+        shelf.load_catalogue()

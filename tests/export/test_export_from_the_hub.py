@@ -192,7 +192,7 @@ def test_mem_chooses_the_type_and_says_when_nothing_fits(tmp_path: Path, hub: Lo
     done = edgellm("export", "llama-68m", "--mem", "2GB", "-o", "roomy", "--json", "--no-verify", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["options"]["quants"] == ["Q8_0"]
-    tight = edgellm("export", "llama-68m", "--mem", "560MiB", "-o", "tight", "--no-verify", cwd=tmp_path)
+    tight = edgellm("export", "llama-68m", "--mem", "100MiB", "-o", "tight", "--no-verify", cwd=tmp_path)
     assert tight.returncode == 3
     assert "even as Q3_K_M" in tight.stderr
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgellm.memory import device
+from edgellm.memory import cpu, device
 from edgellm.memory.device import (
     UnknownDevice,
     budget_device,
@@ -20,7 +20,7 @@ from edgellm.memory.units import GIB, parse_bytes
 
 
 def group(folder: Path, names: tuple[str, str], limit: str, used: str) -> Path:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / names[0]).write_text(limit + "\n")
     (folder / names[1]).write_text(used + "\n")
     return folder
@@ -55,6 +55,53 @@ def test_pages_of_files_that_can_be_let_go_are_free(tmp_path: Path) -> None:
         active = key.replace("inactive", "active")
         (folder / "memory.stat").write_text(f"{active} {GIB // 4}\n{key} {GIB // 2}\ndamaged\nother x\n")
         assert cgroup_memory(root) == (2 * GIB, GIB // 2 - GIB // 8)
+
+
+@pytest.mark.parametrize(
+    ("own", "above", "found"),
+    [
+        ((8, 1), (2, 1.5), (2, 1.5)),  # a slice above is smaller
+        ((4, 0), (4.5, 4), (4, 3.5)),  # others have taken what a group above allows
+        ((None, 1), (2, 1), (2, 1)),
+        ((4, 1), (None, 1), (4, 1)),
+        ((4, 5), (None, 5), (4, 4)),  # lowered below what is held: nothing is left
+        ((0, 0), (None, 0), (0, 0)),
+    ],
+)
+def test_every_group_on_the_way_binds(
+    own: tuple[float | None, float], above: tuple[float | None, float], found: tuple[float, float], tmp_path: Path
+) -> None:
+    for names, root in ((V2, tmp_path / "v2"), (V1, tmp_path / "v1")):
+        top = root / "memory" / "pod" if names is V1 else root / "pod"
+        for folder, (limit, used) in ((top / "box", own), (top, above)):
+            unlimited = "max" if names is V2 else str(0x7FFFFFFFFFFF0000)
+            group(folder, names, unlimited if limit is None else str(int(limit * GIB)), str(int(used * GIB)))
+        assert cgroup_memory(root) == (int(found[0] * GIB), int(found[1] * GIB))
+
+
+def test_a_group_that_is_slowed_down_is_limited(tmp_path: Path) -> None:
+    group(tmp_path / "pod" / "box", V2, str(8 * GIB), "0")
+    (tmp_path / "pod" / "box" / "memory.high").write_text(str(2 * GIB))
+    assert cgroup_memory(tmp_path) == (2 * GIB, 0)
+    group(tmp_path / "memory" / "pod" / "box", V1, str(4 * GIB), "0")
+    (tmp_path / "memory" / "pod" / "box" / "memory.stat").write_text(f"hierarchical_memory_limit {GIB}\n")
+    assert cgroup_memory(tmp_path) == (GIB, 0)
+
+
+def test_the_smallest_quota_of_cores_on_the_way_binds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "own_groups", lambda: {"": "/pod/box"})
+    (tmp_path / "pod" / "box").mkdir(parents=True)
+    for text, found in (
+        ("max 100000", None),
+        ("150000 100000", 2),
+        ("400000 100000", 4),
+        ("damaged", None),
+        ("1 0", None),
+    ):
+        (tmp_path / "pod" / "cpu.max").write_text(text)
+        assert cpu.cgroup_cores(tmp_path) == found
+    (tmp_path / "pod" / "box" / "cpu.max").write_text("90000 100000")
+    assert cpu.cgroup_cores(tmp_path) == 1
 
 
 def test_no_limit_is_no_limit(tmp_path: Path) -> None:

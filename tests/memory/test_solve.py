@@ -99,6 +99,11 @@ def test_a_state_that_cannot_be_cut_back_means_no_drafting() -> None:
     recurrent = replace(TARGET, architecture="mamba", attention=(), state_elements=1_000_000)
     solved = solve(recurrent, DRAFTER, place(8 * 1024 * MIB)).plan
     assert (solved.drafter, solved.n_draft, solved.settings.copy) == (None, 0, False)
+    assert solved.lost == ()
+    for ask, said in ((Ask(keep_drafter=True), "drafter is not used"), (Ask(n_draft=4), "no drafts of 4 tokens")):
+        (sentence,) = solve(recurrent, DRAFTER, place(8 * 1024 * MIB), ask).plan.lost
+        assert said in sentence
+        assert "cannot be cut back" in sentence
 
 
 def test_weights_that_stay_mapped_beside_a_copy_count_twice() -> None:

@@ -11,6 +11,7 @@ from tiny_gguf import write_tiny
 
 from edgellm.runtime import ChatSession, Engine, EngineOptions, Sampling, load
 from edgellm.runtime.backends.base import ContextFull
+from edgellm.runtime.template import Message
 
 QUESTION = "the thin hat in the tin"
 N_CTX = 256
@@ -282,3 +283,17 @@ def test_the_pieces_of_an_answer_that_ends_with_the_context_are_the_answer(path:
             text = say(session, "the hat " * 40)
             assert session.last is not None
             assert (session.last.finish_reason, session.last.text) == ("context", text)
+
+
+def test_a_template_that_cannot_be_used_costs_itself_and_not_the_chat(tmp_path: Path) -> None:
+    broken = write_tiny(tmp_path / "broken.gguf", chat_template="{% frobnicate %}", n_layers=1)
+    refusing = write_tiny(
+        tmp_path / "refusing.gguf", chat_template="{{ raise_exception('never') }}", n_layers=1, seed=1
+    )
+    with load(broken, refusing, EngineOptions(n_ctx=N_CTX, n_draft=2, fixed=True, copy=False)) as engine:
+        warnings = "\n".join(engine.warnings)
+        assert "frobnicate" in warnings
+        assert "the ChatML format is used instead" in warnings
+        assert "never; the plain document format is used instead" in warnings
+        say(ChatSession(engine), max_tokens=3)
+        assert engine.draft_prompt([Message("user", "Hi")])

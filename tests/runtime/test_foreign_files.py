@@ -139,3 +139,13 @@ def test_a_check_of_the_engine_s_own_ends_in_a_sentence_and_not_in_a_signal(
     (sentence,) = done.stderr.splitlines()
     assert "binary-ops.cpp" in sentence
     assert "/binary-ops.cpp" not in sentence
+
+
+def test_a_vocabulary_alone_is_named_as_what_it_is(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "words.gguf", "llama")
+    writer.add_tokenizer_model("none")
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_ti_data_to_file):
+        write()
+    writer.close()
+    with pytest.raises(LoadError, match=r"words\.gguf holds a vocabulary only"):
+        load(tmp_path / "words.gguf", None, BY_ITSELF)

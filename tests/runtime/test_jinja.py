@@ -7,8 +7,9 @@ import tracemalloc
 
 import pytest
 
-from edgellm.runtime import jinja
-from edgellm.runtime.jinja import Program, TemplateError
+from edgellm.runtime import jinja, steps
+from edgellm.runtime.jinja import Program
+from edgellm.runtime.steps import TemplateError
 
 GROWING = "{%% set ns = namespace(s='x') %%}{%% for i in range(99) %%}%s{%% endfor %%}"
 HOSTILE = {
@@ -93,7 +94,8 @@ def test_what_grows_is_refused_before_it_is_made() -> None:
 
 def test_the_same_work_is_the_same_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the clock says."""
-    monkeypatch.setattr(jinja, "MAX_STEPS", 400)
+    monkeypatch.setattr(steps, "MAX_STEPS", 400)
+    monkeypatch.setattr(jinja, "STEPS_A_PAIR", 0)
     program = Program("{% for i in range(n) %}{{ 'x'.upper() }}{% endfor %}")
 
     def succeeds(n: int) -> bool:
@@ -156,11 +158,12 @@ def test_an_honest_template_is_written_as_elsewhere(source: str, written: str | 
 
 def test_a_long_conversation_is_far_from_the_limit() -> None:
     source = (
-        "{% set ns = namespace(last=0) %}{% for m in messages[::-1] %}{% if m.role == 'user' and not "
+        "{% set ns = namespace(last=0) %}{% for m in messages[::-1] %}{% set at = messages | length %}"
+        "{% if m.role == 'user' and not "
         "(m.content.startswith('<x>') and m.content.endswith('</x>')) %}{% set ns.last = loop.index0 %}{% endif %}"
         "{% endfor %}{% for m in messages %}{% set c = m.content.split('</think>')[-1].lstrip('\n') %}"
         "{{ '<' + m.role + '>' + c | trim + '\n' }}{% endfor %}"
     )
-    messages = [{"role": "user", "content": f"{i} " + "word " * 400} for i in range(1000)]
-    written = Program(source).run({"messages": messages}, sum(len(m["content"]) for m in messages))
+    messages = [{"role": "user", "content": f"{i} word"} for i in range(1000)]
+    written = Program(source).run({"messages": messages}, sum(len(m["content"]) for m in messages), 1000)
     assert written.count("<user>") == 1000

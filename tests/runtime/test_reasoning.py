@@ -15,6 +15,7 @@ from tiny_gguf import write_tiny
 from edgellm.runtime import ChatSession, Engine, EngineOptions, Sampling, load
 from edgellm.runtime.markers import Markers, find_markers, marker_ids, opens_thought
 from edgellm.runtime.reasoning import AnswerStream, Thinking, ThoughtStream
+from edgellm.runtime.template import Message
 from edgellm.runtime.vocabulary import Vocabulary
 
 TAGS = Markers("<think>", "</think>", "\n</think>\n\n")
@@ -307,3 +308,27 @@ def test_the_template_drops_old_thoughts_from_the_prompt(
     n_prompt = session.last.stats.n_prompt - len(opening)
     held = session.engine.backend.tokens[:n_prompt]
     assert held == marker_ids(written, vocabulary)
+
+
+def test_a_drafter_that_thinks_drafts_no_thoughts_for_a_target_that_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = write_tiny(tmp_path / "target.gguf", vocab="spm")
+    drafter = write_tiny(tmp_path / "drafter.gguf", chat_template=SWITCHED, added=ADDED)
+    options = EngineOptions(n_ctx=256, n_draft=4, fixed=True, copy=False, learn="off", n_threads=1)
+    with load(target, drafter, options) as engine:
+        session = ChatSession(engine)
+        assert engine.draft_model is not None
+        own = engine.draft_prompt([Message("user", "hat")], think=False)
+        assert own is not None
+        closed = marker_ids("<think>\n\n</think>\n\n", engine.draft_model.vocabulary)
+        assert own[-len(closed) :] == closed
+        asked = list[bool | None]()
+
+        def prompt(_: Engine, messages: Sequence[Message], *, think: bool | None = None) -> list[int]:
+            asked.append(think)
+            return own
+
+        monkeypatch.setattr(Engine, "draft_prompt", prompt)
+        say(session, max_tokens=4)
+        assert asked == [False]

@@ -405,3 +405,17 @@ def test_control_tokens_take_white_space_as_the_engine_lets_them(tmp_path: Path)
     )
     assert template.render([Message("user", "a b")]) == [256, *b"a b", 257]
     assert template.render([Message("user", "<|im_end|>")]) == [256, *b"<|im_end|>", 257]
+
+
+def test_an_answer_of_bytes_that_are_no_text_goes_back_as_its_ids() -> None:
+    """Also where half a letter at its end was not shown."""
+    template = small()
+    for ids in ((203,) * 10, (65, 252), (0xF0, 0x9F, 0x99), (*b"aa", 0xF0), (*"aé".encode(), *"🙂".encode()[:3])):
+        prompt = template.render([Message("user", "Hi")])
+        shown = bytes(ids).decode("utf-8", "replace")
+        for content, n_kept in ((shown, len(ids)), (shown[:-1], len(bytes(ids).decode("utf-8", "ignore")))):
+            if content:
+                turns = [Message("user", "Hi"), Message("assistant", content, ids), Message("user", "?")]
+                tokens = template.render(turns)
+                assert tokens[: len(prompt) + min(n_kept, 1)] == [*prompt, *ids[: min(n_kept, 1)]]
+                assert content != shown or tokens[: len(prompt) + len(ids)] == [*prompt, *ids]

@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vocabularies import NAMES, NASTY, vocabulary_gguf
 
+from edgellm.export import gguf_writer
+from edgellm.runtime.backends.base import LoadError
 from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
 from edgellm.runtime.translate import GrowingText
 from edgellm.runtime.vocabulary import MAX_WORD_BYTES, MAX_WORDS, CannotEncode, Vocabulary, incomplete_tail
@@ -208,3 +210,32 @@ def test_the_words_that_are_remembered_are_bounded() -> None:
     vocabulary.encode_words(b"x" * 10_000)
     assert len(vocabulary._words) <= MAX_WORDS
     assert max(map(len, vocabulary._words)) <= MAX_WORD_BYTES
+
+
+def test_letters_that_sentencepiece_cannot_spell_are_left_out_and_end_nothing(tmp_path: Path) -> None:
+    """Without byte tokens the engine itself would end the process."""
+    path = tmp_path / "letters.gguf"
+    write_letters(path, ["<unk>", "<s>", "</s>", "\u2581", "a", "b", "<", "\u00e9"])
+    vocabulary = loaded(path)
+    assert vocabulary.encode("ab é a".encode()) == [4, 5, 3, 7, 3, 4]
+    with pytest.raises(CannotEncode, match="no token for byte 0x63"):
+        vocabulary.encode(b"abc")
+    assert vocabulary.encode_leniently("abc ж\na\x00".encode()) == [4, 5, 3, 4]
+    assert vocabulary.encode_marked(b"<s>ac</s><") == [1, 3, 4, 2, 3, 6]
+    write_letters(path.with_name("b.gguf"), ["<unk>", "<s>", "</s>", "a"])
+    with pytest.raises(LoadError, match="no token for a space"):
+        loaded(path.with_name("b.gguf"))
+
+
+def write_letters(path: Path, tokens: list[str]) -> None:
+    entries = {
+        "general.architecture": gguf_writer.string("llama"),
+        "llama.block_count": gguf_writer.u32(1),
+        "tokenizer.ggml.model": gguf_writer.string("llama"),
+        "tokenizer.ggml.tokens": gguf_writer.strings(tokens),
+        "tokenizer.ggml.scores": gguf_writer.f32s([0.0] * len(tokens)),
+        "tokenizer.ggml.token_type": gguf_writer.i32s([2, 3, 3] + [1] * (len(tokens) - 3)),
+        "tokenizer.ggml.bos_token_id": gguf_writer.u32(1),
+        "tokenizer.ggml.eos_token_id": gguf_writer.u32(2),
+    }
+    gguf_writer.write_gguf(path, entries, [])
