@@ -21,7 +21,7 @@ import pytest
 from checkpoints import tiny_model
 
 from edgellm.cli._pair import tabulate
-from edgellm.export import bundle, manifest, pipeline
+from edgellm.export import bundle, engine, manifest, pipeline
 from edgellm.export.facts import UnsupportedModel
 from edgellm.export.gguf_writer import PlannedTensor, string, u32, write_gguf
 from edgellm.export.manifest import ManifestError
@@ -167,6 +167,15 @@ def test_an_importance_matrix_of_another_model_is_refused(
     asked = replace(request(tmp_path, quants=("Q8_0",), imatrix=sha256_of(imatrix)), imatrix=imatrix)
     with pytest.raises(ExportError, match=sentence):
         pipeline.export(asked, ignore)
+
+
+def test_a_disk_that_fills_up_while_quantising_is_called_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: object, **__: object) -> None:
+        raise engine.EngineJobError("llama.cpp failed on quantising a to Q8_0 (basic_ios::clear: iostream error)")
+
+    monkeypatch.setattr(engine, "quantise", fill)
+    with pytest.raises(OSError, match="No space left on device"):
+        pipeline.export(request(tmp_path, quants=("Q8_0",)), ignore)
 
 
 def test_a_name_that_begins_like_another_leaves_its_unfinished_work_alone(tmp_path: Path) -> None:
