@@ -11,6 +11,7 @@ import operator
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -62,13 +63,23 @@ def to_gguf(
     write_gguf(path, plan.entries, tensors, on_tensor=count)
 
 
-def examine(folder: Path) -> tuple[str, ...]:
+def examine(folder: Path, *, has_tokenizer: bool = True) -> tuple[str, ...]:
     """What the user of the exported model should know, in sentences: all that can be said before weights are there.
+
+    Args:
+        has_tokenizer: its files are there too; without them config.json alone is looked at.
 
     Raises:
         UnsupportedModel, TokenizerError: as `to_gguf` would.
     """
-    return _plan(folder, "F16", folder.name).remarks
+    if has_tokenizer:
+        return _plan(folder, "F16", folder.name).remarks
+    with _damage_told(folder):
+        family, config = read_config(folder)
+        rope = read_rope(folder, family, config)
+        rope_factors(folder, rope)
+        window = attention_window(folder, family, config)
+        return tuple(remarks(family, window, rope["rope_type"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +95,7 @@ class _Plan:
 
 
 def _plan(folder: Path, float_type: FloatType, name: str) -> _Plan:
-    try:
+    with _damage_told(folder):
         family, config = read_config(folder)
         shape, rope = _Shape.of(config), read_rope(folder, family, config)
         vocabulary = read_vocabulary(folder, shape.n_vocab)
@@ -92,6 +103,13 @@ def _plan(folder: Path, float_type: FloatType, name: str) -> _Plan:
         entries = _entries(folder, family, config, shape, rope, vocabulary, float_type, name, window)
         told = (*remarks(family, window, rope["rope_type"]), *vocabulary.remarks)
         return _Plan(family, config, shape, entries, rope_factors(folder, rope), told)
+
+
+@contextmanager
+def _damage_told(folder: Path) -> Iterator[None]:
+    """A value of another kind than expected, or none at all, fails in any way there is."""
+    try:
+        yield
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError, ZeroDivisionError, struct.error) as error:
         if isinstance(error, (UnsupportedModel, TokenizerError)):
             raise

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from edgellm.export import hub, naming, store
 from edgellm.export.catalogue import HfSource, find
@@ -20,7 +20,11 @@ TOKENIZER_FILES = {
 }  # fmt: skip
 ADAPTER = "adapter_config.json"
 
-Check = Callable[[Path], object]
+
+class Check(Protocol):
+    """Who looks at a folder before its weights are there, and raises a ValueError that says what is wrong with it."""
+
+    def __call__(self, folder: Path, *, has_tokenizer: bool) -> object: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +65,8 @@ def resolve(
 
     Args:
         revision: commit, branch or tag of the repository. None: what the catalogue says, or main.
-        check: called with the folder once configuration and tokenizer are in it, and before any weights are; raises
-            what is wrong with them.
+        check: called with the folder once its configuration is in it, again with its tokenizer, and before any weights
+            are; what it raises is raised.
 
     Raises:
         BadReference, UnknownModel: the reference stands for nothing.
@@ -71,7 +75,7 @@ def resolve(
     folder = Path(reference).expanduser()
     if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
         if check is not None:
-            check(folder)
+            check(folder, has_tokenizer=True)
         return ModelSource(folder.resolve().name, folder)
     parsed = naming.parse(reference)
     if parsed.path is not None or parsed.quant:
@@ -114,15 +118,16 @@ def _fetch(
     is_adapter = weights is None and ADAPTER in sizes
     if weights is None and not is_adapter:
         raise naming.BadReference(_without_weights(repo, list(sizes)))
-    folder = None
-    for filename in sorted(TOKENIZER_FILES & set(sizes)) + ([ADAPTER] if is_adapter else []):
-        folder = pull(filename).parent
-    if folder is None:
+    first = ADAPTER if is_adapter else "config.json"
+    if first not in sizes:
         raise naming.BadReference(f"{repo} has weights and no config.json: is it a model's repository?")
-    if check is not None:
-        check(folder)
+    folder = pull(first).parent
+    _look(check, folder, repo, has_tokenizer=False)
     if weights is None:
         raise naming.BadReference(f"{repo} is an adapter and holds no model of its own: name its base model")
+    for filename in sorted(TOKENIZER_FILES & set(sizes)):
+        pull(filename)
+    _look(check, folder, repo, has_tokenizer=True)
     if weights.endswith(".index.json"):
         for shard in shards_of(pull(weights)):
             if shard not in sizes:
@@ -131,6 +136,15 @@ def _fetch(
     else:
         pull(weights)
     return ModelSource(name, folder, repo, commit, licence)
+
+
+def _look(check: Check | None, folder: Path, repo: str, *, has_tokenizer: bool) -> None:
+    """Let `check` look at a folder of the cache, and call it by its repository's name."""
+    try:
+        if check is not None:
+            check(folder, has_tokenizer=has_tokenizer)
+    except ValueError as error:
+        raise type(error)(str(error).replace(str(folder), repo)) from error
 
 
 def _without_weights(repo: str, names: Sequence[str]) -> str:

@@ -129,9 +129,6 @@ def fetched(hub: LoopbackHub) -> set[str]:
     }
 
 
-WEIGHTS = {"pytorch_model.bin", "model.safetensors", "adapter_model.safetensors", "consolidated.safetensors"}
-
-
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -141,7 +138,7 @@ WEIGHTS = {"pytorch_model.bin", "model.safetensors", "adapter_model.safetensors"
         ({"sliding_window": 8, "architectures": ["MistralForCausalLM"]}, "looks back 8 tokens"),
     ],
 )
-def test_a_refusal_costs_no_download_of_weights(
+def test_a_refusal_costs_the_download_of_the_configuration_alone(
     tmp_path: Path, hub: LoopbackHub, changes: dict[str, Any], sentence: str
 ) -> None:
     repo = hub.repos["JackFram/llama-68m"]
@@ -149,8 +146,18 @@ def test_a_refusal_costs_no_download_of_weights(
     done = edgellm("export", "JackFram/llama-68m", "-o", "out", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert sentence in done.stderr
-    assert "config.json" in fetched(hub)
-    assert not fetched(hub) & WEIGHTS
+    assert "JackFram/llama-68m" in done.stderr
+    assert fetched(hub) == {"config.json"}
+
+
+def test_a_tokenizer_is_refused_before_the_weights_are_fetched(tmp_path: Path, hub: LoopbackHub) -> None:
+    repo = hub.repos["JackFram/llama-68m"]
+    document = json.loads(repo.files["tokenizer.json"]) | {"normalizer": {"type": "NFKC"}}
+    repo.files["tokenizer.json"] = json.dumps(document).encode()
+    done = edgellm("export", "JackFram/llama-68m", "-o", "out", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "JackFram/llama-68m: text is normalised by NFKC" in done.stderr
+    assert "pytorch_model.bin" not in fetched(hub)
 
 
 def test_only_the_weights_that_are_read_are_fetched(tmp_path: Path, hub: LoopbackHub) -> None:
