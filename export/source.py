@@ -73,7 +73,7 @@ def resolve(
         SourceError: the Hub is out of reach or refuses.
     """
     folder = Path(reference).expanduser()
-    if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
+    if (folder / "config.json").is_file() or (check is not None and (folder / ADAPTER).is_file()):
         if check is not None:
             check(folder, has_tokenizer=True)
         return ModelSource(folder.resolve().name, folder)
