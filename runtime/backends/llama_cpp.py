@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from edgellm.memory.children import without_folder
 from edgellm.memory.context import ContextSettings
-from edgellm.memory.gguf import TYPE_IDS, GgufError, GgufHeader, read_header
+from edgellm.memory.gguf import TYPE_IDS, GgufError, GgufHeader
+from edgellm.memory.split import read_model
 from edgellm.runtime import extra_buffers
 from edgellm.runtime.backends.base import (
     CannotTruncate,
@@ -449,7 +450,7 @@ def _rows(pointer: Any, n_rows: int, n_columns: int) -> NDArray[np.float32]:
 def _checked_header(path: Path) -> GgufHeader:
     """The header, with what would make the engine end the process instead of refusing the file."""
     try:
-        header = read_header(path)
+        header = read_model(path)
         words = [word for word in header.array("tokenizer.ggml.tokens") if word]
     except GgufError as error:
         raise LoadError(str(error)) from error
