@@ -28,7 +28,8 @@ def read_model(path: Path) -> GgufHeader:
     if type(n_parts) is not int or not 1 < n_parts <= MAX_PARTS:
         raise GgufError(f"{path} says that it is one of {shown(n_parts)} parts: the file is damaged")
     if number := first.metadata.get("split.no", 0):
-        raise GgufError(f"{path} is part {shown(number)} of a model in {n_parts} files: name the first of them")
+        which = f"part {number + 1}" if type(number) is int else "a part"
+        raise GgufError(f"{path} is {which} of a model in {n_parts} files: name the first of them")
     headers = [first, *(_part(path, index, n_parts) for index in range(1, n_parts))]
     tensors = tuple(tensor for header in headers for tensor in header.tensors)
     if len({tensor.name for tensor in tensors}) < len(tensors):

@@ -164,7 +164,7 @@ def load_target(path: Path, options: EngineOptions = DEFAULTS, plan: MemoryPlan 
     engine.warnings += plan.lost if plan is not None else ()
     if plan is not None and (trims := trimmed(plan)):
         engine.warnings.append(f"to fit {plan.limit.name}: {', '.join(trims)}")
-    if model.is_recurrent:
+    if not backend.can_rewind:
         engine.warnings.append(f"{path.name} keeps a state that cannot take tokens back, so nothing is drafted")
     engine.notes += model.notes
     _note_template(engine.warnings, model, engine.template, refusal)

@@ -7,6 +7,7 @@ them, and compares the logits.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -115,7 +116,8 @@ def _write(path: Path, verdicts: Mapping[str, Any]) -> None:
         aside.write_text(json.dumps(dict(list(verdicts.items())[-KEPT:]), indent=1) + "\n", encoding="utf-8")
         os.replace(aside, path)
     except OSError:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink()
 
 
 # ---- the child -------------------------------------------------------------------------------------------------------

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from edgellm.memory.children import without_folder
 from edgellm.memory.context import ContextSettings
-from edgellm.memory.gguf import TYPE_IDS, GgufError, GgufHeader, read_header
+from edgellm.memory.gguf import TYPE_IDS, GgufError, GgufHeader
+from edgellm.memory.split import read_model
 from edgellm.runtime import extra_buffers
 from edgellm.runtime.backends.base import (
     CannotTruncate,
@@ -236,11 +237,12 @@ class ContextLimits:
 
     n_ctx: int
     n_batch: int  # of one call; more ends the process
+    n_rs_seq: int  # that a recurrent state can be rolled back; 0 for most architectures, whatever was asked for
 
     @classmethod
     def of(cls, context: Any) -> ContextLimits:
         n_batch = min(int(api.llama_n_batch(context)), int(api.llama_n_ubatch(context)))
-        return cls(int(api.llama_n_ctx_seq(context)), n_batch)
+        return cls(int(api.llama_n_ctx_seq(context)), n_batch, int(api.llama_n_rs_seq(context)))
 
 
 class LlamaBackend:
@@ -266,8 +268,7 @@ class LlamaBackend:
         """
         self.model, self.settings = model, settings
         self.n_vocab = model.vocabulary.n_tokens
-        # What a purely recurrent model has read cannot be taken back: single tokens, nothing drafted, nothing padded.
-        self._pad_single = pad_single and not model.is_recurrent and model.words is None
+        self._pad_single = pad_single and model.words is None
         n_outputs = 1 if model.is_recurrent else max(settings.n_outputs, 2 if pad_single else 1)
         self.busy_s = 0.0
         self.n_threads = settings.n_threads
@@ -305,9 +306,11 @@ class LlamaBackend:
         # The engine rounds contexts up to whole blocks of cells; what a model was not trained for is not used.
         self.n_ctx = min(limits.n_ctx, max(settings.n_ctx, model.n_ctx_train))
         self._n_batch = limits.n_batch
-        self.max_keep = min(n_outputs, limits.n_batch)
-        self._pad_single = self._pad_single and self.max_keep > 1
         stateful = model.is_recurrent or model.is_hybrid
+        # What cannot be taken back is not drafted, and not padded either.
+        self.can_rewind = not stateful or limits.n_rs_seq > 0
+        self.max_keep = min(n_outputs, limits.n_batch) if self.can_rewind else 1
+        self._pad_single = self._pad_single and self.max_keep > 1
         self.can_shift = not (stateful or model.n_window) and bool(api.llama_memory_can_shift(self._memory))
         words = model.words
         self._head = Head(words, self.max_keep) if words is not None else None
@@ -406,7 +409,7 @@ class LlamaBackend:
         elif not api.llama_memory_seq_rm(self._memory, 0, length, -1):
             raise CannotTruncate(
                 f"{self.model.path.name} ({self.model.header.architecture}) keeps recurrent state that cannot be cut "
-                f"back from {len(self.tokens)} to {length} tokens: use it with --draft none"
+                f"back from {len(self.tokens)} to {length} tokens: it must read the text once more"
             )
         del self.tokens[max(0, length) :]
 
@@ -418,6 +421,8 @@ class LlamaBackend:
     def _window_lost(self, length: int) -> bool:
         """Whether layers with a sliding window have reused cells that token `length` would look at."""
         n_window = self.model.n_window
+        if n_window and self.model.is_hybrid:  # its smallest position is the state's; n_batch cells are spare
+            return len(self.tokens) - length > self._n_batch
         return n_window > 0 and api.llama_memory_seq_pos_min(self._memory, 0) > max(0, length - n_window)
 
     def warm_up(self) -> None:
@@ -445,7 +450,7 @@ def _rows(pointer: Any, n_rows: int, n_columns: int) -> NDArray[np.float32]:
 def _checked_header(path: Path) -> GgufHeader:
     """The header, with what would make the engine end the process instead of refusing the file."""
     try:
-        header = read_header(path)
+        header = read_model(path)
         words = [word for word in header.array("tokenizer.ggml.tokens") if word]
     except GgufError as error:
         raise LoadError(str(error)) from error

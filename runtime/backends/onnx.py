@@ -149,6 +149,7 @@ class OnnxBackend:
     """
 
     can_shift = False
+    can_rewind = True
 
     def __init__(
         self,

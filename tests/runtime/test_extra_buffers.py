@@ -90,6 +90,13 @@ def test_a_damaged_file_of_verdicts_is_no_verdict(text: str, monkeypatch: pytest
     assert len(json.loads(path.read_text())) == 1
 
 
+def test_where_nothing_can_be_kept_the_trial_still_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("EDGELLM_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(extra_buffers, "answers", answering({"buffers": []}, {"difference": 0.0}))
+    assert verdict().usable
+
+
 @pytest.mark.parametrize(("word", "usable"), [("off", False), ("ON", True)])
 def test_a_user_s_word_goes_before_a_trial(word: str, usable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGELLM_EXTRA_BUFFERS", word)

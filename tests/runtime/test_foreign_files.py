@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -149,3 +150,36 @@ def test_a_vocabulary_alone_is_named_as_what_it_is(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(LoadError, match=r"words\.gguf holds a vocabulary only"):
         load(tmp_path / "words.gguf", None, BY_ITSELF)
+
+
+def test_a_state_and_a_window_in_one_model_can_be_cut_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = gguf.GGUFWriter.write_header_to_file
+
+    def with_window(self: gguf.GGUFWriter) -> None:
+        self.add_sliding_window(64)
+        write(self)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_header_to_file", with_window)
+    path = write_tiny(tmp_path / "both.gguf", "lfm2")
+    with load(path, None, replace(DRAFTING, n_draft=0)) as engine:
+        assert engine.model.is_hybrid
+        assert engine.model.n_window == 64  # type: ignore[union-attr]
+        expected = said(engine, "the the the the the")
+    with load(path, None, replace(DRAFTING, copy=True)) as engine:
+        session = ChatSession(engine)
+        assert "".join(session.reply("the the the the the", max_tokens=12)) == expected
+        assert session.last is not None
+        assert session.last.stats.n_drafted > session.last.stats.n_accepted  # some were taken back
+
+
+def test_a_state_that_the_engine_does_not_roll_back_is_not_drafted_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_tiny(tmp_path / "state.gguf", "lfm2")
+    with load(path, None, replace(DRAFTING, n_draft=0)) as engine:
+        expected = said(engine)
+    monkeypatch.setattr("llama_cpp.llama_cpp.llama_n_rs_seq", lambda context: 0)  # as most architectures answer
+    with load(path, path, replace(DRAFTING, copy=True)) as engine:
+        assert engine.n_draft == 0
+        assert any("cannot take tokens back" in warning for warning in engine.warnings)
+        assert said(engine) == expected

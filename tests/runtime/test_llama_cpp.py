@@ -109,7 +109,7 @@ def test_a_sliding_window_that_has_moved_on_refuses_to_go_back(tiny: Tiny, opene
 def test_a_hybrid_model_takes_no_more_back_than_it_has_copies(tiny: Tiny, opened: Callable[..., LlamaBackend]) -> None:
     backend = opened(tiny("lfm2"))
     backend.forward(TOKENS[:100], 0)
-    with pytest.raises(CannotTruncate, match="--draft none"):
+    with pytest.raises(CannotTruncate, match="must read the text once more"):
         backend.truncate(50)
     assert backend.tokens == TOKENS[:100]
     wide = opened(tiny("lfm2"), n_outputs=1, n_rs_seq=16)
@@ -138,7 +138,7 @@ def test_a_recurrent_model_says_what_it_cannot_do(tiny: Tiny, opened: Callable[.
     backend = opened(tiny("mamba"), pad_single=True)
     assert backend.max_keep == 1
     rows(backend, TOKENS[:20], 1)
-    with pytest.raises(CannotTruncate, match=r"mamba.*--draft none"):
+    with pytest.raises(CannotTruncate, match=r"mamba.*must read the text once more"):
         backend.truncate(10)
 
 
