@@ -154,7 +154,7 @@ def test_a_split_model_that_is_not_whole_is_said(tmp_path: Path) -> None:
     files = parts(tmp_path, 3)
     with pytest.raises(UnknownShape, match="part of a model in several files"):
         from_header(read_header(files[0]))
-    with pytest.raises(GgufError, match="part 1 of a model in 3 files: name the first"):
+    with pytest.raises(GgufError, match="part 2 of a model in 3 files: name the first"):
         read_model(files[1])
     with pytest.raises(GgufError, match="finds the others"):
         read_model(files[0].rename(tmp_path / "other.gguf"))
