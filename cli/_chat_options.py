@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgellm.cli._texts import TextType
+from edgellm.cli._texts import texts_option
 
 _SAMPLING, _DRAFTING, _ENGINE, _OUTPUT = "Sampling", "Drafting", "Engine", "Output"  # panels of --help
 _THINKING = "Thinking"
@@ -35,11 +35,11 @@ MaxTokens = Annotated[
 ]
 Stop = Annotated[
     list[str],
-    _option(
+    typer.Option(  # typer would cut the variable at spaces
         "--stop",
         metavar="TEXT",
         help=r"End before this text; \n is a new line. May be repeated; several in EDGELLM_STOP are quoted each.",
-        click_type=TextType(),
+        callback=texts_option("EDGELLM_STOP"),
     ),
 ]
 Resume = Annotated[bool, _option("--resume", help="Go on with the conversation that was left last.")]

@@ -43,12 +43,13 @@ def look_up(reference: str, *, ask: bool = False, offline: bool = False) -> Know
         GgufError: a damaged file.
     """
     from edgellm.export import naming, store
-    from edgellm.memory.onnx_plan import read_shape
     from edgellm.memory.shape import from_header
     from edgellm.memory.split import read_model
 
     folder = Path(reference).expanduser()
     if (folder / "model.onnx").is_file():
+        from edgellm.memory.onnx_plan import read_shape
+
         return Known(read_shape(folder), str(folder.resolve()), folder)
     if (folder / "config.json").is_file():
         return _exported(_of_checkpoint(folder), str(folder.resolve()), folder.resolve().name)

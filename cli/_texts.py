@@ -7,11 +7,11 @@ A value is one text, spaces and all: `END OF`. Where it begins with a quote it i
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from typer._click.core import Context, Parameter
-from typer._click.types import ParamType
+import typer
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", '"': '"', "'": "'"}
 _ESCAPE = re.compile(r"""\\([ntr\\"'])""")
@@ -50,16 +50,13 @@ def quoted(texts: Sequence[str]) -> str:
     return " ".join(json.dumps(text, ensure_ascii=False) for text in texts)
 
 
-class TextType(ParamType):
-    """The type of an option of several texts."""
+def texts_option(variable: str) -> Callable[[list[str]], list[str]]:
+    """The callback of a repeatable option: what was typed, else what the environment says, with its escapes read."""
 
-    name = "text"
-
-    def convert(self, value: str, param: Parameter | None, ctx: Context | None) -> str:
-        return unescaped(value)
-
-    def split_envvar_value(self, rv: str) -> Sequence[str]:
+    def read(typed: list[str]) -> list[str]:
         try:
-            return split_texts(rv)
+            return [unescaped(text) for text in typed or split_texts(os.environ.get(variable, ""))]
         except BadTexts as error:
-            self.fail(str(error))
+            raise typer.BadParameter(f"{variable}: {error}") from error
+
+    return read

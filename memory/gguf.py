@@ -186,16 +186,15 @@ class _Cursor:
 
     def skip_strings(self, n_items: int) -> None:
         """Step over strings without a call for each: a vocabulary and its merges are 10^5 of them."""
-        data, offset, end, unpack = self.data, self.offset, len(self.data), struct.Struct("<Q").unpack_from
-        for _ in range(n_items):  # a lying count runs out of file, not out of memory
-            if offset + 8 > end:
-                break
-            offset += 8 + unpack(data, offset)[0]
-        else:
-            if offset <= end:
-                self.offset = offset
-                return
-        raise self._cut_short()
+        data, offset, unpack = self.data, self.offset, struct.Struct("<Q").unpack_from
+        try:
+            for _ in range(n_items):  # a lying count runs out of file, not out of memory
+                offset += 8 + unpack(data, offset)[0]
+        except (struct.error, OverflowError):
+            raise self._cut_short() from None
+        if offset > len(data):
+            raise self._cut_short()
+        self.offset = offset
 
     def items(self, kind: int, n_items: int) -> Iterator[Any]:
         if kind == _STRING:

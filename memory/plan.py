@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from edgellm.memory import buffers, kv, learnt, onnx_plan
+from edgellm.memory import buffers, kv, learnt
 from edgellm.memory.buffers import BufferSizes, Sizer, estimate
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.shape import ModelShape
@@ -247,12 +247,15 @@ def plan(
     graphs = target.onnx is not None or (
         drafter is not None and drafter.onnx is not None and settings.drafter is not None
     )
+    error = ERROR_SHARE
     if graphs:
+        from edgellm.memory import onnx_plan  # reading graphs is a tenth of a short command's time
+
+        error = onnx_plan.ERROR_SHARE
         lines.append(Line("runtime onnxruntime", onnx_plan.LIBRARY_BYTES, "its library, measured"))
     n_contexts = len(sizes)
     lines.append(Line("unaccounted", n_contexts * SLACK_BYTES, f"{format_bytes(SLACK_BYTES)} a context"))
     process_bytes = sum(line.n_bytes for line in lines)
-    error = onnx_plan.ERROR_SHARE if graphs else ERROR_SHARE
     margin = math.ceil(process_bytes * error)
     lines.append(Line("margin", margin, f"{error:.1%}, the worst that predictions were off"))
     if limit.reserve_bytes:
@@ -268,6 +271,8 @@ def _model_lines(
     role: str, shape: ModelShape, context: ContextSettings, sizes: BufferSizes, settings: PairSettings
 ) -> list[Line]:
     if shape.onnx is not None:
+        from edgellm.memory import onnx_plan
+
         return [Line(*line) for line in onnx_plan.lines(role, shape, context, sizes)]
     return [
         _weights(role, shape, sizes, settings.loading),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from edgellm.memory import hparams
 from edgellm.memory.architectures import (
@@ -25,7 +26,9 @@ from edgellm.memory.architectures import (
 from edgellm.memory.gguf import GgufArray, GgufHeader, TensorInfo, shown
 from edgellm.memory.hparams import MAX_EXPERTS, MAX_HEADS, MAX_LAYERS, MAX_TOKENS, MAX_VOCABULARY, MAX_WIDTH, Hparams
 from edgellm.memory.hparams import UnknownShape as UnknownShape
-from edgellm.memory.onnx import OnnxFacts
+
+if TYPE_CHECKING:
+    from edgellm.memory.onnx import OnnxFacts
 
 # Types that llama.cpp's CPU backend rearranges when it loads them, by instruction set.
 _REPACKED_TYPES = {
