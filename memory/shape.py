@@ -133,6 +133,14 @@ def from_header(header: GgufHeader, name: str | None = None, *, ask: bool = Fals
     kv_heads = told.counts("attention.head_count_kv", n_layers, heads, most=MAX_HEADS)
     key = told.count("attention.key_length", n_embd // max(n_heads, 1), least=1)
     value = told.count("attention.value_length", n_embd // max(n_heads, 1), least=1)
+    # Heads of another width where the window slides: llama.cpp computes them for architectures of its own alone.
+    if known and (told.count("attention.key_length_swa", key), told.count("attention.value_length_swa", value)) != (
+        key,
+        value,
+    ):
+        known = False
+        if not ask:
+            raise unknown(architecture)
     n_experts = told.count("expert_count", 0, most=MAX_EXPERTS)
     kept = _attending(told, architecture, kv_heads)
     embedding = next((tensor for tensor in header.tensors if tensor.name == "token_embd.weight"), None)
@@ -248,20 +256,14 @@ def _attention_layers(
 ) -> tuple[AttentionLayers, ...]:
     latent = header.architecture in LATENT and header.hparam("attention.key_length_mla") is not None
     window, sliding = _windows(told, header.architecture, len(kv_heads))
-    widths = {False: (key, value)}
-    widths[True] = (
-        told.count("attention.key_length_swa", key, least=1),
-        told.count("attention.value_length_swa", value, least=1),
-    )
     groups: Counter[AttentionLayers] = Counter()
     for layer in kept:
-        head, head_v = widths[layer in sliding]
         groups[
             AttentionLayers(
                 n_layers=1,
-                k_width=head * kv_heads[layer],
-                v_width=0 if latent else head_v * kv_heads[layer],
-                head_dim=head,
+                k_width=key * kv_heads[layer],
+                v_width=0 if latent else value * kv_heads[layer],
+                head_dim=key,
                 window=window if layer in sliding else None,
             )
         ] += 1

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf
 import pytest
 from loopback_hub import LoopbackHub
 from tiny_gguf import ARCHITECTURES, write_tiny
@@ -253,3 +254,20 @@ def test_devices_begin_with_this_machine() -> None:
     assert listed[0]["kind"] == "machine"
     assert {"name", "total_bytes", "usable_bytes", "bandwidth_bytes_s", "source"} <= listed[1].keys()
     assert "raspberry-pi" in edgellm("devices").stdout
+
+
+def test_what_the_engine_ends_itself_over_is_no_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads of another width in sliding layers: the engine aborts on a Gemma 3 that says so."""
+    write = gguf.GGUFWriter.write_header_to_file
+
+    def with_narrow_heads(self: gguf.GGUFWriter) -> None:
+        self.add_uint32("gemma3.attention.key_length_swa", 16)
+        self.add_uint32("gemma3.attention.value_length_swa", 16)
+        write(self)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_header_to_file", with_narrow_heads)
+    path = write_tiny(tmp_path / "narrow.gguf", "gemma3")
+    done = edgellm("plan", path, "--draft", "none")
+    assert done.returncode == 1
+    assert "llama.cpp cannot size narrow.gguf" in done.stderr
+    assert "Traceback" not in done.stderr
