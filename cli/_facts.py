@@ -77,7 +77,7 @@ class Facts:
         except ChildFailed as error:
             self.values |= {"kernels": "stock", "reason": str(error), "active": False, "library": None}
             self.problems.append(
-                f"llama.cpp cannot be used: {error}; build it for this machine: "
+                f"llama.cpp cannot be used: {error.ended or error}; build it for this machine: "
                 "pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python"
             )
             return

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 _MARK = b"\x1eedgellm "  # begins a line of the answer; what else comes through the pipe is none
+REPORT = "report it with what `edgellm doctor` says"
+SHORT_OF_MEMORY = "most often for want of memory: end other programs, or take a smaller model"
 _WINDOWS_STATUS = {0xC000001D: "illegal instruction", 0xC0000005: "access violation", 0xC00000FD: "stack overflow"}
 
 
@@ -27,7 +29,15 @@ Send = Callable[[Mapping[str, Any]], None]
 
 
 class ChildFailed(RuntimeError):
-    """A job that gave no answer; the message says how it ended, in the engine's own words where there are any."""
+    """A job that gave no answer.
+
+    The message says how it ended, in the engine's own words where there are any, and what to do. `ended` is the signal
+    alone: "it was ended by SIGILL (illegal instruction)"; "" where it ended by itself.
+    """
+
+    def __init__(self, message: str, ended: str = "") -> None:
+        super().__init__(message)
+        self.ended = ended
 
 
 def answers(module: str, request: Mapping[str, Any], *, timeout_s: float) -> Iterator[dict[str, Any]]:
@@ -68,7 +78,9 @@ def answers(module: str, request: Mapping[str, Any], *, timeout_s: float) -> Ite
             if child.wait() or error is not None:
                 if late.is_set():
                     raise ChildFailed(f"it did not end within {timeout_s:.0f} s")
-                raise ChildFailed(error if error is not None else _last_words(child.returncode, talk))
+                if error is not None:
+                    raise ChildFailed(error)
+                raise ChildFailed(_last_words(child.returncode, talk), end_of(child.returncode))
         finally:
             watchdog.cancel()
             child.kill()
@@ -91,8 +103,10 @@ def _last_words(code: int, talk: IO[bytes]) -> str:
     talk.seek(0)
     lines = [line.strip() for line in talk.read().decode("utf-8", "replace").splitlines() if line.strip()]
     said = without_folder(next((line for line in lines if "GGML_ASSERT" in line), lines[-1] if lines else ""))
-    ended = end_of(code)
-    return f"{ended}: {said}" if ended and said else ended or said or f"it ended with code {code} and gave no reason"
+    if not (ended := end_of(code)):
+        return said or f"it ended with code {code} and gave no reason"
+    remedy = SHORT_OF_MEMORY if ended.startswith("it was ended by SIGKILL") else REPORT
+    return f"{ended}{f': {said}' if said else ''}; {remedy}"
 
 
 def end_of(code: int) -> str:

@@ -80,7 +80,7 @@ def _try() -> Verdict:
                 return Verdict(not wrong, buffers, "their results are wrong here" if wrong else "tried here, they work")
     except ChildFailed as error:
         if began:
-            return Verdict(False, buffers, f"tried in a child: {error}")
+            return Verdict(False, buffers, f"tried in a child: {error.ended or error}")
         raise
     raise ChildFailed("the trial ended without an answer")
 

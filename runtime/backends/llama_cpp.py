@@ -25,7 +25,7 @@ from llama_cpp import __version__ as _version
 from llama_cpp import llama_cpp as api
 from numpy.typing import NDArray
 
-from edgellm.memory.children import without_folder
+from edgellm.memory.children import REPORT, without_folder
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.gguf import TYPE_IDS, GgufError, GgufHeader
 from edgellm.memory.split import read_model
@@ -80,7 +80,7 @@ def _on_abort(message: bytes) -> None:
     sys.stderr.write(
         f"error: llama.cpp stopped at a check of its own ({without_folder(message.decode('utf-8', 'replace'))}): the "
         "file does not hold what its architecture promises, or this release cannot run it; try another file of the "
-        "model, and report it with what `edgellm doctor` says\n"
+        f"model, and {REPORT}\n"
     )
     sys.stderr.flush()
     os._exit(1)

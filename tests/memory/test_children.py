@@ -42,6 +42,8 @@ def test_a_signal_is_named(name: str, words: str) -> None:
     with pytest.raises(ChildFailed, match=rf"{name} \(.*{words}") as caught:
         ask("signal", name=name)
     assert "\n" not in str(caught.value)
+    assert caught.value.ended.endswith(")")
+    assert ("memory" if name == "SIGKILL" else "edgellm doctor") in str(caught.value)  # what to do
 
 
 def test_an_abort_is_told_with_the_engine_s_own_reason() -> None:
