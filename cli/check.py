@@ -36,12 +36,16 @@ def check(
     """Say how well a drafter fits a target: their vocabularies, their sizes and, if measured, what is accepted."""
     from edgellm.cli._models import resolve
     from edgellm.cli._terminal import waiting
+    from edgellm.runtime.backends.base import LoadError
     from edgellm.runtime.backends.llama_cpp import ModelOptions
     from edgellm.runtime.loading import open_model
     from edgellm.runtime.pairing import match, overlap
 
     files = resolve(target, offline=offline), resolve(draft, offline=offline)
     models = [open_model(file.path, ModelOptions(vocabulary_only=True)) for file in files]
+    for model in models:
+        if not model.n_params:
+            raise LoadError(f"{model.path} holds a vocabulary only: there are no weights in it to run")
     ours, theirs = (model.vocabulary for model in models)
     with waiting("comparing the vocabularies …"):
         matched, there, back = match(ours, theirs), overlap(ours, theirs), overlap(theirs, ours)

@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 from tiny_gguf import write_tiny
 from typer.testing import CliRunner
 
 from edgellm.cli.main import app
+from edgellm.memory.gguf import read_header
+from edgellm.runtime.backends.base import LoadError
 
 MERGES = (("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("i", "n"), ("Ġ", "a"))
 
@@ -80,3 +83,20 @@ def test_a_model_that_is_not_there_is_a_usage_error(models: Path, broken: str) -
     done = CliRunner().invoke(app, ["check", str(models / "target.gguf"), broken])
     assert done.exception is not None
     assert exit_code(done.exception) == USAGE
+
+
+def test_a_vocabulary_alone_fits_nothing(models: Path, tmp_path: Path) -> None:
+    header = read_header(models / "target.gguf")
+    writer = gguf.GGUFWriter(tmp_path / "words.gguf", "llama")
+    reader = gguf.GGUFReader(models / "target.gguf")
+    for key in ("tokenizer.ggml.tokens", "tokenizer.ggml.merges"):
+        writer.add_array(key, [word.decode() for word in header.array(key)])
+    writer.add_token_types([int(kind) for kind in reader.fields["tokenizer.ggml.token_type"].contents()])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_ti_data_to_file):
+        write()
+    writer.close()
+    done = CliRunner().invoke(app, ["check", str(models / "target.gguf"), str(tmp_path / "words.gguf")])
+    assert isinstance(done.exception, LoadError)
+    assert "holds a vocabulary only" in str(done.exception)
