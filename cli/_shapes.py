@@ -167,14 +167,6 @@ def with_references(plan: MemoryPlan, target: Known, drafter: Known | None) -> M
     )
 
 
-def path_of(reference: str) -> Path | None:
-    """The file, if it is here."""
-    from edgellm.export import store
-
-    model = store.locate(reference)
-    return model.path if model else None
-
-
 def _exported(shape: ModelShape, source: str, name: str) -> Known:
     """A model that `edgellm export` has to make first."""
     import shlex

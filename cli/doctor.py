@@ -25,8 +25,9 @@ def doctor(
     if json_:
         out.json({**facts.values, "problems": facts.problems})
         return
-    width = max(len(label) for label, _ in _rows(facts.values))
-    for label, text in _rows(facts.values):
+    rows = _rows(facts.values)
+    width = max(len(label) for label, _ in rows)
+    for label, text in rows:
         out.text(f"{label:<{width}}  {text}")
     out.text("")
     for problem in facts.problems:

@@ -70,20 +70,19 @@ def upwards(root: Path, path: str) -> list[Path]:
 
 def cpu_name() -> str:
     """What the processor calls itself."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.lower().startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 def cpu_flags() -> str:
     """The instruction sets that the system lists; "" where it lists none."""
+    return _cpuinfo("flags", "features")
+
+
+def _cpuinfo(*names: str) -> str:
+    """What the first processor says under one of these names; "" where it says nothing."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.lower().startswith(("flags", "features")):
+            if line.lower().startswith(names):
                 return line.partition(":")[2].strip()
     except OSError:
         pass

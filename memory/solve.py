@@ -74,7 +74,7 @@ def solve(
     size = sizer or formulas
     if ask.kv is not None:
         check_cache(target, ask.kv)
-    asked, drafter = drafter, drafter if drafter is not None and can_draft(drafter) else None
+    asked, drafter = drafter, drafter if drafter is not None and drafter.can_rewind else None
     start, steps = _start(target, drafter, device, ask)
     found = _descend(start, steps, all_rungs(ask, drafter, smaller), drafter, device, size)
     found = replace(
@@ -96,14 +96,9 @@ def solve(
 
 def untrimmed(target: ModelShape, drafter: ModelShape | None, device: Device, ask: Ask) -> MemoryPlan:
     """The plan of these settings as they stand, whether it fits or not; a drafter that could draft is kept."""
-    drafter = drafter if drafter is not None and can_draft(drafter) else None
+    drafter = drafter if drafter is not None and drafter.can_rewind else None
     state, steps = _start(target, drafter, device, replace(ask, keep_drafter=True))
     return replace(plan(target, drafter, state.settings, device.limit), steps=tuple(steps))
-
-
-def can_draft(shape: ModelShape) -> bool:
-    """Whether a model can take back what was drafted in vain."""
-    return shape.can_rewind
 
 
 def describe(plan: MemoryPlan) -> str:
@@ -267,7 +262,7 @@ def _lost(plan: MemoryPlan, target: ModelShape, drafter: ModelShape | None, ask:
     lost = []
     stateful = f"{target.name} keeps a state that cannot be cut back, so nothing is drafted for it"
     if drafter is not None and plan.drafter is None and ask.keep_drafter:
-        if not can_draft(drafter):
+        if not drafter.can_rewind:
             why = f"{drafter.architecture} keeps a state that cannot be cut back, so it cannot draft"
         else:
             why = f"it does not fit beside {target.name}" if target.can_rewind else stateful

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 from edgellm.memory.context import KV_BLOCKS, ContextSettings, KvType
+from edgellm.memory.gguf import shown
 from edgellm.memory.plan import Limit, Line, Loading, MemoryPlan, PairSettings, Speed, Step
 
 MOST_TOKENS = 2**24  # of a context
@@ -57,7 +58,7 @@ def read(data: Mapping[str, Any]) -> MemoryPlan:
 def _step(data: Mapping[str, Any]) -> Step:
     saved, tells = data["saved_bytes"], _flag(data.get("tells", False))
     if isinstance(saved, bool) or not isinstance(saved, int):
-        raise ValueError(f"{_short(saved)} is no count")
+        raise ValueError(f"{shown(saved)} is no count")
     return Step(_text(data["name"]), saved, _text(data["cost"]), tells)
 
 
@@ -85,21 +86,21 @@ def _context(data: Mapping[str, Any]) -> ContextSettings:
 
 def _count(value: Any, *, least: int = 0, most: int = 2**62) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{_short(value)} is no count")
+        raise ValueError(f"{shown(value)} is no count")
     if not least <= value <= most:
-        raise ValueError(f"{_short(value)} is not between {least:,} and {most:,}")
+        raise ValueError(f"{shown(value)} is not between {least:,} and {most:,}")
     return value
 
 
 def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise ValueError(f"{_short(value)} is neither true nor false")
+        raise ValueError(f"{shown(value)} is neither true nor false")
     return value
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or "\0" in value:
-        raise ValueError(f"{_short(value)} is no text")
+        raise ValueError(f"{shown(value)} is no text")
     return value
 
 
@@ -109,10 +110,5 @@ def _optional(value: Any) -> str | None:
 
 def _one_of(value: Any, known: tuple[str, ...]) -> str:
     if value not in known:
-        raise ValueError(f"{_short(value)} is none of {', '.join(known)}")
+        raise ValueError(f"{shown(value)} is none of {', '.join(known)}")
     return str(value)
-
-
-def _short(value: Any) -> str:
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**30 else "a number of many digits"
-    return text if len(text) <= 40 else text[:37] + "..."

@@ -29,6 +29,7 @@ from edgellm.memory.cpu import cpu_flags, cpu_name
 from edgellm.memory.folders import home
 from edgellm.memory.gguf import MAGIC, TENSOR_TYPES, TYPE_IDS
 from edgellm.runtime.kernels.load import engine_library
+from edgellm.runtime.learning.files import write_whole
 
 VERSION = 1  # of the trial and of what is kept of it
 TIMEOUT_S = 120.0
@@ -109,15 +110,10 @@ def _verdict(kept: Any) -> Verdict | None:
 
 
 def _write(path: Path, verdicts: Mapping[str, Any]) -> None:
-    """Whole or not at all; where it cannot be kept, the next process tries again."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    """Where it cannot be kept, the next process tries again."""
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(dict(list(verdicts.items())[-KEPT:]), indent=1) + "\n", encoding="utf-8")
-        os.replace(aside, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            aside.unlink()
+        write_whole(path, json.dumps(dict(list(verdicts.items())[-KEPT:]), indent=1).encode() + b"\n")
 
 
 # ---- the child -------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from edgellm.runtime.backends.base import EngineError, Interrupted
 from edgellm.runtime.drafters.base import Draft, Guess, SteppedDrafter
@@ -30,40 +31,41 @@ class FailsafeDrafter:
     def begin(
         self, prompt: Sequence[int], *, own_prompt: Sequence[int] | None = None, sampling: Sampling = GREEDY
     ) -> None:
-        self._unless_failed(lambda: self.model.begin(prompt, own_prompt=own_prompt, sampling=sampling))
+        if not self.failed:
+            with self._guarded():
+                self.model.begin(prompt, own_prompt=own_prompt, sampling=sampling)
 
     def propose(self, tokens: Sequence[int], limit: int) -> Draft:
-        drafts: list[Draft] = []
-        self._unless_failed(lambda: drafts.append(self.model.propose(tokens, limit)))
-        return drafts[0] if drafts else Draft()
+        if not self.failed:
+            with self._guarded():
+                return self.model.propose(tokens, limit)
+        return Draft()
 
     def observe(self, tokens: Sequence[int], n_new: int) -> None:
-        self._unless_failed(lambda: self.model.observe(tokens, n_new))
+        if not self.failed:
+            with self._guarded():
+                self.model.observe(tokens, n_new)
 
     def n_unread(self) -> int:
         return 0 if self.failed else self.model.n_unread()
 
     def catch_up(self) -> None:
-        self._unless_failed(self.model.catch_up)
+        if not self.failed:
+            with self._guarded():
+                self.model.catch_up()
 
     def drafting(self, tokens: Sequence[int], prefix: Sequence[int]) -> Iterator[list[Guess]]:
-        if self.failed:
-            return
-        try:
-            yield from self.model.drafting(tokens, prefix)
-        except Interrupted:
-            raise
-        except EngineError as error:
-            self._fail(error)
+        if not self.failed:
+            with self._guarded():
+                yield from self.model.drafting(tokens, prefix)
 
     def close(self) -> None:
         self.model.close()
 
-    def _unless_failed(self, act: Callable[[], object]) -> None:
-        if self.failed:
-            return
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
         try:
-            act()
+            yield
         except Interrupted:
             raise
         except EngineError as error:
