@@ -29,12 +29,12 @@ class Known:
     is_open: bool = False  # nobody said which quantisation
 
 
-def look_up(reference: str, *, ask: bool = False, offline: bool = False) -> Known:
+def look_up(reference: str, *, offline: bool = False) -> Known:
     """What a reference stands for, without fetching any of its weights.
 
+    A file that is here may be of any architecture, since llama.cpp can be asked then.
+
     Args:
-        ask: llama.cpp will size it, so that an architecture need not be known here. A file that is here always may be
-            of one, since llama.cpp can be asked then.
         offline: ask no server for the header of a model that is not here.
 
     Raises:
@@ -62,11 +62,6 @@ def look_up(reference: str, *, ask: bool = False, offline: bool = False) -> Know
     if parsed.repo:
         return _on_the_hub(reference, parsed.repo, parsed.quant, offline=offline)
     return of_name(parsed.name or "", parsed.quant)
-
-
-def shape_of(reference: str, *, offline: bool = False) -> ModelShape:
-    """`look_up`'s shape."""
-    return look_up(reference, offline=offline).shape
 
 
 def is_offered(name: str, quant: str | None) -> bool:
