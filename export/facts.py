@@ -116,7 +116,7 @@ _GEMMA2 = Family(
     "gemma2", ("gemma2",), _LAYER | _GEMMA_NORMS,
     _GEMMA_DEFAULTS | {"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0, "vocab_size": 256_000,
                        "max_position_embeddings": 8192},
-    _GEMMA_FIXED, idle=("hidden_act",), gemma=True, has_window=True,
+    _GEMMA_FIXED, idle=("hidden_act", "sliding_window_size"), gemma=True, has_window=True,
 )  # fmt: skip
 _GEMMA3 = Family(
     "gemma3", ("gemma3_text", "gemma3"), _LAYER | _GEMMA_NORMS | _QK_NORM,
@@ -130,7 +130,10 @@ _GEMMA3 = Family(
 )  # fmt: skip
 _PHI3 = Family(
     "phi3", ("phi3",), _PHI3_LAYER,
-    _defaults(rms_norm_eps=1e-5, sliding_window=None, original_max_position_embeddings=4096), _SILU,
+    _defaults(rms_norm_eps=1e-5, sliding_window=None, original_max_position_embeddings=4096),
+    # Settings of its authors' own code, stated at the values that change nothing.
+    _SILU | {"full_attn_mod": (1, None), "interpolate_factor": (1, None), "lm_head_bias": (False, None),
+             "attention_bias": (False, None), "mlp_bias": (False, None)},
     scalings=("default", "longrope"), square_heads=True,
 )  # fmt: skip
 
@@ -160,7 +163,8 @@ _IDLE = {
     # storage
     "dtype", "torch_dtype", "transformers_version", "_name_or_path", "name_or_path", "auto_map", "model_name",
     "custom_pipelines", "tokenizer_class", "unsloth_fixed", "unsloth_version", "transformers.js_config",
-    "_commit_hash", "license", "is_llama_config", "rope_interleaved",
+    "_commit_hash", "license", "is_llama_config", "rope_interleaved", "max_sequence_length", "activation",
+    "base_model_tp_plan", "base_model_pp_plan",
     # running
     "use_cache", "cache_implementation", "cache_config", "attn_implementation", "_attn_implementation",
     "_attn_implementation_autoset", "use_flash_attention", "use_flash_attention_2", "use_flash_attn",

@@ -75,6 +75,10 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma3", {"query_pre_attn_scalar": 64}, "scales its queries by 64"),
     ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0"),
     ("gemma3", {"layer_types": ["full_attention"] * 7}, "otherwise than every 6th"),
+    # Phi-4-mini's own code
+    ("phi3", {"full_attn_mod": 2}, "full_attn_mod 2 in config.json"),
+    ("phi3", {"interpolate_factor": 4}, "interpolate_factor 4"),
+    ("phi3", {"lm_head_bias": True}, "lm_head_bias true"),
     # shapes and kinds
     ("qwen2", {"head_dim": 24}, "4 heads of 24"),
     ("qwen3", {"attention_bias": True}, "attention_bias true"),
