@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgellm.export.kinds import wanted
 from edgellm.export.tokenizer import TokenizerError, read_json
 
 WAY_OUT = "give --converter PATH to use the script of a llama.cpp checkout"
@@ -275,6 +276,7 @@ def _family(folder: Path, config: Mapping[str, Any]) -> Family:
 
 def _account(folder: Path, family: Family, config: Mapping[str, Any]) -> None:
     """Refuse what llama.cpp computes otherwise, and what nobody knows."""
+    check_kinds(folder, config)
     for key, values in family.fixed.items():
         if key in config and config[key] not in values:
             raise UnsupportedModel(
@@ -296,6 +298,13 @@ def _account(folder: Path, family: Family, config: Mapping[str, Any]) -> None:
                 f"{folder} has {n_heads} heads of {config['head_dim']} where llama.cpp's {family.arch} takes "
                 f"hidden_size ({width}) for all of them together"
             )
+
+
+def check_kinds(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse a setting whose value is of another kind than it has."""
+    for key, value in settings.items():
+        if what := wanted(key, value):
+            raise UnsupportedModel(f"{folder} has {key} {_shown(value)} in config.json, which must be {what}")
 
 
 def _says_nothing(value: Any) -> bool:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from edgellm.export import gguf_writer as gguf
-from edgellm.export.facts import WAY_OUT, Family, UnsupportedModel
+from edgellm.export.facts import WAY_OUT, Family, UnsupportedModel, check_kinds
 
 Rope = dict[str, Any]
 
@@ -43,6 +43,8 @@ def read_rope(folder: Path, family: Family, config: Mapping[str, Any]) -> Rope:
     Raises:
         UnsupportedModel: a setting that llama.cpp does not compute, or that is not known.
     """
+    for told in _told(config):
+        check_kinds(folder, told)
     rope, local = _gemma3(folder, config) if family.arch == "gemma3" else (_flat(config), None)
     kind = str(rope.pop("rope_type", None) or rope.get("type") or "default")
     rope.pop("type", None)
@@ -64,6 +66,14 @@ def read_rope(folder: Path, family: Family, config: Mapping[str, Any]) -> Rope:
     if kind in {"yarn", "llama3", "longrope"}:
         rope.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
     return rope
+
+
+def _told(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Every object of rotary settings that config.json has."""
+    for key in ("rope_scaling", "rope_parameters"):
+        told = config.get(key) or {}
+        yield told
+        yield from (part for part in told.values() if isinstance(part, dict))
 
 
 def _flat(config: Mapping[str, Any]) -> Rope:
