@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from edgellm.export import gguf_writer as gguf
 from edgellm.export import tokenizer_facts
+from edgellm.export.kinds import wanted
 from edgellm.export.tokenizer_facts import TokenizerError as TokenizerError
 from edgellm.export.tokenizer_facts import parts
 from edgellm.memory.alphabet import SPACE, looks_special
@@ -157,14 +158,20 @@ def _from_json(folder: Path, config: dict[str, Any], n_vocab: int | None) -> Voc
     pairs = [_pair(merge) for merge in model["merges"]]
     added: list[dict[str, Any]] = document.get("added_tokens") or []
     sentencepiece = bool(model.get("byte_fallback"))
-    size = 1 + max([*table.values(), *(int(token["id"]) for token in added)])
+    ids = [*table.values(), *(entry["id"] for entry in added)]
+    if any(type(number) is not int or number < 0 for number in ids) or len({*table.values()}) < len(table):
+        raise TokenizerError(
+            f"{folder}: tokenizer.json gives a token no number of its own (0, 1, 2 ...): it is damaged, download it "
+            "again"
+        )
+    size = 1 + max(ids)
     tokens, types = _blank(folder, size, n_vocab)
     scores = [0.0] * len(tokens)
     ranks: dict[str, int] = {}
     for rank, (left, right) in enumerate(pairs):
         ranks.setdefault(left + right, rank)
     for text, token in table.items():
-        if not 0 <= token < len(tokens):
+        if token >= len(tokens):
             continue
         tokens[token], types[token] = text.encode(), NORMAL
         if sentencepiece:
@@ -174,7 +181,7 @@ def _from_json(folder: Path, config: dict[str, Any], n_vocab: int | None) -> Voc
     for entry in added:
         text, token = str(entry["content"]), int(entry["id"])
         control = bool(entry.get("special")) or looks_special(text)
-        if not 0 <= token < len(tokens) or (SPACE in text and text in ranks and not control):
+        if token >= len(tokens) or (SPACE in text and text in ranks and not control):
             continue  # Gemma's runs of spaces: the merges make them, where a split of the raw text would see no space
         # llama.cpp splits the raw text at these before it shows spaces, so they are stored with real ones.
         tokens[token] = (text if control else text.replace(SPACE, " ")).encode()
@@ -269,16 +276,23 @@ def _special_ids(folder: Path, config: dict[str, Any], tokens: list[bytes], type
     numbers: dict[str, Any] = {}
     for name in ("config.json", "generation_config.json"):
         if (folder / name).exists():
-            numbers |= {k: v for k, v in read_json(folder / name).items() if v is not None}
+            told = {k: v for k, v in read_json(folder / name).items() if v is not None}
+            _account_numbers(folder, name, told)
+            numbers |= told
     for name in ("bos", "eos", "unk", "pad"):
-        text = texts.get(f"{name}_token")
-        text = text.get("content") if isinstance(text, dict) else text
+        text = tokenizer_facts.named(folder, f"{name}_token", texts.get(f"{name}_token"))
         token = by_text.get(text.encode()) if isinstance(text, str) else None
         if token is None:
             token = next(iter(_numbers(numbers.get(f"{name}_token_id"), len(tokens))), None)
         if token is not None:
             ids[name] = token
     return ids | _ends(folder, ids.get("eos"), _numbers(numbers.get("eos_token_id"), len(tokens)), tokens, types)
+
+
+def _account_numbers(folder: Path, name: str, settings: dict[str, Any]) -> None:
+    for key in ("bos_token_id", "eos_token_id", "unk_token_id", "pad_token_id"):
+        if what := wanted(key, settings.get(key)):
+            raise TokenizerError(f"{folder} has {key} {settings[key]!r} in {name}, which must be {what}"[:400])
 
 
 def _numbers(value: Any, n_tokens: int) -> list[int]:

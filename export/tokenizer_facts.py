@@ -175,17 +175,29 @@ def _account_added(folder: Path, document: Part, config: Part) -> None:
 def _account_names(folder: Path, document: Part, config: Part) -> None:
     """transformers adds a token that is named and not there; no row of the model answers to it."""
     known = {entry["content"] for entry in document.get("added_tokens") or []} | set(document["model"]["vocab"])
-    named: list[Any] = [config.get("bos_token"), config.get("eos_token")]
+    entries: list[Any] = [config.get("bos_token"), config.get("eos_token")]
     for key in ("additional_special_tokens", "extra_special_tokens"):
         listed = config.get(key) or []
-        named += list(listed.values()) if isinstance(listed, dict) else list(listed)
-    for entry in named:
-        text = entry.get("content") if isinstance(entry, dict) else entry
-        if isinstance(text, str) and text not in known:
+        entries += list(listed.values()) if isinstance(listed, dict) else list(listed)
+    for entry in entries:
+        text = named(folder, "a special token of tokenizer_config.json", entry)
+        if text is not None and text not in known:
             raise TokenizerError(
                 f"{folder}: tokenizer_config.json names {text!r}, which is no token of tokenizer.json: save the "
                 "tokenizer again with transformers, or take the name out"
             )
+
+
+def named(folder: Path, key: str, value: Any) -> str | None:
+    """The text of a token that a configuration names, by itself or with its attributes.
+
+    Raises:
+        TokenizerError: it is neither.
+    """
+    text = value.get("content") if isinstance(value, dict) else value
+    if value is not None and not isinstance(text, str):
+        raise TokenizerError(f"{folder}: {key} is {value!r}, which names no token"[:400])
+    return text
 
 
 def account_flags(folder: Path, added: Sequence[Part]) -> None:

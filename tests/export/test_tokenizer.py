@@ -188,6 +188,9 @@ def added(content: str, **flags: bool) -> Callable[[dict[str, Any]], object]:
         (added("<mask_it>", lstrip=True), "swallows spaces before it"),
         (added("<tail>", rstrip=True), "swallows spaces behind it"),
         (added("a\0b"), "holds a NUL"),
+        (lambda d: d["model"]["vocab"].update(the=0), "no number of its own"),
+        (lambda d: d["model"]["vocab"].update(the=True), "no number of its own"),
+        (lambda d: d["added_tokens"][0].update(id="258"), "no number of its own"),
     ],
 )
 def test_a_part_that_llama_cpp_does_not_do_is_refused_by_name(
@@ -204,6 +207,8 @@ def test_settings_beside_a_tokenizer_are_refused_where_they_would_change_tokens(
         ({"word_dropout": 3}, "word_dropout 3, which is not known"),
         ({"split_special_tokens": True}, "split_special_tokens True"),
         ({"add_prefix_space": True}, "add_prefix_space"),
+        ({"eos_token": ["<|end|>"]}, r"is \['<\|end\|>'\], which names no token"),
+        ({"bos_token": {"text": "<|end|>"}}, "which names no token"),
         ({"eos_token": "<|new|>"}, r"names '<\|new\|>', which is no token"),
         ({"additional_special_tokens": ["<|a|>"]}, r"names '<\|a\|>'"),
         ({"extra_special_tokens": {"image_token": "<|i|>"}}, r"names '<\|i\|>'"),
@@ -229,6 +234,10 @@ def test_all_tokens_at_which_an_answer_ends_are_written_and_no_other(tmp_path: P
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [259, 258]}))
     write_vocabulary_gguf(folder, tmp_path / "chat.gguf")
     assert ends(tmp_path / "chat.gguf") == {258, 259}
+    for damaged in ("258", [258, None], True):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": damaged}))
+        with pytest.raises(TokenizerError, match="the number of a token, or a list of them"):
+            read_vocabulary(folder)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 4, 5, 258]}))
     with pytest.raises(TokenizerError, match="leave the least important out"):
         read_vocabulary(folder)
