@@ -266,16 +266,16 @@ def _show(made: Manifest, folder: Path, *, json_: bool, silent: bool) -> None:
     for role in ("target", "draft"):
         checked = (made.document.get(role) or {}).get("verification") or {}
         for quant, found in checked.items():
-            if isinstance(found, dict) and "top1" in found:
+            if isinstance(found, dict) and {"top1", "n_tokens", "perplexity"} <= set(found):
                 both = found["perplexity"]
                 out.note(
                     f"{role} {quant}: the checkpoint's token at {found['top1']:.2%} of {found['n_tokens']:,} places, "
                     f"perplexity {both['exported']:g} against {both['checkpoint']:g}"
                 )
-        if isinstance(checked.get("logits"), dict):
+        if isinstance(checked.get("logits"), dict) and {"max_relative_error", "n_tokens"} <= set(checked["logits"]):
             error, n_tokens = checked["logits"]["max_relative_error"], checked["logits"]["n_tokens"]
             out.note(f"{role}: logits of {n_tokens} tokens within {error:.2g} of the checkpoint's")
-        if checked.get("perplexity"):
+        if isinstance(checked.get("perplexity"), dict):
             out.note(
                 f"{role}: perplexity " + ", ".join(f"{name} {value:g}" for name, value in checked["perplexity"].items())
             )
@@ -283,6 +283,8 @@ def _show(made: Manifest, folder: Path, *, json_: bool, silent: bool) -> None:
             out.note(f"{role}: the file carries a draft head of its own ({head} layers), which is kept")
     pair = made.document.get("pair") or {}
     for name, facts in pair.items():
+        if "shared_of_target" not in facts:
+            continue
         measured = f", takes {facts['acceptance']:.0%} of its drafts" if "acceptance" in facts else ""
         out.note(
             f"pair, {name}: {facts['shared_of_target']:.0%} of the target's tokens are the drafter's too{measured}"

@@ -17,6 +17,22 @@ from edgellm.memory.onnx import OnnxError, read_graph
 NAME = "edgellm.json"
 FORMAT = 1
 
+_OBJECT, _TEXT, _NUMBER = (dict, type(None)), (str, type(None)), (int, float)
+# What readers rely on, where it is there at all; `*` is every key of an object.
+_KINDS: dict[str, tuple[type, ...]] = {
+    "key": (str,), "tools": (dict,), "tools.*": (str,), "plan": _OBJECT, "pair": _OBJECT, "pair.*": (dict,),
+    "pair.*.shared_of_target": _NUMBER, "pair.*.acceptance": _NUMBER,
+} | {
+    f"{role}{rest}": kinds
+    for role in ("target", "draft")
+    for rest, kinds in {
+        "": _OBJECT, ".source": _OBJECT, ".source.files": _OBJECT, ".source.files.*": (str,), ".source.repo": _TEXT,
+        ".source.revision": _TEXT, ".source.licence": _TEXT, ".verification": _OBJECT, ".verification.*": (dict, str),
+        ".verification.*.*": (*_NUMBER, *_OBJECT), ".verification.*.*.*": _NUMBER, ".verification.perplexity.*": _NUMBER,
+    }.items()
+}  # fmt: skip
+_MAX_NAME_BYTES = 255  # of every file system there is
+
 
 class ManifestError(ValueError):
     """A folder whose manifest is missing or damaged, or whose files are not what it says."""
@@ -96,13 +112,31 @@ def check(document: dict[str, Any], where: str) -> Manifest:
             raise ManifestError(f"{where} names a file outside its folder ({name!r}): do not use it")
         if not isinstance(entry.get("n_bytes"), int) or not isinstance(entry.get("sha256"), str):
             raise ManifestError(f"{where} does not say what {name} must hash to: export again")
+        if not isinstance(entry.get("role"), str) or not isinstance(entry.get("quant", ""), str):
+            raise ManifestError(f"{where} does not say what {name} is: export again")
+    for fact, kinds in _KINDS.items():
+        if not all(isinstance(value, kinds) for value in _found(document, fact.split("."))):
+            raise ManifestError(f"{where} is damaged at {fact}: export again")
     return Manifest(document)
+
+
+def _found(value: Any, names: list[str]) -> Iterator[Any]:
+    """Every value that a path of names leads to."""
+    if not names:
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values() if names[0] == "*" else [value[names[0]]] if names[0] in value else []:
+            yield from _found(inner, names[1:])
 
 
 def _stays_inside(name: str) -> bool:
     """A file of the folder, or of a folder in it."""
     parts = name.split("/")
-    return len(parts) <= 2 and all(Path(part).name == part and part not in {"", ".", ".."} for part in parts)
+    return len(parts) <= 2 and all(
+        Path(part).name == part and part not in {"", ".", ".."} and "\0" not in part
+        and len(part.encode("utf-8", "replace")) <= _MAX_NAME_BYTES
+        for part in parts
+    )  # fmt: skip
 
 
 def verify(folder: Path) -> Manifest:
