@@ -18,6 +18,7 @@ import re
 import runpy
 import sys
 import threading
+import traceback
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,8 +46,10 @@ def _guard(event: str, arguments: tuple[Any, ...]) -> None:
     if event in {"exec", "compile"}:
         code = arguments[0] if event == "exec" else arguments[1]
         path = getattr(code, "co_filename", code)
-        if isinstance(path, (str, bytes)) and os.path.realpath(os.fsdecode(path)).startswith(tuple(_guarded)):
-            raise Refused(_CODE)
+        if isinstance(path, (str, bytes)):
+            names = {os.path.abspath(os.fsdecode(path)), os.path.realpath(os.fsdecode(path))}
+            if any(name.startswith(tuple(_guarded)) for name in names):
+                raise Refused(_CODE)
 
 
 def _refuse_code(folder: str) -> None:
@@ -73,7 +76,9 @@ def _refuse_code(folder: str) -> None:
                 if vars(module).get(name) is original:
                     setattr(module, name, replacement)
         caches = [dynamic.HF_MODULES_CACHE]  # where a model's code is copied to before it runs
-    _guarded.extend(os.path.join(os.path.realpath(path), "") for path in (folder, *caches))
+    origins = {os.path.dirname(os.path.realpath(os.path.join(folder, name))) for name in os.listdir(folder)}
+    _guarded.extend(os.path.join(path, "") for path in (os.path.abspath(folder), os.path.realpath(folder), *origins))
+    _guarded.extend(os.path.join(os.path.realpath(path), "") for path in caches)
 
 
 class _Log(logging.Handler):
@@ -143,6 +148,8 @@ def convert(job: dict[str, Any], pipe: IO[str]) -> dict[str, Any]:
     _refuse_code(job["source"])
     sys.argv = [str(script), job["source"], "--outfile", job["output"], "--outtype", job["type"]]
     sys.argv += ["--model-name", job["name"]]
+    if (script.parent / "conversion").is_dir() and _lacks_draft_head(Path(job["source"])):
+        sys.argv.append("--no-nextn")
     try:
         runpy.run_path(str(script), run_name="__main__")
     except SystemExit as ended:
@@ -162,6 +169,12 @@ def _mend(job: dict[str, Any], pipe: IO[str]) -> None:
     from conversion import base
 
     _name_pre_tokenizer(base, job.get("pre_tokenizer"))
+    load_hparams = base.ModelBase.load_hparams
+
+    def load_older(folder: Path, is_mistral_format: bool) -> Any:
+        return _older_names(load_hparams(folder, is_mistral_format))
+
+    base.ModelBase.load_hparams = staticmethod(load_older)
     write = gguf.GGUFWriter.write_kv_data_to_file
 
     def write_kv_data_to_file(self: Any) -> None:
@@ -173,6 +186,43 @@ def _mend(job: dict[str, Any], pipe: IO[str]) -> None:
         write(self)
 
     gguf.GGUFWriter.write_kv_data_to_file = write_kv_data_to_file
+
+
+def _older_names(hparams: dict[str, Any]) -> dict[str, Any]:
+    """Kinds of layers as the script compares them; transformers has renamed them since."""
+    kinds = hparams.get("layer_types")
+    if str((hparams.get("architectures") or [""])[0]).startswith(("GraniteMoeHybrid", "Bamba")) and kinds:
+        older = {"full_attention": "attention", "linear_attention": "mamba"}
+        hparams["layer_types"] = [older.get(kind, kind) for kind in kinds]
+    return hparams
+
+
+def _lacks_draft_head(folder: Path) -> bool:
+    """Whether the script would look for a head that drafts (MTP) and the checkpoint came without, as fine-tunes do."""
+    from conversion import ModelType, get_model_architecture, get_model_class
+    from conversion.base import ModelBase
+
+    hparams = ModelBase.load_hparams(folder, False)
+    try:
+        kind = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
+    except NotImplementedError:
+        return False  # the script says so itself
+    names = _tensor_names(folder)
+    if not kind.supports_mtp_export or not names:
+        return False
+    n_layers = int({**hparams, **(hparams.get("text_config") or {})}.get("num_hidden_layers") or 0)
+    layers = [int(match[1]) for name in names if (match := re.search(r"\.layers\.(\d+)\.", name))]
+    return not any(re.search(r"(^|\.)(mtp|nextn)", name) for name in names) and max(layers, default=0) < n_layers
+
+
+def _tensor_names(folder: Path) -> list[str]:
+    for index in folder.glob("*.index.json"):
+        return list(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            n_bytes = int.from_bytes(file.read(8), "little")
+            return list(json.loads(file.read(n_bytes)))
+    return []
 
 
 def _add_ends(entries: dict[str, Any], ends: dict[str, list[Any]], gguf: Any) -> None:
@@ -271,6 +321,8 @@ def _sentence(error: BaseException) -> str:
             return str(seen)
         seen = seen.__cause__ or seen.__context__
     text = " ".join(str(error).split())[:1000]
+    if not text and (frames := traceback.extract_tb(error.__traceback__)):
+        text = f"{Path(frames[-1].filename).name} line {frames[-1].lineno}: {frames[-1].line}"
     plain = isinstance(error, (ValueError, NotImplementedError, RuntimeError, FileNotFoundError, ImportError))
     return text if plain and text else f"{type(error).__name__}{f': {text}' if text else ''}"
 
@@ -298,8 +350,6 @@ def main() -> int:
         answer = {"convert": convert, "logits": logits, "registry": registry}[job["job"]](job, pipe)
     except BaseException as error:  # a converter can raise anything; the parent makes a sentence of it
         answer = {"error": _sentence(error)}
-        import traceback
-
         traceback.print_exc()
     _say(pipe, answer)
     os._exit(1 if "error" in answer else 0)  # threads of the libraries may hang at the end

@@ -301,7 +301,7 @@ def _base(step: _Step, found: Conversion | None, script: Converter | None, quant
         def count(n_done: int, n_all: int) -> None:
             step.say("progress", "convert", path.name, done=n_done, total=n_all, unit="bytes")
 
-        convert_by(script, found, step.source.path, path, float_type=kind, name=name, on_progress=count)
+        convert_by(script, found, step.source, path, float_type=kind, on_progress=count)
 
     return step.file(kind, convert)
 
