@@ -240,6 +240,8 @@ def _remarks(
     senses = [key for key in ("vision_config", "audio_config") if config.get(key)]
     if senses or (known.has_senses and known.arch not in {"deepseek4", "mimo2"}):
         found.append(f"{short(name)} takes more than text: its text model alone is exported")
+    if known.arch == "t5":
+        found.append("it has an encoder: `edgellm chat` does not run it, llama.cpp's own programs do")
     if quantised is not None:
         found.append(f"its weights were quantised by {quantised}: they are undone, which brings nothing back")
     if not known.in_transformers:

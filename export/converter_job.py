@@ -166,15 +166,16 @@ def _load_libraries() -> None:
 def _mend(job: dict[str, Any], pipe: IO[str]) -> None:
     """What llama.cpp's script leaves out: pre-tokenizers by their rules, windows that nobody computes, further ends."""
     import gguf
-    from conversion import base
+    from conversion import base, granite
 
     _name_pre_tokenizer(base, job.get("pre_tokenizer"))
-    load_hparams = base.ModelBase.load_hparams
+    get_attn_layers = granite.GraniteHybridModel.get_attn_layers
 
-    def load_older(folder: Path, is_mistral_format: bool) -> Any:
-        return _older_names(load_hparams(folder, is_mistral_format))
+    def of_older_names(self: Any) -> Any:
+        self.hparams["layer_types"] = _older_names(self.hparams.get("layer_types"))
+        return get_attn_layers(self)
 
-    base.ModelBase.load_hparams = staticmethod(load_older)
+    granite.GraniteHybridModel.get_attn_layers = of_older_names
     write = gguf.GGUFWriter.write_kv_data_to_file
 
     def write_kv_data_to_file(self: Any) -> None:
@@ -188,13 +189,10 @@ def _mend(job: dict[str, Any], pipe: IO[str]) -> None:
     gguf.GGUFWriter.write_kv_data_to_file = write_kv_data_to_file
 
 
-def _older_names(hparams: dict[str, Any]) -> dict[str, Any]:
+def _older_names(kinds: list[str] | None) -> list[str] | None:
     """Kinds of layers as the script compares them; transformers has renamed them since."""
-    kinds = hparams.get("layer_types")
-    if str((hparams.get("architectures") or [""])[0]).startswith(("GraniteMoeHybrid", "Bamba")) and kinds:
-        older = {"full_attention": "attention", "linear_attention": "mamba"}
-        hparams["layer_types"] = [older.get(kind, kind) for kind in kinds]
-    return hparams
+    older = {"full_attention": "attention", "linear_attention": "mamba"}
+    return [older.get(kind, kind) for kind in kinds] if kinds else kinds
 
 
 def _lacks_draft_head(folder: Path) -> bool:

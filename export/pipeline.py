@@ -184,13 +184,16 @@ def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], No
         ]
         files += [manifest.file_entry(words, role="words")] if words else []
         described = _described(source, base)
-        checked = None
+        checked: dict[str, Any] | None = None
         firsts[role] = next(iter(paths.values()))
         is_small = described["n_params"] <= SMALL_PARAMS or (found is not None and found.is_doubtful)
         wants_proof = request.verify or (request.verify is None and is_small)
         if script and not wants_proof:
             remarks = (*remarks, _UNCHECKED)
             step.say("remark", "verify", source.name, text=_UNCHECKED)
+            if request.verify is None:
+                checked = {"tokens": verify.check_tokens(source.path, whole), "logits": _UNCHECKED}
+                engine.generate(whole, verify.TEXT[:40], 1)  # what llama.cpp's script writes, llama.cpp may not load
         if wants_proof:
             step.say("start", "verify", source.name)
             is_whole = whole == base

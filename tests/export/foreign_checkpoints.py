@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import textwrap
 from pathlib import Path
@@ -47,14 +48,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
     "gemma3n": (
         "Gemma3nText",
         {"head_dim": 64, "num_hidden_layers": 10, "intermediate_size": 512, "vocab_size_per_layer_input": N_VOCAB,
-         "hidden_size_per_layer_input": 32, "num_kv_shared_layers": 5, "laurel_rank": 16, "altup_num_inputs": 4,
+         "hidden_size_per_layer_input": 256, "num_kv_shared_layers": 5, "laurel_rank": 16, "altup_num_inputs": 4,
          "layer_types": ["sliding_attention"] * 4 + ["full_attention"] + ["sliding_attention"] * 4 + ["full_attention"],
          "activation_sparsity_pattern": [0.95] * 2 + [0.0] * 8, "sliding_window": 32},
         "gemma",
     ),
     "lfm2": ("Lfm2", {"layer_types": ["conv", "full_attention", "conv", "full_attention"],
                       "block_auto_adjust_ff_dim": False}, _LLAMA3),
-    "granite4-dense": ("GraniteMoeHybrid", {"layer_types": ["attention"] * 4, "num_local_experts": 0, "num_experts_per_tok": 0,
+    "granite4-dense": ("GraniteMoeHybrid", {"layer_types": ["attention"] * 4, "num_local_experts": 0,
+                                            "num_experts_per_tok": 0,
                                             "shared_intermediate_size": 512, "position_embedding_type": "rope", **MAMBA,
                                             "embedding_multiplier": 6.0, "logits_scaling": 4.0,
                                             "residual_multiplier": 0.5, "attention_multiplier": 0.1}, _LLAMA3),
@@ -130,7 +132,8 @@ def make(family: str, folder: Path) -> None:
     import transformers
 
     name, settings, rules = FAMILIES[family]
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     if rules in {"sentencepiece", "gemma", "unigram"}:
         _sentencepiece(folder, rules)
     else:
