@@ -25,6 +25,10 @@ class UnsupportedModel(ValueError):
     """A model that this package cannot export; the message says what can."""
 
 
+class IsAdapter(UnsupportedModel):
+    """What was named as a model is an adapter, and holds none."""
+
+
 _LAYER = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -177,20 +181,25 @@ _IDLE = {
 }  # fmt: skip
 
 
-def read_config(folder: Path) -> tuple[Family, dict[str, Any]]:
+def read_config(folder: Path, *, weights: bool = True) -> tuple[Family, dict[str, Any]]:
     """The family of a Hub folder and its text model's configuration, the family's own defaults filled in.
+
+    Args:
+        weights: are to be exported too; where only shapes are asked for they may be quantised.
 
     Raises:
         UnsupportedModel: an architecture, or a variant of one, that would be exported wrongly; nothing but
             configuration files is looked at.
     """
     if not (folder / "config.json").exists():
+        if (folder / "adapter_config.json").exists():
+            raise IsAdapter(_adapter(folder))
         raise UnsupportedModel(_without_config(folder))
     try:
         config = read_json(folder / "config.json")
     except TokenizerError as error:
         raise UnsupportedModel(str(error)) from error
-    _refuse_other_kinds(folder, config)
+    _refuse_other_kinds(folder, config, weights=weights)
     family = _family(folder, config)
     text = config.get("text_config") or {}
     if not isinstance(text, dict):
@@ -201,8 +210,6 @@ def read_config(folder: Path) -> tuple[Family, dict[str, Any]]:
 
 
 def _without_config(folder: Path) -> str:
-    if (folder / "adapter_config.json").exists():
-        return _adapter(folder)
     if (folder / "params.json").exists():
         return (
             f"{folder} has params.json and no config.json: it is laid out for its authors' own program; "
@@ -217,7 +224,7 @@ def _adapter(folder: Path) -> str:
         base = str(read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "")
     return (
         f"{folder} is an adapter (adapter_config.json){f' for {base}' if base else ''} and holds no model of its own: "
-        "merge it into its base model first (PEFT's merge_and_unload) and export the result"
+        f"`edgellm export {folder}` makes a GGUF adapter of it, and with --merge one model of both"
     )
 
 
@@ -226,7 +233,7 @@ def has_weights_of_its_own(names: Collection[str]) -> bool:
     return any(re.match(r"(model|pytorch_model)[.-].*(safetensors|bin|index\.json)$", name) for name in names)
 
 
-def _refuse_other_kinds(folder: Path, config: Mapping[str, Any]) -> None:
+def _refuse_other_kinds(folder: Path, config: Mapping[str, Any], *, weights: bool) -> None:
     """Folders that hold no plain weights of a whole language model, as what they are."""
     names = [str(name) for name in config.get("architectures") or []]
     if any(re.search("eagle|medusa", name, re.IGNORECASE) for name in names):
@@ -235,10 +242,10 @@ def _refuse_other_kinds(folder: Path, config: Mapping[str, Any]) -> None:
             "use a small model as the drafter, or a target whose GGUF has its head inside (MTP)"
         )
     if (folder / "adapter_config.json").exists() and not has_weights_of_its_own([p.name for p in folder.iterdir()]):
-        raise UnsupportedModel(_adapter(folder))
+        raise IsAdapter(_adapter(folder))
     quantised = next((config[key] for key in ("quantization_config", "compression_config") if config.get(key)), None)
     mlx = config.get("quantization")
-    if quantised or mlx:
+    if (quantised or mlx) and weights:
         told = quantised if isinstance(quantised, dict) else {}
         how = told.get("quant_method") or told.get("format") or ("MLX" if mlx else "an unnamed method")
         raise UnsupportedModel(

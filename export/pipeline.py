@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgellm.export import engine, manifest, trim, verify
+from edgellm.export.adapter_export import Merging
 from edgellm.export.gguf import examine, to_gguf
 from edgellm.export.gguf_writer import appearing
 from edgellm.export.manifest import Manifest
@@ -78,6 +79,7 @@ class Request:
     plan: dict[str, Any] | None = None  # of the device that the types were chosen for
     judge: Judge | None = None  # how well a drafter fits, for the manifest
     tabulate: Tabulator | None = None  # what is stored beside a drafter
+    merging: Merging | None = None  # an adapter that becomes part of the target
 
 
 def export(request: Request, on_event: Callable[[Event], None]) -> Manifest:
@@ -124,6 +126,8 @@ def _differences(locked: Mapping[str, Any], made: Mapping[str, Any]) -> list[str
         ]
     before, now = ({entry["path"]: entry["sha256"] for entry in side["files"]} for side in (locked, made))
     different = [f"{name} comes out otherwise" for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    adapters = [((side.get("target") or {}).get("adapter") or {}).get("source") for side in (locked, made)]
+    found += ["the adapter has changed"] if adapters[0] != adapters[1] else []
     return found + different if different else []
 
 
@@ -138,7 +142,8 @@ def _key(request: Request) -> str:
         files = [] if source.revision else [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in source.files()]
         return [source.name, source.repo, source.revision, files]
 
-    return fingerprint([asdict(request.options), stamp(request.target), stamp(request.draft), manifest.tools()])
+    parts: list[Any] = [asdict(request.options), stamp(request.target), stamp(request.draft), manifest.tools()]
+    return fingerprint(parts + ([request.merging.described()] if request.merging else []))
 
 
 def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], None]) -> dict[str, Any]:
@@ -156,7 +161,8 @@ def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], No
         remarks = () if source.is_gguf or request.converter else examine(source.path)
         for remark in remarks:
             step.say("remark", "convert", source.name, text=remark)
-        base = _base(step, request.converter, quants)
+        merging = request.merging if role == "target" else None
+        base = _merged(step, merging, quants) if merging else _base(step, request.converter, quants)
         _refuse_foreign_heads(base)
         if role == "target" and request.imatrix:
             _refuse_foreign_imatrix(request.imatrix, base)
@@ -185,7 +191,8 @@ def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], No
         if wants_proof:
             step.say("start", "verify", source.name)
             is_whole = whole == base
-            checked = verify.verification(source, base if is_whole else whole, paths if is_whole else {})
+            check = partial(merging.verified, work=work) if merging else verify.verification
+            checked = check(source, base if is_whole else whole, paths if is_whole else {})
             step.say("done", "verify", source.name)
         if role == "draft" and request.tabulate:
             files.append(_tabulated(step, request.tabulate, firsts["target"], firsts["draft"]))
@@ -197,6 +204,7 @@ def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], No
                 pair["before"] = request.judge(firsts["target"], _before(step, whole, quants[0]), measure=measure)
             document["pair"] = pair
             step.say("done", "judge", source.name)
+        described |= {"adapter": merging.described()} if merging else {}
         document[role] = described | {"remarks": list(remarks), "trimmed": trimmed, "verification": checked}
         for path in {base, whole} - set(paths.values()):
             if path.parent == work and path.name not in {entry["path"] for entry in files}:
@@ -262,6 +270,11 @@ def _base(step: _Step, converter: Path | None, quants: tuple[str, ...]) -> Path:
             on_tensor=step.counter("convert", path),
         ),
     )
+
+
+def _merged(step: _Step, merging: Merging, quants: tuple[str, ...]) -> Path:
+    kind = "BF16" if "BF16" in quants else "F16"
+    return step.file(kind, lambda path: merging.write(step.source, path, kind, step.counter("merge", path)), "merge")
 
 
 def _convert(converter: Path, folder: Path, path: Path, kind: str) -> None:
