@@ -73,8 +73,8 @@ def show(plan: MemoryPlan, place: Device, target: ModelShape, measured: Measurem
 
 _COLOURS = {
     "weights": "blue", "adapters": "blue", "vocabulary": "cyan", "cache": "green", "compute": "yellow",
-    "logits": "magenta", "candidates": "magenta", "runtime": "white", "unaccounted": "bright_black", "margin": "bright_black",
-    "system reserve": "bright_black",
+    "logits": "magenta", "candidates": "magenta", "runtime": "white", "unaccounted": "bright_black",
+    "margin": "bright_black", "system reserve": "bright_black",
 }  # fmt: skip
 
 

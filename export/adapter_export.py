@@ -170,14 +170,14 @@ def _proof(
     finally:
         whole.unlink(missing_ok=True)
         shutil.rmtree(merged, ignore_errors=True)
-    for name, error in errors.items():
-        if not error <= MAX_LOGITS_ERROR:
+    for name, worst in errors.items():
+        if not worst <= MAX_LOGITS_ERROR:
             raise VerificationFailed(
                 f"{files[name].name} gives other logits than the adapter merged into {base.name} (relative error "
-                f"{error:.3g}): please report the adapter; --no-verify exports it all the same"
+                f"{worst:.3g}): please report the adapter; --no-verify exports it all the same"
             )
     _say(on_event, "done", "verify", request.adapter.name)
-    return {name: {"n_tokens": len(tokens), "max_relative_error": round(error, 7)} for name, error in errors.items()}
+    return {name: {"n_tokens": len(tokens), "max_relative_error": round(worst, 7)} for name, worst in errors.items()}
 
 
 def _error(found: Any, expected: Any) -> float:
