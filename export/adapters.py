@@ -238,6 +238,10 @@ def _check_none_missing(folder: Path, base: Base, adapter: Adapter) -> None:
                 f"{folder} lacks the tensors for {module}, which adapter_config.json names (target_modules): download "
                 "the rest of the adapter"
             )
+    for name in (name for name in base.extents if name.endswith(".bias") and facts.bias != "none"):
+        trains = facts.bias == "all" or f"{name.removesuffix('.bias')}.weight" in adapter.pairs
+        if trains and name not in adapter.whole:
+            raise UnsupportedModel(f"{folder} lacks {name}, which was trained (bias {facts.bias!r})")
     trained = {hub for hub in facts.whole if hub.rpartition(".")[2] in {"embed_tokens", "lm_head"}}
     for module in trained:
         name = EMBEDDING if module.endswith("embed_tokens") else HEAD

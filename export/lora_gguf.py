@@ -37,9 +37,10 @@ def check_can_be_applied(adapter: Adapter, base: Base) -> None:
     if adapter.whole:
         name = next(iter(adapter.whole.values())).name
         raise UnsupportedModel(f"{folder} holds {name} whole, for which a GGUF adapter has no place: {_MERGE}")
-    if facts.bias != "none" or facts.whole:
-        key = "bias" if facts.bias != "none" else "modules_to_save"
-        raise UnsupportedModel(f"{folder} was trained with {key}, for which a GGUF adapter has no place: {_MERGE}")
+    if facts.whole:
+        raise UnsupportedModel(
+            f"{folder} was trained with modules_to_save, for which a GGUF adapter has no place: {_MERGE}"
+        )
     for name in (EMBEDDING, HEAD):
         if name in adapter.pairs and base.tied:
             which = "embedding" if name == EMBEDDING else "head (lm_head)"

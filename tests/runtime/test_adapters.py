@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from tiny_gguf import write_tiny
 
 from edgellm.export import gguf_writer as writer
 from edgellm.memory.adapter import AdapterError, Lora, adapted, check_fits, read_adapter
+from edgellm.memory.buffers import adapter_bytes
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.gguf import read_header
 from edgellm.memory.shape import from_header
@@ -49,7 +52,9 @@ def test_passes_of_every_width_give_the_same_bits_with_an_adapter_on(
 ) -> None:
     if not kernels().active:
         pytest.skip("the engine's own kernels promise nothing")
-    lora = Lora(gguf_adapter(tmp_path / "lora.gguf", tiny, rank=rank, kind=kind, parts=("output", "attn_q", "ffn_down")))
+    lora = Lora(
+        gguf_adapter(tmp_path / "lora.gguf", tiny, rank=rank, kind=kind, parts=("output", "attn_q", "ffn_down"))
+    )
     single = logits(tiny, lora)
     assert not np.allclose(single, logits(tiny), atol=0.05)
     for width in (2, 3, 5, 8, 16):
@@ -197,3 +202,25 @@ def test_a_plan_counts_the_adapters_bytes_and_bounds_what_applying_them_takes(
     shape = adapted(from_header(header), (lora,), header)
     assert shape.adapter_bytes == read_header(lora.path).tensor_bytes
     assert max(shape.adapter_width, shape.adapter_head_width) >= rank + 128
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "phi3"])
+def test_the_planned_growth_bounds_what_the_engine_allocates(
+    architecture: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = write_tiny(tmp_path / "tiny.gguf", architecture, n_layers=2, n_embd=128, n_ff=256)
+    parts = ("attn_q", "attn_v", "attn_qkv", "attn_output", "ffn_up", "ffn_down")
+    lora = Lora(gguf_adapter(tmp_path / "lora.gguf", base, rank=96, parts=parts))
+    settings, sizes = ContextSettings(256, n_ubatch=128, n_outputs=4, n_threads=1), []
+    caplog.set_level(logging.DEBUG, logger="edgellm.llama_cpp")
+    for loras in ((), (lora,)):
+        model = LlamaModel(base, ModelOptions(mmap=False, loras=loras))
+        backend = LlamaBackend(model, settings)
+        backend.warm_up()
+        found = [re.search(r"compute buffer size = +([\d.]+) MiB", line) for line in caplog.messages]
+        sizes.append([float(match[1]) * 2**20 for match in found if match][-1])
+        backend.close()
+        model.close()
+    header = read_header(base)
+    shape = adapted(from_header(header), (lora,), header)
+    assert sizes[1] - sizes[0] <= adapter_bytes(shape, settings) + 0.02 * 2**20
