@@ -1,4 +1,4 @@
-"""Random LoRA adapters for tests: PEFT folders for the checkpoints of `checkpoints.py`, and GGUF files for any model."""
+"""Random LoRA adapters: PEFT folders for the checkpoints of `checkpoints.py`, and GGUF files for any model."""
 
 from __future__ import annotations
 

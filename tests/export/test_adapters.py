@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def test_embedding_and_head_are_adapted_apart_where_they_are_two_and_merged_wher
         assert error(engine.logits(merged, TOKENS), expected) < 2e-3
         if tied:
             assert "output.weight" in {tensor.name for tensor in read_header(merged).tensors}
-            with pytest.raises(UnsupportedModel, match="one matrix is both embedding and head in base.*--merge"):
+            with pytest.raises(UnsupportedModel, match=r"one matrix is both embedding and head in base.*--merge"):
                 check_can_be_applied(adapter, shapes)
             continue
         whole, applied = tmp_path / "base.gguf", tmp_path / "lora.gguf"
@@ -289,7 +290,7 @@ def test_nan_is_refused_by_name_in_both_forms(tmp_path: Path) -> None:
         lambda: write_adapter(adapter, shapes, tmp_path / "lora.gguf", "F16", {}),
         lambda: write_merged(base, adapter, tmp_path / "merged"),
     ):
-        with pytest.raises(UnsupportedModel, match="lora_B.weight holds NaN"):
+        with pytest.raises(UnsupportedModel, match=r"lora_B\.weight holds NaN"):
             make()
 
 
@@ -345,12 +346,21 @@ def test_torchs_own_format_gives_the_same_adapter(tmp_path: Path) -> None:
     assert made[0] == made[1]
 
 
-def run(*arguments: object) -> int:
-    return main([str(argument) for argument in arguments])
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The command in this process; its exit code."""
+
+    def call(*arguments: object) -> int:
+        monkeypatch.setattr("sys.argv", ["edgellm", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return int(left.value.code or 0)
+
+    return call
 
 
 def test_the_command_makes_an_adapter_or_one_model_and_repeats_both(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = base_of(tmp_path)
     folder = peft_folder(
@@ -379,7 +389,11 @@ def test_the_command_makes_an_adapter_or_one_model_and_repeats_both(
     ],
 )
 def test_what_cannot_be_made_is_told_in_one_sentence(
-    tmp_path: Path, arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    arguments: list[str],
+    sentence: str,
+    run: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     base = base_of(tmp_path)
     to_gguf(base, tmp_path / "base.gguf")
@@ -397,7 +411,7 @@ def test_what_cannot_be_made_is_told_in_one_sentence(
 
 
 def test_from_the_hub_only_configurations_come_before_a_refusal_and_no_base_weights_ever(
-    tmp_path: Path, hub: LoopbackHub
+    tmp_path: Path, hub: LoopbackHub, run: Callable[..., int]
 ) -> None:
     base = base_of(tmp_path)
     folder = peft_folder(tmp_path / "tuned", weights_of("llama"), ("q_proj",), base_model_name_or_path="somebody/base")
