@@ -7,7 +7,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
-from edgellm.cli._lora import described
+from edgellm.cli._lora import adapters_json
 from edgellm.cli._output import out, wants_colour
 from edgellm.cli._terminal import WordWrap, printable
 
@@ -114,7 +114,7 @@ class Json(Plain):
 
     def __init__(self, target: ModelFile, drafter: ModelFile | None, loras: Sequence[Lora] = ()) -> None:
         self._models: dict[str, Any] = {"target": target.reference, "draft": drafter.reference if drafter else None}
-        self._models["loras"] = described(loras)
+        self._models["loras"] = adapters_json(loras)
 
     def thought(self, piece: str) -> None:
         pass

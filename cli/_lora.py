@@ -38,7 +38,7 @@ def loras(given: Sequence[str]) -> tuple[Lora, ...]:
     return tuple(map(_lora, given))
 
 
-def described(given: Sequence[Lora]) -> list[dict[str, Any]]:
+def adapters_json(given: Sequence[Lora]) -> list[dict[str, Any]]:
     """Adapters as a report names them."""
     return [{"path": str(lora.path), "scale": lora.scale} for lora in given]
 

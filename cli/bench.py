@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from edgellm.cli._lora import described, lora_option, loras
+from edgellm.cli._lora import adapters_json, lora_option, loras
 from edgellm.cli._output import out
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def bench(
                 "target": target.name,
                 "draft": engines[name].draft_model and engines[name].draft_model.path.name,  # type: ignore[union-attr]
                 "draft_tokens": engines[name].n_draft,
-                "loras": described(options.loras),
+                "loras": adapters_json(options.loras),
                 "exact": exact,
                 "max_tokens": max_tokens,
                 "n_ctx": plain.backend.n_ctx,

@@ -16,6 +16,7 @@ from edgellm.export import gguf
 from edgellm.export.checkpoint import READABLE, StoredTensor, read_weights
 from edgellm.export.facts import FAMILIES, Family, UnsupportedModel, read_config
 from edgellm.export.lora_facts import LoraFacts, read_facts
+from edgellm.memory.adapter import refuse_adapter
 from edgellm.memory.gguf import GgufHeader
 from edgellm.memory.split import read_model
 
@@ -61,6 +62,7 @@ def read_base(path: Path, name: str) -> Base:
 
 
 def _base_of_header(header: GgufHeader, name: str) -> Base:
+    refuse_adapter(header)
     family = next((family for family in FAMILIES.values() if family.arch == header.architecture), None)
     if family is None:
         known = ", ".join(sorted({family.arch for family in FAMILIES.values()}))

@@ -26,6 +26,7 @@ from edgellm.export.gguf_writer import appearing
 from edgellm.export.manifest import Manifest
 from edgellm.export.source import ModelSource, fingerprint, sha256_of
 from edgellm.export.workshop import ExportError, appear, workshop
+from edgellm.memory.adapter import refuse_adapter
 from edgellm.memory.gguf import read_header
 
 Event = Mapping[str, Any]
@@ -406,7 +407,9 @@ def _described(source: ModelSource, base: Path) -> dict[str, Any]:
 
 
 def _refuse_foreign_heads(base: Path) -> None:
-    arch = read_header(base).architecture
+    header = read_header(base)
+    refuse_adapter(header)
+    arch = header.architecture
     if arch in {"eagle3", "medusa", "dflash"}:
         raise ExportError(
             f"{base.name} is a draft head ({arch}) that reads another model's hidden states: it cannot draft alone; "
