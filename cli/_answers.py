@@ -7,11 +7,15 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
+from edgellm.cli._lora import adapters_json
 from edgellm.cli._output import out, wants_colour
 from edgellm.cli._terminal import WordWrap, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from edgellm.export.store import ModelFile
+    from edgellm.memory.adapter import Lora
     from edgellm.runtime.chat import Answer
 
 
@@ -108,8 +112,9 @@ class Plain:
 class Json(Plain):
     """One object at the end."""
 
-    def __init__(self, target: ModelFile, drafter: ModelFile | None) -> None:
-        self._models = {"target": target.reference, "draft": drafter.reference if drafter else None}
+    def __init__(self, target: ModelFile, drafter: ModelFile | None, loras: Sequence[Lora] = ()) -> None:
+        self._models: dict[str, Any] = {"target": target.reference, "draft": drafter.reference if drafter else None}
+        self._models["loras"] = adapters_json(loras)
 
     def thought(self, piece: str) -> None:
         pass

@@ -27,6 +27,7 @@ def run(plan: MemoryPlan, target: Path | None, drafter: Path | None) -> Measurem
     """
     from filelock import FileLock
 
+    from edgellm.cli._lora import loras
     from edgellm.cli._save import write_whole
     from edgellm.memory.shape import UnknownShape
     from edgellm.runtime.calibrate import measure
@@ -34,7 +35,7 @@ def run(plan: MemoryPlan, target: Path | None, drafter: Path | None) -> Measurem
     if target is None or (plan.drafter and drafter is None):
         raise UnknownShape(f"{plan.target} and its drafter must be here to be measured: run `edgellm pull` first")
     out.note("measuring the plan on this machine …")
-    measured = measure(target, drafter if plan.drafter else None, plan)
+    measured = measure(target, drafter if plan.drafter else None, plan, loras=loras(plan.loras))
     path = _path()
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
@@ -95,5 +96,6 @@ def _key(plan: MemoryPlan) -> str:
     """A processor, two models and every setting that decides a size or a speed."""
     from edgellm.memory.cpu import cpu_name
 
-    parts = [cpu_name(), plan.target, plan.quantisation, plan.drafter, asdict(plan.settings)]
+    parts: list[Any] = [cpu_name(), plan.target, plan.quantisation, plan.drafter, asdict(plan.settings)]
+    parts += [plan.loras] if plan.loras else []
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

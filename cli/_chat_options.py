@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from edgellm.cli._lora import lora_option
 from edgellm.cli._texts import texts_option
 
 _SAMPLING, _DRAFTING, _ENGINE, _OUTPUT = "Sampling", "Drafting", "Engine", "Output"  # panels of --help
@@ -25,6 +26,17 @@ Model = Annotated[
         show_envvar=False,
         show_default=False,
         help="Target: a catalogue name, user/repo[:QUANT], or a file; qwen2.5-coder-1.5b-instruct if none is named.",
+    ),
+]
+Lora = Annotated[
+    list[str],
+    typer.Option(  # typer would cut the variable at spaces
+        "--lora",
+        metavar="FILE[:SCALE]",
+        help="Apply an adapter to the target, at SCALE times its strength. May be repeated; several in EDGELLM_LORA "
+        "are quoted each.",
+        callback=lora_option,
+        rich_help_panel=_ENGINE,
     ),
 ]
 Prompt = Annotated[str | None, _option("--prompt", "-p", help="Answer this once and leave.", metavar="TEXT")]

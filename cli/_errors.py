@@ -12,6 +12,7 @@ DONE, FAILED, USAGE, DOES_NOT_FIT, INTERRUPTED = 0, 1, 2, 3, 130
 _KNOWN: dict[str, int] = {
     "edgellm.memory.units.BadSize": USAGE,
     "edgellm.memory.gguf.GgufError": FAILED,
+    "edgellm.memory.adapter.AdapterError": FAILED,
     "edgellm.runtime.bench.BadPrompts": USAGE,
     "edgellm.memory.shape.UnknownShape": FAILED,
     "edgellm.memory.kv.UnsupportedCache": USAGE,

@@ -72,9 +72,9 @@ def show(plan: MemoryPlan, place: Device, target: ModelShape, measured: Measurem
 
 
 _COLOURS = {
-    "weights": "blue", "vocabulary": "cyan", "cache": "green", "compute": "yellow", "logits": "magenta",
-    "candidates": "magenta", "runtime": "white", "unaccounted": "bright_black", "margin": "bright_black",
-    "system reserve": "bright_black",
+    "weights": "blue", "adapters": "blue", "vocabulary": "cyan", "cache": "green", "compute": "yellow",
+    "logits": "magenta", "candidates": "magenta", "runtime": "white", "unaccounted": "bright_black",
+    "margin": "bright_black", "system reserve": "bright_black",
 }  # fmt: skip
 
 

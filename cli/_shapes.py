@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from edgellm.cli._models import DEFAULT_DRAFTER, NO_DRAFTER
 
 if TYPE_CHECKING:
     from edgellm.export.catalogue import ModelEntry
+    from edgellm.memory.adapter import Lora
     from edgellm.memory.plan import MemoryPlan
     from edgellm.memory.shape import ModelShape
 
@@ -43,6 +44,7 @@ def look_up(reference: str, *, offline: bool = False) -> Known:
         GgufError: a damaged file.
     """
     from edgellm.export import naming, store
+    from edgellm.memory.adapter import refuse_adapter
     from edgellm.memory.shape import from_header
     from edgellm.memory.split import read_model
 
@@ -57,7 +59,9 @@ def look_up(reference: str, *, offline: bool = False) -> Known:
     if parsed.name and not is_offered(parsed.name, parsed.quant):
         return of_name(parsed.name, parsed.quant)
     if model := store.locate(reference):
-        shape = from_header(read_model(model.path), model.name, ask=True)
+        header = read_model(model.path)
+        refuse_adapter(header)
+        shape = from_header(header, model.name, ask=True)
         return Known(shape, model.reference, model.path, is_open=parsed.name is not None and parsed.quant is None)
     if parsed.repo:
         return _on_the_hub(reference, parsed.repo, parsed.quant, offline=offline)
@@ -146,6 +150,23 @@ def drafter_for(
         if 2 * drafter.shape.bytes_read_per_token <= target.bytes_read_per_token:
             return drafter
     return None
+
+
+def with_adapters(target: Known, loras: Sequence[Lora]) -> Known:
+    """The target with adapters on; they are checked against its file where that is here. One that is not at hand in
+    other types keeps its own.
+
+    Raises:
+        AdapterError, GgufError: an adapter is damaged, or not for this model.
+    """
+    from edgellm.memory.adapter import adapted
+    from edgellm.memory.split import read_model
+
+    if not loras:
+        return target
+    is_here = target.path is not None and target.shape.onnx is None
+    header = read_model(target.path) if is_here and target.path is not None else None
+    return replace(target, shape=adapted(target.shape, loras, header), is_open=False)
 
 
 def with_references(plan: MemoryPlan, target: Known, drafter: Known | None) -> MemoryPlan:

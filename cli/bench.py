@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from edgellm.cli._lora import adapters_json, lora_option, loras
 from edgellm.cli._output import out
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ def bench(
     ),
     draft: list[str] = typer.Option(
         [], "--draft", "-d", help="Drafter: a model, 'copy', or MODEL+copy. Several are compared.", show_default=False
+    ),
+    lora: list[str] = typer.Option(
+        [], "--lora", help="Apply an adapter to the target.", metavar="FILE[:SCALE]", callback=lora_option
     ),
     prompts: Path = typer.Option(
         None, "--prompts", "-f", envvar="EDGELLM_PROMPTS", help="JSON lines of {id, task, turns}.", show_default=False
@@ -93,6 +97,7 @@ def bench(
     planned = read_plan(plan, ctx=ctx, kv=kv, draft_tokens=draft_tokens) if plan else None
     if planned is not None:
         model, planned_draft = models_of(planned, model, None)
+        lora = lora or list(planned.loras)
         draft = draft or [f"{planned_draft}+copy" if planned.drafter else "copy"]
     target, default_draft = resolve_pair(
         model, draft[0].removesuffix("+copy") if _models_in(draft) else None, offline=offline
@@ -104,6 +109,7 @@ def bench(
         kv=check_kv(kv) if kv is not None else None,
         n_threads=threads,
         budget_bytes=asked_bytes(budget),
+        loras=loras(lora),
     )
     configs = _configs(draft, default_draft, offline)
     largest = max((path for _, path, _ in configs if path), key=lambda path: path.stat().st_size, default=None)
@@ -137,6 +143,7 @@ def bench(
                 "target": target.name,
                 "draft": engines[name].draft_model and engines[name].draft_model.path.name,  # type: ignore[union-attr]
                 "draft_tokens": engines[name].n_draft,
+                "loras": adapters_json(options.loras),
                 "exact": exact,
                 "max_tokens": max_tokens,
                 "n_ctx": plain.backend.n_ctx,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 def chat(
     model: opt.Model = None,
     prompt: opt.Prompt = None,
+    lora: opt.Lora = [],  # noqa: B006
     system: opt.System = None,
     max_tokens: opt.MaxTokens = None,
     stop: opt.Stop = [],  # noqa: B006
@@ -67,6 +68,7 @@ def chat(
     """
     from edgellm.cli._answers import Json, JsonLines, Plain
     from edgellm.cli._conversation import BadConversation, kept_path
+    from edgellm.cli._lora import loras
     from edgellm.cli._models import asked_bytes, check_kv, drafting_options, resolve_pair
     from edgellm.cli._plans import models_of, read_plan
     from edgellm.cli._talk import Talk
@@ -82,6 +84,7 @@ def chat(
     planned = read_plan(plan, ctx=ctx, kv=kv, draft_tokens=draft_tokens) if plan else None
     if planned is not None:
         model, draft = models_of(planned, model, draft)
+        lora = lora or list(planned.loras)
     question = _question(prompt)
     if question is None and (json_ or jsonl or not sys.stdout.isatty()):
         raise typer.BadParameter("a conversation needs a terminal: give --prompt TEXT, or pipe the text in")
@@ -104,6 +107,7 @@ def chat(
         n_threads=threads,
         n_gpu_layers=gpu_layers,
         budget_bytes=asked_bytes(budget),
+        loras=loras(lora),
     )
     target, drafter = resolve_pair(model, draft, offline=offline)
     with silent_keys(), _load(target, drafter, options, planned) as engine:
@@ -122,7 +126,8 @@ def chat(
         if question is None:
             _talk(talk, resume=resume)
         else:
-            form = Json(target, drafter) if json_ else JsonLines(target, drafter) if jsonl else Plain()
+            kind = Json if json_ else JsonLines if jsonl else None
+            form = kind(target, drafter, options.loras) if kind is not None else Plain()
             if resume:
                 talk.resume()
             try:

@@ -52,6 +52,10 @@ def export(
         help="Who converts: edgellm, llama.cpp's own script, or that of a checkout.  [default: own where it knows the "
         "family, else llama.cpp]",
     ),
+    base: str | None = typer.Option(
+        None, envvar="EDGELLM_BASE", help="MODEL is an adapter (LoRA) for this one.  [default: as it says itself]"
+    ),
+    merge: bool = typer.Option(False, "--merge", help="One model of an adapter and its base, not an adapter's file."),
     exporter: str = typer.Option(
         "builder", envvar="EDGELLM_EXPORTER", help="Of ONNX: onnxruntime-genai's builder, or optimum."
     ),
@@ -71,13 +75,16 @@ def export(
 ) -> None:
     """Make checked files for a device: a model, its drafter, and a manifest that an app's build can trust.
 
+    Of an adapter (a PEFT folder or repository) it makes a GGUF adapter for `--lora`, or with --merge a model.
+
     An interrupted export goes on where it stopped. The folder appears when all of it is there.
     """
     from edgellm.cli._converters import Converters
+    from edgellm.cli._lora import AdapterJob, is_adapter
     from edgellm.cli._models import asked_bytes
     from edgellm.cli._pair import judge, tabulate
     from edgellm.cli._progress import DownloadBar
-    from edgellm.export import manifest, naming, pipeline, source
+    from edgellm.export import facts, manifest, naming, pipeline, source
 
     if format_ not in ("gguf", "onnx"):
         raise typer.BadParameter(f"--format {format_}: take gguf or onnx")
@@ -95,6 +102,7 @@ def export(
         only_gguf = {
             "--mem": mem, "--trim-vocab": trim_vocab, "--trim-corpus": trim_corpus, "--drop-layers": drop_layers,
             "--imatrix": imatrix, "--converter": converter, "--locked": locked, "--draft self": draft == "self",
+            "--merge": merge, "--base": base,
         }  # fmt: skip
         for name in (name for name, value in only_gguf.items() if value):
             raise typer.BadParameter(f"{name} goes with --format gguf")
@@ -111,9 +119,23 @@ def export(
             json_=json_,
             jsonl=jsonl,
         )
-    quant = quant or "Q4_K_M"
+    adapter = AdapterJob(model, base, revision, token, folder=output, locked=locked)
+    given = {
+        "--draft": draft, "--mem": mem, "--trim-vocab": trim_vocab, "--drop-layers": drop_layers,
+        "--draft-head": draft_head, "--imatrix": imatrix, "--converter": converter, "--draft-quant": draft_quant,
+    }  # fmt: skip
+    if (base or is_adapter(model)) and not merge:
+        return adapter.export(quant, given, _Watch(jsonl), verify=verify, json_=json_, jsonl=jsonl)
+    types_of_adapter, quant = quant, quant or "Q4_K_M"
     draft = draft or (there.repo("draft") if there else None)
-    target = fetch(model, there.revision("target") if there else revision)
+    merging = None
+    try:
+        if merge:
+            merging, target = adapter.merged(fetch, there, converter)
+        else:
+            target = fetch(model, there.revision("target") if there else revision)
+    except facts.IsAdapter:  # a repository, which only its list of files shows for one
+        return adapter.export(types_of_adapter, given, _Watch(jsonl), verify=verify, json_=json_, jsonl=jsonl)
     drafter = target if draft == "self" else fetch(draft, there.revision("draft") if there else None) if draft else None
     if (trim_vocab or drop_layers or draft_quant or draft_head) and drafter is None and there is None:
         raise naming.BadReference(
@@ -151,6 +173,7 @@ def export(
         plan=plan.to_json() if plan else None,
         judge=None if there else judge,
         tabulate=tabulate,
+        merging=merging,
     )
     watch = _Watch(jsonl)
     if there:

@@ -131,8 +131,24 @@ def _entry_json(entry: ModelEntry) -> dict[str, Any]:
     }
 
 
+def _adapter_facts(header: GgufHeader) -> dict[str, Any]:
+    """What the file of an adapter says of itself."""
+    from edgellm.memory.adapter import read_adapter
+
+    adapter = read_adapter(header.path)
+    ranks = " and ".join(map(str, adapter.ranks))
+    return {
+        "adapter": f"LoRA of rank {ranks} for {len(adapter.pairs)} matrices, used with --lora beside its base model",
+        "quant": header.quantisation,
+        "architecture": header.architecture,
+        "n_params": header.n_params,
+        "checkpoint": header.metadata.get("general.base_model.0.name"),
+    }
+
+
 def _header_facts(header: GgufHeader) -> dict[str, Any]:
     """The keys of `ModelFacts`, read from the file itself; null where it does not say."""
+    from edgellm.memory.adapter import is_adapter
     from edgellm.memory.gguf import GgufArray
 
     def most(name: str) -> Any:
@@ -142,6 +158,8 @@ def _header_facts(header: GgufHeader) -> dict[str, Any]:
             max(header.array(f"{header.architecture}.{name}"), default=None) if isinstance(value, GgufArray) else value
         )
 
+    if is_adapter(header):
+        return _adapter_facts(header)
     n_heads, n_embd = most("attention.head_count"), header.hparam("embedding_length")
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     return {
@@ -164,6 +182,7 @@ def _header_facts(header: GgufHeader) -> dict[str, Any]:
 
 _LABELS = {
     "name": "name",
+    "adapter": "adapter",
     "architecture": "architecture",
     "n_params": "parameters",
     "quant": "quantisation",

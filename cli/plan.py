@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperCommand
 
+from edgellm.cli._lora import lora_option, loras
 from edgellm.cli._output import out
 
 if TYPE_CHECKING:
     from edgellm.cli._shapes import Known
+    from edgellm.memory.adapter import Lora
     from edgellm.memory.buffers import Sizer
     from edgellm.memory.device import Device
     from edgellm.memory.solve import Ask, Solution
@@ -43,6 +46,9 @@ def plan(
     ),
     draft: str = typer.Option(
         None, "--draft", "-d", envvar="EDGELLM_DRAFT", help="Drafter, or `none`.", metavar="MODEL"
+    ),
+    lora: list[str] = typer.Option(
+        [], "--lora", help="Count an adapter of the target too.", metavar="FILE[:SCALE]", callback=lora_option
     ),
     mem: str = typer.Option(
         None,
@@ -117,7 +123,8 @@ def plan(
     place = _device(mem, budget, device)
     if model is None:
         return _pairs.show(place, ask, as_json=json_)
-    target, solution, measured = _solved(model, draft, place, ask, probe, calibrate, offline)
+    adapters = loras(lora)
+    target, solution, measured = _solved(model, draft, place, ask, probe, calibrate, offline, adapters)
     if save is not None and not to_stdout and solution.plan.fits:
         _plans.save(save, solution.plan)
     if to_stdout:
@@ -159,23 +166,31 @@ def _matrix(
 
 
 def _solved(
-    model: str, draft: str | None, place: Device, ask: Ask, probe: bool, calibrate: bool, offline: bool
+    model: str,
+    draft: str | None,
+    place: Device,
+    ask: Ask,
+    probe: bool,
+    calibrate: bool,
+    offline: bool,
+    adapters: Sequence[Lora] = (),
 ) -> tuple[Known, Solution, Measurement | None]:
     """The plan of a pair, with what it took where it was run here."""
     from dataclasses import replace
 
     from edgellm.cli import _calibration
-    from edgellm.cli._shapes import drafter_for, look_up, smaller_than, with_references
+    from edgellm.cli._shapes import drafter_for, look_up, smaller_than, with_adapters, with_references
     from edgellm.memory.solve import solve
 
     target = look_up(model, offline=offline)
     drafter = drafter_for(target.shape, draft, offline=offline)
+    target = with_adapters(target, adapters)
     sizer = _probing(target, drafter, exactly=probe)
     smaller, shape = smaller_than(target), drafter.shape if drafter else None
     solution = solve(target.shape, shape, place, ask, sizer=sizer, smaller=smaller)
     solution = replace(
         solution,
-        plan=with_references(solution.plan, target, drafter),
+        plan=replace(with_references(solution.plan, target, drafter), loras=tuple(a.reference for a in adapters)),
         nearest=with_references(solution.nearest, target, drafter) if solution.nearest else None,
     )
     if calibrate and solution.plan.fits:

@@ -99,7 +99,7 @@ def read_checkpoint(folder: Path) -> dict[str, StoredTensor]:
             f"{folder} has no weights (model.safetensors or pytorch_model.bin, whole or in shards): "
             "is it a model's folder?"
         )
-    return _read_shards(folder / name) if name.endswith(".index.json") else _read_file(folder / name)
+    return _read_shards(folder / name) if name.endswith(".index.json") else read_weights(folder / name)
 
 
 def chosen_weights(names: Collection[str]) -> str | None:
@@ -137,14 +137,15 @@ def _read_shards(index: Path) -> dict[str, StoredTensor]:
     for name in sorted(set(weight_map.values())):
         if not (index.parent / name).exists():
             raise CheckpointError(f"{index.parent} lacks the shard {name}: download the rest of it")
-        tensors |= _read_file(index.parent / name)
+        tensors |= read_weights(index.parent / name)
     missing = sorted(set(weight_map) - set(tensors))
     if missing:
         raise CheckpointError(f"{index.parent}: {missing[0]!r} and {len(missing) - 1} more tensors are in no shard")
     return tensors
 
 
-def _read_file(path: Path) -> dict[str, StoredTensor]:
+def read_weights(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of one file, safetensors or `.bin`, by its name. Raises as `read_checkpoint`."""
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
 
 

@@ -97,14 +97,15 @@ def tokenise(path: Path, texts: Sequence[str], *, add_special: bool = False) -> 
     return [event["tokens"] for event in _events(job, f"reading the vocabulary of {path.name}") if "tokens" in event]
 
 
-def logits(path: Path, tokens: Sequence[int]) -> NDArray[np.float32]:
-    """The model's logits behind each of `tokens`, shape (n_tokens, n_vocab).
+def logits(path: Path, tokens: Sequence[int], *, lora: Path | None = None) -> NDArray[np.float32]:
+    """The model's logits behind each of `tokens`, shape (n_tokens, n_vocab), with an adapter where one is named.
 
     A model with an encoder reads the tokens there, and again, one place later, in its decoder.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "logits.npy"
-        for _ in _events({"job": "logits", "path": str(path), "tokens": list(tokens), "out": str(out)}, path.name):
+        job = {"job": "logits", "path": str(path), "tokens": list(tokens), "out": str(out)}
+        for _ in _events(job | ({"lora": str(lora)} if lora is not None else {}), path.name):
             pass
         rows: NDArray[np.float32] = np.load(out, allow_pickle=False)
         return rows
@@ -227,6 +228,15 @@ class _Model:
             if not self._context:
                 raise EngineJobError("no context can be made")
 
+    def apply(self, lora: str) -> None:
+        import ctypes
+
+        adapter = self._lib.llama_adapter_lora_init(self._model, os.fsencode(lora))
+        if not adapter:
+            raise EngineJobError("the adapter does not load")
+        adapters = (self._lib.llama_adapter_lora_p_ctypes * 1)(adapter)
+        self._lib.llama_set_adapters_lora(self._context, adapters, 1, (ctypes.c_float * 1)(1.0))
+
     def encode(self, text: str, *, add_special: bool) -> list[int]:
         data = text.encode()
         room = (self._lib.llama_token * (len(data) + 8))()
@@ -275,6 +285,8 @@ def _tokenise(job: Event, llama_cpp: Any, send: Send) -> None:
 def _logits(job: Event, llama_cpp: Any, send: Send) -> None:
     tokens = job["tokens"]
     model = _Model(job["path"], llama_cpp, n_ctx=max(len(tokens), 64))
+    if job.get("lora"):
+        model.apply(job["lora"])
     if model.has_encoder:
         tokens = [*model.read(tokens), *tokens[:-1]]
     np.save(job["out"], np.concatenate([rows.copy() for rows in model.forward(tokens, 0)]))

@@ -26,6 +26,10 @@ class UnsupportedModel(ValueError):
     """A model that this package cannot export; the message says what can."""
 
 
+class IsAdapter(UnsupportedModel):
+    """What was named as a model is an adapter, and holds none."""
+
+
 _LAYER = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -182,8 +186,11 @@ _IDLE = {
 }  # fmt: skip
 
 
-def read_config(folder: Path) -> tuple[Family, dict[str, Any]]:
+def read_config(folder: Path, *, weights: bool = True) -> tuple[Family, dict[str, Any]]:
     """The family of a Hub folder and its text model's configuration, the family's own defaults filled in.
+
+    Args:
+        weights: are to be exported too; where only shapes are asked for they may be quantised.
 
     Raises:
         UnsupportedModel: an architecture, or a variant of one, that would be exported wrongly; nothing but
@@ -191,7 +198,7 @@ def read_config(folder: Path) -> tuple[Family, dict[str, Any]]:
     """
     config = read_document(folder)
     refuse_other_kinds(folder, config)
-    _refuse_quantised(folder, config)
+    _refuse_quantised(folder, config, weights=weights)
     family = _family(folder, config)
     text = config.get("text_config") or {}
     if not isinstance(text, dict):
@@ -208,6 +215,8 @@ def read_document(folder: Path) -> dict[str, Any]:
         UnsupportedModel: there is none, or a damaged one.
     """
     if not (folder / "config.json").exists():
+        if (folder / "adapter_config.json").exists():
+            raise IsAdapter(_adapter(folder))
         raise UnsupportedModel(_without_config(folder))
     try:
         return read_json(folder / "config.json")
@@ -216,8 +225,6 @@ def read_document(folder: Path) -> dict[str, Any]:
 
 
 def _without_config(folder: Path) -> str:
-    if (folder / "adapter_config.json").exists():
-        return _adapter(folder)
     if (folder / "params.json").exists():
         return (
             f"{folder} has params.json and no config.json: it is laid out for its authors' own program; "
@@ -232,7 +239,7 @@ def _adapter(folder: Path) -> str:
         base = str(read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "")
     return (
         f"{folder} is an adapter (adapter_config.json){f' for {base}' if base else ''} and holds no model of its own: "
-        "merge it into its base model first (PEFT's merge_and_unload) and export the result"
+        f"`edgellm export {folder}` makes a GGUF adapter of it, and with --merge one model of both"
     )
 
 
@@ -250,14 +257,14 @@ def refuse_other_kinds(folder: Path, config: Mapping[str, Any]) -> None:
             "use a small model as the drafter, or a target whose GGUF has its head inside (MTP)"
         )
     if (folder / "adapter_config.json").exists() and not has_weights_of_its_own([p.name for p in folder.iterdir()]):
-        raise UnsupportedModel(_adapter(folder))
+        raise IsAdapter(_adapter(folder))
 
 
-def _refuse_quantised(folder: Path, config: Mapping[str, Any]) -> None:
+def _refuse_quantised(folder: Path, config: Mapping[str, Any], *, weights: bool) -> None:
     """Weights that are not read here, and layers that are more than one."""
     quantised = next((config[key] for key in ("quantization_config", "compression_config") if config.get(key)), None)
     mlx = config.get("quantization")
-    if quantised or mlx:
+    if (quantised or mlx) and weights:
         told = quantised if isinstance(quantised, dict) else {}
         how = told.get("quant_method") or told.get("format") or ("MLX" if mlx else "an unnamed method")
         raise UnsupportedModel(

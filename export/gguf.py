@@ -12,7 +12,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from edgellm.export.rope import Rope, read_rope, rope_entries, rope_factors
 from edgellm.export.tokenizer import TokenizerError, Vocabulary, read_vocabulary
 
 FloatType = Literal["F32", "F16", "BF16"]
-_FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # llama.cpp's `general.file_type`
+FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # llama.cpp's `general.file_type`
 _MAX_LAYERS = 1024
 
 
@@ -37,6 +37,7 @@ def to_gguf(
     *,
     float_type: FloatType = "F16",
     name: str | None = None,
+    adapt: Callable[[dict[str, StoredTensor]], dict[str, StoredTensor]] | None = None,
     on_tensor: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write the model of a Hub folder as `path`, whole or not at all; the same folder gives the same bytes.
@@ -44,6 +45,7 @@ def to_gguf(
     Args:
         float_type: of the matrices; vectors stay F32.
         name: the model's own name, kept in the file. None: the folder's.
+        adapt: makes the tensors to write of the checkpoint's, both by GGUF name: what merges an adapter.
         on_tensor: called with (tensors written, tensors in all).
 
     Raises:
@@ -51,7 +53,7 @@ def to_gguf(
         CheckpointError, TokenizerError: damaged or missing files.
     """
     plan = _plan(folder, float_type, name or folder.name)
-    tensors = [_vector(*item) for item in plan.factors.items()] + _tensors(folder, plan, float_type)
+    tensors = [_vector(*item) for item in plan.factors.items()] + _tensors(folder, plan, float_type, adapt)
     n_done = 0
 
     def count(_: PlannedTensor) -> None:
@@ -74,7 +76,7 @@ def examine(folder: Path, *, has_tokenizer: bool = True) -> tuple[str, ...]:
     """
     if has_tokenizer:
         return _plan(folder, "F16", folder.name).remarks
-    with _damage_told(folder):
+    with damage_told(folder):
         family, config = read_config(folder)
         rope = read_rope(folder, family, config)
         rope_factors(folder, rope)
@@ -88,16 +90,16 @@ class _Plan:
 
     family: Family
     config: Mapping[str, Any]
-    shape: _Shape
+    shape: Shape
     entries: dict[str, bytes]
     factors: dict[str, list[float]]
     remarks: tuple[str, ...]
 
 
 def _plan(folder: Path, float_type: FloatType, name: str) -> _Plan:
-    with _damage_told(folder):
+    with damage_told(folder):
         family, config = read_config(folder)
-        shape, rope = _Shape.of(config), read_rope(folder, family, config)
+        shape, rope = Shape.of(config), read_rope(folder, family, config)
         vocabulary = read_vocabulary(folder, shape.n_vocab)
         window = attention_window(folder, family, config)
         entries = _entries(folder, family, config, shape, rope, vocabulary, float_type, name, window)
@@ -106,7 +108,7 @@ def _plan(folder: Path, float_type: FloatType, name: str) -> _Plan:
 
 
 @contextmanager
-def _damage_told(folder: Path) -> Iterator[None]:
+def damage_told(folder: Path) -> Iterator[None]:
     """A value of another kind than expected, or none at all, fails in any way there is."""
     try:
         yield
@@ -117,7 +119,7 @@ def _damage_told(folder: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Shape:
+class Shape:
     n_layers: int
     n_embd: int
     n_ff: int
@@ -127,7 +129,7 @@ class _Shape:
     n_vocab: int
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> _Shape:
+    def of(cls, config: Mapping[str, Any]) -> Shape:
         n_heads = int(config["num_attention_heads"])
         shape = cls(
             n_layers=int(config["num_hidden_layers"]),
@@ -147,7 +149,7 @@ def _entries(
     folder: Path,
     family: Family,
     config: Mapping[str, Any],
-    shape: _Shape,
+    shape: Shape,
     rope: Rope,
     vocabulary: Vocabulary,
     float_type: FloatType,
@@ -161,7 +163,7 @@ def _entries(
         "general.architecture": gguf.string(arch),
         "general.type": gguf.string("model"),
         "general.name": gguf.string(_telling_name(name, vocabulary)),
-        "general.file_type": gguf.u32(_FILE_TYPES[float_type]),
+        "general.file_type": gguf.u32(FILE_TYPES[float_type]),
         f"{arch}.vocab_size": gguf.u32(shape.n_vocab),
         f"{arch}.context_length": gguf.u32(n_context),
         f"{arch}.embedding_length": gguf.u32(shape.n_embd),
@@ -191,7 +193,7 @@ def _telling_name(name: str, vocabulary: Vocabulary) -> str:
     return name if re.search("phi-?3", name, re.IGNORECASE) else f"{name} (phi-3 tokenizer)"
 
 
-def _gemma_entries(folder: Path, arch: str, config: Mapping[str, Any], shape: _Shape) -> dict[str, bytes]:
+def _gemma_entries(folder: Path, arch: str, config: Mapping[str, Any], shape: Shape) -> dict[str, bytes]:
     # llama.cpp takes the scale from the number of layers: the 27B models divide by the width of a head, all others by
     # head_dim.
     is_27b = shape.n_layers == {"gemma2": 46, "gemma3": 62}[arch]
@@ -226,10 +228,10 @@ def _gemma_entries(folder: Path, arch: str, config: Mapping[str, Any], shape: _S
 # Hub prefixes of the text model, the commonest first; multimodal checkpoints bury it.
 _PREFIXES = ("model.language_model.", "language_model.model.", "model.")
 _BUFFERS = re.compile(r"rotary_emb\.inv_freq$")  # computed from the configuration
-_PICTURES = re.compile(r"(^|\.)(vision_tower|multi_modal_projector)\.")  # what sees, beside Gemma 3's text model
+PICTURES = re.compile(r"(^|\.)(vision_tower|multi_modal_projector)\.")  # what sees, beside Gemma 3's text model
 
 
-def _gguf_name(name: str, family: Family) -> str | None:
+def gguf_name(name: str, family: Family) -> str | None:
     """The GGUF name of a Hub tensor; None for one that the family does not know."""
     if name.removeprefix("language_model.") == "lm_head.weight":
         return "output.weight"
@@ -245,13 +247,18 @@ def _gguf_name(name: str, family: Family) -> str | None:
     return f"blk.{int(match[1])}.{family.layer[match[2]]}.{match[3]}"
 
 
-def _tensors(folder: Path, plan: _Plan, float_type: FloatType) -> list[PlannedTensor]:
+def _tensors(
+    folder: Path,
+    plan: _Plan,
+    float_type: FloatType,
+    adapt: Callable[[dict[str, StoredTensor]], dict[str, StoredTensor]] | None,
+) -> list[PlannedTensor]:
     family = plan.family
     stored: dict[str, StoredTensor] = {}
     for name, tensor in read_checkpoint(folder).items():
-        if _BUFFERS.search(name) or (family.arch == "gemma3" and _PICTURES.search(name)):
+        if _BUFFERS.search(name) or (family.arch == "gemma3" and PICTURES.search(name)):
             continue
-        new_name = _gguf_name(name, family)
+        new_name = gguf_name(name, family)
         if new_name is None:
             raise UnsupportedModel(f"{folder} has a tensor {name!r} that {family.arch} has no place for")
         if new_name in stored:
@@ -262,8 +269,9 @@ def _tensors(folder: Path, plan: _Plan, float_type: FloatType) -> list[PlannedTe
                 "take the model that it was made from"
             )
         stored[new_name] = tensor
+    stored = adapt(stored) if adapt is not None else stored
     _settle_head(folder, plan, stored)
-    extents = _expected(family, plan.config, plan.shape)
+    extents = expected(family, plan.config, plan.shape)
     for name, extent in extents.items():
         if name not in stored:
             raise UnsupportedModel(f"{folder} lacks the tensor for {name}: download the rest of its shards")
@@ -275,7 +283,7 @@ def _tensors(folder: Path, plan: _Plan, float_type: FloatType) -> list[PlannedTe
             beyond = layer is not None and int(layer[1]) >= plan.shape.n_layers
             why = "is beyond the layers that config.json tells of" if beyond else "is nothing that config.json tells of"
             raise UnsupportedModel(f"{folder}: {tensor.name} {why}")
-    return [_planned(name, stored[name], family, plan.shape, float_type) for name in sorted(stored, key=_order)]
+    return [_planned(name, stored[name], family, plan.shape, float_type) for name in sorted(stored, key=order)]
 
 
 def _settle_head(folder: Path, plan: _Plan, stored: dict[str, StoredTensor]) -> None:
@@ -301,7 +309,7 @@ def _same(left: StoredTensor, right: StoredTensor) -> bool:
     return left.type == right.type and all(map(operator.eq, left.chunks(), right.chunks()))
 
 
-def _expected(family: Family, config: Mapping[str, Any], shape: _Shape) -> dict[str, tuple[int, ...]]:
+def expected(family: Family, config: Mapping[str, Any], shape: Shape) -> dict[str, tuple[int, ...]]:
     """Extents of every tensor that must be there, outermost first."""
     n_q, n_kv = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
     known: dict[str, tuple[int, ...]] = {
@@ -329,13 +337,13 @@ def _expected(family: Family, config: Mapping[str, Any], shape: _Shape) -> dict[
     return extents
 
 
-def _order(name: str) -> tuple[int, str]:
+def order(name: str) -> tuple[int, str]:
     """Embedding, blocks, head: the order in which they are read when the model runs."""
     match = re.match(r"blk\.(\d+)\.", name)
     return (int(match[1]), name) if match else (-1 if name.startswith("token_embd") else _MAX_LAYERS, name)
 
 
-def _planned(name: str, stored: StoredTensor, family: Family, shape: _Shape, float_type: FloatType) -> PlannedTensor:
+def _planned(name: str, stored: StoredTensor, family: Family, shape: Shape, float_type: FloatType) -> PlannedTensor:
     type_name = "F32" if len(stored.shape) == 1 else float_type
     permute = re.search(r"attn_([qk])\.", name) if family.permute else None
 
@@ -343,7 +351,7 @@ def _planned(name: str, stored: StoredTensor, family: Family, shape: _Shape, flo
         if permute:
             n_heads = shape.n_heads if permute[1] == "q" else shape.n_kv_heads
             yield _converted(
-                _paired(_items(stored.read(), stored), n_heads, stored.shape[0]), stored, type_name, plus=0.0
+                paired(_items(stored.read(), stored), n_heads, stored.shape[0]), stored, type_name, plus=0.0
             )
             return
         plus = 1.0 if family.gemma and name.endswith("norm.weight") else 0.0
@@ -362,7 +370,7 @@ def _items(data: bytes, stored: StoredTensor) -> NDArray[Any]:
     return items
 
 
-def _paired(items: NDArray[Any], n_heads: int, n_rows: int) -> NDArray[Any]:
+def paired(items: NDArray[Any], n_heads: int, n_rows: int) -> NDArray[Any]:
     """Rows of each head from (first half, second half) to neighbours: row 0, row d/2, row 1, row d/2 + 1, ..."""
     halves = items.reshape(n_heads, 2, n_rows // n_heads // 2, -1)
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(-1)
@@ -400,6 +408,11 @@ def _converted(items: NDArray[Any], stored: StoredTensor, type_name: str, *, plu
         return bytes(nearest.astype("<u2").data)
     with np.errstate(over="ignore"):
         return _in_range(floats.astype("<f2").view("<u2"), stored)
+
+
+def as_type(floats: NDArray[np.float32], stored: StoredTensor, type_name: str) -> bytes:
+    """Float32 numbers of a tensor as bytes of `type_name`; those that it cannot hold are refused by name."""
+    return _converted(floats, replace(stored, type="F32"), type_name, plus=0.0)
 
 
 def _refuse_non_finite(items: NDArray[Any], stored: StoredTensor) -> None:

@@ -28,7 +28,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
     for rest, kinds in {
         "": _OBJECT, ".source": _OBJECT, ".source.files": _OBJECT, ".source.files.*": (str,), ".source.repo": _TEXT,
         ".source.revision": _TEXT, ".source.licence": _TEXT, ".verification": _OBJECT, ".verification.*": (dict, str),
-        ".verification.*.*": (*_NUMBER, *_OBJECT), ".verification.*.*.*": _NUMBER, ".verification.perplexity.*": _NUMBER,
+        ".verification.*.*": (*_NUMBER, *_OBJECT), ".verification.*.*.*": _NUMBER,
+        ".verification.perplexity.*": _NUMBER,
     }.items()
 }  # fmt: skip
 _MAX_NAME_BYTES = 255  # of every file system there is

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from edgellm.export import conversion, engine, manifest, trim, verify
+from edgellm.export.adapter_export import Merging
 from edgellm.export.conversion import CHOICES, Conversion
 from edgellm.export.gguf import to_gguf
 from edgellm.export.gguf_writer import appearing
@@ -26,6 +27,7 @@ from edgellm.export.script import Converter
 from edgellm.export.script import convert as convert_by
 from edgellm.export.source import ModelSource, fingerprint, sha256_of
 from edgellm.export.workshop import ExportError, appear, workshop
+from edgellm.memory.adapter import refuse_adapter
 from edgellm.memory.gguf import read_header
 
 Event = Mapping[str, Any]
@@ -81,6 +83,7 @@ class Request:
     plan: dict[str, Any] | None = None  # of the device that the types were chosen for
     judge: Judge | None = None  # how well a drafter fits, for the manifest
     tabulate: Tabulator | None = None  # what is stored beside a drafter
+    merging: Merging | None = None  # an adapter that becomes part of the target
 
 
 def export(request: Request, on_event: Callable[[Event], None]) -> Manifest:
@@ -127,6 +130,8 @@ def _differences(locked: Mapping[str, Any], made: Mapping[str, Any]) -> list[str
         ]
     before, now = ({entry["path"]: entry["sha256"] for entry in side["files"]} for side in (locked, made))
     different = [f"{name} comes out otherwise" for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    adapters = [((side.get("target") or {}).get("adapter") or {}).get("source") for side in (locked, made)]
+    found += ["the adapter has changed"] if adapters[0] != adapters[1] else []
     return found + different if different else []
 
 
@@ -141,7 +146,8 @@ def _key(request: Request) -> str:
         files = [] if source.revision else [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in source.files()]
         return [source.name, source.repo, source.revision, files]
 
-    return fingerprint([asdict(request.options), stamp(request.target), stamp(request.draft), _tools(request)])
+    parts: list[Any] = [asdict(request.options), stamp(request.target), stamp(request.draft), _tools(request)]
+    return fingerprint(parts + ([request.merging.described()] if request.merging else []))
 
 
 def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], None]) -> dict[str, Any]:
@@ -161,7 +167,8 @@ def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], No
         remarks = found.remarks if found else ()
         for remark in remarks:
             step.say("remark", "convert", source.name, text=remark)
-        base = _base(step, found, script, quants)
+        merging = request.merging if role == "target" else None
+        base = _merged(step, merging, quants) if merging else _base(step, found, script, quants)
         _refuse_foreign_heads(base)
         if role == "target" and request.imatrix:
             _refuse_foreign_imatrix(request.imatrix, base)
@@ -197,12 +204,9 @@ def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], No
         if wants_proof:
             step.say("start", "verify", source.name)
             is_whole = whole == base
-            checked = verify.verification(
-                source,
-                base if is_whole else whole,
-                paths if is_whole else {},
-                python=script.python if script else None,
-            )
+            of_model = partial(verify.verification, python=script.python if script else None)
+            check = partial(merging.verified, work=work) if merging else of_model
+            checked = check(source, base if is_whole else whole, paths if is_whole else {})
             step.say("done", "verify", source.name)
         if role == "draft" and request.tabulate:
             files.append(_tabulated(step, request.tabulate, firsts["target"], firsts["draft"]))
@@ -215,6 +219,7 @@ def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], No
             document["pair"] = pair
             step.say("done", "judge", source.name)
         converter = {"by": found.by, **(script.facts() if script else {})} if found else None
+        described |= {"adapter": merging.described()} if merging else {}
         document[role] = described | {
             "converter": converter,
             "remarks": list(remarks),
@@ -307,6 +312,11 @@ def _base(step: _Step, found: Conversion | None, script: Converter | None, quant
         convert_by(script, found, step.source, path, float_type=kind, on_progress=count)
 
     return step.file(kind, convert)
+
+
+def _merged(step: _Step, merging: Merging, quants: tuple[str, ...]) -> Path:
+    kind = "BF16" if "BF16" in quants else "F16"
+    return step.file(kind, lambda path: merging.write(step.source, path, kind, step.counter("merge", path)), "merge")
 
 
 def _quantised(step: _Step, base: Path, quant: str, imatrix: Path | None, head: str | None) -> Path:
@@ -426,7 +436,9 @@ def _described(source: ModelSource, base: Path) -> dict[str, Any]:
 
 
 def _refuse_foreign_heads(base: Path) -> None:
-    arch = read_header(base).architecture
+    header = read_header(base)
+    refuse_adapter(header)
+    arch = header.architecture
     if arch in {"eagle3", "medusa", "dflash"}:
         raise ExportError(
             f"{base.name} is a draft head ({arch}) that reads another model's hidden states: it cannot draft alone; "

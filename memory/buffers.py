@@ -75,6 +75,20 @@ def compute_formula(shape: ModelShape, settings: ContextSettings) -> str:
     )
 
 
+def adapter_bytes(shape: ModelShape, settings: ContextSettings) -> int:
+    """Bytes that applying adapters adds to the graph's temporaries, at most: one product beside the one it is added
+    to.
+    """
+    tokens, rows = min(settings.n_ubatch, settings.n_cells), min(settings.n_outputs, settings.n_ubatch)
+    return max(tokens * shape.adapter_width, rows * shape.adapter_head_width) * _FLOAT
+
+
+def adapter_formula(shape: ModelShape, settings: ContextSettings) -> str:
+    tokens, rows = min(settings.n_ubatch, settings.n_cells), min(settings.n_outputs, settings.n_ubatch)
+    head = f", or {rows} rows x {shape.adapter_head_width:,} x 4 B," if shape.adapter_head_width else ""
+    return f"adapters' {tokens} tokens x {shape.adapter_width:,} x 4 B{head}"
+
+
 def output_bytes(shape: ModelShape, settings: ContextSettings) -> int:
     """Logits handed to the caller, which stay valid until the next pass."""
     return settings.n_outputs * shape.n_vocab * _FLOAT

@@ -106,6 +106,7 @@ class MemoryPlan:
     drafter_reference: str | None = None
     target_obtain: str | None = None  # how to make it, where nobody offers it at this type
     drafter_obtain: str | None = None
+    loras: tuple[str, ...] = ()  # adapters of the target, as `--lora` names them
 
     @property
     def limit_bytes(self) -> int:
@@ -167,6 +168,7 @@ class MemoryPlan:
             "target_reference": self.target_reference,
             "drafter_reference": self.drafter_reference,
             "target_obtain": self.target_obtain,
+            "loras": list(self.loras),
             "drafter_obtain": self.drafter_obtain,
             "drafter": self.drafter,
             "quantisation": self.quantisation,
@@ -276,6 +278,7 @@ def _model_lines(
         return [Line(*line) for line in onnx_plan.lines(role, shape, context, sizes)]
     return [
         _weights(role, shape, sizes, settings.loading),
+        *([Line("adapters", shape.adapter_bytes, "as they lie in their files")] if shape.adapter_bytes else ()),
         _vocabulary(role, shape),
         Line(f"{role} cache", sizes.kv_bytes, _formula(shape, kv.cache_formula(shape, context), sizes)),
         _compute(role, shape, context, sizes),
@@ -317,8 +320,12 @@ def _vocabulary(role: str, shape: ModelShape) -> Line:
 def _compute(role: str, shape: ModelShape, context: ContextSettings, sizes: BufferSizes) -> Line:
     work = buffers.work_bytes(shape, context)
     formula = _formula(shape, buffers.compute_formula(shape, context), sizes)
+    grown = buffers.adapter_bytes(shape, context)
+    formula += f" + {buffers.adapter_formula(shape, context)}" if grown else ""
     return Line(
-        f"{role} compute", sizes.compute_bytes + work, f"{formula}; scratch {buffers.work_formula(shape, context)}"
+        f"{role} compute",
+        sizes.compute_bytes + work + grown,
+        f"{formula}; scratch {buffers.work_formula(shape, context)}",
     )
 
 

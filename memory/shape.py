@@ -78,6 +78,9 @@ class ModelShape:
     onnx: OnnxFacts | None = None  # set: onnxruntime runs it, whose memory follows other rules
     known: bool = True  # False: nothing is known of the cache, and llama.cpp must be asked
     keeps_state: bool = False  # of one that is not known: it is recurrent in some layers at least
+    adapter_bytes: int = 0  # of LoRA adapters that are applied beside the weights
+    adapter_width: int = 0  # floats a token at most, that applying one to a layer's matrix holds beside its result
+    adapter_head_width: int = 0  # likewise, floats a row of logits
 
     @property
     def is_recurrent(self) -> bool:

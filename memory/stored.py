@@ -52,6 +52,7 @@ def read(data: Mapping[str, Any]) -> MemoryPlan:
         drafter_reference=_optional(data.get("drafter_reference")),
         target_obtain=_optional(data.get("target_obtain")),
         drafter_obtain=_optional(data.get("drafter_obtain")),
+        loras=tuple(_text(reference) for reference in data.get("loras", ())),
     )
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgellm.memory.adapter import Lora as Lora
     from edgellm.runtime.chat import Answer as Answer
     from edgellm.runtime.chat import ChatSession as ChatSession
     from edgellm.runtime.chat import Stats as Stats
@@ -29,6 +30,7 @@ _HOMES = {
     "Engine": "engine",
     "EngineOptions": "planning",
     "load": "engine",
+    "Lora": "planning",
     "Sampling": "sampling",
 }
 __all__ = list(_HOMES)

@@ -6,11 +6,12 @@ A peak is a process's, and can only go up, so each measurement needs a new one.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgellm.memory.adapter import Lora
 from edgellm.memory.children import ChildFailed, Send, answers, serve
 from edgellm.memory.plan import DoesNotFit, MemoryPlan, PlanError
 from edgellm.runtime.backends.base import EngineError, LoadError
@@ -29,13 +30,16 @@ class Measurement:
     plain_tokens_per_s: float  # the same target without drafting
 
 
-def measure(target: Path, draft: Path | None, plan: MemoryPlan, *, timeout_s: float = 600.0) -> Measurement:
+def measure(
+    target: Path, draft: Path | None, plan: MemoryPlan, *, loras: Sequence[Lora] = (), timeout_s: float = 600.0
+) -> Measurement:
     """Load, fill a batch, generate with and without drafting, and report.
 
     Raises:
         LoadError: the run failed; the message has its own words.
     """
-    request = {"target": str(target), "draft": str(draft) if draft else None, "plan": plan.to_json()}
+    request: dict[str, Any] = {"target": str(target), "draft": str(draft) if draft else None, "plan": plan.to_json()}
+    request["loras"] = [(str(lora.path), lora.scale) for lora in loras]
     try:
         for answer in answers("edgellm.runtime.calibrate", request, timeout_s=timeout_s):
             return Measurement(**answer)
@@ -64,7 +68,8 @@ def _run(request: Mapping[str, Any], send: Send) -> None:
 
     speeds: dict[bool, list[float]] = {True: [], False: []}
     # What earlier answers taught would make the same question look faster each time.
-    options = EngineOptions(learn="off")
+    adapters = tuple(Lora(Path(path), scale) for path, scale in request["loras"])
+    options = EngineOptions(learn="off", loras=adapters)
     with load(request["target"], request["draft"], options, plan=plan) as engine:
         n_draft, backend = engine.n_draft, engine.backend
         filler = engine.model.vocabulary.encode(Path(__file__).read_bytes() * 4)

@@ -146,6 +146,7 @@ def load_target(path: Path, options: EngineOptions = DEFAULTS, plan: MemoryPlan 
         mmap=settings.loading == "mapped",
         # Our kernels give the same bits at every width; the engine's own do so only in the layout of the file.
         repack=kernels().active or not options.exact,
+        loras=options.loras,
     )
     model = open_model(path, model_options)
     asked = settings.target.n_ctx
@@ -167,6 +168,7 @@ def load_target(path: Path, options: EngineOptions = DEFAULTS, plan: MemoryPlan 
     if not backend.can_rewind:
         engine.warnings.append(f"{path.name} keeps a state that cannot take tokens back, so nothing is drafted")
     engine.notes += model.notes
+    engine.notes += [f"{lora.path.name} is applied, at {lora.scale:g} times its strength" for lora in options.loras]
     _note_template(engine.warnings, model, engine.template, refusal)
     if settings.target.n_ctx < asked:
         engine.notes.append(f"{path.name} was trained for {model.n_ctx_train:,} tokens: the context is that long")

@@ -23,6 +23,11 @@ def open_model(path: Path, options: ModelOptions) -> Model:
     Raises:
         LoadError: the model cannot be loaded, or its engine is not installed.
     """
+    if is_onnx(path) and options.loras:
+        raise LoadError(
+            f"{path.name} is an ONNX model, to which no adapter is applied: run the model as GGUF, or merge the two "
+            "(`edgellm export ADAPTER --base MODEL --merge`)"
+        )
     if not is_onnx(path):
         return LlamaModel(path, options)
     try:

@@ -10,6 +10,7 @@ from typing import Literal
 
 import psutil
 
+from edgellm.memory.adapter import AdapterError, Lora, adapted, refuse_adapter
 from edgellm.memory.context import N_DRAFT_MOST, ContextSettings, KvType
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.device import Device, budget_device, this_machine
@@ -22,7 +23,7 @@ from edgellm.memory.shape import ModelShape, UnknownShape, from_header
 from edgellm.memory.solve import DEFAULT_N_CTX, N_UBATCH, Ask, refusal, solve
 from edgellm.memory.split import read_model
 from edgellm.memory.units import format_bytes
-from edgellm.runtime.backends.base import OutOfMemory
+from edgellm.runtime.backends.base import LoadError, OutOfMemory
 from edgellm.runtime.backends.llama_cpp import has_extra_buffers, kernels, offloads
 from edgellm.runtime.drafters.adaptive import Stop
 
@@ -62,6 +63,7 @@ class EngineOptions:
     n_gpu_layers: int = -1
     main_gpu: int = 0
     mmap: bool = False  # weights are read once; mapped, llama.cpp would keep what it repacks a second time
+    loras: tuple[Lora, ...] = ()  # adapters of the target
     budget_bytes: int | None = None  # this program's own; what the machine has free
 
 
@@ -78,10 +80,11 @@ def plan_here(
     Raises:
         PlanError: the plan given was made for smaller files.
         DoesNotFit: nothing that keeps to `options` fits; the message names what would.
+        LoadError: an adapter is for another model.
     """
     device = _device(options)
     if plan is not None:
-        _check_files(plan, target, draft)
+        _check_files(plan, target, draft, options)
         if plan.required_bytes > device.usable_bytes:
             raise DoesNotFit(
                 f"the plan needs {format_bytes(plan.required_bytes)} and {device.name} has "
@@ -89,7 +92,9 @@ def plan_here(
             )
         return plan, f"planned: {format_bytes(plan.process_bytes)}"
     try:
-        shapes = _shape(target), _shape(draft) if draft else None
+        shapes = _adapted(target, options), _shape(draft) if draft else None
+    except AdapterError as error:
+        raise LoadError(str(error)) from error
     except (UnknownShape, GgufError, OnnxError, OSError) as error:
         return None, f"memory is not planned: {error}"
     solution = solve(*shapes, device, _ask(options))
@@ -99,11 +104,11 @@ def plan_here(
     return solution.plan, f"planned: {format_bytes(solution.plan.process_bytes)} of {room}"
 
 
-def _check_files(plan: MemoryPlan, target: Path, draft: Path | None) -> None:
+def _check_files(plan: MemoryPlan, target: Path, draft: Path | None, options: EngineOptions) -> None:
     """A plan holds for the files that it was made from, or for others that take no more."""
     try:
-        shapes = _shape(target), _shape(draft) if draft and plan.settings.drafter else None
-    except (UnknownShape, GgufError, OnnxError, OSError):
+        shapes = _adapted(target, options), _shape(draft) if draft and plan.settings.drafter else None
+    except (UnknownShape, GgufError, OnnxError, AdapterError, OSError):
         return  # a plan by the engine's own sizes, or a file that the engine will refuse
     needed = lines_of(*shapes, plan.settings, plan.limit).process_bytes
     if needed > plan.process_bytes * (1 + TOLERANCE):
@@ -142,7 +147,7 @@ def plan_next(target: Path, draft: Path | None, options: EngineOptions, plan: Me
     """The largest plan that is smaller than one whose memory could not be had; None where nothing is left to trim."""
     drafter = _shape(draft) if draft and plan.settings.drafter else None
     device = replace(_device(options), total_bytes=plan.required_bytes - 1, usable_bytes=plan.required_bytes - 1)
-    found = solve(_shape(target), drafter, device, _ask(options)).plan
+    found = solve(_adapted(target, options), drafter, device, _ask(options)).plan
     return found if found.fits else None
 
 
@@ -186,6 +191,14 @@ def _device(options: EngineOptions) -> Device:
     # What this process holds already (the interpreter, the engine's libraries) is part of its plan.
     resident = psutil.Process().memory_info().rss
     return replace(here, usable_bytes=min(here.usable_bytes + resident, here.total_bytes))
+
+
+def _adapted(target: Path, options: EngineOptions) -> ModelShape:
+    if is_onnx(target):
+        return adapted(_shape(target), options.loras)
+    header = read_model(target)
+    refuse_adapter(header)
+    return adapted(from_header(header, target.stem), options.loras, header)
 
 
 def _shape(path: Path) -> ModelShape:

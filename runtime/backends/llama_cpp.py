@@ -25,6 +25,7 @@ from llama_cpp import __version__ as _version
 from llama_cpp import llama_cpp as api
 from numpy.typing import NDArray
 
+from edgellm.memory.adapter import AdapterError, Lora, check_fits, read_adapter, refuse_adapter
 from edgellm.memory.children import REPORT, without_folder
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.gguf import TYPE_IDS, GgufError, GgufHeader
@@ -135,6 +136,7 @@ class ModelOptions:
     mmap: bool = True
     repack: bool = True
     vocabulary_only: bool = False
+    loras: tuple[Lora, ...] = ()
 
 
 def engine_name() -> str:
@@ -152,6 +154,7 @@ class LlamaModel:
     def __init__(self, path: Path, options: ModelOptions = ModelOptions()) -> None:
         self.path = path
         self.header = _checked_header(path)
+        _check_adapters(self.header, options.loras)
         if not self.header.tensors and not options.vocabulary_only:
             raise LoadError(f"{path} holds a vocabulary only: there are no weights in it to run")
         _initialise()
@@ -167,6 +170,7 @@ class LlamaModel:
         if not self._model:
             raise _failure(f"{path} could not be loaded: {_reason()}")
         self._check_it_goes_on_with_text()
+        self._adapters = [self._adapter(lora) for lora in options.loras]
         self.words = words_of(path, self.header)
         self._reader: Any = None  # the vocabulary that a trimmed model reads with
         if self.words is not None:
@@ -204,6 +208,23 @@ class LlamaModel:
         if self._model is None:
             raise EngineError(f"{self.path} is closed")
         return self._model
+
+    def _adapter(self, lora: Lora) -> Any:
+        _listen()
+        adapter = api.llama_adapter_lora_init(self._model, os.fsencode(lora.path))
+        if not adapter:
+            api.llama_model_free(self._model)
+            raise _failure(f"{lora.path} could not be applied to {self.path.name}: {_reason()}")
+        return adapter
+
+    def adapt(self, context: Any) -> None:
+        """Let a context of this model apply its adapters."""
+        n = len(self._adapters)
+        scales = (ctypes.c_float * n)(*(lora.scale for lora in self.options.loras))
+        if n and api.llama_set_adapters_lora(
+            context, (api.llama_adapter_lora_p_ctypes * n)(*self._adapters), n, scales
+        ):
+            raise LoadError(f"{self.path.name}: its adapters could not be applied: {_reason()}")
 
     def vocabulary_key(self) -> str:
         """Of `vocabulary`, see `GgufHeader.vocabulary_key`."""
@@ -293,6 +314,7 @@ class LlamaBackend:
                 f"{model.path.name}: no context of {settings.n_ctx:,} tokens could be made: {_reason()}; "
                 "try a smaller --ctx or --kv q8_0"
             )
+        model.adapt(self._ctx)
         self._stop_asked = stop_asked or threading.Event()
         self._abort = api.ggml_abort_callback(lambda _: self._stop_asked.is_set())
         self._memory = api.llama_get_memory(self._ctx)
@@ -462,6 +484,18 @@ def _checked_header(path: Path) -> GgufHeader:
     if not isinstance(n_layers, int) or not 0 < n_layers <= MAX_LAYERS:
         raise LoadError(f"{path} claims {n_layers} layers: the file is damaged, pull it again")
     return header
+
+
+def _check_adapters(model: GgufHeader, loras: Sequence[Lora]) -> None:
+    """By their headers: what the engine would refuse without a reason, leave out or end the process for."""
+    try:
+        refuse_adapter(model)
+        for lora in loras:
+            check_fits(read_adapter(lora.path), model)
+    except (AdapterError, GgufError) as error:
+        raise LoadError(str(error)) from error
+    except OSError as error:
+        raise LoadError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def _failure(sentence: str) -> LoadError:

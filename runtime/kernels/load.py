@@ -93,6 +93,10 @@ def compiled() -> ctypes.CDLL | None:
             ctypes.c_double,
             [c_text, c_int, *[c_pointer] * 4, *[c_i64] * 5, ctypes.c_float, c_pointer, c_int, c_int],
         ),
+        "edgellm_thin": (
+            ctypes.c_double,
+            [c_text, c_int, c_pointer, c_i64, c_i64, c_pointer, c_i64, c_pointer, c_int, c_int],
+        ),
         "edgellm_peak": (ctypes.c_double, [c_text, c_int, ctypes.c_double]),
         "edgellm_bandwidth": (ctypes.c_double, [c_text, c_i64, c_int, c_int]),
     }

@@ -6,6 +6,7 @@ import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from edgellm.memory.adapter import fingerprint
 from edgellm.memory.cpu import cpu_name
 from edgellm.runtime.backends.llama_cpp import LlamaBackend, kernels
 from edgellm.runtime.learning import costs as curves
@@ -38,7 +39,10 @@ class Learning:
         self._ngrams: KeptNgrams | None = None
         self._drafter: AdaptiveDrafter | None = None
         self._curves: list[tuple[SealedFile, CostCurve]] = []
-        self._target_key = f"{engine.model.path.name} {engine.model.vocabulary.fingerprint()}" if self._keeps else ""
+        # An adapted model says other things, and takes other drafts.
+        adapters = f" {fingerprint(engine.options.loras)}" if engine.options.loras else ""
+        own = f"{engine.model.path.name} {engine.model.vocabulary.fingerprint()}{adapters}" if self._keeps else ""
+        self._target_key = own
         self._store: KeptStore | None = None
         self._saved_s = time.monotonic()
 
@@ -158,6 +162,7 @@ def cost_key(backend: LlamaBackend) -> str:
                 model.options.n_gpu_layers,
                 model.options.main_gpu,
                 model.options.repack,
+                *([fingerprint(model.options.loras)] if model.options.loras else ()),
             ),
         )
     )

@@ -133,6 +133,18 @@ EDGELLM_EXPORT double edgellm_attend(const char* name, int type, const float* q,
     return fastest_s(n_threads, repeat, [&](int ith, int64_t, Barrier&) { variant->attend(attention, ith, n_threads); });
 }
 
+// y (n, rows) = x (n, k) W^T for an adapter's matrix of type `type` (0 float32, 1 float16, 2 bfloat16, 3 q8_0), `repeat` times.
+// Returns the seconds of the fastest, negative for an unknown variant.
+EDGELLM_EXPORT double edgellm_thin(const char* name, int type, const void* w, int64_t rows, int64_t k, const float* x, int64_t n, float* y,
+                                   int n_threads, int repeat) {
+    const Variant* variant = find_variant(name);
+    if (!variant || !variant->runs_here()) return -1;
+    const Plain plain = static_cast<Plain>(type);
+    const int64_t row = plain == Plain::f32 ? k * 4 : plain == Plain::q8_0 ? k / 32 * 34 : k * 2;
+    const Thin product = {plain, static_cast<const uint8_t*>(w), row, rows, k, {x, {n, 1, 1}, {k * 4, n * k * 4, n * k * 4}}, y, rows};
+    return fastest_s(n_threads, repeat, [&](int ith, int64_t, Barrier&) { variant->thin(product, ith, n_threads); });
+}
+
 // Multiply-adds a second of the variant's dot-product instruction on `n_threads` threads: the sum of their best moments.
 EDGELLM_EXPORT double edgellm_peak(const char* name, int n_threads, double seconds) {
     const Variant* variant = find_variant(name);

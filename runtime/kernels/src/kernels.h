@@ -469,11 +469,13 @@ constexpr GroupKernel kernel_of() {
 
 template <class A>
 void attend(const Attention& a, int ith, int nth);   // attention.h
+template <class A>
+void thin(const Thin& t, int ith, int nth);   // thin.h
 
 // A constant, so that no instruction of the variant runs on a CPU that lacks it.
 template <class S, class A>
 constexpr Variant table_of(const char* name, bool (*runs_here)(), double (*peak)(int64_t) = peak_of<S>) {
-    Variant v = {name, runs_here, quantize<S>, {}, peak, read_of<S>, attend<A>};
+    Variant v = {name, runs_here, quantize<S>, {}, peak, read_of<S>, attend<A>, thin<A>};
     repeat<kTypes>([&](auto t) {
         repeat<kMaxCols>([&](auto c) { v.kernel[t.value][c.value] = kernel_of<S, static_cast<Type>(t.value), c.value + 1>(); });
     });

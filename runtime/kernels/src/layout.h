@@ -108,6 +108,29 @@ inline bool can_attend(const Attention& a) {
     return whole(a.k_type, a.d, 8) && whole(a.v_type, a.dv, 16) && a.n_heads % a.n_cache_heads == 0;
 }
 
+// Columns of floats: activations.
+struct Columns {
+    const float* x;
+    int64_t n[3];        // columns along each outer axis
+    int64_t stride[3];   // bytes
+};
+inline const float* column(const Columns& x, int64_t i) {
+    const int64_t at = i % x.n[0] * x.stride[0] + i / x.n[0] % x.n[1] * x.stride[1] + i / (x.n[0] * x.n[1]) * x.stride[2];
+    return reinterpret_cast<const float*>(reinterpret_cast<const char*>(x.x) + at);
+}
+
+// A product with a matrix as files have it, of an adapter: y[column][row].
+enum class Plain { f32, f16, bf16, q8_0 };
+struct Thin {
+    Plain type;
+    const uint8_t* w;
+    int64_t w_row;   // bytes
+    int64_t rows, k;
+    Columns x;
+    float* y;
+    int64_t y_stride;
+};
+
 struct Variant {
     const char* name;
     bool (*runs_here)();   // asks the CPU
@@ -116,6 +139,7 @@ struct Variant {
     double (*peak)(int64_t rounds);         // multiply-adds done by `rounds` rounds of the bare dot-product instruction
     void (*read)(const uint8_t* from, int64_t n_bytes);   // does nothing but read
     void (*attend)(const Attention& a, int ith, int nth);   // the share of one thread
+    void (*thin)(const Thin& t, int ith, int nth);          // likewise
 };
 
 extern const Variant* const kVariants[];   // best first, ends with nullptr
@@ -125,11 +149,6 @@ void pack(Type type, const void* source, int64_t rows, int64_t k, void* packed, 
 
 // Rows [ith/nth) of y = W x, for n columns; `work` holds work_bytes(). `barrier` joins all the threads of this call.
 int64_t work_bytes(Type type, int64_t k, int64_t n, int n_threads);
-struct Columns {
-    const float* x;
-    int64_t n[3];        // columns along each outer axis
-    int64_t stride[3];   // bytes
-};
 void matmul(const Variant& variant, Type type, const void* packed, int64_t rows, int64_t k, const Columns& x, float* y,
             int64_t y_stride, void* work, int ith, int nth, void (*barrier)(void*), void* barrier_argument);
 

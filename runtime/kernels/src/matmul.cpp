@@ -72,9 +72,7 @@ void matmul(const Variant& variant, Type type, const void* packed, int64_t rows,
     for (int64_t t = 0; t < tiles; t++) {
         const Tile tile = nth_tile(memory, type, k, t, n);
         for (int c = 0; c < tile.cols; c++) {
-            const int64_t i = first_column(t, n) + c;
-            const int64_t at = i % x.n[0] * x.stride[0] + i / x.n[0] % x.n[1] * x.stride[1] + i / (x.n[0] * x.n[1]) * x.stride[2];
-            variant.quantize(type, reinterpret_cast<const float*>(reinterpret_cast<const char*>(x.x) + at), first, last, tile, c);
+            variant.quantize(type, column(x, first_column(t, n) + c), first, last, tile, c);
         }
     }
     if (!alone && nth > 1) barrier(barrier_argument);

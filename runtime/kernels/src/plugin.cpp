@@ -101,6 +101,12 @@ bool claims(const Tensor* w, Type* type) {
 
 bool is_ours(const Tensor* w) { return w && w->buffer && w->buffer->buft == &buffer_type; }
 
+Columns columns_of(const Tensor* x) {
+    return {static_cast<const float*>(x->data),
+            {x->ne[1], x->ne[2], x->ne[3]},
+            {static_cast<int64_t>(x->nb[1]), static_cast<int64_t>(x->nb[2]), static_cast<int64_t>(x->nb[3])}};
+}
+
 struct Product final : TensorTraits {
     bool work_size(int n_threads, const Tensor* op, size_t& size) override {
         Type type;
@@ -113,16 +119,42 @@ struct Product final : TensorTraits {
         Type type;
         if (op->op != mul_mat_op || !type_of(op->src[0]->type, &type)) return false;
         const Tensor *w = op->src[0], *x = op->src[1];
-        const Columns columns = {static_cast<const float*>(x->data),
-                                 {x->ne[1], x->ne[2], x->ne[3]},
-                                 {static_cast<int64_t>(x->nb[1]), static_cast<int64_t>(x->nb[2]), static_cast<int64_t>(x->nb[3])}};
-        matmul(*variant, type, w->data, w->ne[1], w->ne[0], columns, static_cast<float*>(op->data), w->ne[1], params->wdata, params->ith,
+        matmul(*variant, type, w->data, w->ne[1], w->ne[0], columns_of(x), static_cast<float*>(op->data), w->ne[1], params->wdata, params->ith,
                params->nth, api.barrier, params->threadpool);
         return true;
     }
 };
 
-constexpr int kF32 = 0, kF16 = 1, kQ8_0 = 8;
+constexpr int kF32 = 0, kF16 = 1, kQ8_0 = 8, kBf16 = 30;
+
+bool plain_of(int ggml_type, Plain* out) {
+    *out = ggml_type == kF16 ? Plain::f16 : ggml_type == kBf16 ? Plain::bf16 : ggml_type == kQ8_0 ? Plain::q8_0 : Plain::f32;
+    return ggml_type == kF32 || ggml_type == kF16 || ggml_type == kBf16 || ggml_type == kQ8_0;
+}
+
+// Whether this is half of an adapter: llama.cpp keeps their names.
+bool is_thin(const Tensor* w) {
+    const char* name = static_cast<const char*>(w->name);
+    const size_t n = strnlen(name, sizeof w->name);
+    return n > 7 && (std::memcmp(name + n - 7, ".lora_a", 7) == 0 || std::memcmp(name + n - 7, ".lora_b", 7) == 0);
+}
+
+// An adapter's products, in the memory of the CPU: ggml's own sum in another order for one token than for several.
+struct ThinProduct final : TensorTraits {
+    bool work_size(int, const Tensor*, size_t&) override { return false; }
+    bool compute_forward(ComputeParams* params, Tensor* op) override {
+        const Tensor *w = op->src[0], *x = op->src[1];
+        Plain type;
+        if (!plain_of(w->type, &type) || w->ne[2] != 1 || w->ne[3] != 1 || x->type != kF32 || x->nb[0] != sizeof(float) || op->type != kF32 ||
+            op->nb[0] != sizeof(float) || op->nb[1] != op->nb[0] * static_cast<size_t>(op->ne[0])) {
+            return false;
+        }
+        const Thin product = {type, static_cast<const uint8_t*>(w->data), static_cast<int64_t>(w->nb[1]), w->ne[1], w->ne[0], columns_of(x),
+                              static_cast<float*>(op->data), op->ne[0]};
+        variant->thin(product, params->ith, params->nth);
+        return true;
+    }
+};
 
 bool cell_type_of(int ggml_type, CellType* out) {
     *out = ggml_type == kF16 ? CellType::f16 : ggml_type == kQ8_0 ? CellType::q8_0 : CellType::f32;
@@ -171,6 +203,7 @@ struct CacheAttention final : TensorTraits {
 struct Claims final : ExtraBufferType {
     Product product;
     CacheAttention attention;
+    ThinProduct thin;
     bool supports_op(Device*, const Tensor* op) override {
         Type type;
         const Tensor *w = op->src[0], *x = op->src[1];
@@ -180,6 +213,7 @@ struct Claims final : ExtraBufferType {
     }
     TensorTraits* get_tensor_traits(const Tensor* op) override {
         if (op->op == mul_mat_op && is_ours(op->src[0])) return &product;
+        if (op->op == mul_mat_op && is_thin(op->src[0])) return &thin;
         return &attention;
     }
 };
@@ -329,6 +363,7 @@ std::string check_structures() {
         ggml_type_of[t] = numbers[t];
         if (std::strcmp(api.type_name(numbers[t]), kInfo[t].name) != 0) return std::string(wrong) + "numbers of the types";
     }
+    if (std::strcmp(api.type_name(kF16), "f16") != 0 || std::strcmp(api.type_name(kBf16), "bf16") != 0) return std::string(wrong) + "numbers of the types";
     void* context = api.init({1 << 16, nullptr, true});
     if (!context) return "ggml gives no context";
     Tensor* a = api.new_tensor_2d(context, numbers[Q4_K], 512, 48);
@@ -352,8 +387,8 @@ std::string check_structures() {
     return buffers ? "" : std::string(wrong) + "buffer";
 }
 
-// One product of random numbers through ggml, with the weights in buffers of `where`.
-bool product(BufferType* where, int type, int64_t rows, int64_t k, int64_t n, std::vector<float>* y) {
+// One product of random numbers through ggml, with the weights in buffers of `where`, and called as an adapter's are or not.
+bool product(BufferType* where, int type, int64_t rows, int64_t k, int64_t n, std::vector<float>* y, bool adapter = false) {
     uint32_t state = 12345;
     auto next = [&] {
         state = state * 1664525u + 1013904223u;
@@ -371,6 +406,7 @@ bool product(BufferType* where, int type, int64_t rows, int64_t k, int64_t n, st
         api.cpu_set_n_threads(backend, 2);
         Tensor* a = api.new_tensor_2d(weights, type, k, rows);
         Tensor* b = api.new_tensor_2d(rest, 0, k, n);
+        if (adapter) std::strcpy(a->name, "w.lora_a");
         weight_buffer = api.alloc_ctx_tensors_from_buft(weights, where);
         Tensor* c = api.mul_mat(rest, a, b);
         rest_buffer = api.alloc_ctx_tensors_from_buft(rest, api.cpu_buffer_type());
@@ -456,6 +492,12 @@ std::string self_test() {
             return std::string("the self-test could not run for ") + kInfo[t].name;
         }
         if (!(difference_of(ours, stock) <= 4e-4)) return std::string("the self-test disagrees with llama.cpp for ") + kInfo[t].name;   // 2 %
+    }
+    for (int type : {kF32, kF16, kBf16, kQ8_0}) {
+        std::vector<float> ours, stock;
+        BufferType* cpu = api.cpu_buffer_type();
+        if (!product(cpu, type, 33, 64, 3, &ours, true) || !product(cpu, type, 33, 64, 3, &stock)) return "the self-test could not run for adapters";
+        if (!(difference_of(ours, stock) <= 4e-4)) return "the self-test disagrees with llama.cpp for adapters";   // 2 %
     }
     std::vector<float> ours, stock;
     attends = false;

@@ -145,6 +145,7 @@ struct S {
 
 #include "attention_x86.h"
 #include "attention.h"
+#include "thin.h"
 
 bool runs_here() { return cpu_has(EDGELLM_AVX_VNNI ? Feature::avx_vnni : Feature::avx2); }
 

@@ -67,6 +67,7 @@ struct S {
 
 #include "attention_x86.h"
 #include "attention.h"
+#include "thin.h"
 
 bool runs_here() { return cpu_has(Feature::avx512_vnni); }
 

@@ -137,6 +137,7 @@ struct A {
 };
 
 #include "attention.h"
+#include "thin.h"
 
 bool runs_here() { return true; }
 

@@ -212,6 +212,7 @@ struct A {
 };
 
 #include "attention.h"
+#include "thin.h"
 
 #if EDGELLM_I8MM
 bool runs_here() { return cpu_has(Feature::neon_dotprod) && cpu_has(Feature::neon_i8mm); }
