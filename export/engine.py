@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +97,20 @@ def tokenise(path: Path, texts: Sequence[str], *, add_special: bool = False) -> 
     return [event["tokens"] for event in _events(job, f"reading the vocabulary of {path.name}") if "tokens" in event]
 
 
-def logits(path: Path, tokens: Sequence[int]) -> NDArray[np.float32]:
-    """The model's logits behind each of `tokens`, shape (n_tokens, n_vocab)."""
+def logits(path: Path, tokens: Sequence[int], rows: Sequence[int] | None = None) -> NDArray[np.float32]:
+    """The model's logits behind `tokens`, shape (n_rows, n_vocab).
+
+    Args:
+        rows: positions in `tokens` whose logits are wanted, ascending. None: all of them.
+    """
+    wanted = list(range(len(tokens)) if rows is None else rows)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "logits.npy"
-        for _ in _events({"job": "logits", "path": str(path), "tokens": list(tokens), "out": str(out)}, path.name):
+        job = {"job": "logits", "path": str(path), "tokens": list(tokens), "rows": wanted, "out": str(out)}
+        for _ in _events(job, path.name):
             pass
-        rows: NDArray[np.float32] = np.load(out, allow_pickle=False)
-        return rows
+        found: NDArray[np.float32] = np.load(out, allow_pickle=False)
+        return found
 
 
 def perplexity(path: Path, text: str, *, n_ctx: int = 512, max_tokens: int = 4096) -> float:
@@ -234,20 +240,29 @@ class _Model:
     def forget(self) -> None:
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
 
-    def forward(self, tokens: Sequence[int], start: int) -> Iterator[NDArray[np.float32]]:
-        """Append `tokens` at position `start`; their logits in pieces of shape (at most n_batch, n_vocab)."""
+    def forward(
+        self, tokens: Sequence[int], start: int, wanted: Collection[int] | None = None
+    ) -> Iterator[NDArray[np.float32]]:
+        """Append `tokens` at position `start`; their logits in pieces of shape (at most n_batch, n_vocab).
+
+        Args:
+            wanted: which of `tokens` logits are computed for. None: all of them.
+        """
         for begin in range(0, len(tokens), self.n_batch):
             part = tokens[begin : begin + self.n_batch]
             batch = self._lib.llama_batch_init(len(part), 0, 1)
             for row, token in enumerate(part):
                 batch.token[row], batch.pos[row] = token, start + begin + row
-                batch.n_seq_id[row], batch.seq_id[row][0], batch.logits[row] = 1, 0, 1
-            batch.n_tokens = len(part)
+                batch.n_seq_id[row], batch.seq_id[row][0] = 1, 0
+                batch.logits[row] = wanted is None or begin + row in wanted
+            batch.n_tokens, n_outputs = len(part), sum(batch.logits[row] for row in range(len(part)))
             status = self._lib.llama_decode(self._context, batch)
             self._lib.llama_batch_free(batch)
             if status:
                 raise EngineJobError(f"a forward pass failed with {status}")
-            rows = np.ctypeslib.as_array(self._lib.llama_get_logits(self._context), (len(part), self.n_vocab))
+            if not n_outputs:
+                continue
+            rows = np.ctypeslib.as_array(self._lib.llama_get_logits(self._context), (n_outputs, self.n_vocab))
             if not np.isfinite(rows.max()):
                 raise EngineJobError("it computes NaN or infinite numbers: its weights are damaged, or too large")
             yield rows
@@ -261,7 +276,8 @@ def _tokenise(job: Event, llama_cpp: Any, send: Send) -> None:
 
 def _logits(job: Event, llama_cpp: Any, send: Send) -> None:
     model = _Model(job["path"], llama_cpp, n_ctx=max(len(job["tokens"]), 64))
-    np.save(job["out"], np.concatenate([rows.copy() for rows in model.forward(job["tokens"], 0)]))
+    found = [rows.copy() for rows in model.forward(job["tokens"], 0, set(job["rows"]))]
+    np.save(job["out"], np.concatenate(found))
 
 
 def _perplexity(job: Event, llama_cpp: Any, send: Send) -> None:

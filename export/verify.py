@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,16 @@ import numpy as np
 
 from edgellm.export import engine
 from edgellm.export.reference import NoReference, reference_logits
+from edgellm.export.reference_config import ReferenceConfig, read_reference_config
 from edgellm.export.source import ModelSource
+from edgellm.memory.gguf import read_header
 
 MAX_LOGITS_ERROR = 0.02  # half precision rounds activations; an exchanged or lost tensor is off by about 1
-N_LOGITS = 24  # tokens
+N_TOKENS = 96  # of a text, where nothing asks for a longer one
+N_ROWS = 32  # whose logits are compared at its beginning, and as many at its end
+MAX_TOKENS = 4096 + N_ROWS
+MAX_MULTIPLICATIONS = 1_000_000_000_000  # some ten seconds, for texts beyond the context of the training
+SHORT_CONTEXT = 256  # tokens, the least that llama.cpp allots
 
 # Texts that trip tokenizers: runs of spaces, digits, contractions, marks, scripts without spaces, emoji, code,
 # control characters.
@@ -118,20 +124,50 @@ def check_tokens(folder: Path, path: Path, n_random: int = 500) -> dict[str, Any
 
 
 def check_logits(folder: Path, path: Path) -> dict[str, Any] | str:
-    """Compare the file's logits with a plain forward pass over the checkpoint."""
-    tokens = engine.tokenise(path, [TEXT])[0][:N_LOGITS]
+    """Compare the file's logits with a plain forward pass over the checkpoint, at the beginning and the end of texts
+    that are long enough to show what only far positions do.
+
+    Raises:
+        VerificationFailed: other logits.
+    """
     try:
-        expected = reference_logits(folder, tokens)
+        lengths = _telling_lengths(read_reference_config(folder), path)
+        ids = engine.tokenise(path, [TEXT])[0]
+        checked = [_compared(folder, path, (ids * (n // len(ids) + 1))[:n]) for n in lengths]
     except NoReference as error:
         return f"not compared: {error}"
-    found = engine.logits(path, tokens)
-    if found.shape != expected.shape or not np.isfinite(found).all():
+    return {
+        "n_tokens": sum(n for n, _, _ in checked),
+        "longest_text": max(lengths),
+        "max_relative_error": round(max(error for _, error, _ in checked), 7),
+        "same_choice": sum(same for _, _, same in checked),
+    }
+
+
+def _compared(folder: Path, path: Path, tokens: Sequence[int]) -> tuple[int, float, int]:
+    """(rows compared, the worst relative error, rows whose likeliest token is the same)"""
+    rows = sorted({*range(min(N_ROWS, len(tokens))), *range(max(0, len(tokens) - N_ROWS), len(tokens))})
+    expected, found = reference_logits(folder, tokens, rows), engine.logits(path, tokens, rows)
+    if found.shape != expected.shape:
         raise VerificationFailed(f"{path.name} gives logits of shape {found.shape}, not {expected.shape}")
     errors = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
-    if errors.max() > MAX_LOGITS_ERROR:
+    worst = int(np.argmax(np.where(np.isnan(errors), np.inf, errors)))
+    if not errors[worst] <= MAX_LOGITS_ERROR:
         raise VerificationFailed(
-            f"{path.name} gives other logits than the checkpoint (relative error {errors.max():.3g}): "
-            "please report the model; --no-verify exports it all the same"
+            f"{path.name} gives other logits than the checkpoint (relative error {errors[worst]:.3g} at token "
+            f"{rows[worst] + 1} of {len(tokens)}): please report the model; --no-verify exports it all the same"
         )
-    same = int((found.argmax(axis=1) == expected.argmax(axis=1)).sum())
-    return {"n_tokens": len(tokens), "max_relative_error": round(float(errors.max()), 7), "same_choice": same}
+    return len(rows), float(errors[worst]), int((found.argmax(axis=1) == expected.argmax(axis=1)).sum())
+
+
+def _telling_lengths(config: ReferenceConfig, path: Path) -> list[int]:
+    """Lengths of text that show a file's windows and stretched positions, within the context that it states."""
+    n_context = int(read_header(path).hparam("context_length"))
+    beyond = [window + N_ROWS for window in config.windows if window is not None]
+    affordable = MAX_MULTIPLICATIONS // (path.stat().st_size // 2)  # of half-precision weights
+    stretched = [rope.original_positions + N_ROWS for rope in config.ropes if rope.is_stretched]
+    beyond += [min(n, affordable) for n in stretched]
+    longest = min(max([N_TOKENS, *beyond]), MAX_TOKENS, n_context)
+    # Factors for short texts are other ones; llama.cpp goes by a context that it rounds up.
+    has_short = any(rope.kind == "longrope" and rope.original_positions >= SHORT_CONTEXT for rope in config.ropes)
+    return sorted({min(N_TOKENS, longest), longest} if has_short else {longest})
