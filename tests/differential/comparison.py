@@ -46,7 +46,9 @@ class TransformersChild:
         self._process.stdin.write(json.dumps(job).encode() + b"\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
-        answer: dict[str, Any] = json.loads(line) if line else {"refused": "transformers' process died"}
+        if not line:
+            return {"refused": f"transformers' process ended with {self._process.wait()}"}
+        answer: dict[str, Any] = json.loads(line)
         return answer
 
     def close(self) -> None:

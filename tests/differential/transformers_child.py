@@ -101,7 +101,14 @@ def save(folder: Path, weights: dict[str, Any], n_shards: int, kind: str) -> Non
         (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps(index))
 
 
-JOBS = {"made": made}
+def tokenizer(job: dict[str, Any]) -> dict[str, Any]:
+    sys.path.insert(0, str(Path(__file__).parent))
+    from tokenizer_makers import cut
+
+    return cut(job)
+
+
+JOBS = {"made": made, "tokenizer": tokenizer}
 
 if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "w")
