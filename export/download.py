@@ -121,12 +121,17 @@ def settle(aside: Path, dest: Path) -> None:
     with aside.open("rb+") as file:
         os.fsync(file.fileno())
     os.replace(aside, dest)
+    sync(dest.parent)
+
+
+def sync(folder: Path) -> None:
+    """Names in a folder are data of the folder: bring them to the disk."""
     if os.name == "posix":  # elsewhere a folder cannot be opened
-        folder = os.open(dest.parent, os.O_RDONLY)
+        handle = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(handle)
         finally:
-            os.close(folder)
+            os.close(handle)
 
 
 def check(path: Path, *, n_bytes: int | None, sha256: str | None) -> None:

@@ -100,6 +100,8 @@ def tokenise(path: Path, texts: Sequence[str], *, add_special: bool = False) -> 
 def logits(path: Path, tokens: Sequence[int], rows: Sequence[int] | None = None) -> NDArray[np.float32]:
     """The model's logits behind `tokens`, shape (n_rows, n_vocab).
 
+    A model with an encoder reads the tokens there, and again, one place later, in its decoder.
+
     Args:
         rows: positions in `tokens` whose logits are wanted, ascending. None: all of them.
     """
@@ -217,8 +219,9 @@ class _Model:
             raise EngineJobError("the file does not load")
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.n_vocab = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
+        self.has_encoder = bool(llama_cpp.llama_model_has_encoder(self._model))
         if n_ctx:
-            self.n_batch = min(n_ctx, 64)
+            self.n_batch = n_ctx if self.has_encoder else min(n_ctx, 64)  # an encoder reads all in one piece
             context = llama_cpp.llama_context_default_params()
             context.n_ctx, context.n_batch, context.n_ubatch = n_ctx, self.n_batch, self.n_batch
             # Sums as exact as the library has them: what is judged here is the file.
@@ -240,6 +243,23 @@ class _Model:
     def forget(self) -> None:
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
 
+    def read(self, tokens: Sequence[int]) -> list[int]:
+        """Let the encoder read `tokens`; what its decoder starts with."""
+        self._run(self._lib.llama_encode, tokens, 0, [True] * len(tokens))
+        start = int(self._lib.llama_model_decoder_start_token(self._model))
+        return [max(start, 0)]
+
+    def _run(self, run: Callable[..., int], tokens: Sequence[int], start: int, is_wanted: Sequence[bool]) -> None:
+        batch = self._lib.llama_batch_init(len(tokens), 0, 1)
+        for row, token in enumerate(tokens):
+            batch.token[row], batch.pos[row] = token, start + row
+            batch.n_seq_id[row], batch.seq_id[row][0], batch.logits[row] = 1, 0, is_wanted[row]
+        batch.n_tokens = len(tokens)
+        status = run(self._context, batch)
+        self._lib.llama_batch_free(batch)
+        if status:
+            raise EngineJobError(f"a forward pass failed with {status}")
+
     def forward(
         self, tokens: Sequence[int], start: int, wanted: Collection[int] | None = None
     ) -> Iterator[NDArray[np.float32]]:
@@ -250,19 +270,11 @@ class _Model:
         """
         for begin in range(0, len(tokens), self.n_batch):
             part = tokens[begin : begin + self.n_batch]
-            batch = self._lib.llama_batch_init(len(part), 0, 1)
-            for row, token in enumerate(part):
-                batch.token[row], batch.pos[row] = token, start + begin + row
-                batch.n_seq_id[row], batch.seq_id[row][0] = 1, 0
-                batch.logits[row] = wanted is None or begin + row in wanted
-            batch.n_tokens, n_outputs = len(part), sum(batch.logits[row] for row in range(len(part)))
-            status = self._lib.llama_decode(self._context, batch)
-            self._lib.llama_batch_free(batch)
-            if status:
-                raise EngineJobError(f"a forward pass failed with {status}")
-            if not n_outputs:
+            is_wanted = [wanted is None or begin + row in wanted for row in range(len(part))]
+            self._run(self._lib.llama_decode, part, start + begin, is_wanted)
+            if not any(is_wanted):
                 continue
-            rows = np.ctypeslib.as_array(self._lib.llama_get_logits(self._context), (n_outputs, self.n_vocab))
+            rows = np.ctypeslib.as_array(self._lib.llama_get_logits(self._context), (sum(is_wanted), self.n_vocab))
             if not np.isfinite(rows.max()):
                 raise EngineJobError("it computes NaN or infinite numbers: its weights are damaged, or too large")
             yield rows
@@ -275,9 +287,11 @@ def _tokenise(job: Event, llama_cpp: Any, send: Send) -> None:
 
 
 def _logits(job: Event, llama_cpp: Any, send: Send) -> None:
-    model = _Model(job["path"], llama_cpp, n_ctx=max(len(job["tokens"]), 64))
-    found = [rows.copy() for rows in model.forward(job["tokens"], 0, set(job["rows"]))]
-    np.save(job["out"], np.concatenate(found))
+    tokens = job["tokens"]
+    model = _Model(job["path"], llama_cpp, n_ctx=max(len(tokens), 64))
+    if model.has_encoder:
+        tokens = [*model.read(tokens), *tokens[:-1]]
+    np.save(job["out"], np.concatenate([rows.copy() for rows in model.forward(tokens, 0, set(job["rows"]))]))
 
 
 def _perplexity(job: Event, llama_cpp: Any, send: Send) -> None:
@@ -290,11 +304,15 @@ def _perplexity(job: Event, llama_cpp: Any, send: Send) -> None:
     for begin in range(0, len(tokens) - n_window // 2, n_window):
         window = [*first, *tokens[begin : begin + n_window]]
         model.forget()
+        if model.has_encoder:  # it reads the first half, and writes the second
+            half = n_ctx // 2
+            window = [*model.read(window[:half]), *window[half:]]
+        n_unscored = 1 if model.has_encoder else n_ctx // 2
         position = 0
         for rows in model.forward(window, 0):
             for row in rows:
                 position += 1
-                if n_ctx // 2 <= position < len(window):
+                if n_unscored <= position < len(window):
                     top = float(row.max())
                     total += (
                         top + float(np.log(np.exp(row - top, dtype=np.float64).sum())) - float(row[window[position]])
@@ -308,6 +326,8 @@ def _perplexity(job: Event, llama_cpp: Any, send: Send) -> None:
 def _generate(job: Event, llama_cpp: Any, send: Send) -> None:
     model = _Model(job["path"], llama_cpp, n_ctx=4096)
     tokens = model.encode(job["prompt"], add_special=True)
+    if model.has_encoder:
+        tokens = model.read(tokens)
     n_prompt, pending = len(tokens), tokens
     for _ in range(job["n_tokens"]):
         *_, rows = model.forward(pending, len(tokens) - len(pending))

@@ -317,7 +317,7 @@ def _run(command: list[str]) -> None:
 
 def main() -> int:
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    job = json.load(sys.stdin)
+    job = json.loads(sys.stdin.readline())
     try:
         with contextlib.redirect_stdout(sys.stderr):
             answer = {"export": export, "verify": verify}[job["job"]](job)

@@ -14,7 +14,7 @@ from typing import Any
 from edgellm.memory.alphabet import SPACE
 
 Part = Mapping[str, Any]
-WAY_OUT = "give --converter PATH to use llama.cpp's own script"
+WAY_OUT = "let llama.cpp's own script convert it with --converter llama.cpp"
 
 
 class TokenizerError(ValueError):
@@ -237,7 +237,7 @@ def account_config(folder: Path, config: Part) -> None:
             )
 
 
-# llama.cpp's rules of these names stand in for ones that it cannot state, and tell upper from lower case in ASCII alone.
+# llama.cpp's rules of these names stand in for others: they see letter case in ASCII alone, and no marks.
 APPROXIMATE = {"gpt-4o", "tekken"}
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from edgellm.export import engine
 from edgellm.export.reference import NoReference, reference_logits
 from edgellm.export.reference_config import ReferenceConfig, read_reference_config
+from edgellm.export.script import n_compared, transformers_logits
 from edgellm.export.source import ModelSource
 from edgellm.memory.gguf import read_header
 
@@ -79,8 +80,13 @@ class VerificationFailed(RuntimeError):
     """The export is not the model it was made from; the message says how it differs."""
 
 
-def verification(source: ModelSource, base: Path, quantised: Mapping[str, Path]) -> dict[str, Any]:
+def verification(
+    source: ModelSource, base: Path, quantised: Mapping[str, Path], *, python: Path | None = None
+) -> dict[str, Any]:
     """Check `base` against the source and measure what each quantised file has lost.
+
+    Args:
+        python: that has transformers, which then computes the logits to compare with.
 
     Returns:
         Figures for the manifest; checks that could not be made say why.
@@ -93,7 +99,7 @@ def verification(source: ModelSource, base: Path, quantised: Mapping[str, Path])
         report["tokens"] = report["logits"] = "the source is a GGUF file: there is nothing to compare it with"
     else:
         report["tokens"] = check_tokens(source.path, base)
-        report["logits"] = check_logits(source.path, base)
+        report["logits"] = check_logits(source.path, base, python=python)
     base_perplexity = engine.perplexity(base, TEXT, n_ctx=256)
     report["perplexity"] = {"unquantised": round(base_perplexity, 4)} | {
         quant: round(engine.perplexity(path, TEXT, n_ctx=256), 4) for quant, path in quantised.items() if path != base
@@ -123,17 +129,17 @@ def check_tokens(folder: Path, path: Path, n_random: int = 500) -> dict[str, Any
     return {"n_texts": len(texts), "different": 0}
 
 
-def check_logits(folder: Path, path: Path) -> dict[str, Any] | str:
-    """Compare the file's logits with a plain forward pass over the checkpoint, at the beginning and the end of texts
-    that are long enough to show what only far positions do.
+def check_logits(folder: Path, path: Path, *, python: Path | None = None) -> dict[str, Any] | str:
+    """Compare the file's logits with a plain forward pass over the checkpoint, or with transformers' of `python`, at
+    the beginning and the end of texts that are long enough to show what only far positions do.
 
     Raises:
         VerificationFailed: other logits.
     """
     try:
-        lengths = _telling_lengths(read_reference_config(folder), path)
+        lengths = [n_compared(folder)] if python else _telling_lengths(read_reference_config(folder), path)
         ids = engine.tokenise(path, [TEXT])[0]
-        checked = [_compared(folder, path, (ids * (n // len(ids) + 1))[:n]) for n in lengths]
+        checked = [_compared(folder, path, (ids * (n // len(ids) + 1))[:n], python) for n in lengths]
     except NoReference as error:
         return f"not compared: {error}"
     return {
@@ -144,10 +150,11 @@ def check_logits(folder: Path, path: Path) -> dict[str, Any] | str:
     }
 
 
-def _compared(folder: Path, path: Path, tokens: Sequence[int]) -> tuple[int, float, int]:
+def _compared(folder: Path, path: Path, tokens: Sequence[int], python: Path | None) -> tuple[int, float, int]:
     """(rows compared, the worst relative error, rows whose likeliest token is the same)"""
     rows = sorted({*range(min(N_ROWS, len(tokens))), *range(max(0, len(tokens) - N_ROWS), len(tokens))})
-    expected, found = reference_logits(folder, tokens, rows), engine.logits(path, tokens, rows)
+    expected = transformers_logits(python, folder, tokens)[rows] if python else reference_logits(folder, tokens, rows)
+    found = engine.logits(path, tokens, rows)
     if found.shape != expected.shape:
         raise VerificationFailed(f"{path.name} gives logits of shape {found.shape}, not {expected.shape}")
     errors = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)

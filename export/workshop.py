@@ -14,6 +14,7 @@ from typing import Any
 import filelock
 
 from edgellm.export import manifest
+from edgellm.export.download import sync
 from edgellm.export.manifest import Manifest, ManifestError
 from edgellm.memory.folders import home
 
@@ -38,9 +39,9 @@ def appear(output: Path, key: str, make: Callable[[Path], dict[str, Any]]) -> Ma
         if _is_taken(output):  # by another process, while this one waited for it
             return _already_there(output, key)
         manifest.write(work, make(work))
-        _sync(work)
+        sync(work)
         work.replace(output)
-        _sync(output.parent)
+        sync(output.parent)
     return manifest.read(output)
 
 
@@ -88,13 +89,3 @@ def _already_there(output: Path, key: str) -> Manifest:
     if there is not None and there.document.get("key") == key:
         return manifest.verify(output)
     raise ExportError(f"{output} exists and is not this export: remove it, or choose another --output")
-
-
-def _sync(folder: Path) -> None:
-    """Names in a folder are data of the folder."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -1,4 +1,4 @@
-"""llama.cpp over many small files in one process: `python -m engine_child`. Where it dies, the one at hand killed it."""
+"""llama.cpp over many small files in one process: `python -m engine_child`. Where it dies, the one at hand did it."""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 RULES = {
     "llama3": CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + REST,
     "qwen2": CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + REST,
-    "qwen35": CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "qwen35": CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
+              r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     "tekken": (
         rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*"
         r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -43,8 +44,8 @@ _DEEPSEEK3 = [
     pre_tokenizers.Split(Regex(r"[一-龥぀-ゟ゠-ヿ]+"), "isolated"),
     pre_tokenizers.Split(
         Regex(
-            r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
-            r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+            r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+            r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
         ),
         "isolated",
     ),
@@ -238,7 +239,9 @@ def _added(**flags: Any) -> list[AddedToken]:
 def _unigram(folder: Path, corpus: list[str]) -> tuple[Cut, Cut | None]:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = _metaspace("always", split=True)
-    trainer = trainers.UnigramTrainer(vocab_size=9000, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=9000, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False
+    )
     tokenizer.train_from_iterator(corpus, trainer)
     return _saved(folder, json.loads(tokenizer.to_str()), {"eos_token": "</s>"})
 
@@ -270,15 +273,26 @@ MAKERS: dict[str, Maker] = {
     "added": byte_level(lambda: _split("qwen2"), added=_added()),
     "added-special": byte_level(lambda: _split("qwen2"), added=_added(special=True)),
     "added-as-is": byte_level(lambda: _split("qwen2"), added=_added(normalized=False)),
-    "added-nfc": byte_level(lambda: _split("qwen2"), normalizer=normalizers.NFC(), added=[AddedToken("cafe\u0301"), AddedToken("<extra>")]),
+    "added-nfc": byte_level(
+        lambda: _split("qwen2"), normalizer=normalizers.NFC(), added=[AddedToken("cafe\u0301"), AddedToken("<extra>")]
+    ),
     "added-lstrip": byte_level(_words, added=_added(lstrip=True)),
     "added-rstrip": byte_level(_words, added=_added(rstrip=True)),
     "added-single-word": byte_level(_words, added=[AddedToken("tok_x", single_word=True)]),
     "added-word": byte_level(_words, added=[AddedToken("tok_x"), AddedToken("the")]),
-    "added-overlapping": byte_level(_words, added=[AddedToken("<|e"), AddedToken("tok_"), AddedToken("tok_x"), AddedToken("  ")]),
-    "bos-and-eos": byte_level(_words, added=[AddedToken("<s>", special=True)], post=_template(["<s>"], ["<|end|>"]), config={"bos_token": "<s>"}),
+    "added-overlapping": byte_level(
+        _words, added=[AddedToken("<|e"), AddedToken("tok_"), AddedToken("tok_x"), AddedToken("  ")]
+    ),
+    "bos-and-eos": byte_level(
+        _words,
+        added=[AddedToken("<s>", special=True)],
+        post=_template(["<s>"], ["<|end|>"]),
+        config={"bos_token": "<s>"},
+    ),
     "two-before": byte_level(_words, added=[AddedToken("<s>", special=True)], post=_template(["<s>", "<|end|>"], [])),
-    "add-bos-told": byte_level(_words, added=[AddedToken("<s>", special=True)], config={"bos_token": "<s>", "add_bos_token": True}),
+    "add-bos-told": byte_level(
+        _words, added=[AddedToken("<s>", special=True)], config={"bos_token": "<s>", "add_bos_token": True}
+    ),
     "dropout": byte_level(_words, edit=_set("model.dropout", 0.5)),
     "word-ends": byte_level(_words, edit=_set("model.end_of_word_suffix", "</w>")),
     "subword-prefix": byte_level(_words, edit=_set("model.continuing_subword_prefix", "")),
@@ -289,8 +303,12 @@ MAKERS: dict[str, Maker] = {
     "spm-first": converted(splitter=_metaspace("first"), post=(["<s>"], [])),
     "spm-never": converted(splitter=_metaspace("never")),
     "spm-always-split": converted(splitter=_metaspace("always", split=True)),
-    "spm-gemma": converted(normalizer=_REPLACE, splitter=pre_tokenizers.Split(" ", "merged_with_previous"), post=(["<s>"], [])),
-    "spm-gemma-spaces": converted(normalizer=_REPLACE, added=[AddedToken("\n\n", normalized=False), AddedToken("\n\n\n", normalized=False)]),
+    "spm-gemma": converted(
+        normalizer=_REPLACE, splitter=pre_tokenizers.Split(" ", "merged_with_previous"), post=(["<s>"], [])
+    ),
+    "spm-gemma-spaces": converted(
+        normalizer=_REPLACE, added=[AddedToken("\n\n", normalized=False), AddedToken("\n\n\n", normalized=False)]
+    ),
     "spm-nothing": converted(),
     "spm-added": converted(normalizer=_LEGACY, added=_added(normalized=False)),
     "spm-added-special": converted(normalizer=_LEGACY, added=_added(normalized=False, special=True)),
@@ -298,6 +316,10 @@ MAKERS: dict[str, Maker] = {
     "spm-added-first": converted(splitter=_metaspace("first"), added=_added(normalized=False)),
     "spm-added-always": converted(splitter=_metaspace("always"), added=_added(normalized=False)),
     "spm-added-always-special": converted(splitter=_metaspace("always"), added=_added(normalized=False, special=True)),
+    "spm-added-always-word": converted(
+        splitter=_metaspace("always"),
+        added=[AddedToken("tok_x", normalized=False), AddedToken("the", normalized=False)],
+    ),
     "spm-added-never": converted(splitter=_metaspace("never"), added=_added(normalized=False)),
     "spm-added-gemma": converted(normalizer=_REPLACE, added=_added(normalized=False)),
     "spm-added-rstrip": converted(normalizer=_LEGACY, added=_added(normalized=False, rstrip=True)),
@@ -323,7 +345,7 @@ MAKERS: dict[str, Maker] = {
     "model-unigram": sentencepiece_model(model_type="unigram"),
     "model-char": sentencepiece_model(model_type="char"),
     "unigram": _unigram,
-}  # fmt: skip
+}
 
 
 def cut(job: dict[str, Any]) -> dict[str, Any]:

@@ -96,7 +96,8 @@ def _explained(
     if "begins with one" in said:
         return _explained_by_spaces(texts, theirs, folder)
     if "combining marks" in said:
-        return [ours == plain for ours, plain in zip(_tokens(folder, texts, around), _split_in_ascii(folder, texts, around))]
+        plain = _split_in_ascii(folder, texts, around)
+        return [ours == ids for ours, ids in zip(_tokens(folder, texts, around), plain, strict=True)]
     if "NFC" in said:
         composed = [unicodedata.normalize("NFC", text) for text in texts]
         return [ours == expected for ours, expected in zip(_tokens(folder, composed, around), theirs, strict=True)]
@@ -118,7 +119,7 @@ def _split_in_ascii(folder: Path, texts: Sequence[str], around: bool) -> list[li
 
 
 def _explained_by_spaces(texts: Sequence[str], theirs: Sequence[list[int]], folder: Path) -> list[bool]:
-    """Each text cut piece by piece between added tokens, with the space before a piece that its tokenizer puts there."""
+    """Each text cut piece by piece between added tokens, with the space before a piece that its tokenizer puts."""
     vocabulary = read_vocabulary(folder)
     document = json.loads((folder / "tokenizer.json").read_text())
     (metaspace,) = parts(document["pre_tokenizer"], "pretokenizers")
@@ -146,6 +147,10 @@ def _explained_by_spaces(texts: Sequence[str], theirs: Sequence[list[int]], fold
     found: list[list[int]] = [[] for _ in texts]
     for (number, _), cut in zip(pieces, engine.tokenise(bare, [piece for _, piece in pieces]), strict=True):
         found[number] += cut
-    whole = [expected[expected.index(vocabulary.special_ids["bos"]) + 1 :] if vocabulary.add_bos and expected[:1] == [
-        vocabulary.special_ids["bos"]] else expected for expected in theirs]
+    whole = [
+        expected[expected.index(vocabulary.special_ids["bos"]) + 1 :]
+        if vocabulary.add_bos and expected[:1] == [vocabulary.special_ids["bos"]]
+        else expected
+        for expected in theirs
+    ]
     return [ours == expected and not missed for ours, expected, missed in zip(found, whole, untold, strict=True)]
