@@ -238,7 +238,9 @@ def _rope(model_type: str, told: Json, config: Json, head_dim: int) -> Rope:
         raise NoReference(f"the reference does not know partial_rotary_factor {part} in a model of type {model_type!r}")
     positions = int(config["max_position_embeddings"])
     original = config.get("original_max_position_embeddings") or told.get("original_max_position_embeddings")
-    return Rope(kind, float(told["rope_theta"]), int(head_dim * part), told, positions, int(original or positions))
+    rope = Rope(kind, float(told["rope_theta"]), int(head_dim * part), told, positions, int(original or positions))
+    rope.at(1)  # what it needs is there
+    return rope
 
 
 Frequencies = NDArray[np.float64]

@@ -254,7 +254,7 @@ def remarks(document: Part, pre_tokenizer: str) -> list[str]:
         found.append("its tokenizer composes characters first (NFC), which llama.cpp leaves to its caller")
     if any(part["type"] == "Metaspace" and part.get("prepend_scheme", "always") != "never" for part in splitters):
         found.append(
-            "its tokenizer puts no space before a text that begins with one, or stands behind a control token; "
+            "its tokenizer puts no space before a text that begins with one, or stands behind an added token; "
             "llama.cpp does"
         )
     return found

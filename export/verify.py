@@ -15,6 +15,7 @@ from edgellm.export.reference import NoReference, reference_logits
 from edgellm.export.reference_config import ReferenceConfig, read_reference_config
 from edgellm.export.script import n_compared, transformers_logits
 from edgellm.export.source import ModelSource
+from edgellm.export.tokenizer_facts import APPROXIMATE
 from edgellm.memory.gguf import read_header
 
 MAX_LOGITS_ERROR = 0.02  # half precision rounds activations; an exchanged or lost tensor is off by about 1
@@ -122,11 +123,18 @@ def check_tokens(folder: Path, path: Path, n_random: int = 500) -> dict[str, Any
     texts = [unicodedata.normalize("NFC", text) for text in texts]  # some references do so first; llama.cpp never does
     if type(reference.pre_tokenizer).__name__ == "Metaspace":  # puts no space before one; llama.cpp does
         texts = [text for text in texts if not text.startswith(" ")]
+    if read_header(path).metadata.get("tokenizer.ggml.pre") in APPROXIMATE:
+        texts = [text for text in texts if not any(map(_has_case_or_marks, text))]
     expected = [reference.encode(text, add_special_tokens=False).ids for text in texts]
     for text, found, ids in zip(texts, engine.tokenise(path, texts), expected, strict=True):
         if found != ids:
             raise VerificationFailed(f"{path.name} cuts {text!r} into {found} where the source's tokenizer says {ids}")
     return {"n_texts": len(texts), "different": 0}
+
+
+def _has_case_or_marks(sign: str) -> bool:
+    """What llama.cpp's stand-ins for some rules do not see."""
+    return sign > "\x7f" and unicodedata.category(sign) in {"Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me"}
 
 
 def check_logits(folder: Path, path: Path, *, python: Path | None = None) -> dict[str, Any] | str:

@@ -18,7 +18,7 @@ from vocabularies import write_vocabulary_gguf
 from edgellm.cli._errors import exit_code, sentence
 from edgellm.export import engine
 from edgellm.export.gguf_writer import string, write_gguf
-from edgellm.export.tokenizer import CONTROL, read_vocabulary
+from edgellm.export.tokenizer import read_vocabulary
 from edgellm.export.tokenizer_facts import parts
 
 
@@ -94,7 +94,7 @@ def _explained(
     if not texts:
         return []
     if "begins with one" in said:
-        return _explained_by_spaces(texts, theirs, folder)
+        return _explained_by_spaces(texts, theirs, folder, around=around)
     if "combining marks" in said:
         plain = _split_in_ascii(folder, texts, around)
         return [ours == ids for ours, ids in zip(_tokens(folder, texts, around), plain, strict=True)]
@@ -118,7 +118,9 @@ def _split_in_ascii(folder: Path, texts: Sequence[str], around: bool) -> list[li
     return [list(tokenizer.encode(text, add_special_tokens=around).ids) for text in texts]
 
 
-def _explained_by_spaces(texts: Sequence[str], theirs: Sequence[list[int]], folder: Path) -> list[bool]:
+def _explained_by_spaces(
+    texts: Sequence[str], theirs: Sequence[list[int]], folder: Path, *, around: bool
+) -> list[bool]:
     """Each text cut piece by piece between added tokens, with the space before a piece that its tokenizer puts."""
     vocabulary = read_vocabulary(folder)
     document = json.loads((folder / "tokenizer.json").read_text())
@@ -129,17 +131,12 @@ def _explained_by_spaces(texts: Sequence[str], theirs: Sequence[list[int]], fold
     entries = {"general.architecture": string("llama"), "general.name": string("bare")}
     write_gguf(bare, entries | replace(vocabulary, add_space_prefix=False).entries(), [])
     pieces: list[tuple[int, str]] = []  # text number, what of it is cut alone
-    untold = [False] * len(texts)
     for number, text in enumerate(texts):
         before = ""
         for at, piece in enumerate(pattern.split(text)):
             if piece and at % 2 == 0:
                 begins = piece[0] in " \u2581"
-                is_first = not before
-                puts = not begins and (is_first or metaspace["prepend_scheme"] == "always")
-                ours_puts = is_first or vocabulary.types[ids[before]] == CONTROL
-                # Told: a piece that begins with a space, and one behind a control token.
-                untold[number] |= puts != ours_puts and not (begins or (not is_first and ours_puts))
+                puts = not begins and (not before or metaspace["prepend_scheme"] == "always")
                 pieces.append((number, " " + piece if puts else piece))
             elif piece:
                 pieces.append((number, piece))
@@ -147,10 +144,5 @@ def _explained_by_spaces(texts: Sequence[str], theirs: Sequence[list[int]], fold
     found: list[list[int]] = [[] for _ in texts]
     for (number, _), cut in zip(pieces, engine.tokenise(bare, [piece for _, piece in pieces]), strict=True):
         found[number] += cut
-    whole = [
-        expected[expected.index(vocabulary.special_ids["bos"]) + 1 :]
-        if vocabulary.add_bos and expected[:1] == [vocabulary.special_ids["bos"]]
-        else expected
-        for expected in theirs
-    ]
-    return [ours == expected and not missed for ours, expected, missed in zip(found, whole, untold, strict=True)]
+    first = [vocabulary.special_ids["bos"]] if around and vocabulary.add_bos else []
+    return [[*first, *ours] == expected for ours, expected in zip(found, theirs, strict=True)]
