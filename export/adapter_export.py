@@ -23,7 +23,7 @@ from edgellm.export.manifest import Manifest
 from edgellm.export.merging import merge, write_merged
 from edgellm.export.reference import NoReference, reference_logits
 from edgellm.export.source import ModelSource, fingerprint
-from edgellm.export.verify import MAX_LOGITS_ERROR, N_LOGITS, TEXT, VerificationFailed
+from edgellm.export.verify import MAX_LOGITS_ERROR, N_TOKENS, TEXT, VerificationFailed
 from edgellm.export.workshop import appear, workshop
 from edgellm.memory import adapter as applied
 
@@ -161,7 +161,7 @@ def _proof(
     try:
         to_gguf(folder, whole, float_type="F32", name=base.name)
         write_merged(folder, adapter, merged)
-        tokens = engine.tokenise(whole, [TEXT])[0][:N_LOGITS]
+        tokens = engine.tokenise(whole, [TEXT])[0][:N_TOKENS]
         try:
             expected = reference_logits(merged, tokens)
         except NoReference as error:
