@@ -254,6 +254,16 @@ def _values(entries: dict[str, Any], name: str) -> list[int]:
     return [int(item) for item in value.value] if value is not None else []
 
 
+def tokenizer(job: dict[str, Any], pipe: IO[str]) -> dict[str, Any]:
+    """Load the tokenizer of a folder that has no weights yet, as the script will."""
+    _load_libraries()
+    _refuse_code(job["source"])
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(job["source"], local_files_only=True)
+    return {"done": True}
+
+
 def logits(job: dict[str, Any], pipe: IO[str]) -> dict[str, Any]:
     """The logits behind each of `tokens` by transformers, in float32, as the array file `output`.
 
@@ -311,6 +321,20 @@ def registry(job: dict[str, Any], pipe: IO[str]) -> dict[str, Any]:
     }
 
 
+def packages(job: dict[str, Any], pipe: IO[str]) -> dict[str, Any]:
+    """Versions of the packages that this Python has of `names`."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in job["names"]:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return {"packages": found}
+
+
+_JOBS = {"packages": packages, "convert": convert, "logits": logits, "tokenizer": tokenizer, "registry": registry}
+
+
 def _sentence(error: BaseException) -> str:
     """An exception as a clause; what was refused here is found behind whatever it became."""
     seen: BaseException | None = error
@@ -345,7 +369,7 @@ def main() -> int:
     pipe = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     try:
-        answer = {"convert": convert, "logits": logits, "registry": registry}[job["job"]](job, pipe)
+        answer = _JOBS[job["job"]](job, pipe)
     except BaseException as error:  # a converter can raise anything; the parent makes a sentence of it
         answer = {"error": _sentence(error)}
         traceback.print_exc()

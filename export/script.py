@@ -21,11 +21,11 @@ from edgellm.export.checkpoint import CheckpointError
 from edgellm.export.conversion import Conversion
 from edgellm.export.download import settle
 from edgellm.export.environments import ExporterError, packages_of, run_job
-from edgellm.export.facts import read_document
+from edgellm.export.facts import UnsupportedModel, read_document
 from edgellm.export.llama_cpp_converter import PACKAGE, SHA256
 from edgellm.export.reference import NoReference
 from edgellm.export.source import ModelSource, fingerprint, sha256_of
-from edgellm.export.tokenizer import named_ends
+from edgellm.export.tokenizer import named_ends, read_json
 from edgellm.memory.cpu import usable_cores
 
 _JOB = "converter_job.py"
@@ -38,7 +38,8 @@ class Converter:
 
     script: Path
     python: Path
-    is_pinned: bool  # of the release that the engine is built from, with the packages that are pinned for it
+    is_pinned: bool  # of the release that the engine is built from
+    packages: Mapping[str, str]  # name -> version, of those that the script imports
 
     @property
     def version(self) -> str:
@@ -47,9 +48,22 @@ class Converter:
 
     def facts(self) -> dict[str, Any]:
         """What the bytes depend on, for the manifest."""
+        told = {"package": "==".join(PACKAGE), "sha256": SHA256}
         if not self.is_pinned:
-            return {"script": self.script.name, "sha256": sha256_of(self.script)}
-        return {"package": "==".join(PACKAGE), "sha256": SHA256, "environment": packages_of("llama_cpp")}
+            told = {"script": self.script.name, "sha256": sha256_of(self.script)}
+        return {**told, "environment": dict(self.packages)}
+
+
+def packages_in(python: Path) -> dict[str, str]:
+    """Which of the packages that the script imports a Python has, and in which version.
+
+    Raises:
+        ExporterError: it is no Python.
+    """
+    job = {"job": "packages", "names": list(packages_of("llama_cpp"))}
+    with tempfile.TemporaryDirectory() as scratch:
+        found = run_job(python, job, f"asking {python}", log=Path(scratch) / "log", program=_JOB)
+    return {str(name): str(version) for name, version in found["packages"].items()}
 
 
 def convert(
@@ -124,6 +138,24 @@ def _link(path: Path, link: Path) -> None:
 
 def _plain(name: str) -> str:
     return name.encode("utf-8", "replace").decode()  # a folder's name may be no text
+
+
+def refuse_tokenizer_code(converter: Converter, folder: Path) -> None:
+    """Try a tokenizer that names code of its own before any weights are there: transformers may have its class, or not.
+
+    Raises:
+        UnsupportedModel: it needs the code.
+    """
+    path = folder / "tokenizer_config.json"
+    if not path.exists() or not read_json(path).get("auto_map"):
+        return
+    source = ModelSource(folder.resolve().name, folder)
+    with tempfile.TemporaryDirectory() as scratch, _bare(source, Path(scratch)) as bare:
+        job = {"job": "tokenizer", "source": str(bare.resolve())}
+        try:
+            run_job(converter.python, job, f"the tokenizer of {folder}", log=Path(scratch) / "log", program=_JOB)
+        except ExporterError as error:
+            raise UnsupportedModel(str(error)) from error
 
 
 def n_compared(folder: Path) -> int:

@@ -48,7 +48,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
     "gemma3n": (
         "Gemma3nText",
         {"head_dim": 64, "num_hidden_layers": 10, "intermediate_size": 512, "vocab_size_per_layer_input": N_VOCAB,
-         "hidden_size_per_layer_input": 256, "num_kv_shared_layers": 5, "laurel_rank": 16, "altup_num_inputs": 4,
+         "hidden_size_per_layer_input": 256, "num_kv_shared_layers": 5, "laurel_rank": 64, "altup_num_inputs": 4,
          "layer_types": ["sliding_attention"] * 4 + ["full_attention"] + ["sliding_attention"] * 4 + ["full_attention"],
          "activation_sparsity_pattern": [0.95] * 2 + [0.0] * 8, "sliding_window": 32},
         "gemma",
