@@ -120,7 +120,13 @@ class AdapterJob:
         chosen = tuple(there.options["quants"]) if there else _types(types)
         request = adapter_export.AdapterRequest(source.complete(), base, chosen, folder, verify)
         if there is None:
-            return _show(adapter_export.export_adapter(request, watch), folder, json_=json_, silent=jsonl)
+            made = adapter_export.export_adapter(request, watch)
+            _show(made, folder, json_=json_, silent=jsonl)
+            proof = made.document["lora"]["verification"]
+            for name, facts in proof.items() if isinstance(proof, dict) and not jsonl else ():
+                error, n_tokens = facts["max_relative_error"], facts["n_tokens"]
+                out.note(f"lora {name}: logits of {n_tokens} tokens within {error:.2g} of the merged checkpoint's")
+            return
         if differences := adapter_export.reproduce_adapter(request, there, watch):
             raise manifest.ManifestError(f"the export differs from {folder / manifest.NAME}: {'; '.join(differences)}")
         out.note("identical to the bit")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgellm.export import engine, gguf_writer, manifest, verify
-from edgellm.export.adapter_source import AdapterSource, BaseSource
+from edgellm.export.adapter_source import AdapterSource, BaseSource, called_by_name
 from edgellm.export.adapters import Adapter, Base, read_adapter, read_base
 from edgellm.export.checkpoint import chosen_weights
 from edgellm.export.facts import UnsupportedModel
@@ -46,11 +46,9 @@ def judged(adapter: AdapterSource, base: BaseSource) -> Base:
     Raises:
         UnsupportedModel: either of them is not exported.
     """
-    read_facts(adapter.path)
-    try:
+    with called_by_name(adapter, base):
+        read_facts(adapter.path)
         return read_base(base.path, base.name)
-    except UnsupportedModel as error:
-        raise UnsupportedModel(str(error).replace(str(base.path), base.repo or str(base.path))) from error
 
 
 def export_adapter(request: AdapterRequest, on_event: Callable[[Event], None]) -> Manifest:
@@ -61,7 +59,8 @@ def export_adapter(request: AdapterRequest, on_event: Callable[[Event], None]) -
         UnsupportedModel, CheckpointError, VerificationFailed: from the steps.
     """
     key = _key(request)
-    return appear(request.output, key, lambda work: _make(request, work, key, on_event))
+    with called_by_name(request.adapter, request.base):
+        return appear(request.output, key, lambda work: _make(request, work, key, on_event))
 
 
 def reproduce_adapter(request: AdapterRequest, locked: Manifest, on_event: Callable[[Event], None]) -> list[str]:
@@ -82,8 +81,8 @@ def _say(on_event: Callable[[Event], None], event: str, step: str, file: str, **
 
 
 def _key(request: AdapterRequest) -> str:
-    source, base = request.adapter, request.base
-    facts = [source.repo, source.revision, source.digests(), base.name, base.repo, base.revision]
+    source = request.adapter
+    facts = [source.repo, source.revision, source.digests(), request.base.described()]
     return fingerprint([facts, request.types, manifest.tools()])
 
 
@@ -107,7 +106,7 @@ def _make(request: AdapterRequest, work: Path, key: str, on_event: Callable[[Eve
         "lora": {
             **described(source, adapter),
             "architecture": base.arch,
-            "base": {"name": request.base.name, "repo": request.base.repo, "revision": request.base.revision},
+            "base": request.base.described(),
             "verification": proof,
         },
         "files": [manifest.file_entry(path, role="lora", quant=name) for name, path in files.items()],
@@ -199,7 +198,8 @@ class Merging:
                 f"{base.path} is a GGUF file, and an adapter is merged into a checkpoint: name the base's folder or "
                 "repository with --base, or apply the adapter beside the file (without --merge)"
             )
-        return cls(source, read_adapter(source.path, read_base(base.path, base.name)))
+        with called_by_name(source):
+            return cls(source, read_adapter(source.path, read_base(base.path, base.name)))
 
     def write(self, base: ModelSource, path: Path, kind: str, on_tensor: Callable[[int, int], None]) -> None:
         """The merged model, unquantised."""

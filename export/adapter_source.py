@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -61,6 +62,26 @@ class BaseSource:
     path: Path
     repo: str | None = None
     revision: str | None = None
+
+    def described(self) -> dict[str, object]:
+        """As a manifest tells of it: by hash where its configuration is all that counts."""
+        config = self.path / "config.json"
+        file = {"config.json": sha256_of(config)} if config.is_file() else {self.path.name: self.path.stat().st_size}
+        return {"name": self.name, "repo": self.repo, "revision": self.revision, "files": file}
+
+
+@contextmanager
+def called_by_name(*sources: AdapterSource | BaseSource) -> Iterator[None]:
+    """A sentence about a folder of the Hub's cache names the repository instead."""
+    try:
+        yield
+    except ValueError as error:
+        text = str(error)
+        for source in sources:
+            text = text.replace(str(source.path), source.repo or str(source.path))
+        if text == str(error):
+            raise
+        raise type(error)(text) from error
 
 
 def is_adapter(reference: str) -> bool:

@@ -116,6 +116,8 @@ def read_adapter(folder: Path, base: Base) -> Adapter:
                 raise UnsupportedModel(f"{folder}: {module} has no lora_{half}: download the adapter again")
         pair = Pair(parts["A"], parts["B"], facts.scale_of(module), parts.get("m"))
         _check_pair(folder, base, facts, name, module, pair)
+        if name in adapter.pairs:
+            raise UnsupportedModel(f"{folder} adapts {module} twice, by two names")
         adapter.pairs[name] = pair
     for kept, found in ((adapter.whole, halves.whole), (adapter.frozen, halves.frozen)):
         for name, tensor in found.items():
@@ -155,10 +157,10 @@ class _Halves:
     frozen: dict[str, StoredTensor] = field(default_factory=dict)
 
 
-_HALF = re.compile(r"(?P<module>.+)\.lora_(?:embedding_)?(?P<half>[AB])(?:\.default)?(?:\.weight)?")
-_MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(?:\.default)?(?:\.weight)?")
+_HALF = re.compile(r"(?P<module>.+)\.lora_(?:(?P<half>[AB])\.weight|embedding_(?P<of_rows>[AB]))")
+_MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(?:\.weight)?")
 _FROZEN = re.compile(r"(?P<module>.+)\.base_layer\.weight")
-_WHOLE = re.compile(r"(?P<module>.+?)(?:\.base_layer|\.modules_to_save(?:\.default)?)?\.(?P<kind>weight|bias)")
+_WHOLE = re.compile(r"(?P<module>.+?)(?:\.base_layer)?\.(?P<kind>weight|bias)")
 
 
 def _sorted(folder: Path, base: Base, tensors: Mapping[str, StoredTensor]) -> _Halves:
@@ -169,9 +171,11 @@ def _sorted(folder: Path, base: Base, tensors: Mapping[str, StoredTensor]) -> _H
             continue  # of what sees, which is not exported
         if tensor.type not in READABLE:
             raise UnsupportedModel(f"{folder}: {full_name} is stored as {tensor.type}: save it as F32, F16 or BF16")
+        if name == full_name:
+            raise UnsupportedModel(f"{folder} has a tensor {full_name!r}, which PEFT would not look at")
         if match := _HALF.fullmatch(name):
             key = _place(folder, base, full_name, match["module"]), match["module"]
-            found.pairs.setdefault(key, {})[match["half"]] = tensor
+            found.pairs.setdefault(key, {})[match["half"] or match["of_rows"]] = tensor
         elif match := _MAGNITUDE.fullmatch(name):
             key = _place(folder, base, full_name, match["module"]), match["module"]
             found.pairs.setdefault(key, {})["m"] = tensor

@@ -257,6 +257,12 @@ DAMAGED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({f"{AT}.lora_A.weight": np.zeros((3, 64))}, {}, "which do not multiply"),
     ({f"{AT}.lora_A.weight": np.zeros((4, 60))}, {}, "as 64 x 60 where base has 64 x 64"),
     ({f"{AT}.lora_C.weight": np.zeros((4, 4))}, {}, "that no LoRA is known to have"),
+    ({AT.removeprefix("base_model.model.") + ".lora_A.weight": np.zeros((4, 64))}, {}, "PEFT would not look at"),
+    (
+        {AT.replace("model.layers", "model.language_model.layers") + ".lora_A.weight": np.zeros((4, 64))},
+        {},
+        "no lora_B",
+    ),
     ({"base_model.model.model.layers.0.mlp.extra_proj.lora_A.weight": np.zeros((4, 4))}, {}, "base has no place for"),
     ({"base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight": np.zeros((4, 64))}, {}, "no blk.7.attn_q"),
     ({"base_model.model.model.embed_tokens.base_layer.weight": np.zeros((9, 64))}, {}, "vocabulary was resized"),

@@ -34,7 +34,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny(folder / "tiny.gguf", weights="Q8_0", n_layers=4, n_embd=128, n_ff=256, tied=False)
 
 
-def logits(path: Path, *loras: Lora, width: int = 1, n_threads: int = 2) -> Logits:
+def logits(path: Path, *loras: Lora, width: int = 1, n_threads: int = 1) -> Logits:
     """Of TOKENS, read `width` at a time."""
     model = LlamaModel(path, ModelOptions(mmap=False, loras=loras))
     backend = LlamaBackend(model, ContextSettings(256, n_outputs=16, n_threads=n_threads))
@@ -58,7 +58,7 @@ def test_passes_of_every_width_give_the_same_bits_with_an_adapter_on(
     single = logits(tiny, lora)
     assert not np.allclose(single, logits(tiny), atol=0.05)
     for width in (2, 3, 5, 8, 16):
-        assert np.array_equal(logits(tiny, lora, width=width, n_threads=1 + width % 2), single)
+        assert np.array_equal(logits(tiny, lora, width=width, n_threads=2 if width == 5 else 1), single)
 
 
 @pytest.mark.parametrize("exact", [False, True])
