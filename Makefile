@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: chat test test-model check clean
+.PHONY: chat test test-model test-export check clean
 .DELETE_ON_ERROR:
 
 chat: $(VENV)/.installed
@@ -14,6 +14,9 @@ test: $(VENV)/.installed-dev
 
 test-model: $(VENV)/.installed-dev
 	$(BIN)/pytest -q -m model
+
+test-export: $(VENV)/.installed-dev
+	$(BIN)/pytest -q -m differential
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

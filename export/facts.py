@@ -98,25 +98,33 @@ _GEMMA_FIXED: dict[str, tuple[Any, ...]] = {
     "hidden_activation": ("gelu_pytorch_tanh",), "attention_bias": (False, None),
     "use_bidirectional_attention": (False, None),
 }  # fmt: skip
-_WINDOW = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28, "layer_types": None}
+_QWEN = {
+    "max_position_embeddings": 32_768,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+    "layer_types": None,
+}
 
 _LLAMA_SCALINGS = ("default", "dynamic", "linear", "yarn", "llama3", "longrope")
 _LLAMA = Family(
-    "llama", ("llama",), _LAYER, _defaults(attention_bias=False, mlp_bias=False), _SILU, permute=True,
+    "llama", ("llama",), _LAYER,
+    _defaults(attention_bias=False, mlp_bias=False, max_position_embeddings=2048), _SILU, permute=True,
     idle=("sliding_window", "use_sliding_window", "max_window_layers"),
     scalings=_LLAMA_SCALINGS,
     biases={"attention_bias": (*_QKV, "attn_output"), "mlp_bias": ("ffn_gate", "ffn_up", "ffn_down")},
 )  # fmt: skip
 _MISTRAL = Family(
-    "llama", ("mistral",), _LAYER, _defaults(num_key_value_heads=8, sliding_window=4096), _SILU, permute=True,
+    "llama", ("mistral",), _LAYER,
+    _defaults(num_key_value_heads=8, sliding_window=4096, max_position_embeddings=131_072), _SILU, permute=True,
     idle=("attention_bias",), scalings=_LLAMA_SCALINGS,
 )  # fmt: skip
 _QWEN2 = Family(
-    "qwen2", ("qwen2",), _LAYER, _defaults(num_key_value_heads=32, **_WINDOW), _SILU,
+    "qwen2", ("qwen2",), _LAYER, _defaults(num_key_value_heads=32, **_QWEN), _SILU,
     idle=("attention_bias",), biases={"": _QKV}, square_heads=True,
 )  # fmt: skip
 _QWEN3 = Family(
-    "qwen3", ("qwen3",), _LAYER | _QK_NORM, _defaults(num_key_value_heads=32, head_dim=128, **_WINDOW),
+    "qwen3", ("qwen3",), _LAYER | _QK_NORM, _defaults(num_key_value_heads=32, head_dim=128, **_QWEN),
     _SILU | {"attention_bias": (False, None)},
 )  # fmt: skip
 _GEMMA2 = Family(
@@ -137,7 +145,8 @@ _GEMMA3 = Family(
 )  # fmt: skip
 _PHI3 = Family(
     "phi3", ("phi3",), _PHI3_LAYER,
-    _defaults(rms_norm_eps=1e-5, sliding_window=None, original_max_position_embeddings=4096),
+    _defaults(rms_norm_eps=1e-5, sliding_window=None, max_position_embeddings=4096,
+              original_max_position_embeddings=4096),
     # Settings of its authors' own code, stated at the values that change nothing.
     _SILU | {"full_attn_mod": (1, None), "interpolate_factor": (1, None), "lm_head_bias": (False, None),
              "mlp_bias": (False, None)},

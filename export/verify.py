@@ -134,7 +134,7 @@ def check_tokens(folder: Path, path: Path, n_random: int = 500) -> dict[str, Any
 
 def _has_case_or_marks(sign: str) -> bool:
     """What llama.cpp's stand-ins for some rules do not see."""
-    return sign > "\x7f" and unicodedata.category(sign) in {"Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me"}
+    return sign > "\x7f" and unicodedata.category(sign) in {"Lu", "Ll", "Lt", "Mn", "Mc", "Me"}
 
 
 def check_logits(folder: Path, path: Path, *, python: Path | None = None) -> dict[str, Any] | str:

@@ -39,9 +39,10 @@ def made(job: dict[str, Any]) -> dict[str, Any]:
     if job["head"] == "own":
         generator = torch.Generator().manual_seed(7)
         weights["lm_head.weight"] = torch.randn(weights[embedding].shape, generator=generator) * 0.1
-    dtypes = {name: getattr(torch, job["dtype"]) for name in weights}
     if job["dtype"] == "mixed":
         dtypes = {name: torch.bfloat16 if "mlp" in name else torch.float16 for name in weights}
+    else:
+        dtypes = dict.fromkeys(weights, getattr(torch, job["dtype"]))
     weights = {name: weight.detach().to(dtypes[name]).contiguous().clone() for name, weight in weights.items()}
     if job["prefix"]:
         prefix = "" if job["prefix"] == "<none>" else job["prefix"]

@@ -136,6 +136,7 @@ RIGHT: list[tuple[str, dict[str, Any]]] = [
     ("phi3", {"rope_scaling": {**LONG_ROPE, "attention_factor": 1.0}}),
     ("phi3", {"rope_scaling": {**LONG_ROPE, "factor": 2.0}}),
     ("phi3", {"rms_norm_eps": ...}),
+    ("qwen3", {"max_position_embeddings": ...}),
     ("llama", {"architectures": None, "model_type": "llama", "sliding_window": 4096}),
     # transformers reads a part to rotate only where positions are stretched
     ("llama", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),

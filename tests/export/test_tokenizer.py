@@ -23,6 +23,8 @@ from vocabularies import (
 )
 
 from edgellm.export.tokenizer import TokenizerError, read_vocabulary
+from edgellm.export.verify import NASTY as CHECKED
+from edgellm.export.verify import check_tokens
 from edgellm.memory.alphabet import byte_alphabet
 from edgellm.memory.gguf import read_header
 
@@ -297,6 +299,59 @@ def test_the_splitting_rules_of_o200k_are_known_in_both_forms(tmp_path: Path) ->
         else:
             with pytest.raises(TokenizerError, match=r"llama\.cpp is not known to split"):
                 read_vocabulary(folder)
+
+
+def rules(*expressions: str) -> dict[str, Any]:
+    splits = [
+        {"type": "Split", "pattern": {"Regex": rule}, "behavior": "Isolated", "invert": False} for rule in expressions
+    ]
+    words = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return {"type": "Sequence", "pretokenizers": [*splits, words]}
+
+
+def split_by(steps: dict[str, Any], **model: Any) -> Callable[[dict[str, Any]], object]:
+    """With all that the `tokenizers` package asks for."""
+
+    def edit(document: dict[str, Any]) -> None:
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+        document["added_tokens"] = [{**entry, **flags} for entry in document["added_tokens"]]
+        document["model"].update(model)
+        document |= {"pre_tokenizer": steps, "normalizer": None, "post_processor": None, "decoder": None}
+
+    return edit
+
+
+def test_the_splitting_rules_of_deepseek_cut_text_as_its_own_tokenizer_does(tmp_path: Path) -> None:
+    signs = (
+        r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+    )
+    steps = rules(r"\p{N}{1,3}", "[一-龥\u3040-ゟ゠-ヿ]+", signs + r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+    folder = changed(small_bpe(tmp_path / "deepseek"), split_by(steps))
+    assert read_vocabulary(folder).pre == "deepseek-v3"
+    write_vocabulary_gguf(folder, tmp_path / "deepseek.gguf")
+    assert check_tokens(folder, tmp_path / "deepseek.gguf") == {"n_texts": len(CHECKED) + 500, "different": 0}
+
+
+def test_rules_that_llama_cpp_only_approximates_are_told_and_checked_where_they_are_the_same(tmp_path: Path) -> None:
+    upper, lower = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+    words = rf"[^\r\n\p{{L}}\p{{N}}]?{upper}*{lower}+|[^\r\n\p{{L}}\p{{N}}]?{upper}+{lower}*"
+    steps = rules(words + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+    folder = changed(small_bpe(tmp_path / "tekken"), split_by(steps, ignore_merges=True))
+    vocabulary = read_vocabulary(folder)
+    assert vocabulary.pre == "tekken"
+    assert any("combining marks" in remark for remark in vocabulary.remarks)
+    write_vocabulary_gguf(folder, tmp_path / "tekken.gguf")
+    report = check_tokens(folder, tmp_path / "tekken.gguf")
+    assert isinstance(report, dict)
+    assert report["different"] == 0
+    assert report["n_texts"] > 20
+
+
+def test_an_added_token_that_is_composed_before_it_is_looked_for_is_refused(tmp_path: Path) -> None:
+    folder = changed(small_bpe(tmp_path / "nfc"), lambda document: document.update(normalizer={"type": "NFC"}))
+    read_vocabulary(changed(folder, added("caf\u00e9", normalized=True)))
+    with pytest.raises(TokenizerError, match="with its characters composed"):
+        read_vocabulary(changed(folder, added("cafe\u0301s", normalized=True)))
 
 
 @pytest.mark.parametrize(
