@@ -132,7 +132,7 @@ def fetched(hub: LoopbackHub) -> set[str]:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"architectures": ["SmolLM3ForCausalLM"]}, "SmolLM3ForCausalLM, which is not among the families"),
+        ({"architectures": ["NobodysForCausalLM"]}, "NobodysForCausalLM, which neither edgellm nor the llama.cpp"),
         ({"hidden_act": "gelu"}, "computes"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantised already (fp8)"),
         ({"sliding_window": 8, "architectures": ["MistralForCausalLM"]}, "looks back 8 tokens"),
