@@ -341,8 +341,10 @@ def _sentence(error: BaseException) -> str:
     while seen is not None:
         if isinstance(seen, Refused):
             return str(seen)
+        if type(seen).__name__ == "UnpicklingError":  # whose own advice is to trust the file
+            return "its weights are pickled objects other than tensors, which are programs: look for safetensors of it"
         seen = seen.__cause__ or seen.__context__
-    text = " ".join(str(error).split())[:1000]
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())[:600]
     if not text and (frames := traceback.extract_tb(error.__traceback__)):
         text = f"{Path(frames[-1].filename).name} line {frames[-1].lineno}: {frames[-1].line}"
     plain = isinstance(error, (ValueError, NotImplementedError, RuntimeError, FileNotFoundError, ImportError))

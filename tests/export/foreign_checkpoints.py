@@ -45,12 +45,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
          "linear_value_head_dim": 64, "tie_word_embeddings": True},
         _QWEN35,
     ),
-    "gemma3n": (
-        "Gemma3nText",
-        {"head_dim": 64, "num_hidden_layers": 10, "intermediate_size": 512, "vocab_size_per_layer_input": N_VOCAB,
-         "hidden_size_per_layer_input": 256, "num_kv_shared_layers": 5, "laurel_rank": 64, "altup_num_inputs": 4,
-         "layer_types": ["sliding_attention"] * 4 + ["full_attention"] + ["sliding_attention"] * 4 + ["full_attention"],
-         "activation_sparsity_pattern": [0.95] * 2 + [0.0] * 8, "sliding_window": 32},
+    "gemma4": (
+        "Gemma4Text",
+        {"head_dim": 64, "global_head_dim": 128, "num_hidden_layers": 6, "hidden_size_per_layer_input": 32,
+         "vocab_size_per_layer_input": N_VOCAB, "sliding_window": 32, "num_kv_shared_layers": 0,
+         "final_logit_softcapping": 30.0},
         "gemma",
     ),
     "lfm2": ("Lfm2", {"layer_types": ["conv", "full_attention", "conv", "full_attention"],
@@ -109,15 +108,19 @@ def _sentencepiece(folder: Path, kind: str) -> None:
 
     (folder / "corpus").write_text("\n".join(_corpus()))
     name = "spiece" if kind == "unigram" else "tokenizer"
-    options: dict[str, Any] = (
-        {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
-        if kind == "unigram"
-        else {"unk_id": 0, "bos_id": 1, "eos_id": 2, "byte_fallback": True, "normalization_rule_name": "identity",
-              "remove_extra_whitespaces": False, "split_digits": True, "add_dummy_prefix": kind != "gemma"}
-    )  # fmt: skip
+    bpe = {
+        "model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity", "split_digits": True,
+        "remove_extra_whitespaces": False,
+    }  # fmt: skip
+    options: dict[str, Any] = {
+        "unigram": {"model_type": "unigram", "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},
+        "sentencepiece": {**bpe, "unk_id": 0, "bos_id": 1, "eos_id": 2},
+        "gemma": {**bpe, "pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3, "eos_piece": "<eos>", "bos_piece": "<bos>",
+                  "control_symbols": ["<mask>"], "add_dummy_prefix": False},
+    }[kind]  # fmt: skip
     sentencepiece.SentencePieceTrainer.train(
         input=str(folder / "corpus"), model_prefix=str(folder / name), vocab_size=N_VOCAB,
-        model_type="unigram" if kind == "unigram" else "bpe", minloglevel=2, **options,
+        minloglevel=2, **options,
     )  # fmt: skip
     (folder / "corpus").unlink()
     (folder / f"{name}.vocab").unlink()
@@ -139,8 +142,9 @@ def make(family: str, folder: Path) -> None:
     else:
         _byte_level(folder, rules)
     sizes = {"vocab_size": N_VOCAB, "eos_token_id": 1} if family == "t5" else SIZES
-    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0} if rules in {"sentencepiece", "gemma"} else {}
-    config = getattr(transformers, f"{name}Config")(**(sizes | ids | settings))
+    ids = {"sentencepiece": (1, 2, 0), "gemma": (2, 1, 0)}.get(rules, (0, 1, 1))
+    named = dict(zip(("bos_token_id", "eos_token_id", "pad_token_id"), ids, strict=True))
+    config = getattr(transformers, f"{name}Config")(**(sizes | ({} if family == "t5" else named) | settings))
     torch.manual_seed(7)
     head = "ForConditionalGeneration" if family == "t5" else "ForCausalLM"
     model = getattr(transformers, name.removesuffix("Text") + head)(config).float()
@@ -151,6 +155,8 @@ def make(family: str, folder: Path) -> None:
                 parameter.normal_(0, scale * (parameter.numel() / parameter.shape[0]) ** -0.5)
             else:
                 parameter.add_(0.1 * torch.randn_like(parameter))
+            if family == "gemma4" and part.endswith("q_norm.weight"):
+                parameter.mul_(0.125)  # nor does it
     model.save_pretrained(folder)
 
 

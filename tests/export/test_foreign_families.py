@@ -25,7 +25,7 @@ pytestmark = pytest.mark.converter
 
 MAKER = Path(__file__).with_name("foreign_checkpoints.py")
 FAMILIES = (
-    "smollm3", "qwen3.5", "gemma3n", "lfm2", "granite4-dense", "granite4-hybrid", "phi4-mini", "olmo2", "exaone4",
+    "smollm3", "qwen3.5", "gemma4", "lfm2", "granite4-dense", "granite4-hybrid", "phi4-mini", "olmo2", "exaone4",
     "gpt-oss", "mixtral", "t5",
 )  # fmt: skip
 # Read here: tests see none of the user's own settings.
