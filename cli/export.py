@@ -47,7 +47,7 @@ def export(
         None, exists=True, help="llama.cpp's convert_hf_to_gguf.py, for other models."
     ),
     base: str | None = typer.Option(
-        None, envvar="EDGELLM_BASE", help="MODEL is an adapter (LoRA) for this one.  [default: as it says itself]"
+        None, help="MODEL is an adapter (LoRA) for this one.  [default: as it says itself]"
     ),
     merge: bool = typer.Option(False, "--merge", help="One model of an adapter and its base, not an adapter's file."),
     exporter: str = typer.Option(
