@@ -212,12 +212,14 @@ class Merging:
         float_type = "BF16" if kind == "BF16" else "F16"
         to_gguf(base.path, path, float_type=float_type, name=base.name, adapt=adapt, on_tensor=on_tensor)  # type: ignore[arg-type]
 
-    def verified(self, base: ModelSource, path: Path, files: Mapping[str, Path], work: Path) -> dict[str, Any]:
+    def verified(
+        self, base: ModelSource, path: Path, files: Mapping[str, Path], *, work: Path, **options: Any
+    ) -> dict[str, Any]:
         """As `verify.verification`, against the merged checkpoint, which is written out for as long."""
         folder = work / ".merged"
         try:
             write_merged(base.path, self.adapter, folder)
-            return verify.verification(replace(base, path=folder), path, files)
+            return verify.verification(replace(base, path=folder), path, files, **options)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
