@@ -143,7 +143,7 @@ class AdapterJob:
         told = (there.document.get("target") or {}) if there else {}
         source = self._source(_at((told.get("adapter") or {}).get("source")))
         base = self._base(source, told.get("source"))
-        adapter_export.judged(source, base)
+        adapter_export.judged(source, base, merge=True)
         model = fetch(self.base or named_base(source), base.revision)
         merging = adapter_export.Merging.of(source.complete(), model)
         return merging, replace(model, name=f"{model.name}-{source.name}")

@@ -53,7 +53,7 @@ def export(
         "family, else llama.cpp]",
     ),
     base: str | None = typer.Option(
-        None, envvar="EDGELLM_BASE", help="MODEL is an adapter (LoRA) for this one.  [default: as it says itself]"
+        None, help="MODEL is an adapter (LoRA) for this one.  [default: as it says itself]"
     ),
     merge: bool = typer.Option(False, "--merge", help="One model of an adapter and its base, not an adapter's file."),
     exporter: str = typer.Option(

@@ -18,7 +18,7 @@ from edgellm.export.checkpoint import chosen_weights
 from edgellm.export.facts import UnsupportedModel
 from edgellm.export.gguf import to_gguf
 from edgellm.export.lora_facts import read_facts
-from edgellm.export.lora_gguf import check_can_be_applied, write_adapter
+from edgellm.export.lora_gguf import check_can_be_applied, check_facts_allow_it, write_adapter
 from edgellm.export.manifest import Manifest
 from edgellm.export.merging import merge, write_merged
 from edgellm.export.reference import NoReference, reference_logits
@@ -40,15 +40,20 @@ class AdapterRequest:
     verify: bool | None = None  # None: where the base is small and its weights are here
 
 
-def judged(adapter: AdapterSource, base: BaseSource) -> Base:
+def judged(adapter: AdapterSource, base: BaseSource, *, merge: bool = False) -> Base:
     """The base's shapes, once both configurations are accounted for; no weights are looked at.
+
+    Args:
+        merge: it need not be such that llama.cpp can apply it.
 
     Raises:
         UnsupportedModel: either of them is not exported.
     """
     with called_by_name(adapter, base):
-        read_facts(adapter.path)
-        return read_base(base.path, base.name)
+        facts, shapes = read_facts(adapter.path), read_base(base.path, base.name)
+        if not merge:
+            check_facts_allow_it(facts, shapes)
+        return shapes
 
 
 def export_adapter(request: AdapterRequest, on_event: Callable[[Event], None]) -> Manifest:
@@ -207,12 +212,14 @@ class Merging:
         float_type = "BF16" if kind == "BF16" else "F16"
         to_gguf(base.path, path, float_type=float_type, name=base.name, adapt=adapt, on_tensor=on_tensor)  # type: ignore[arg-type]
 
-    def verified(self, base: ModelSource, path: Path, files: Mapping[str, Path], work: Path) -> dict[str, Any]:
+    def verified(
+        self, base: ModelSource, path: Path, files: Mapping[str, Path], *, work: Path, **options: Any
+    ) -> dict[str, Any]:
         """As `verify.verification`, against the merged checkpoint, which is written out for as long."""
         folder = work / ".merged"
         try:
             write_merged(base.path, self.adapter, folder)
-            return verify.verification(replace(base, path=folder), path, files)
+            return verify.verification(replace(base, path=folder), path, files, **options)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

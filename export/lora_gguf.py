@@ -19,35 +19,49 @@ from edgellm.export.adapters import EMBEDDING, HEAD, Adapter, Base, Floats, Pair
 from edgellm.export.checkpoint import StoredTensor
 from edgellm.export.facts import UnsupportedModel
 from edgellm.export.gguf_writer import PlannedTensor
+from edgellm.export.lora_facts import LoraFacts
 
 TYPES = ("F16", "F32", "BF16")
 _MERGE = "--merge makes one model of both"
 _SMALLEST, _LARGEST = 2.0**-8, 2.0**12  # of a matrix's largest number: F16 rounds smaller ones more coarsely
 
 
-def check_can_be_applied(adapter: Adapter, base: Base) -> None:
-    """Whether llama.cpp can apply it beside its base's weights.
+def check_facts_allow_it(facts: LoraFacts, base: Base) -> None:
+    """Whether llama.cpp could apply it beside its base's weights, as far as configurations tell.
 
     Raises:
         UnsupportedModel: it changes what a GGUF adapter has no place for; the message says what to do.
     """
-    folder, facts = adapter.facts.folder, adapter.facts
     if facts.dora:
-        raise UnsupportedModel(f"{folder} is a DoRA, whose lengths depend on its base's weights: {_MERGE}")
-    if adapter.whole:
-        name = next(iter(adapter.whole.values())).name
-        raise UnsupportedModel(f"{folder} holds {name} whole, for which a GGUF adapter has no place: {_MERGE}")
+        raise UnsupportedModel(f"{facts.folder} is a DoRA, whose lengths depend on its base's weights: {_MERGE}")
     if facts.whole:
         raise UnsupportedModel(
-            f"{folder} was trained with modules_to_save, for which a GGUF adapter has no place: {_MERGE}"
+            f"{facts.folder} holds {', '.join(facts.whole)} whole (modules_to_save), for which a GGUF adapter has no "
+            f"place: {_MERGE}"
         )
+    for name, module in ((EMBEDDING, "model.embed_tokens"), (HEAD, "lm_head")):
+        if base.tied and facts.takes(module):
+            raise UnsupportedModel(_shared(facts, base, name))
+
+
+def check_can_be_applied(adapter: Adapter, base: Base) -> None:
+    """Likewise, as its tensors tell. Raises as `check_facts_allow_it`."""
+    facts = adapter.facts
+    check_facts_allow_it(facts, base)
+    if adapter.whole:
+        name = next(iter(adapter.whole.values())).name
+        raise UnsupportedModel(f"{facts.folder} holds {name} whole, for which a GGUF adapter has no place: {_MERGE}")
     for name in (EMBEDDING, HEAD):
-        if name in adapter.pairs and base.tied:
-            which = "embedding" if name == EMBEDDING else "head (lm_head)"
-            raise UnsupportedModel(
-                f"{folder} adapts the {which}, and one matrix is both embedding and head in {base.name}, where "
-                f"llama.cpp cannot tell them apart: {_MERGE}"
-            )
+        if base.tied and name in adapter.pairs:
+            raise UnsupportedModel(_shared(facts, base, name))
+
+
+def _shared(facts: LoraFacts, base: Base, name: str) -> str:
+    which = "embedding" if name == EMBEDDING else "head (lm_head)"
+    return (
+        f"{facts.folder} adapts the {which}, and one matrix is both embedding and head in {base.name}, where llama.cpp "
+        f"cannot tell them apart: {_MERGE}"
+    )
 
 
 def write_adapter(adapter: Adapter, base: Base, path: Path, type_name: str, entries: Mapping[str, bytes]) -> None:

@@ -8,6 +8,7 @@ import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,24 +21,26 @@ from edgellm.export.gguf_writer import appearing
 from edgellm.export.source import TOKENIZER_FILES
 from edgellm.export.tokenizer import read_json
 
+_Change = Callable[[int, Floats], Floats]  # (number of the first row, rows of the base) -> rows of the sum
+
 
 @dataclass(frozen=True, slots=True)
 class MergedTensor(StoredTensor):
     """A tensor of the base with an adapter's change, which is computed a few rows at a time as they are read."""
 
-    rows: Callable[[int, Floats], Floats] = field(repr=False, compare=False, kw_only=True)
+    change: Callable[[], _Change] = field(repr=False, compare=False, kw_only=True)
     source: StoredTensor = field(kw_only=True)
 
     @classmethod
-    def of(cls, source: StoredTensor, rows: Callable[[int, Floats], Floats]) -> MergedTensor:
-        return cls(source.name, source.path, "F32", source.shape, 0, rows=rows, source=source)
+    def of(cls, source: StoredTensor, change: Callable[[], _Change]) -> MergedTensor:
+        return cls(source.name, source.path, "F32", source.shape, 0, change=change, source=source)
 
     def chunks(self, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
         row_bytes = self.source.n_bytes // self.shape[0]
-        first = 0
+        first, change = 0, self.change()
         for data in self.source.chunks(max(1, chunk_bytes // row_bytes) * row_bytes):
             block = floats_of(data, self.source).reshape(-1, *self.shape[1:])
-            yield self.rows(first, block).astype("<f4").tobytes()
+            yield change(first, block).astype("<f4").tobytes()
             first += len(block)
 
 
@@ -62,11 +65,11 @@ def merge(stored: dict[str, StoredTensor], adapter: Adapter) -> dict[str, Stored
     for name, pair in adapter.pairs.items():
         if name not in merged:
             raise UnsupportedModel(f"{adapter.facts.folder} adapts {name}, which its base lacks")
-        merged[name] = MergedTensor.of(merged[name], _change(name, pair))
+        merged[name] = MergedTensor.of(merged[name], partial(_change, name, pair))
     return merged
 
 
-def _change(name: str, pair: Pair) -> Callable[[int, Floats], Floats]:
+def _change(name: str, pair: Pair) -> _Change:
     """What makes rows of the merged tensor of rows of the base's, from row `first` on."""
     a, b = read_floats(pair.a), read_floats(pair.b)
     left, right = (a.T, b.T) if name == EMBEDDING else (b, a)

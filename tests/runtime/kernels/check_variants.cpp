@@ -94,11 +94,53 @@ int attention_differs(std::mt19937& random, int* n_checked) {
     return n_wrong;
 }
 
+std::vector<float> thin(const Variant& v, Plain type, const std::vector<uint8_t>& w, int64_t row, int64_t rows, int64_t k,
+                        const std::vector<float>& x, int64_t n) {
+    std::vector<float> y(static_cast<size_t>(n * rows), -1);
+    const Thin product = {type, w.data(), row, rows, k, {x.data(), {n, 1, 1}, {k * 4, n * k * 4, n * k * 4}}, y.data(), rows};
+    std::thread other([&] { v.thin(product, 1, 2); });
+    v.thin(product, 0, 2);
+    other.join();
+    return y;
+}
+
+// Products with an adapter's matrices, which are exactly as large as is asked for.
+int thin_differs(std::mt19937& random, int* n_checked) {
+    int n_wrong = 0;
+    const int64_t shapes[][3] = {{1, 1, 1}, {8, 96, 5}, {97, 8, 4}, {33, 3, 2}, {16, 64, 9}};   // rows, k, n
+    for (const auto& shape : shapes) {
+        for (const Plain type : {Plain::f32, Plain::f16, Plain::bf16, Plain::q8_0}) {
+            const int64_t rows = shape[0], k = shape[1], n = shape[2];
+            if (type == Plain::q8_0 && k % 32 != 0) continue;
+            const int64_t row = type == Plain::f32 ? k * 4 : type == Plain::q8_0 ? k / 32 * 34 : k * 2;
+            std::vector<uint8_t> w(static_cast<size_t>(rows * row));
+            for (size_t at = 0; at + 1 < w.size(); at += 2) {   // finite in every type
+                const uint16_t half = small_half(random);
+                std::memcpy(w.data() + at, &half, 2);
+            }
+            std::vector<float> x(static_cast<size_t>(n * k));
+            for (float& value : x) value = static_cast<float>(static_cast<int32_t>(random())) / 1e9f;
+            const std::vector<float> expected = thin(*find_variant("generic"), type, w, row, rows, k, x, n);
+            for (const Variant* const* v = kVariants; *v; v++) {
+                if (!(*v)->runs_here()) continue;
+                const std::vector<float> y = thin(**v, type, w, row, rows, k, x, n);
+                ++*n_checked;
+                if (std::memcmp(y.data(), expected.data(), y.size() * sizeof(float)) != 0) {
+                    n_wrong++;
+                    std::printf("%s adapter differs: %lld rows, k %lld, n %lld\n", (*v)->name, static_cast<long long>(rows),
+                                static_cast<long long>(k), static_cast<long long>(n));
+                }
+            }
+        }
+    }
+    return n_wrong;
+}
+
 }  // namespace
 
 int main() {
     std::mt19937 random(1);
-    int n_checked = 0, n_wrong = attention_differs(random, &n_checked);
+    int n_checked = 0, n_wrong = attention_differs(random, &n_checked) + thin_differs(random, &n_checked);
     const int64_t shapes[][3] = {{1, 1, 1}, {16, 1, 0}, {17, 2, 17}, {31, 3, 4}, {40, 1, 8}, {5, 1, 300}, {64, 5, 2},
                                 {17, 1, 0}, {15, 1, 1}, {33, 1, 17}, {3, 1, 4096}};   // rows, blocks, n
     for (int t = 0; t < kTypes; t++) {

@@ -52,7 +52,7 @@ def ignore(_: object) -> None:
 
 def loaded(adapter: Path, base: Path) -> Any:
     source = resolve_adapter(str(adapter))
-    shapes = judged(source, resolve_base(str(base)))
+    shapes = judged(source, resolve_base(str(base)), merge=True)
     return read_adapter(adapter, shapes), shapes
 
 
@@ -146,7 +146,7 @@ def test_dora_whole_modules_and_biases_are_merged_and_not_applied(tmp_path: Path
             {"modules_to_save": ["norm"], "target_modules": ["layers.0.self_attn.q_proj"]},
             "output_norm.weight",
             lengths,
-            "model.norm.weight whole",
+            r"norm whole \(modules_to_save\)",
         ),
     ]
     for number, (tensors, config, changed, expected, sentence) in enumerate(cases):
@@ -417,13 +417,23 @@ def test_what_cannot_be_made_is_told_in_one_sentence(
 
 
 def test_from_the_hub_only_configurations_come_before_a_refusal_and_no_base_weights_ever(
-    tmp_path: Path, hub: LoopbackHub, run: Callable[..., int]
+    tmp_path: Path, hub: LoopbackHub, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = base_of(tmp_path)
     folder = peft_folder(tmp_path / "tuned", weights_of("llama"), ("q_proj",), base_model_name_or_path="somebody/base")
     hub.add_folder("somebody/base", base)
     hub.add_folder("somebody/tuned", folder)
     assert run("export", "somebody/tuned", "-o", tmp_path / "lora") == 0
+    tied = tiny_model(tmp_path / "tied", "qwen2")
+    config = {"target_modules": ["lm_head"], "base_model_name_or_path": "somebody/tied"}
+    hub.add_folder("somebody/tied", tied)
+    hub.add_folder("somebody/dora", write_peft(tmp_path / "dora", {}, use_dora=True, target_modules=["q_proj"]))
+    hub.add_folder("somebody/head", write_peft(tmp_path / "head", {}, **config))
+    for name, sentence in (("dora", "somebody/dora is a DoRA"), ("head", "somebody/head adapts the head")):
+        more = ("--base", "somebody/base") if name == "dora" else ()
+        assert run("export", f"somebody/{name}", *more, "-o", tmp_path / name) == 1
+        assert sentence in capsys.readouterr().err
+        assert not hub.asked(f"{name}/resolve/{hub.repos[f'somebody/{name}'].commit}/adapter_model")
     fetched = " ".join(request.path for request in hub.asked("/resolve/"))
     assert "adapter_model.safetensors" in fetched
     assert "somebody/base/resolve" in fetched

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from loras import gguf_adapter
 from tiny_gguf import write_tiny
+from tiny_onnx import write_tiny_onnx
 
 from edgellm.export import gguf_writer as writer
 from edgellm.memory.adapter import AdapterError, Lora, adapted, check_fits, read_adapter
@@ -23,6 +24,7 @@ from edgellm.runtime.backends.base import LoadError, Logits
 from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, ModelOptions, kernels
 from edgellm.runtime.engine import load_target, with_drafter
 from edgellm.runtime.exactness import exact_width, rows_at_width
+from edgellm.runtime.loading import open_model
 
 TOKENS = [1 + 7 * i % 255 for i in range(24)]
 QUESTION = "Count: one two three one two three one two"
@@ -182,6 +184,15 @@ def test_an_embedding_that_is_the_head_too_is_refused_and_not_run(tmp_path: Path
     assert adapter.ranks == (4,)
     with pytest.raises(AdapterError, match="cannot tell them apart"):
         check_fits(adapter, model)
+
+
+def test_an_onnx_model_takes_no_adapter(tiny: Path, tmp_path: Path) -> None:
+    folder = write_tiny_onnx(tmp_path / "onnx")
+    lora = Lora(gguf_adapter(tmp_path / "lora.gguf", tiny))
+    with pytest.raises(LoadError, match="is an ONNX model, to which no adapter is applied"):
+        load(folder, None, EngineOptions(n_ctx=64, loras=(lora,)))
+    with pytest.raises(LoadError, match="is an ONNX model, to which no adapter is applied"):
+        open_model(folder, ModelOptions(loras=(lora,)))
 
 
 def test_an_adapter_named_as_the_model_is_told_as_one(tiny: Path, tmp_path: Path) -> None:
