@@ -311,6 +311,7 @@ MAKERS: dict[str, Maker] = {
     ),
     "spm-nothing": converted(),
     "spm-added": converted(normalizer=_LEGACY, added=_added(normalized=False)),
+    "spm-added-word": converted(normalizer=_LEGACY, added=[AddedToken("tok_x", normalized=False)]),
     "spm-added-special": converted(normalizer=_LEGACY, added=_added(normalized=False, special=True)),
     "spm-added-normalized": converted(normalizer=_LEGACY, added=_added(normalized=True)),
     "spm-added-first": converted(splitter=_metaspace("first"), added=_added(normalized=False)),
