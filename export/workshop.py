@@ -61,7 +61,7 @@ def workshop(output: Path, key: str) -> Iterator[Path]:
                 shutil.rmtree(other, ignore_errors=True)  # of another request, never finished
         work.mkdir(exist_ok=True)
         for rest in work.glob(".*.part"):
-            rest.unlink()
+            shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
         yield work
         if work.exists() and not any(work.iterdir()):
             work.rmdir()
