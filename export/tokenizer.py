@@ -188,6 +188,11 @@ def _from_json(folder: Path, config: dict[str, Any], n_vocab: int | None) -> Voc
         control = bool(entry.get("special")) or looks_special(text)
         if not 0 <= token < len(tokens) or (SPACE in text and text in ranks and not control):
             continue  # Gemma's runs of spaces: the merges make them, where a split of the raw text would see no space
+        if sentencepiece and SPACE in text and not control and not entry.get("normalized"):
+            raise TokenizerError(
+                f"{folder}: the added token {text!r} is looked for as it is written, and llama.cpp would find it where "
+                "a text has spaces; take it out if it does not matter"
+            )
         # llama.cpp splits the raw text at these before it shows spaces, so they are stored with real ones.
         tokens[token] = (text if control else text.replace(SPACE, " ")).encode()
         types[token] = CONTROL if control else USER_DEFINED

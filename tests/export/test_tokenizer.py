@@ -338,6 +338,22 @@ def test_rules_that_llama_cpp_only_approximates_are_told_and_checked_where_they_
     assert report["n_texts"] > 20
 
 
+def test_written_out_signs_for_spaces_are_told_and_refused_where_no_merge_makes_them(tmp_path: Path) -> None:
+    signs = [f"<0x{byte:02X}>" for byte in range(256)]
+    vocab = {text: token for token, text in enumerate(["<unk>", "</s>", *signs, "▁", "▁▁", "a"])}
+    document = {
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        "added_tokens": [{"id": 1, "content": "</s>", "special": True}, {"id": 259, "content": "▁▁"}],
+        "model": {"type": "BPE", "byte_fallback": True, "vocab": vocab, "merges": ["▁ ▁"], "unk_token": "<unk>"},
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    assert any("written out" in remark for remark in read_vocabulary(tmp_path).remarks)
+    changed(tmp_path, lambda document: document["added_tokens"].append({"id": 261, "content": "▁▁▁"}))
+    with pytest.raises(TokenizerError, match="is looked for as it is written"):
+        read_vocabulary(tmp_path)
+
+
 def test_an_added_token_that_is_composed_before_it_is_looked_for_is_refused(tmp_path: Path) -> None:
     folder = changed(small_bpe(tmp_path / "nfc"), lambda document: document.update(normalizer={"type": "NFC"}))
     read_vocabulary(changed(folder, added("caf\u00e9", normalized=True)))
