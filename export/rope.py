@@ -117,6 +117,8 @@ def _account(folder: Path, family: Family, kind: str, rope: Rope) -> None:
         if value is None:
             continue
         if key not in _SETTINGS[kind]:
+            if any(key in settings for settings in _SETTINGS.values()):
+                continue  # transformers reads it for another way to stretch alone
             raise UnsupportedModel(f"{folder} has {key} among its rotary settings ({kind}), which is not known here")
         values = _SETTINGS[kind][key]
         if values and value not in values:

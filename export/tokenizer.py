@@ -45,7 +45,7 @@ _TEKKEN = (
 _DEEPSEEK = (
     r"\p{N}{1,3}",
     "[一-龥\u3040-ゟ゠-ヿ]+",
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"""
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
 _CASED = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
@@ -195,6 +195,11 @@ def _from_json(folder: Path, config: dict[str, Any], n_vocab: int | None) -> Voc
         control = bool(entry.get("special")) or looks_special(text)
         if token >= len(tokens) or (SPACE in text and text in ranks and not control):
             continue  # Gemma's runs of spaces: the merges make them, where a split of the raw text would see no space
+        if sentencepiece and SPACE in text and not control and not entry.get("normalized"):
+            raise TokenizerError(
+                f"{folder}: the added token {text!r} is looked for as it is written, and llama.cpp would find it where "
+                "a text has spaces; take it out if it does not matter"
+            )
         # llama.cpp splits the raw text at these before it shows spaces, so they are stored with real ones.
         tokens[token] = (text if control else text.replace(SPACE, " ")).encode()
         types[token] = CONTROL if control else USER_DEFINED
@@ -225,7 +230,7 @@ def _from_json(folder: Path, config: dict[str, Any], n_vocab: int | None) -> Voc
         add_space_prefix=sentencepiece and _prepends_space(document),
         chat_templates=templates,
         strips_right=any(entry.get("rstrip") for entry in added),
-        remarks=tuple(tokenizer_facts.remarks(document, pre)),
+        remarks=(*tokenizer_facts.remarks(document, pre), *_ends_in_text(tokens, types)),
     )
 
 
@@ -324,6 +329,14 @@ def named_ends(folder: Path) -> dict[str, list[Any]]:
     }
 
 
+def _ends_in_text(tokens: list[bytes], types: list[int]) -> list[str]:
+    """Tokens that are ordinary text to their tokenizer, and control tokens to llama.cpp in every vocabulary."""
+    found = [text.decode() for text, kind in zip(tokens, types, strict=True) if text in _ENDS and kind == NORMAL]
+    if not found:
+        return []
+    return [f"llama.cpp takes {', '.join(found)} for an end of an answer, which is ordinary text to its tokenizer"]
+
+
 def _numbers(value: Any, n_tokens: int) -> list[int]:
     """One token id or several; those that the model has no row for are left out, as it cannot produce them."""
     values = value if isinstance(value, list) else [value]
@@ -412,7 +425,8 @@ def _pre_tokenizer(folder: Path, document: dict[str, Any]) -> str:
         # The rules match every sign, so what they match may as well be named as what is kept of a text.
         how = (part.get("behavior"), bool(part.get("invert")))
         if kind == "Split" and "Regex" in part["pattern"] and how in {("Isolated", False), ("Removed", True)}:
-            rules.append(part["pattern"]["Regex"])
+            # Some write line ends into the rule as they are.
+            rules.append(part["pattern"]["Regex"].replace("\r", r"\r").replace("\n", r"\n"))
         elif kind == "Digits" and part.get("individual_digits"):
             rules.append("digits")
         elif kind == "ByteLevel" and not part.get("add_prefix_space"):

@@ -253,6 +253,11 @@ def account_config(folder: Path, config: Part) -> None:
 APPROXIMATE = {"gpt-4o", "tekken"}
 
 
+def _is_written_out(text: str) -> bool:
+    """A run of spaces as an added token: it is looked for before spaces are written as such signs."""
+    return len(text) > 1 and set(text) == {SPACE}
+
+
 def remarks(document: Part, pre_tokenizer: str) -> list[str]:
     """Texts that llama.cpp cuts otherwise whatever a file says, in sentences."""
     found = []
@@ -264,6 +269,11 @@ def remarks(document: Part, pre_tokenizer: str) -> list[str]:
     splitters = list(parts(document.get("pre_tokenizer"), "pretokenizers"))
     if any(part["type"] == "NFC" for part in normalizers):
         found.append("its tokenizer composes characters first (NFC), which llama.cpp leaves to its caller")
+    if any(_is_written_out(str(entry["content"])) for entry in document.get("added_tokens") or []):
+        found.append(
+            f"its tokenizer keeps signs for spaces ({SPACE}) that are written out in a text apart from spaces beside "
+            "them; llama.cpp takes them for spaces"
+        )
     if any(part["type"] == "Metaspace" and part.get("prepend_scheme", "always") != "never" for part in splitters):
         found.append(
             "its tokenizer puts no space before a text that begins with one, or stands behind an added token; "

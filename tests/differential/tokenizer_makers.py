@@ -44,7 +44,7 @@ _DEEPSEEK3 = [
     pre_tokenizers.Split(Regex(r"[一-龥぀-ゟ゠-ヿ]+"), "isolated"),
     pre_tokenizers.Split(
         Regex(
-            r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+            r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
             r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
         ),
         "isolated",
@@ -167,9 +167,14 @@ def converted(
     post: tuple[list[str], list[str]] | None = None,
     config: dict[str, Any] | None = None,
     edit: Callable[[dict[str, Any]], None] | None = None,
+    has_runs: bool = False,
     **settings: Any,
 ) -> Maker:
-    """A SentencePiece model as tokenizer.json, the way transformers converts one."""
+    """A SentencePiece model as tokenizer.json, the way transformers converts one.
+
+    Args:
+        has_runs: runs of spaces that it has pieces for are added tokens too, as with Gemma.
+    """
 
     def make(folder: Path, corpus: list[str]) -> tuple[Cut, Cut | None]:
         from transformers.tokenization_utils_base import generate_merges
@@ -189,7 +194,8 @@ def converted(
         fuse = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
         tokenizer.decoder = decoders.Sequence(fuse)
         special = [AddedToken(name, special=True, normalized=False) for name in ("<unk>", "<s>", "</s>")]
-        tokenizer.add_tokens([*special, *(added or [])])
+        runs = [AddedToken("▁" * n, normalized=False) for n in range(2, 40) if has_runs and "▁" * n in vocab]
+        tokenizer.add_tokens([*special, *runs, *(added or [])])
         if post is not None:
             tokenizer.post_processor = _template(*post)(tokenizer)
         document = json.loads(tokenizer.to_str())
@@ -309,8 +315,13 @@ MAKERS: dict[str, Maker] = {
     "spm-gemma-spaces": converted(
         normalizer=_REPLACE, added=[AddedToken("\n\n", normalized=False), AddedToken("\n\n\n", normalized=False)]
     ),
+    "spm-gemma-runs": converted(
+        normalizer=_REPLACE, post=(["<s>"], []), has_runs=True, allow_whitespace_only_pieces=True
+    ),
+    "spm-gemma-new-runs": converted(normalizer=_REPLACE, added=[AddedToken("▁" * 7, normalized=False)]),
     "spm-nothing": converted(),
     "spm-added": converted(normalizer=_LEGACY, added=_added(normalized=False)),
+    "spm-added-word": converted(normalizer=_LEGACY, added=[AddedToken("tok_x", normalized=False)]),
     "spm-added-special": converted(normalizer=_LEGACY, added=_added(normalized=False, special=True)),
     "spm-added-normalized": converted(normalizer=_LEGACY, added=_added(normalized=True)),
     "spm-added-first": converted(splitter=_metaspace("first"), added=_added(normalized=False)),

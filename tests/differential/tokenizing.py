@@ -95,6 +95,8 @@ def _explained(
         return []
     if "begins with one" in said:
         return _explained_by_spaces(texts, theirs, folder, around=around)
+    if "written out" in said:
+        return _explained_by_signs(texts, theirs, folder, around=around)
     if "combining marks" in said:
         plain = _split_in_ascii(folder, texts, around)
         return [ours == ids for ours, ids in zip(_tokens(folder, texts, around), plain, strict=True)]
@@ -116,6 +118,17 @@ def _split_in_ascii(folder: Path, texts: Sequence[str], around: bool) -> list[li
         document = document.replace(rf"[{kinds}\\p{{Lm}}\\p{{Lo}}\\p{{M}}]", rf"[\\p{{L}}&&[^{other}]]")
     tokenizer = tokenizers.Tokenizer.from_str(document)
     return [list(tokenizer.encode(text, add_special_tokens=around).ids) for text in texts]
+
+
+def _explained_by_signs(texts: Sequence[str], theirs: Sequence[list[int]], folder: Path, *, around: bool) -> list[bool]:
+    """Runs of written-out signs cut apart from what is beside them, for a vocabulary without a space before a text."""
+    vocabulary = read_vocabulary(folder)
+    pieces = [(number, piece) for number, text in enumerate(texts) for piece in re.split("(\u2581\u2581+)", text)]
+    found: list[list[int]] = [[] for _ in texts]
+    for (number, _), cut in zip(pieces, _tokens(folder, [piece for _, piece in pieces], False), strict=True):
+        found[number] += cut
+    first = [vocabulary.special_ids["bos"]] if around and vocabulary.add_bos else []
+    return [[*first, *ours] == expected for ours, expected in zip(found, theirs, strict=True)]
 
 
 def _explained_by_spaces(

@@ -170,6 +170,9 @@ _ROPES: dict[str, dict[str, Any]] = {
     "linear": {"rope_type": "linear", "factor": 4.0},
     "linear-by-type": {"type": "linear", "factor": 2.0},
     "dynamic": {"rope_type": "dynamic", "factor": 4.0},
+    "default-with-others": {"rope_type": "default", "factor": 8.0, "beta_fast": 4.0},
+    "linear-with-others": {"rope_type": "linear", "factor": 4.0, "attention_factor": 0.5, "mscale": 2.0},
+    "yarn-with-others": {**_YARN, "short_factor": [1.0], "low_freq_factor": 2.0},
     "yarn": _YARN,
     "yarn-no-original": _less(_YARN, "original_max_position_embeddings"),
     "yarn-no-factor": _less(_YARN, "factor"),
@@ -312,6 +315,16 @@ def single_variants() -> Iterator[Variant]:
         for head, tied in _HEADS:
             config = _edited(plain, {"tie_word_embeddings": tied})
             yield Variant(family, (f"{head} head, {'tied' if tied else 'untied'}",), config, head=head)
+    for family, n_layers in (("gemma2", 46), ("gemma3", 62)):  # llama.cpp knows the 27B models by these
+        for scalar in (16, 32):
+            changes = {"num_hidden_layers": n_layers, "query_pre_attn_scalar": scalar}
+            yield Variant(family, _told(changes), _edited(PLAIN[family], changes))
+    for family, both in (
+        ("llama", {"rope_type": "linear", "type": "yarn"}),
+        ("qwen3", {"rope_type": "", "type": "yarn"}),
+    ):
+        rope = {**both, "factor": 4.0, "original_max_position_embeddings": 64}
+        yield Variant(family, ("both rope_type and type",), _edited(PLAIN[family], {"rope_parameters": rope}))
     for outer in _OUTER:
         yield Variant("gemma3", ("nested", *_told(outer)), _nested(PLAIN["gemma3"], outer))
     for absent in ("num_attention_heads", "num_key_value_heads", "sliding_window", "rope_parameters", "model_type"):

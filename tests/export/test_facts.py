@@ -142,6 +142,7 @@ RIGHT: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),
     ("mistral", {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}}),
     ("llama", {"rope_parameters": {**YARN, "factor": None}}),
+    ("qwen3", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "attention_factor": 0.5}}),
     ("qwen2", {"rope_parameters": {**YARN}, "original_max_position_embeddings": 128}),
     ("llama", {"rope_scaling": LONG_ROPE, "original_max_position_embeddings": 256}),
     ("gemma2", {"final_logit_softcapping": None}),

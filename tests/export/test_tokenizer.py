@@ -322,10 +322,10 @@ def split_by(steps: dict[str, Any], **model: Any) -> Callable[[dict[str, Any]], 
 
 
 def test_the_splitting_rules_of_deepseek_cut_text_as_its_own_tokenizer_does(tmp_path: Path) -> None:
-    signs = (
-        r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
-    )
-    steps = rules(r"\p{N}{1,3}", "[一-龥\u3040-ゟ゠-ヿ]+", signs + r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+    signs = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+    signs += r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    signs = signs.replace(r"\r", "\r")  # as its authors write it
+    steps = rules(r"\p{N}{1,3}", "[一-龥\u3040-ゟ゠-ヿ]+", signs)
     folder = changed(small_bpe(tmp_path / "deepseek"), split_by(steps))
     assert read_vocabulary(folder).pre == "deepseek-v3"
     write_vocabulary_gguf(folder, tmp_path / "deepseek.gguf")
@@ -345,6 +345,31 @@ def test_rules_that_llama_cpp_only_approximates_are_told_and_checked_where_they_
     assert isinstance(report, dict)
     assert report["different"] == 0
     assert report["n_texts"] > 20
+
+
+def test_written_out_signs_for_spaces_are_told_and_refused_where_no_merge_makes_them(tmp_path: Path) -> None:
+    signs = [f"<0x{byte:02X}>" for byte in range(256)]
+    vocab = {text: token for token, text in enumerate(["<unk>", "</s>", *signs, "▁", "▁▁", "a"])}
+    document = {
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        "added_tokens": [{"id": 1, "content": "</s>", "special": True}, {"id": 259, "content": "▁▁"}],
+        "model": {"type": "BPE", "byte_fallback": True, "vocab": vocab, "merges": ["▁ ▁"], "unk_token": "<unk>"},
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    assert any("written out" in remark for remark in read_vocabulary(tmp_path).remarks)
+    changed(tmp_path, lambda document: document["added_tokens"].append({"id": 261, "content": "▁▁▁"}))
+    with pytest.raises(TokenizerError, match="is looked for as it is written"):
+        read_vocabulary(tmp_path)
+
+
+def test_an_ordinary_word_that_llama_cpp_ends_answers_at_is_told(tmp_path: Path) -> None:
+    folder = small_bpe(tmp_path / "plain")
+    assert read_vocabulary(folder).remarks == ()
+    changed(folder, lambda document: document["model"]["vocab"].update({"</s>": 259}))
+    assert read_vocabulary(folder).remarks == (
+        "llama.cpp takes </s> for an end of an answer, which is ordinary text to its tokenizer",
+    )
 
 
 def test_an_added_token_that_is_composed_before_it_is_looked_for_is_refused(tmp_path: Path) -> None:
