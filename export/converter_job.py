@@ -154,7 +154,8 @@ def convert(job: dict[str, Any], pipe: IO[str]) -> dict[str, Any]:
         runpy.run_path(str(script), run_name="__main__")
     except SystemExit as ended:
         if ended.code:
-            raise Refused(log.complaint or f"it ended with {ended.code}") from ended
+            said = ended.code if isinstance(ended.code, str) else log.complaint
+            raise Refused(said or f"it ended with {ended.code}") from ended
     return {"done": True}
 
 

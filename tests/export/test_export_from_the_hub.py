@@ -132,9 +132,10 @@ def fetched(hub: LoopbackHub) -> set[str]:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"architectures": ["NobodysForCausalLM"]}, "NobodysForCausalLM, which neither edgellm nor the llama.cpp"),
+        ({"architectures": ["BrandNewForCausalLM"]}, "BrandNewForCausalLM, which neither edgellm nor the llama.cpp"),
+        ({"architectures": ["LlamaModel"]}, "an embedding model: it has no head that writes text"),
         ({"hidden_act": "gelu"}, "computes"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantised already (fp8)"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantised already (awq)"),
         ({"sliding_window": 8, "architectures": ["MistralForCausalLM"]}, "looks back 8 tokens"),
     ],
 )

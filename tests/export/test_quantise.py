@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ from checkpoints import random_weights, small_tokenizer, tiny_model, write_weigh
 
 from edgellm.export import engine, pipeline
 from edgellm.export.engine import EngineJobError, quantise
+from edgellm.export.environments import ExporterError
 from edgellm.export.gguf import to_gguf
 from edgellm.export.gguf_writer import PlannedTensor, f32s, string, write_gguf
 from edgellm.export.pipeline import Options, Request
-from edgellm.export.source import resolve
+from edgellm.export.script import Converter
+from edgellm.export.source import resolve, sha256_of
 from edgellm.memory.gguf import read_header
 
 
@@ -92,12 +95,13 @@ def test_another_architecture_goes_through_the_script_that_is_named(tmp_path: Pa
         "assert sys.argv[2::2][:2] == ['--outfile', '--outtype'] and sys.argv[5] == 'f16', sys.argv\n"
         f"shutil.copyfile({str(half)!r}, sys.argv[3])\n"
     )
-    asked = Request(resolve(str(folder)), None, Options(("Q8_0",)), tmp_path / "out", converter=script)
+    named = Converter(script, Path(sys.executable), False, {})
+    options = Options(("Q8_0",), converter=sha256_of(script))
+    asked = Request(resolve(str(folder)), None, options, tmp_path / "out", converter=named)
     made = pipeline.export(asked, lambda event: None)
     assert read_header(tmp_path / "out" / "tiny-Q8_0.gguf").quantisation == "Q8_0"
-    assert "not among the families" in made.document["target"]["verification"]["logits"]
+    assert "not compared: transformers failed" in made.document["target"]["verification"]["logits"]
     script.write_text("raise SystemExit('cannot')")
-    with pytest.raises(pipeline.ExportError, match="cannot"):
-        pipeline.export(
-            Request(asked.target, None, Options(("Q4_0",)), tmp_path / "b", converter=script), lambda e: None
-        )
+    options = Options(("Q4_0",), converter=sha256_of(script))
+    with pytest.raises(ExporterError, match="cannot"):
+        pipeline.export(Request(asked.target, None, options, tmp_path / "b", converter=named), lambda e: None)
