@@ -70,7 +70,7 @@ def edited(folder: Path, **changes: object) -> Path:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM, which is not among .*--converter PATH"),
+        ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM, which is not among .*--converter llama.cpp"),
         ({"quantization_config": {"quant_method": "awq"}}, r"quantised already \(awq\)"),
         ({"num_local_experts": 8}, "mixture of experts"),
         ({"rope_scaling": {"rope_type": "dynamic"}}, "stretches its context by 'dynamic' and does not say factor"),
