@@ -12,6 +12,8 @@ from edgellm.export.facts import WAY_OUT, Family, UnsupportedModel, check_kinds
 
 Rope = dict[str, Any]
 
+_LEAST_ALLOTTED = 256  # tokens, in any context of llama.cpp
+
 # Settings of each way to stretch a context, with the values that llama.cpp computes where it reads none.
 _ANY: tuple[Any, ...] = ()
 _SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -73,6 +75,11 @@ def read_rope(folder: Path, family: Family, config: Mapping[str, Any]) -> Rope:
     rope |= {"rope_type": kind, "rope_theta": float(theta), "local_theta": local, "n_rotated": n_rotated}
     if kind in {"yarn", "llama3", "longrope"}:
         rope.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
+    if kind == "longrope" and int(rope["original_max_position_embeddings"]) < _LEAST_ALLOTTED:
+        raise UnsupportedModel(
+            f"{folder} has short factors for texts of up to {rope['original_max_position_embeddings']} tokens, which "
+            f"llama.cpp never takes: it allots {_LEAST_ALLOTTED} tokens at least, and goes by that"
+        )
     return rope
 
 

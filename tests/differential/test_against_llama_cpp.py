@@ -15,6 +15,7 @@ from sentencepiece_file import message, setting, varint
 from edgellm.export.conversion import choose
 from edgellm.export.gguf import to_gguf
 from edgellm.export.script import Converter, convert
+from edgellm.export.source import resolve
 from edgellm.memory.gguf import GgufHeader, read_header
 
 pytestmark = pytest.mark.differential
@@ -63,9 +64,9 @@ def test_every_key_and_tensor_is_the_same_or_explained(
 ) -> None:
     folder = checkpoint(tmp_path / "model", family, changes)
     to_gguf(folder, tmp_path / "own.gguf", name="model")
-    converter = Converter(converter_script, transformers_python, is_pinned=True)
+    converter = Converter(converter_script, transformers_python, is_pinned=True, packages={})
     theirs = tmp_path / "theirs.gguf"
-    convert(converter, choose(folder, "llama.cpp"), folder, theirs, float_type="F16", name="model")
+    convert(converter, choose(folder, "llama.cpp"), resolve(str(folder)), theirs, float_type="F16")
     assert differences(tmp_path / "own.gguf", theirs) == []
 
 

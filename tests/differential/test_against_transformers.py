@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -17,19 +18,22 @@ pytestmark = pytest.mark.differential
 N_PAIRS = int(os.environ.get("EDGELLM_TEST_PAIRS", "300"))
 SEED = int(os.environ.get("EDGELLM_TEST_SEED", "1"))
 N_TEXTS = int(os.environ.get("EDGELLM_TEST_TEXTS", "5000"))  # a tokenizer
-LEAST_COMPARED = 400
+N_VARIANTS = int(os.environ.get("EDGELLM_TEST_VARIANTS", "0"))  # by chance; 0: all of them
+LEAST_COMPARED = 0.75  # of the variants: transformers itself runs so many
 _MAKERS = Path(__file__).with_name("tokenizer_makers.py")
 
 
 def test_no_configuration_is_exported_wrongly(tmp_path: Path, transformers_python: Path, tables: Path | None) -> None:
     variants = [*single_variants(), *paired_variants(N_PAIRS, SEED)]
+    if N_VARIANTS:
+        variants = random.Random(SEED).sample(variants, N_VARIANTS)
     results = [result for result in compare(variants, transformers_python, tmp_path) if result.outcome != "no truth"]
     if tables is not None:
         lines = [f"{n} x {why}  ({'; '.join(who)})" for n, why, who in refusals(results)]
         (tables / "configurations.md").write_text("\n".join([table(results), "", *lines, ""]))
     assert [told(result) for result in results if result.outcome == "WRONG"] == []
     assert [told(result) for result in results if result.reference.startswith("OTHER")] == []
-    assert len(results) >= LEAST_COMPARED
+    assert len(results) >= LEAST_COMPARED * len(variants)
 
 
 def told(result: Result) -> str:

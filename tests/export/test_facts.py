@@ -72,6 +72,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma3", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "leaves aside for Gemma 3"),
     ("gemma3", {"rope_parameters": {"rope_type": "default"}}, "where Gemma 3 has two"),
     ("phi3", {"rope_scaling": {**LONG_ROPE, "short_mscale": 1.1}}, "short_mscale"),
+    ("phi3", {"original_max_position_embeddings": 128}, "texts of up to 128 tokens, which llama.cpp never takes"),
     # Gemma
     ("gemma2", {"query_pre_attn_scalar": ...}, "scales its queries by 256"),
     ("gemma3", {"query_pre_attn_scalar": 64}, "scales its queries by 64"),
