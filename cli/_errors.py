@@ -24,6 +24,7 @@ _KNOWN: dict[str, int] = {
     "edgellm.export.tokenizer.TokenizerError": FAILED,
     "edgellm.memory.onnx.OnnxError": FAILED,
     "edgellm.export.environments.ExporterError": FAILED,
+    "edgellm.export.imatrix.BadImatrix": FAILED,
     "edgellm.export.manifest.ManifestError": FAILED,
     "edgellm.export.workshop.ExportError": FAILED,
     "edgellm.export.trim.TrimError": FAILED,

@@ -75,6 +75,12 @@ def export(
     def fetch(reference: str, at: str | None) -> source.ModelSource:
         return source.resolve(reference, revision=at, token=token, progress=DownloadBar(), check=check)
 
+    if format_ == "gguf":
+        from edgellm.export.imatrix import refuse_without
+
+        wanted = _types(quant or "Q4_K_M")
+        drafts = (_types(draft_quant or "") or wanted) if draft else ()
+        refuse_without(wanted if mem is None else (), drafts, has_matrix=imatrix is not None)
     if format_ not in ("gguf", "onnx"):
         raise typer.BadParameter(f"--format {format_}: take gguf or onnx")
     if format_ == "onnx":
