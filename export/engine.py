@@ -101,7 +101,10 @@ def tokenise(path: Path, texts: Sequence[str], *, add_special: bool = False) -> 
 
 
 def logits(path: Path, tokens: Sequence[int]) -> NDArray[np.float32]:
-    """The model's logits behind each of `tokens`, shape (n_tokens, n_vocab)."""
+    """The model's logits behind each of `tokens`, shape (n_tokens, n_vocab).
+
+    A model with an encoder reads the tokens there, and again, one place later, in its decoder.
+    """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "logits.npy"
         for _ in events({"job": "logits", "path": str(path), "tokens": list(tokens), "out": str(out)}, path.name):
@@ -232,8 +235,10 @@ class Model:
             raise EngineJobError("the file does not load")
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.n_vocab = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
+        self.has_encoder = bool(llama_cpp.llama_model_has_encoder(self._model))
         if n_ctx:
-            self.n_batch = n_batch or min(n_ctx, 64)
+            # An encoder reads all in one piece.
+            self.n_batch = n_batch or (n_ctx if self.has_encoder else min(n_ctx, 64))
             context = llama_cpp.llama_context_default_params()
             context.n_ctx, context.n_batch, context.n_ubatch = n_ctx, self.n_batch, self.n_batch
             # Sums as exact as the library has them: what is judged here is the file.
@@ -265,19 +270,28 @@ class Model:
     def forget(self) -> None:
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
 
+    def read(self, tokens: Sequence[int]) -> list[int]:
+        """Let the encoder read `tokens`; what its decoder starts with."""
+        self._run(self._lib.llama_encode, tokens, 0)
+        start = int(self._lib.llama_model_decoder_start_token(self._model))
+        return [max(start, 0)]
+
+    def _run(self, run: Callable[..., int], tokens: Sequence[int], start: int) -> None:
+        batch = self._lib.llama_batch_init(len(tokens), 0, 1)
+        for row, token in enumerate(tokens):
+            batch.token[row], batch.pos[row] = token, start + row
+            batch.n_seq_id[row], batch.seq_id[row][0], batch.logits[row] = 1, 0, 1
+        batch.n_tokens = len(tokens)
+        status = run(self._context, batch)
+        self._lib.llama_batch_free(batch)
+        if status:
+            raise EngineJobError(f"a forward pass failed with {status}")
+
     def forward(self, tokens: Sequence[int], start: int) -> Iterator[NDArray[np.float32]]:
         """Append `tokens` at position `start`; their logits in pieces of shape (at most n_batch, n_vocab)."""
         for begin in range(0, len(tokens), self.n_batch):
             part = tokens[begin : begin + self.n_batch]
-            batch = self._lib.llama_batch_init(len(part), 0, 1)
-            for row, token in enumerate(part):
-                batch.token[row], batch.pos[row] = token, start + begin + row
-                batch.n_seq_id[row], batch.seq_id[row][0], batch.logits[row] = 1, 0, 1
-            batch.n_tokens = len(part)
-            status = self._lib.llama_decode(self._context, batch)
-            self._lib.llama_batch_free(batch)
-            if status:
-                raise EngineJobError(f"a forward pass failed with {status}")
+            self._run(self._lib.llama_decode, part, start + begin)
             rows = np.ctypeslib.as_array(self._lib.llama_get_logits(self._context), (len(part), self.n_vocab))
             if not np.isfinite(rows.max()):
                 raise EngineJobError("it computes NaN or infinite numbers: its weights are damaged, or too large")
@@ -291,8 +305,11 @@ def _tokenise(job: Event, llama_cpp: Any, send: Send) -> None:
 
 
 def _logits(job: Event, llama_cpp: Any, send: Send) -> None:
-    model = Model(job["path"], llama_cpp, n_ctx=max(len(job["tokens"]), 64))
-    np.save(job["out"], np.concatenate([rows.copy() for rows in model.forward(job["tokens"], 0)]))
+    tokens = job["tokens"]
+    model = Model(job["path"], llama_cpp, n_ctx=max(len(tokens), 64))
+    if model.has_encoder:
+        tokens = [*model.read(tokens), *tokens[:-1]]
+    np.save(job["out"], np.concatenate([rows.copy() for rows in model.forward(tokens, 0)]))
 
 
 def _perplexity(job: Event, llama_cpp: Any, send: Send) -> None:
@@ -305,11 +322,15 @@ def _perplexity(job: Event, llama_cpp: Any, send: Send) -> None:
     for begin in range(0, len(tokens) - n_window // 2, n_window):
         window = [*first, *tokens[begin : begin + n_window]]
         model.forget()
+        if model.has_encoder:  # it reads the first half, and writes the second
+            half = n_ctx // 2
+            window = [*model.read(window[:half]), *window[half:]]
+        n_unscored = 1 if model.has_encoder else n_ctx // 2
         position = 0
         for rows in model.forward(window, 0):
             for row in rows:
                 position += 1
-                if n_ctx // 2 <= position < len(window):
+                if n_unscored <= position < len(window):
                     total += surprise(row, window[position])
                     n_scored += 1
     if not n_scored:
@@ -326,6 +347,8 @@ def surprise(row: NDArray[np.float32], token: int) -> float:
 def _generate(job: Event, llama_cpp: Any, send: Send) -> None:
     model = Model(job["path"], llama_cpp, n_ctx=4096)
     tokens = model.encode(job["prompt"], add_special=True)
+    if model.has_encoder:
+        tokens = model.read(tokens)
     n_prompt, pending = len(tokens), tokens
     for _ in range(job["n_tokens"]):
         *_, rows = model.forward(pending, len(tokens) - len(pending))

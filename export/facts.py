@@ -17,7 +17,7 @@ from typing import Any
 
 from edgellm.export.tokenizer import TokenizerError, read_json
 
-WAY_OUT = "give --converter PATH to use the script of a llama.cpp checkout"
+WAY_OUT = "let llama.cpp's own script convert it with --converter llama.cpp"
 MIN_CONTEXT = 512  # tokens; a window below is no context to ship
 
 
@@ -184,13 +184,9 @@ def read_config(folder: Path) -> tuple[Family, dict[str, Any]]:
         UnsupportedModel: an architecture, or a variant of one, that would be exported wrongly; nothing but
             configuration files is looked at.
     """
-    if not (folder / "config.json").exists():
-        raise UnsupportedModel(_without_config(folder))
-    try:
-        config = read_json(folder / "config.json")
-    except TokenizerError as error:
-        raise UnsupportedModel(str(error)) from error
-    _refuse_other_kinds(folder, config)
+    config = read_document(folder)
+    refuse_other_kinds(folder, config)
+    _refuse_quantised(folder, config)
     family = _family(folder, config)
     text = config.get("text_config") or {}
     if not isinstance(text, dict):
@@ -198,6 +194,20 @@ def read_config(folder: Path) -> tuple[Family, dict[str, Any]]:
     config |= {key: value for key, value in text.items() if key != "architectures"}
     _account(folder, family, config)
     return family, {**family.defaults, **config}
+
+
+def read_document(folder: Path) -> dict[str, Any]:
+    """config.json as it is.
+
+    Raises:
+        UnsupportedModel: there is none, or a damaged one.
+    """
+    if not (folder / "config.json").exists():
+        raise UnsupportedModel(_without_config(folder))
+    try:
+        return read_json(folder / "config.json")
+    except TokenizerError as error:
+        raise UnsupportedModel(str(error)) from error
 
 
 def _without_config(folder: Path) -> str:
@@ -226,16 +236,20 @@ def has_weights_of_its_own(names: Collection[str]) -> bool:
     return any(re.match(r"(model|pytorch_model)[.-].*(safetensors|bin|index\.json)$", name) for name in names)
 
 
-def _refuse_other_kinds(folder: Path, config: Mapping[str, Any]) -> None:
-    """Folders that hold no plain weights of a whole language model, as what they are."""
-    names = [str(name) for name in config.get("architectures") or []]
-    if any(re.search("eagle|medusa", name, re.IGNORECASE) for name in names):
+def refuse_other_kinds(folder: Path, config: Mapping[str, Any]) -> None:
+    """Folders that hold no weights of a whole language model, as what they are."""
+    names = config.get("architectures") or []
+    if isinstance(names, list) and any(re.search("eagle|medusa", str(name), re.IGNORECASE) for name in names):
         raise UnsupportedModel(
             f"{folder} is a draft head ({names[0]}) that reads its target's hidden states and cannot draft alone: "
             "use a small model as the drafter, or a target whose GGUF has its head inside (MTP)"
         )
     if (folder / "adapter_config.json").exists() and not has_weights_of_its_own([p.name for p in folder.iterdir()]):
         raise UnsupportedModel(_adapter(folder))
+
+
+def _refuse_quantised(folder: Path, config: Mapping[str, Any]) -> None:
+    """Weights that are not read here, and layers that are more than one."""
     quantised = next((config[key] for key in ("quantization_config", "compression_config") if config.get(key)), None)
     mlx = config.get("quantization")
     if quantised or mlx:
@@ -247,8 +261,8 @@ def _refuse_other_kinds(folder: Path, config: Mapping[str, Any]) -> None:
     for key in ("num_local_experts", "num_experts", "n_routed_experts"):
         if config.get(key):
             raise UnsupportedModel(
-                f"{folder} is a mixture of experts ({key} in config.json), which is not exported here: "
-                f"use its GGUF, or {WAY_OUT}"
+                f"{folder} is a mixture of experts ({key} in config.json), which edgellm's own converter does not "
+                f"know: {WAY_OUT}"
             )
 
 

@@ -36,6 +36,12 @@ class Manifest:
     def options(self) -> dict[str, Any]:
         return dict(self.document["options"])
 
+    @property
+    def converter(self) -> str | None:
+        """Who was to convert: "own", "llama.cpp", or None. A script of the user's own is not told by its name."""
+        told = self.options.get("converter")
+        return told if told in ("own", "llama.cpp") else None
+
     def revision(self, role: str) -> str | None:
         """The commit that the target or the draft was made from, where it came from the Hub."""
         return self._source(role, "revision")

@@ -8,17 +8,18 @@ name in one step.
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from edgellm.export import engine, imatrix, manifest, trim, verify
-from edgellm.export.gguf import examine, to_gguf
+from edgellm.export import conversion, engine, imatrix, manifest, trim, verify
+from edgellm.export.conversion import CHOICES, Conversion
+from edgellm.export.gguf import to_gguf
 from edgellm.export.manifest import Manifest
+from edgellm.export.script import Converter
+from edgellm.export.script import convert as convert_by
 from edgellm.export.source import ModelSource, fingerprint, sha256_of
 from edgellm.export.workshop import ExportError, appear, workshop
 from edgellm.memory import files as whole_files
@@ -26,6 +27,7 @@ from edgellm.memory.gguf import read_header
 
 Event = Mapping[str, Any]
 SMALL_PARAMS = 1_500_000_000  # up to here an export is verified unless told otherwise
+_UNCHECKED = "not compared with transformers, for its size or as asked: --verify compares it, in float32"
 
 
 class Judge(Protocol):
@@ -52,6 +54,7 @@ class Options:
     drop_layers: tuple[int, ...] = ()  # of the drafter
     draft_head: str | None = None  # type of the drafter's last matrix, where it is not the file's
     imatrix: str | None = None  # sha256 of the target's importance matrix
+    converter: str | None = None  # "own", "llama.cpp", or sha256 of another script; None: own where it knows the family
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Options:
@@ -71,7 +74,7 @@ class Request:
     imatrix: Path | None = None
     corpus: Path | None = None
     verify: bool | None = None  # None: small models only
-    converter: Path | None = None  # llama.cpp's convert_hf_to_gguf.py
+    converter: Converter | None = None  # llama.cpp's script, for what it is to convert
     plan: dict[str, Any] | None = None  # of the device that the types were chosen for
     judge: Judge | None = None  # how well a drafter fits, for the manifest
     tabulate: Tabulator | None = None  # what is stored beside a drafter
@@ -137,7 +140,7 @@ def _key(request: Request) -> str:
         files = [] if source.revision else [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in source.files()]
         return [source.name, source.repo, source.revision, files]
 
-    return fingerprint([asdict(request.options), stamp(request.target), stamp(request.draft), manifest.tools()])
+    return fingerprint([asdict(request.options), stamp(request.target), stamp(request.draft), _tools(request)])
 
 
 def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], None]) -> dict[str, Any]:
@@ -148,14 +151,16 @@ def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], No
     sources = {"target": request.target} | ({"draft": request.draft} if request.draft else {})
     files: list[dict[str, Any]] = []
     firsts: dict[str, Path] = {}  # the type of each role that is judged
-    document: dict[str, Any] = {"key": key, "tools": manifest.tools(), "options": asdict(options), "plan": request.plan}
+    document: dict[str, Any] = {"key": key, "tools": _tools(request), "options": asdict(options), "plan": request.plan}
     for role, source in sources.items():
         quants = options.quants if role == "target" else (options.draft_quants or options.quants)
         step = _Step(role, source, work, on_event)
-        remarks = () if source.is_gguf or request.converter else examine(source.path)
+        found = None if source.is_gguf else _chosen(source, options, request.converter)
+        script = request.converter if found and found.by != "own" else None
+        remarks = found.remarks if found else ()
         for remark in remarks:
             step.say("remark", "convert", source.name, text=remark)
-        base = _base(step, request.converter, quants)
+        base = _base(step, found, script, quants)
         _refuse_foreign_heads(base)
         if role == "target" and request.imatrix:
             lacks = imatrix.check(request.imatrix, base, quants)
@@ -183,11 +188,20 @@ def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], No
         described = _described(source, base)
         checked = None
         firsts[role] = next(iter(paths.values()))
-        wants_proof = request.verify or (request.verify is None and described["n_params"] <= SMALL_PARAMS)
+        is_small = described["n_params"] <= SMALL_PARAMS or (found is not None and found.is_doubtful)
+        wants_proof = request.verify or (request.verify is None and is_small)
+        if script and not wants_proof:
+            remarks = (*remarks, _UNCHECKED)
+            step.say("remark", "verify", source.name, text=_UNCHECKED)
         if wants_proof:
             step.say("start", "verify", source.name)
             is_whole = whole == base
-            checked = verify.verification(source, base if is_whole else whole, paths if is_whole else {})
+            checked = verify.verification(
+                source,
+                base if is_whole else whole,
+                paths if is_whole else {},
+                python=script.python if script else None,
+            )
             step.say("done", "verify", source.name)
         if role == "draft" and request.tabulate:
             files.append(_tabulated(step, request.tabulate, firsts["target"], firsts["draft"]))
@@ -199,7 +213,13 @@ def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], No
                 pair["before"] = request.judge(firsts["target"], _before(step, whole, quants[0]), measure=measure)
             document["pair"] = pair
             step.say("done", "judge", source.name)
-        document[role] = described | {"remarks": list(remarks), "trimmed": trimmed, "verification": checked}
+        converter = {"by": found.by, **(script.facts() if script else {})} if found else None
+        document[role] = described | {
+            "converter": converter,
+            "remarks": list(remarks),
+            "trimmed": trimmed,
+            "verification": checked,
+        }
         for path in {base, whole} - set(paths.values()):
             if path.parent == work and path.name not in {entry["path"] for entry in files}:
                 path.unlink(missing_ok=True)
@@ -247,33 +267,45 @@ class _Step:
         return path
 
 
-def _base(step: _Step, converter: Path | None, quants: tuple[str, ...]) -> Path:
+def _chosen(source: ModelSource, options: Options, converter: Converter | None) -> Conversion:
+    """Who converts a checkpoint, by the options that the export is repeated with."""
+    choice = next((choice for choice in CHOICES if choice == options.converter), None)
+    given = sha256_of(converter.script) if converter and not converter.is_pinned else None
+    if given != (options.converter if choice is None else None):
+        raise ExportError("the export was made with another script: give the same one with --converter PATH")
+    if given is not None:
+        return conversion.by_script(source.path)
+    return conversion.choose(source.path, choice)
+
+
+def _tools(request: Request) -> dict[str, str]:
+    tools = manifest.tools()
+    return tools | {"llama.cpp's converter": request.converter.version} if request.converter else tools
+
+
+def _base(step: _Step, found: Conversion | None, script: Converter | None, quants: tuple[str, ...]) -> Path:
     """The model unquantised, or the GGUF file that was named."""
-    if step.source.is_gguf:
+    if found is None:
         return step.source.path
-    kind = "BF16" if "BF16" in quants else "F16"
-    if converter is not None:
-        return step.file(kind, lambda path: _convert(converter, step.source.path, path, kind))
-    return step.file(
-        kind,
-        lambda path: to_gguf(
-            step.source.path,
-            path,
-            float_type="BF16" if kind == "BF16" else "F16",
-            name=step.source.name,
-            on_tensor=step.counter("convert", path),
-        ),
-    )
+    kind: Literal["BF16", "F16"] = "BF16" if "BF16" in quants else "F16"
+    name = step.source.name
+    if found.by == "own":
+        return step.file(
+            kind,
+            lambda path: to_gguf(
+                step.source.path, path, float_type=kind, name=name, on_tensor=step.counter("convert", path)
+            ),
+        )
+    if script is None:
+        raise ExportError(f"{name} is converted by llama.cpp's script, which was not given")
 
+    def convert(path: Path) -> None:
+        def count(n_done: int, n_all: int) -> None:
+            step.say("progress", "convert", path.name, done=n_done, total=n_all, unit="bytes")
 
-def _convert(converter: Path, folder: Path, path: Path, kind: str) -> None:
-    """llama.cpp's own script, as a program of its own with whatever Python has its libraries."""
-    with whole_files.making(path) as aside:
-        command = [sys.executable, str(converter), str(folder), "--outfile", str(aside), "--outtype", kind.lower()]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode or not aside.exists():
-            last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-            raise ExportError(f"{converter} failed on {folder}: {last}")
+        convert_by(script, found, step.source.path, path, float_type=kind, name=name, on_progress=count)
+
+    return step.file(kind, convert)
 
 
 def _quantised(step: _Step, base: Path, quant: str, matrix: Path | None, head: str | None) -> Path:

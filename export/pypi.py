@@ -133,20 +133,25 @@ def _bring(wheel: Wheel, local: Path, progress: Progress) -> None:
     check(local, n_bytes=None, sha256=wheel.sha256)
 
 
-def resolve(packages: Sequence[Package]) -> list[Wheel]:
+def resolve(packages: Sequence[Package], *, of_sources: bool = False) -> list[Wheel]:
     """Ask pip where the wheels of `packages` lie and what they hash to, in the same order.
+
+    Args:
+        of_sources: their source distributions instead.
 
     Raises:
         SourceError: there is no pip, or its indexes do not have them.
     """
-    answer = _python("-c", _FINDER, json.dumps(packages))
+    kind = "--no-binary" if of_sources else "--only-binary"
+    answer = _python("-c", _FINDER, json.dumps(packages), kind)
     if "No module named 'pip'" in answer.stderr:
         raise SourceError("pip is missing from this Python: run `python -m ensurepip`")
     found = [json.loads(line) for line in answer.stdout.splitlines()]
     if None in found:
         name, version = packages[found.index(None)]
         reasons = re.findall(r"Could not fetch URL [^ ]+: (.*?)(?: - skipping)?$", answer.stderr, re.MULTILINE)
-        raise SourceError(f"pip finds no wheel {name}=={version}" + (f" ({reasons[-1][:200]})" if reasons else ""))
+        what = "source distribution" if of_sources else "wheel"
+        raise SourceError(f"pip finds no {what} {name}=={version}" + (f" ({reasons[-1][:200]})" if reasons else ""))
     if len(found) != len(packages):  # pip's insides are not what they were: it fetches the wheels itself
         found = [(None, None)] * len(packages)
     return [Wheel(package, url, sha256) for package, (url, sha256) in zip(packages, found, strict=True)]
@@ -160,7 +165,7 @@ from pip._internal.commands import create_command
 from pip._vendor.packaging.specifiers import SpecifierSet
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 command = create_command("download")
-options, _ = command.parse_args(["--only-binary", ":all:", "--retries", "1", "--no-input"])
+options, _ = command.parse_args([sys.argv[2], ":all:", "--retries", "1", "--no-input"])
 with command.main_context():
     finder = command._build_package_finder(options=options, session=command.get_default_session(options))
     for name, version in json.loads(sys.argv[1]):

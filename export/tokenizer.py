@@ -32,6 +32,10 @@ _ADDED_SCORE = -1000.0
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _LETTERS_ON = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_QWEN35 = (
+    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
@@ -49,6 +53,7 @@ _PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
     ((_CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _LETTERS_ON,), True): "llama-bpe",
     ((_CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _LETTERS_ON,), False): "smaug-bpe",
     ((_CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _LETTERS_ON,), False): "qwen2",
+    ((_QWEN35,), False): "qwen35",
     ((_TEKKEN,), True): "tekken",
     ((_O200K,), False): "gpt-4o",
     (("digits", "words"), False): "smollm",
@@ -149,7 +154,7 @@ def _from_json(folder: Path, config: dict[str, Any], n_vocab: int | None) -> Voc
     if model.get("type", "BPE") != "BPE":
         raise TokenizerError(
             f"{folder}: a tokenizer of type {model['type']} is not supported (byte-level and SentencePiece BPE are); "
-            "give --converter PATH to use llama.cpp's own script"
+            "let llama.cpp's own script convert it with --converter llama.cpp"
         )
     tokenizer_facts.account(folder, document, config, sentencepiece=bool(model.get("byte_fallback")))
     table: dict[str, int] = model["vocab"]
@@ -281,6 +286,23 @@ def _special_ids(folder: Path, config: dict[str, Any], tokens: list[bytes], type
     return ids | _ends(folder, ids.get("eos"), _numbers(numbers.get("eos_token_id"), len(tokens)), tokens, types)
 
 
+def named_ends(folder: Path) -> dict[str, list[Any]]:
+    """What tells llama.cpp where an answer ends: the ids that the configuration names, the texts of tokens that it ends
+    at anyway, and those of them that end a turn.
+    """
+    ids: list[int] = []
+    for name in ("generation_config.json", "config.json"):
+        told = read_json(folder / name) if (folder / name).exists() else {}
+        inner = told.get("text_config")
+        for value in (told.get("eos_token_id"), inner.get("eos_token_id") if isinstance(inner, dict) else None):
+            ids += [] if ids else _numbers(value, MAX_TOKENS)
+    return {
+        "ids": list(dict.fromkeys(ids)),
+        "known": sorted(text.decode() for text in _ENDS),
+        "turns": sorted(text.decode() for text in _TURN_ENDS),
+    }
+
+
 def _numbers(value: Any, n_tokens: int) -> list[int]:
     """One token id or several; those that the model has no row for are left out, as it cannot produce them."""
     values = value if isinstance(value, list) else [value]
@@ -350,6 +372,18 @@ def _prepends_space(document: dict[str, Any]) -> bool:
     )
 
 
+def pre_tokenizer(folder: Path) -> str:
+    """llama.cpp's name for how the byte-level tokenizer of a Hub folder splits text, by its rules.
+
+    Raises:
+        TokenizerError: no rules of which llama.cpp is known to have the equal.
+    """
+    try:
+        return _pre_tokenizer(folder, read_json(folder / "tokenizer.json"))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise TokenizerError(f"{folder}: tokenizer.json is damaged ({error!r}): download it again") from error
+
+
 def _pre_tokenizer(folder: Path, document: dict[str, Any]) -> str:
     rules: list[str] = []
     for part in parts(document.get("pre_tokenizer"), "pretokenizers"):
@@ -369,7 +403,7 @@ def _pre_tokenizer(folder: Path, document: dict[str, Any]) -> str:
     if name is None:
         raise TokenizerError(
             f"{folder}: llama.cpp is not known to split text as this tokenizer does ({' then '.join(rules)}); "
-            "give --converter PATH to use llama.cpp's own script"
+            "let llama.cpp's own script convert it with --converter llama.cpp"
         )
     return name
 

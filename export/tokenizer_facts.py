@@ -13,7 +13,7 @@ from typing import Any
 from edgellm.memory.alphabet import SPACE
 
 Part = Mapping[str, Any]
-WAY_OUT = "give --converter PATH to use llama.cpp's own script"
+WAY_OUT = "let llama.cpp's own script convert it with --converter llama.cpp"
 
 
 class TokenizerError(ValueError):

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgellm.export import engine
 from edgellm.export.reference import NoReference, reference_logits
+from edgellm.export.script import n_compared, transformers_logits
 from edgellm.export.source import ModelSource
 
 MAX_LOGITS_ERROR = 0.02  # half precision rounds activations; an exchanged or lost tensor is off by about 1
@@ -73,8 +74,13 @@ class VerificationFailed(RuntimeError):
     """The export is not the model it was made from; the message says how it differs."""
 
 
-def verification(source: ModelSource, base: Path, quantised: Mapping[str, Path]) -> dict[str, Any]:
+def verification(
+    source: ModelSource, base: Path, quantised: Mapping[str, Path], *, python: Path | None = None
+) -> dict[str, Any]:
     """Check `base` against the source and measure what each quantised file has lost.
+
+    Args:
+        python: that has transformers, which then computes the logits to compare with.
 
     Returns:
         Figures for the manifest; checks that could not be made say why.
@@ -87,7 +93,7 @@ def verification(source: ModelSource, base: Path, quantised: Mapping[str, Path])
         report["tokens"] = report["logits"] = "the source is a GGUF file: there is nothing to compare it with"
     else:
         report["tokens"] = check_tokens(source.path, base)
-        report["logits"] = check_logits(source.path, base)
+        report["logits"] = check_logits(source.path, base, python=python)
     base_perplexity = engine.perplexity(base, TEXT, n_ctx=256)
     report["perplexity"] = {"unquantised": round(base_perplexity, 4)} | {
         quant: round(engine.perplexity(path, TEXT, n_ctx=256), 4) for quant, path in quantised.items() if path != base
@@ -117,11 +123,11 @@ def check_tokens(folder: Path, path: Path, n_random: int = 500) -> dict[str, Any
     return {"n_texts": len(texts), "different": 0}
 
 
-def check_logits(folder: Path, path: Path) -> dict[str, Any] | str:
-    """Compare the file's logits with a plain forward pass over the checkpoint."""
-    tokens = engine.tokenise(path, [TEXT])[0][:N_LOGITS]
+def check_logits(folder: Path, path: Path, *, python: Path | None = None) -> dict[str, Any] | str:
+    """Compare the file's logits with a plain forward pass over the checkpoint, or with transformers' of `python`."""
+    tokens = engine.tokenise(path, [TEXT])[0][: n_compared(folder) if python else N_LOGITS]
     try:
-        expected = reference_logits(folder, tokens)
+        expected = transformers_logits(python, folder, tokens) if python else reference_logits(folder, tokens)
     except NoReference as error:
         return f"not compared: {error}"
     found = engine.logits(path, tokens)

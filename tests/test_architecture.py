@@ -32,7 +32,8 @@ ADAPTERS = {
         "export/verify.py",
         "runtime/backends/hub_tokenizer.py",
     },
-    "torch": {"export/onnx_job.py"},
+    "torch": {"export/converter_job.py", "export/onnx_job.py"},
+    "transformers": {"export/converter_job.py", "export/onnx_job.py"},
 }
 
 
