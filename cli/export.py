@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +14,7 @@ import typer
 from edgellm.cli._output import out
 
 if TYPE_CHECKING:
+    from edgellm.export.environments import Exporter
     from edgellm.export.manifest import Manifest
     from edgellm.export.pipeline import Request
     from edgellm.export.source import ModelSource
@@ -43,14 +47,21 @@ def export(
     imatrix: Path | None = typer.Option(
         None, exists=True, dir_okay=False, help="Importance matrix of the model (GGUF)."
     ),
-    converter: Path | None = typer.Option(
-        None, exists=True, help="llama.cpp's convert_hf_to_gguf.py, for other models."
+    converter: str | None = typer.Option(
+        None,
+        envvar="EDGELLM_CONVERTER",
+        metavar="own|llama.cpp|PATH",
+        help="Who converts: edgellm, llama.cpp's own script, or that of a checkout.  [default: own where it knows the "
+        "family, else llama.cpp]",
     ),
     exporter: str = typer.Option(
         "builder", envvar="EDGELLM_EXPORTER", help="Of ONNX: onnxruntime-genai's builder, or optimum."
     ),
     exporter_python: Path | None = typer.Option(
-        None, envvar="EDGELLM_EXPORTER_PYTHON", exists=True, help="A Python that has the exporter's packages."
+        None,
+        envvar="EDGELLM_EXPORTER_PYTHON",
+        exists=True,
+        help="A Python that has the exporter's (or the converter's) packages.",
     ),
     yes: bool = typer.Option(False, "--yes", "-y", envvar="EDGELLM_YES", help="Install the exporter without asking."),
     locked: bool = typer.Option(False, "--locked", help="Repeat the export in --output; fail if a bit differs."),
@@ -64,16 +75,11 @@ def export(
 
     An interrupted export goes on where it stopped. The folder appears when all of it is there.
     """
+    from edgellm.cli._converters import Converters
     from edgellm.cli._models import asked_bytes
     from edgellm.cli._pair import judge, tabulate
     from edgellm.cli._progress import DownloadBar
-    from edgellm.export import gguf, manifest, naming, pipeline, source
-
-    # Another program's converter decides for itself what it knows.
-    check = gguf.examine if format_ == "gguf" and converter is None else None
-
-    def fetch(reference: str, at: str | None) -> source.ModelSource:
-        return source.resolve(reference, revision=at, token=token, progress=DownloadBar(), check=check)
+    from edgellm.export import manifest, naming, onnx_facts, pipeline, source
 
     if format_ == "gguf":
         from edgellm.export.imatrix import refuse_without
@@ -83,6 +89,16 @@ def export(
         refuse_without(wanted if mem is None else (), drafts, has_matrix=imatrix is not None)
     if format_ not in ("gguf", "onnx"):
         raise typer.BadParameter(f"--format {format_}: take gguf or onnx")
+    if format_ == "onnx" and converter == os.environ.get("EDGELLM_CONVERTER"):
+        converter = None  # what is set for all exports is no wish for this one
+    folder = output or Path(f"{_stem(model)}-export")
+    there = manifest.read(folder) if locked and format_ == "gguf" else None
+    converters = Converters(converter or (there.converter if there else None), exporter_python)
+
+    def fetch(reference: str, at: str | None) -> source.ModelSource:
+        check = converters.check if format_ == "gguf" else partial(onnx_facts.examine, exporter=_exporter(exporter))
+        return source.resolve(reference, revision=at, token=token, progress=DownloadBar(), check=check)
+
     if format_ == "onnx":
         only_gguf = {
             "--mem": mem, "--trim-vocab": trim_vocab, "--trim-corpus": trim_corpus, "--drop-layers": drop_layers,
@@ -104,8 +120,6 @@ def export(
             jsonl=jsonl,
         )
     quant = quant or "Q4_K_M"
-    folder = output or Path(f"{_stem(model)}-export")
-    there = manifest.read(folder) if locked else None
     draft = draft or (there.repo("draft") if there else None)
     target = fetch(model, there.revision("target") if there else revision)
     drafter = target if draft == "self" else fetch(draft, there.revision("draft") if there else None) if draft else None
@@ -131,6 +145,7 @@ def export(
         draft_head=_head_type(draft_head),
         drop_layers=_layers(drop_layers or ""),
         imatrix=source.sha256_of(imatrix) if imatrix else None,
+        converter=converters.option,
     )
     request = pipeline.Request(
         target,
@@ -140,7 +155,7 @@ def export(
         imatrix=imatrix,
         corpus=trim_corpus,
         verify=False if there else verify,
-        converter=converter,
+        converter=converters.converter,
         plan=plan.to_json() if plan else None,
         judge=None if there else judge,
         tabulate=tabulate,
@@ -201,12 +216,10 @@ def _export_onnx(
     import sys
 
     from edgellm.cli._pair import judge
-    from edgellm.export.environments import EXPORTERS, environment
+    from edgellm.export.environments import environment
     from edgellm.export.onnx_export import OnnxRequest, export_onnx
 
-    chosen = next((name for name in EXPORTERS if name == exporter), None)
-    if chosen is None:
-        raise typer.BadParameter(f"--exporter {exporter}: take {' or '.join(EXPORTERS)}")
+    chosen = _exporter(exporter)
 
     def ask(question: str) -> bool:
         if yes:
@@ -228,11 +241,21 @@ def _export_onnx(
     _show(export_onnx(request, _Watch(jsonl)), output, json_=json_, silent=jsonl)
 
 
+def _exporter(name: str) -> Exporter:
+    from edgellm.export.environments import EXPORTERS
+
+    chosen = next((known for known in EXPORTERS if known == name), None)
+    if chosen is None:
+        raise typer.BadParameter(f"--exporter {name}: take {' or '.join(EXPORTERS)}")
+    return chosen
+
+
 class _Watch:
     """Steps as they come: lines of JSON on stdout, or talk on stderr."""
 
     def __init__(self, jsonl: bool) -> None:
         self._jsonl = jsonl
+        self._quarter, self._told_s = 0, 0.0
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         if self._jsonl:
@@ -240,11 +263,22 @@ class _Watch:
         if event["event"] == "remark":
             out.note(f"{event['role']}: {event['text']}")
         elif event["event"] == "start":
+            self._quarter, self._told_s = 0, time.monotonic()
             out.note(f"{event['role']}: {event['step']} {event['file']}")
         elif event["event"] == "resumed":
             out.note(f"{event['role']}: {event['file']} is there from an earlier run")
-        elif event["event"] == "progress" and event["done"] in (event["total"], event["total"] // 2):
-            out.detail(f"{event['role']}: {event['step']} {event['done']} of {event['total']} tensors")
+        elif event["event"] == "progress":
+            self._show_progress(event)
+
+    def _show_progress(self, event: Mapping[str, Any]) -> None:
+        """Each quarter of a step: said where the step takes long, else only to the curious."""
+        quarter = 4 * event["done"] // max(event["total"], 1)
+        if quarter == self._quarter:
+            return
+        self._quarter = quarter
+        is_slow = time.monotonic() - self._told_s > 5
+        self._told_s = time.monotonic()
+        (out.note if is_slow else out.detail)(f"{event['role']}: {event['step']} {quarter * 25} % of {event['file']}")
 
 
 def _reproduce(request: Request, there: Manifest, watch: _Watch) -> None:
