@@ -26,18 +26,18 @@ def imatrix(
         ...,
         "--text",
         "-f",
-        envvar="EDGELLM_TEXT",
+        envvar="EDGELLM_IMATRIX_TEXT",
         help="Text of the kind that the model is for; - is stdin. Repeatable.",
     ),
     output: Path | None = typer.Option(
-        None, "--output", "-o", envvar="EDGELLM_OUTPUT", help="The file to write.  [default: NAME-imatrix.gguf]"
+        None, "--output", "-o", envvar="EDGELLM_IMATRIX_OUTPUT", help="The file to write.  [default: NAME-imatrix.gguf]"
     ),
-    ctx: int = typer.Option(512, min=32, max=32_768, envvar="EDGELLM_CTX", help="Tokens of a chunk."),
+    ctx: int = typer.Option(512, min=32, max=32_768, envvar="EDGELLM_IMATRIX_CTX", help="Tokens of a chunk."),
     chunks: int | None = typer.Option(
-        None, min=1, envvar="EDGELLM_CHUNKS", help="Read so many chunks at most.", show_default=False
+        None, min=1, envvar="EDGELLM_IMATRIX_CHUNKS", help="Read so many chunks at most.", show_default=False
     ),
     max_tokens: int | None = typer.Option(
-        None, min=32, envvar="EDGELLM_MAX_TOKENS", help="Read so many tokens at most.", show_default=False
+        None, min=32, envvar="EDGELLM_IMATRIX_MAX_TOKENS", help="Read so many tokens at most.", show_default=False
     ),
     threads: int | None = typer.Option(
         None, min=1, envvar="EDGELLM_THREADS", help="Default: the physical cores.", show_default=False

@@ -166,13 +166,20 @@ def _collect(job: Event, llama_cpp: Any, send: Send) -> None:
         send({"chunk": chunk + 1, "n_chunks": n_chunks, "perplexity": math.exp(min(nll / max(n_scored, 1), 700.0))})
 
 
+def _collected(job: Event, llama_cpp: Any, send: Send) -> None:
+    try:
+        _collect(job, llama_cpp, send)
+    except OSError as error:  # the parent tells of the disk as it does everywhere
+        send({"errno": error.errno, "strerror": error.strerror or str(error)})
+
+
 def _key(job: Mapping[str, Any], tokens: NDArray[np.int32]) -> str:
     """What the statistics of these tokens depend on: a state that bears it is theirs."""
     stamp = f"{job['stamp']} {job['n_ctx']} ".encode()
     return hashlib.sha256(stamp + tokens.astype("<i4").tobytes()).hexdigest()
 
 
-_JOBS = {"imatrix": _collect}
+_JOBS = {"imatrix": _collected}
 
 if __name__ == "__main__":
     serve(partial(engine.work, _JOBS), EngineJobError)

@@ -16,7 +16,7 @@ from typing import IO, Any, cast
 from edgellm.export import manifest, onnx_bundle
 from edgellm.export.manifest import Manifest, ManifestError
 from edgellm.export.workshop import exclusive
-from edgellm.memory.files import appearing, behind_links, beside, discard, making
+from edgellm.memory.files import appearing, behind_links, beside, copy, discard, making
 
 
 def pack(
@@ -91,7 +91,7 @@ def _furnished(folder: Path, into: Path, packed: Manifest, *, ort: bool) -> Mani
 
 def _copy(folder: Path, into: Path, entry: Mapping[str, Any]) -> None:
     (into / entry["path"]).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(folder / entry["path"], into / entry["path"])
+    copy(folder / entry["path"], into / entry["path"])
 
 
 def _archive_kind(output: Path) -> str | None:

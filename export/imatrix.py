@@ -108,6 +108,7 @@ def make(
         ExportError: `output` is there.
         BadImatrix: the model is none that statistics are collected of.
         EngineJobError: the text is too short, or the engine's refusal.
+        OSError: this machine's disk.
     """
     header = read_header(model)
     _refuse_encoders(header)
@@ -127,6 +128,8 @@ def make(
         }  # fmt: skip
         resumed = 0
         for event in engine.events(job, model.name, module="edgellm.export.activations"):
+            if "errno" in event:
+                raise OSError(event["errno"], event["strerror"], str(output))
             resumed = event.get("resumed", resumed)
             on_chunk(event)
         made, done = read(state), _collected(state)

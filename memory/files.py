@@ -63,7 +63,7 @@ def making(path: Path, *, private: bool = False, suffix: str = "") -> Iterator[P
         settle(aside, real)
     except OSError as error:
         nameless = error.filename is None and error.errno in _OF_THE_DISK
-        if nameless or os.fsdecode(error.filename or "") == str(aside):  # nobody knows that name
+        if nameless or os.fsdecode(error.filename or "").startswith(str(aside)):  # nobody knows that name
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
     finally:
@@ -121,11 +121,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """A file, or a folder with all that is in it; nothing is as good."""
+    """A file, or a folder with all that is in it, as far as it goes: why there is something left was told before."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        with contextlib.suppress(OSError):
             path.unlink()
 
 
