@@ -75,7 +75,10 @@ def imatrix(
                 on_chunk=progress.see,
             )
     except KeyboardInterrupt:
-        out.note(f"interrupted after {progress.n_done} of {progress.n_chunks} chunks: the same command goes on")
+        out.note(
+            f"interrupted after {progress.n_done} of {progress.n_chunks} chunks; {progress.n_saved} are kept, and the "
+            "same command goes on from there"
+        )
         raise
     _show(made, json_=json_, seconds=progress.seconds)
 
@@ -139,7 +142,7 @@ class _Progress:
     EVERY_S = 30.0
 
     def __init__(self, output: Path) -> None:
-        self.n_done = self.n_chunks = 0
+        self.n_done = self.n_chunks = self.n_saved = 0
         self._bar: Any = None
         self._output, self._began_s, self._told_s = output, time.monotonic(), time.monotonic()
 
@@ -159,6 +162,7 @@ class _Progress:
 
     def see(self, event: Mapping[str, Any]) -> None:
         self.n_done, self.n_chunks = event["chunk"], event["n_chunks"]
+        self.n_saved = event.get("saved", event.get("resumed", 0))
         said = f"perplexity {event['perplexity']:.4g}" if "perplexity" in event else "chunks"
         if event.get("resumed"):
             self._say(f"{self.n_done} of {self.n_chunks} chunks are there from an earlier run")

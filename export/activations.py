@@ -125,6 +125,8 @@ def _collect(job: Event, llama_cpp: Any, send: Send) -> None:
     n_batch = math.ceil(n_ctx / math.ceil(n_ctx / most))  # parts of one size: none is too small to count
     watch = llama_cpp.llama_cpp.ggml_backend_sched_eval_callback(statistics.watch)
     model = Model(job["path"], llama_cpp, n_ctx=n_ctx, n_batch=n_batch, watch=watch, n_threads=job["n_threads"])
+    if model.has_encoder:
+        raise EngineJobError("it has an encoder: importances are collected of decoder-only models")
     tokens = np.array(model.encode(job["text"], add_special=True, control=False), np.int32)
     n_chunks = len(tokens) // n_ctx
     if not n_chunks:
@@ -140,7 +142,7 @@ def _collect(job: Event, llama_cpp: Any, send: Send) -> None:
         statistics.sums, statistics.counts = dict(done.sums), dict(done.counts)
     n_done = done.n_chunks if done else 0
     send({"chunk": n_done, "n_chunks": n_chunks, "resumed": n_done, "n_tokens": len(tokens)})
-    saved_s = time.monotonic()
+    saved_s, n_saved = time.monotonic(), n_done
     for chunk in range(n_done, n_chunks):
         part = tokens[chunk * n_ctx : (chunk + 1) * n_ctx].tolist()
         window = part if bos is None else [bos, *part[1:]]
@@ -162,8 +164,9 @@ def _collect(job: Event, llama_cpp: Any, send: Send) -> None:
                 ),
                 job["facts"],
             )  # fmt: skip
-            saved_s = time.monotonic()
-        send({"chunk": chunk + 1, "n_chunks": n_chunks, "perplexity": math.exp(min(nll / max(n_scored, 1), 700.0))})
+            saved_s, n_saved = time.monotonic(), chunk + 1
+        perplexity = math.exp(min(nll / max(n_scored, 1), 700.0))
+        send({"chunk": chunk + 1, "n_chunks": n_chunks, "saved": n_saved, "perplexity": perplexity})
 
 
 def _collected(job: Event, llama_cpp: Any, send: Send) -> None:

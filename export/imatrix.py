@@ -27,7 +27,7 @@ from edgellm.memory.gguf import MAGIC, GgufArray, GgufError, GgufHeader, TensorI
 # Types whose few bits llama.cpp does not choose without one.
 NEEDY = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S")
 MAX_TEXT_BYTES = 32 * 2**20  # some 8 million tokens; a hundred thousand do well
-SAVE_S = 20.0  # seconds between the states that an interrupted run goes on from
+SAVE_S = 10.0  # seconds between the states that an interrupted run goes on from
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _MODEL, _FINGERPRINT, _KEY = "edgellm.imatrix.model", "edgellm.imatrix.fingerprint", "edgellm.imatrix.key"
@@ -102,7 +102,7 @@ def make(
         n_ctx: tokens of a chunk, each of which is read by itself.
         chunks: the most that are read; None: all of the text.
         n_threads: None: the physical cores.
-        on_chunk: called with {"chunk", "n_chunks", "perplexity"} after each, and before the first with "resumed".
+        on_chunk: called with {"chunk", "n_chunks", "saved", "perplexity"} after each, and at first with "resumed".
 
     Raises:
         ExportError: `output` is there.
