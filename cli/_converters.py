@@ -23,17 +23,14 @@ class Converters:
         self.choice: Choice | None = next((choice for choice in CHOICES if choice == told), None)
         self.converter: Converter | None = None
         self._python = python
-        if told and self.choice is None:
-            self._take_script(Path(told).expanduser())
+        self._script = _script_of(Path(told).expanduser()) if told and self.choice is None else None
 
     @property
     def option(self) -> str | None:
         """As the manifest has it, to repeat the export by."""
         from edgellm.export.source import sha256_of
 
-        if self.converter is not None and not self.converter.is_pinned:
-            return sha256_of(self.converter.script)
-        return self.choice
+        return sha256_of(self._script) if self._script else self.choice
 
     def check(self, folder: Path, *, has_tokenizer: bool) -> None:
         """Look at a folder before its weights are there; what converts them is fetched when nothing speaks against it.
@@ -43,41 +40,51 @@ class Converters:
             ExporterError, SourceError: the tools cannot be had.
         """
         from edgellm.export import conversion
+        from edgellm.export.script import refuse_tokenizer_code
 
-        if self.converter is not None and not self.converter.is_pinned:
-            return  # another program's script decides for itself what it knows
+        if self._script is not None:  # it decides for itself what it knows
+            if has_tokenizer and self.converter is None:
+                self._take(self._script, folder.name)
+            return
         found = conversion.choose(folder, self.choice, has_tokenizer=has_tokenizer)
-        if found.by == "llama.cpp" and has_tokenizer and self.converter is None:
-            self._fetch(found.family)
+        if found.by == "llama.cpp" and has_tokenizer:
+            if self.converter is None:
+                self._fetch(found.family)
+            if self.converter is not None:
+                refuse_tokenizer_code(self.converter, folder)
 
-    def _take_script(self, path: Path) -> None:
-        from edgellm.export.script import Converter
-
-        script = path / "convert_hf_to_gguf.py" if path.is_dir() else path
-        if not script.is_file():
-            raise typer.BadParameter(f"--converter {path}: take own, llama.cpp, or the path of a script that is there")
-        if self._python is None:
-            self._announce("The model", n_bytes=_environment_bytes())
-        self.converter = Converter(script, self._interpreter(), is_pinned=False)
+    def _take(self, script: Path, name: str) -> None:
+        self._announce(name, f"{script}", 0 if self._python else _environment_bytes())
+        self.converter = self._made(script, is_pinned=False)
 
     def _fetch(self, family: str) -> None:
         from edgellm.cli._progress import DownloadBar
         from edgellm.export import llama_cpp_converter as pinned
-        from edgellm.export.script import Converter
 
         n_bytes = 0 if pinned.is_there() else pinned.N_BYTES
-        self._announce(family, n_bytes + (0 if self._python else _environment_bytes()))
+        n_bytes += 0 if self._python else _environment_bytes()
+        self._announce(family, "llama.cpp's own script", n_bytes)
         folder = pinned.converter_source(DownloadBar())
-        self.converter = Converter(folder / pinned.CONVERTER, self._interpreter(), is_pinned=True)
+        self.converter = self._made(folder / pinned.CONVERTER, is_pinned=True)
 
-    def _announce(self, family: str, n_bytes: int) -> None:
+    def _announce(self, family: str, by: str, n_bytes: int) -> None:
         once = f" ({n_bytes / 1e9:.1f} GB of tools, once)" if n_bytes else ""
-        out.note(f"{family} is converted by llama.cpp's own script{once}")
+        out.note(f"{family} is converted by {by}{once}")
 
-    def _interpreter(self) -> Path:
-        from edgellm.export.environments import environment
+    def _made(self, script: Path, *, is_pinned: bool) -> Converter:
+        from edgellm.export.environments import environment, packages_of
+        from edgellm.export.script import Converter, packages_in
 
-        return self._python or environment("llama_cpp", ask=lambda _: True)
+        if self._python is not None:
+            return Converter(script, self._python, is_pinned, packages_in(self._python))
+        return Converter(script, environment("llama_cpp", ask=lambda _: True), is_pinned, packages_of("llama_cpp"))
+
+
+def _script_of(path: Path) -> Path:
+    script = path / "convert_hf_to_gguf.py" if path.is_dir() else path
+    if not script.is_file():
+        raise typer.BadParameter(f"--converter {path}: take own, llama.cpp, or the path of a script that is there")
+    return script
 
 
 def _environment_bytes() -> int:

@@ -23,6 +23,7 @@ _KNOWN: dict[str, int] = {
     "edgellm.export.facts.UnsupportedModel": FAILED,
     "edgellm.export.tokenizer.TokenizerError": FAILED,
     "edgellm.memory.onnx.OnnxError": FAILED,
+    "edgellm.export.download.SourceError": FAILED,
     "edgellm.export.environments.ExporterError": FAILED,
     "edgellm.export.imatrix.BadImatrix": FAILED,
     "edgellm.export.manifest.ManifestError": FAILED,

@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgellm.export import gguf
-from edgellm.export.facts import FAMILIES, MIN_CONTEXT, UnsupportedModel, read_document, refuse_other_kinds
+from edgellm.export.facts import (
+    FAMILIES,
+    MIN_CONTEXT,
+    UnsupportedModel,
+    read_document,
+    refuse_other_kinds,
+    window_remark,
+)
 
 Choice = Literal["own", "llama.cpp"]
 CHOICES: tuple[Choice, ...] = ("own", "llama.cpp")
@@ -121,8 +128,9 @@ def choose(folder: Path, choice: Choice | None = None, *, has_tokenizer: bool = 
     if choice is None and ours and quantised is None:
         return Conversion("own", name, gguf.examine(folder, has_tokenizer=has_tokenizer))
     known = _known(folder, config, name, forced=choice is not None)
-    found = Conversion("llama.cpp", short(name), tuple(_remarks(config, known, name, quantised)))
-    found = replace(found, window=_window(folder, config, known.arch), pre_tokenizer=_rules(folder, has_tokenizer))
+    window = _window(folder, config, known.arch)
+    remarks = _remarks(config, known, name, quantised, window)
+    found = Conversion("llama.cpp", short(name), remarks, window, pre_tokenizer=_rules(folder, has_tokenizer))
     return _doubt(found, folder, has_tokenizer) if ours and quantised is None else found
 
 
@@ -231,16 +239,22 @@ def _known(folder: Path, config: Mapping[str, Any], name: str, *, forced: bool) 
     return known
 
 
-def _remarks(config: Mapping[str, Any], known: Known, name: str, quantised: str | None) -> list[str]:
+def _remarks(
+    config: Mapping[str, Any], known: Known, name: str, quantised: str | None, window: int | None
+) -> tuple[str, ...]:
     found = []
     senses = [key for key in ("vision_config", "audio_config") if config.get(key)]
     if senses or (known.has_senses and known.arch not in {"deepseek4", "mimo2"}):
         found.append(f"{short(name)} takes more than text: its text model alone is exported")
+    if known.arch == "t5":
+        found.append("it has an encoder: `edgellm chat` does not run it, llama.cpp's own programs do")
     if quantised is not None:
         found.append(f"its weights were quantised by {quantised}: they are undone, which brings nothing back")
     if not known.in_transformers:
         found.append(f"transformers does not have {name}: nothing checks its logits")
-    return found
+    if window is not None:
+        found.append(window_remark(window, known.arch))
+    return tuple(found)
 
 
 def _window(folder: Path, config: Mapping[str, Any], arch: str) -> int | None:

@@ -18,6 +18,7 @@ import re
 import runpy
 import sys
 import threading
+import traceback
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,8 +46,10 @@ def _guard(event: str, arguments: tuple[Any, ...]) -> None:
     if event in {"exec", "compile"}:
         code = arguments[0] if event == "exec" else arguments[1]
         path = getattr(code, "co_filename", code)
-        if isinstance(path, (str, bytes)) and os.path.realpath(os.fsdecode(path)).startswith(tuple(_guarded)):
-            raise Refused(_CODE)
+        if isinstance(path, (str, bytes)):
+            names = {os.path.abspath(os.fsdecode(path)), os.path.realpath(os.fsdecode(path))}
+            if any(name.startswith(tuple(_guarded)) for name in names):
+                raise Refused(_CODE)
 
 
 def _refuse_code(folder: str) -> None:
@@ -73,7 +76,9 @@ def _refuse_code(folder: str) -> None:
                 if vars(module).get(name) is original:
                     setattr(module, name, replacement)
         caches = [dynamic.HF_MODULES_CACHE]  # where a model's code is copied to before it runs
-    _guarded.extend(os.path.join(os.path.realpath(path), "") for path in (folder, *caches))
+    origins = {os.path.dirname(os.path.realpath(os.path.join(folder, name))) for name in os.listdir(folder)}
+    _guarded.extend(os.path.join(path, "") for path in (os.path.abspath(folder), os.path.realpath(folder), *origins))
+    _guarded.extend(os.path.join(os.path.realpath(path), "") for path in caches)
 
 
 class _Log(logging.Handler):
@@ -143,6 +148,8 @@ def convert(job: dict[str, Any], pipe: IO[str]) -> dict[str, Any]:
     _refuse_code(job["source"])
     sys.argv = [str(script), job["source"], "--outfile", job["output"], "--outtype", job["type"]]
     sys.argv += ["--model-name", job["name"]]
+    if (script.parent / "conversion").is_dir() and _lacks_draft_head(Path(job["source"])):
+        sys.argv.append("--no-nextn")
     try:
         runpy.run_path(str(script), run_name="__main__")
     except SystemExit as ended:
@@ -159,9 +166,16 @@ def _load_libraries() -> None:
 def _mend(job: dict[str, Any], pipe: IO[str]) -> None:
     """What llama.cpp's script leaves out: pre-tokenizers by their rules, windows that nobody computes, further ends."""
     import gguf
-    from conversion import base
+    from conversion import base, granite
 
     _name_pre_tokenizer(base, job.get("pre_tokenizer"))
+    get_attn_layers = granite.GraniteHybridModel.get_attn_layers
+
+    def of_older_names(self: Any) -> Any:
+        self.hparams["layer_types"] = _older_names(self.hparams.get("layer_types"))
+        return get_attn_layers(self)
+
+    granite.GraniteHybridModel.get_attn_layers = of_older_names
     write = gguf.GGUFWriter.write_kv_data_to_file
 
     def write_kv_data_to_file(self: Any) -> None:
@@ -173,6 +187,40 @@ def _mend(job: dict[str, Any], pipe: IO[str]) -> None:
         write(self)
 
     gguf.GGUFWriter.write_kv_data_to_file = write_kv_data_to_file
+
+
+def _older_names(kinds: list[str] | None) -> list[str] | None:
+    """Kinds of layers as the script compares them; transformers has renamed them since."""
+    older = {"full_attention": "attention", "linear_attention": "mamba"}
+    return [older.get(kind, kind) for kind in kinds] if kinds else kinds
+
+
+def _lacks_draft_head(folder: Path) -> bool:
+    """Whether the script would look for a head that drafts (MTP) and the checkpoint came without, as fine-tunes do."""
+    from conversion import ModelType, get_model_architecture, get_model_class
+    from conversion.base import ModelBase
+
+    hparams = ModelBase.load_hparams(folder, False)
+    try:
+        kind = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
+    except NotImplementedError:
+        return False  # the script says so itself
+    names = _tensor_names(folder)
+    if not kind.supports_mtp_export or not names:
+        return False
+    n_layers = int({**hparams, **(hparams.get("text_config") or {})}.get("num_hidden_layers") or 0)
+    layers = [int(match[1]) for name in names if (match := re.search(r"\.layers\.(\d+)\.", name))]
+    return not any(re.search(r"(^|\.)(mtp|nextn)", name) for name in names) and max(layers, default=0) < n_layers
+
+
+def _tensor_names(folder: Path) -> list[str]:
+    for index in folder.glob("*.index.json"):
+        return list(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            n_bytes = int.from_bytes(file.read(8), "little")
+            return list(json.loads(file.read(n_bytes)))
+    return []
 
 
 def _add_ends(entries: dict[str, Any], ends: dict[str, list[Any]], gguf: Any) -> None:
@@ -204,6 +252,16 @@ def _add_ends(entries: dict[str, Any], ends: dict[str, list[Any]], gguf: Any) ->
 def _values(entries: dict[str, Any], name: str) -> list[int]:
     value = entries.get(f"tokenizer.ggml.{name}")
     return [int(item) for item in value.value] if value is not None else []
+
+
+def tokenizer(job: dict[str, Any], pipe: IO[str]) -> dict[str, Any]:
+    """Load the tokenizer of a folder that has no weights yet, as the script will."""
+    _load_libraries()
+    _refuse_code(job["source"])
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(job["source"], local_files_only=True)
+    return {"done": True}
 
 
 def logits(job: dict[str, Any], pipe: IO[str]) -> dict[str, Any]:
@@ -263,14 +321,32 @@ def registry(job: dict[str, Any], pipe: IO[str]) -> dict[str, Any]:
     }
 
 
+def packages(job: dict[str, Any], pipe: IO[str]) -> dict[str, Any]:
+    """Versions of the packages that this Python has of `names`."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in job["names"]:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return {"packages": found}
+
+
+_JOBS = {"packages": packages, "convert": convert, "logits": logits, "tokenizer": tokenizer, "registry": registry}
+
+
 def _sentence(error: BaseException) -> str:
     """An exception as a clause; what was refused here is found behind whatever it became."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, Refused):
             return str(seen)
+        if type(seen).__name__ == "UnpicklingError":  # whose own advice is to trust the file
+            return "its weights are pickled objects other than tensors, which are programs: look for safetensors of it"
         seen = seen.__cause__ or seen.__context__
-    text = " ".join(str(error).split())[:1000]
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())[:600]
+    if not text and (frames := traceback.extract_tb(error.__traceback__)):
+        text = f"{Path(frames[-1].filename).name} line {frames[-1].lineno}: {frames[-1].line}"
     plain = isinstance(error, (ValueError, NotImplementedError, RuntimeError, FileNotFoundError, ImportError))
     return text if plain and text else f"{type(error).__name__}{f': {text}' if text else ''}"
 
@@ -295,11 +371,9 @@ def main() -> int:
     pipe = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     try:
-        answer = {"convert": convert, "logits": logits, "registry": registry}[job["job"]](job, pipe)
+        answer = _JOBS[job["job"]](job, pipe)
     except BaseException as error:  # a converter can raise anything; the parent makes a sentence of it
         answer = {"error": _sentence(error)}
-        import traceback
-
         traceback.print_exc()
     _say(pipe, answer)
     os._exit(1 if "error" in answer else 0)  # threads of the libraries may hang at the end

@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -100,17 +100,22 @@ def tokenise(path: Path, texts: Sequence[str], *, add_special: bool = False) -> 
     return [event["tokens"] for event in events(job, f"reading the vocabulary of {path.name}") if "tokens" in event]
 
 
-def logits(path: Path, tokens: Sequence[int]) -> NDArray[np.float32]:
-    """The model's logits behind each of `tokens`, shape (n_tokens, n_vocab).
+def logits(path: Path, tokens: Sequence[int], rows: Sequence[int] | None = None) -> NDArray[np.float32]:
+    """The model's logits behind `tokens`, shape (n_rows, n_vocab).
 
     A model with an encoder reads the tokens there, and again, one place later, in its decoder.
+
+    Args:
+        rows: positions in `tokens` whose logits are wanted, ascending. None: all of them.
     """
+    wanted = list(range(len(tokens)) if rows is None else rows)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "logits.npy"
-        for _ in events({"job": "logits", "path": str(path), "tokens": list(tokens), "out": str(out)}, path.name):
+        job = {"job": "logits", "path": str(path), "tokens": list(tokens), "rows": wanted, "out": str(out)}
+        for _ in events(job, path.name):
             pass
-        rows: NDArray[np.float32] = np.load(out, allow_pickle=False)
-        return rows
+        found: NDArray[np.float32] = np.load(out, allow_pickle=False)
+        return found
 
 
 def perplexity(path: Path, text: str, *, n_ctx: int = 512, max_tokens: int = 4096) -> float:
@@ -272,27 +277,36 @@ class Model:
 
     def read(self, tokens: Sequence[int]) -> list[int]:
         """Let the encoder read `tokens`; what its decoder starts with."""
-        self._run(self._lib.llama_encode, tokens, 0)
+        self._run(self._lib.llama_encode, tokens, 0, [True] * len(tokens))
         start = int(self._lib.llama_model_decoder_start_token(self._model))
         return [max(start, 0)]
 
-    def _run(self, run: Callable[..., int], tokens: Sequence[int], start: int) -> None:
+    def _run(self, run: Callable[..., int], tokens: Sequence[int], start: int, is_wanted: Sequence[bool]) -> None:
         batch = self._lib.llama_batch_init(len(tokens), 0, 1)
         for row, token in enumerate(tokens):
             batch.token[row], batch.pos[row] = token, start + row
-            batch.n_seq_id[row], batch.seq_id[row][0], batch.logits[row] = 1, 0, 1
+            batch.n_seq_id[row], batch.seq_id[row][0], batch.logits[row] = 1, 0, is_wanted[row]
         batch.n_tokens = len(tokens)
         status = run(self._context, batch)
         self._lib.llama_batch_free(batch)
         if status:
             raise EngineJobError(f"a forward pass failed with {status}")
 
-    def forward(self, tokens: Sequence[int], start: int) -> Iterator[NDArray[np.float32]]:
-        """Append `tokens` at position `start`; their logits in pieces of shape (at most n_batch, n_vocab)."""
+    def forward(
+        self, tokens: Sequence[int], start: int, wanted: Collection[int] | None = None
+    ) -> Iterator[NDArray[np.float32]]:
+        """Append `tokens` at position `start`; their logits in pieces of shape (at most n_batch, n_vocab).
+
+        Args:
+            wanted: which of `tokens` logits are computed for. None: all of them.
+        """
         for begin in range(0, len(tokens), self.n_batch):
             part = tokens[begin : begin + self.n_batch]
-            self._run(self._lib.llama_decode, part, start + begin)
-            rows = np.ctypeslib.as_array(self._lib.llama_get_logits(self._context), (len(part), self.n_vocab))
+            is_wanted = [wanted is None or begin + row in wanted for row in range(len(part))]
+            self._run(self._lib.llama_decode, part, start + begin, is_wanted)
+            if not any(is_wanted):
+                continue
+            rows = np.ctypeslib.as_array(self._lib.llama_get_logits(self._context), (sum(is_wanted), self.n_vocab))
             if not np.isfinite(rows.max()):
                 raise EngineJobError("it computes NaN or infinite numbers: its weights are damaged, or too large")
             yield rows
@@ -309,7 +323,7 @@ def _logits(job: Event, llama_cpp: Any, send: Send) -> None:
     model = Model(job["path"], llama_cpp, n_ctx=max(len(tokens), 64))
     if model.has_encoder:
         tokens = [*model.read(tokens), *tokens[:-1]]
-    np.save(job["out"], np.concatenate([rows.copy() for rows in model.forward(tokens, 0)]))
+    np.save(job["out"], np.concatenate([rows.copy() for rows in model.forward(tokens, 0, set(job["rows"]))]))
 
 
 def _perplexity(job: Event, llama_cpp: Any, send: Send) -> None:

@@ -155,9 +155,8 @@ def run_job(
 
 
 def _quiet() -> dict[str, str]:
-    """This process's environment, less what would let the child ask the network or load code from elsewhere."""
-    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return {**os.environ, **offline, "PYTHONDONTWRITEBYTECODE": "1"}
+    """This process's environment, in which the libraries ask no network."""
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def _checked(command: list[str], what: str) -> None:

@@ -63,12 +63,13 @@ class Family:
     defaults: Mapping[str, Any]  # of keys that are read
     fixed: Mapping[str, tuple[Any, ...]]  # key -> the values that llama.cpp computes
     idle: Collection[str] = ()  # keys that this family's code in transformers does not read
-    scalings: Collection[str] = ("default", "linear", "yarn")  # of the rotary embedding
+    scalings: Collection[str] = ("default", "dynamic", "linear", "yarn")  # of the rotary embedding
     biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # key that is true -> GGUF parts with a bias
     permute: bool = False  # llama.cpp rotates neighbours, the Hub halves
     gemma: bool = False  # norms are stored less 1
     has_window: bool = False  # llama.cpp computes its sliding windows
     square_heads: bool = False  # llama.cpp takes hidden_size for the width of all heads together
+    nested: bool = False  # the text model's configuration may stand in text_config
 
     def bias_parts(self, config: Mapping[str, Any]) -> frozenset[str]:
         """GGUF parts of a block that have a bias in a model of this configuration."""
@@ -94,15 +95,16 @@ _GEMMA_FIXED: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 _WINDOW = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28, "layer_types": None}
 
+_LLAMA_SCALINGS = ("default", "dynamic", "linear", "yarn", "llama3", "longrope")
 _LLAMA = Family(
     "llama", ("llama",), _LAYER, _defaults(attention_bias=False, mlp_bias=False), _SILU, permute=True,
     idle=("sliding_window", "use_sliding_window", "max_window_layers"),
-    scalings=("default", "linear", "yarn", "llama3"),
+    scalings=_LLAMA_SCALINGS,
     biases={"attention_bias": (*_QKV, "attn_output"), "mlp_bias": ("ffn_gate", "ffn_up", "ffn_down")},
 )  # fmt: skip
 _MISTRAL = Family(
     "llama", ("mistral",), _LAYER, _defaults(num_key_value_heads=8, sliding_window=4096), _SILU, permute=True,
-    scalings=("default", "linear", "yarn", "llama3"),
+    idle=("attention_bias",), scalings=_LLAMA_SCALINGS,
 )  # fmt: skip
 _QWEN2 = Family(
     "qwen2", ("qwen2",), _LAYER, _defaults(num_key_value_heads=32, **_WINDOW), _SILU,
@@ -126,12 +128,12 @@ _GEMMA3 = Family(
     # The halves that see and join pictures are not exported, and `_sliding_window_pattern` is a copy of layer_types.
     idle=("hidden_act", "vision_config", "image_token_index", "mm_tokens_per_image", "boi_token_index",
           "eoi_token_index", "image_token_id", "_sliding_window_pattern"),
-    scalings=("default", "linear"), gemma=True, has_window=True,
+    scalings=("default", "dynamic", "linear"), gemma=True, has_window=True, nested=True,
 )  # fmt: skip
 _PHI3 = Family(
     "phi3", ("phi3",), _PHI3_LAYER,
     _defaults(rms_norm_eps=1e-5, sliding_window=None, original_max_position_embeddings=4096), _SILU,
-    scalings=("default", "longrope"), square_heads=True,
+    idle=("attention_bias",), scalings=("default", "longrope"), square_heads=True,
 )  # fmt: skip
 
 FAMILIES: dict[str, Family] = {
@@ -149,7 +151,8 @@ FAMILIES: dict[str, Family] = {
 _READ = {
     "architectures", "model_type", "text_config", "hidden_size", "intermediate_size", "num_hidden_layers",
     "num_attention_heads", "vocab_size", "max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters",
-    "partial_rotary_factor", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id",
+    "partial_rotary_factor", "original_max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
+    "unk_token_id",
 }  # fmt: skip
 # What a forward pass of a finished model does not ask for: how it was trained, stored, run, sampled from or named.
 _IDLE = {
@@ -188,11 +191,15 @@ def read_config(folder: Path) -> tuple[Family, dict[str, Any]]:
     refuse_other_kinds(folder, config)
     _refuse_quantised(folder, config)
     family = _family(folder, config)
+    _account(folder, family, config)
     text = config.get("text_config") or {}
     if not isinstance(text, dict):
         raise UnsupportedModel(f"{folder}: text_config in config.json is no object: download it again")
-    config |= {key: value for key, value in text.items() if key != "architectures"}
-    _account(folder, family, config)
+    if text and not family.nested:
+        raise UnsupportedModel(f"{folder} has a text_config in config.json, which no {family.arch} is known to have")
+    if text:  # then what stands beside it is of the pictures, but for the head
+        config = {**text, "tie_word_embeddings": config.get("tie_word_embeddings", True)}
+        _account(folder, family, config)
     return family, {**family.defaults, **config}
 
 
@@ -341,17 +348,26 @@ def attention_window(folder: Path, family: Family, config: Mapping[str, Any]) ->
     return int(window)
 
 
-def remarks(family: Family, window: int | None, rope_type: str) -> list[str]:
+def remarks(family: Family, config: Mapping[str, Any], window: int | None, rope_type: str) -> list[str]:
     """What the user of an exported model should know, in sentences."""
     found = []
+    if rope_type == "dynamic":
+        found.append(
+            f"its positions are stretched as a text grows beyond {config['max_position_embeddings']} tokens (dynamic), "
+            "which llama.cpp does not do: up to there, the context that the file states, it is the same model"
+        )
     if rope_type == "longrope":
         found.append(
             "llama.cpp chooses between its short and long rotary factors by the context that is allotted, where "
             "transformers goes by the length of the text: allot no more than the original context for short texts"
         )
     if window is not None:
-        found.append(
-            f"its layers look back {window} tokens (sliding_window), which llama.cpp's {family.arch} does not do: the "
-            f"file states a context of {window} tokens, within which it is the same model"
-        )
+        found.append(window_remark(window, family.arch))
     return found
+
+
+def window_remark(window: int, arch: str) -> str:
+    return (
+        f"its layers look back {window} tokens (sliding_window), which llama.cpp's {arch} does not do: the file states "
+        f"a context of {window} tokens, within which it is the same model"
+    )

@@ -29,6 +29,7 @@ from edgellm.export.tokenizer import TokenizerError, Vocabulary, read_vocabulary
 FloatType = Literal["F32", "F16", "BF16"]
 _FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # llama.cpp's `general.file_type`
 _MAX_LAYERS = 1024
+_NO_CAP = 65_536.0  # cap * tanh(x / cap) is x to a millionth for any x up to a hundred
 
 
 def to_gguf(
@@ -79,7 +80,7 @@ def examine(folder: Path, *, has_tokenizer: bool = True) -> tuple[str, ...]:
         rope = read_rope(folder, family, config)
         rope_factors(folder, rope)
         window = attention_window(folder, family, config)
-        return tuple(remarks(family, window, rope["rope_type"]))
+        return tuple(remarks(family, config, window, rope["rope_type"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ def _plan(folder: Path, float_type: FloatType, name: str) -> _Plan:
         vocabulary = read_vocabulary(folder, shape.n_vocab)
         window = attention_window(folder, family, config)
         entries = _entries(folder, family, config, shape, rope, vocabulary, float_type, name, window)
-        told = (*remarks(family, window, rope["rope_type"]), *vocabulary.remarks)
+        told = (*remarks(family, config, window, rope["rope_type"]), *vocabulary.remarks)
         return _Plan(family, config, shape, entries, rope_factors(folder, rope), told)
 
 
@@ -202,7 +203,6 @@ def _gemma_entries(folder: Path, arch: str, config: Mapping[str, Any], shape: _S
         )
     if not config["sliding_window"]:
         raise UnsupportedModel(f"{folder} says no sliding_window, which every {arch} has")
-    entries = {f"{arch}.attention.sliding_window": gguf.u32(int(config["sliding_window"]))}
     period = {"gemma2": 2, "gemma3": 6}[arch]
     told = int(config.get("sliding_window_pattern") or period)
     kinds = config["layer_types"] or [
@@ -211,15 +211,22 @@ def _gemma_entries(folder: Path, arch: str, config: Mapping[str, Any], shape: _S
     expected_kinds = [
         "full_attention" if (layer + 1) % period == 0 else "sliding_attention" for layer in range(shape.n_layers)
     ]
+    kinds = kinds[: shape.n_layers]
+    if strange := set(kinds) - {"full_attention", "sliding_attention"}:
+        raise UnsupportedModel(f"{folder} has layers of the kind {sorted(strange)[0]!r} (layer_types), unlike {arch}")
+    if len(kinds) < shape.n_layers:
+        raise UnsupportedModel(f"{folder}: layer_types in config.json tells of {len(kinds)} of {shape.n_layers} layers")
+    window = int(config["sliding_window"])
+    if "sliding_attention" not in kinds:  # llama.cpp's gemma2 has such layers, and one that reaches everywhere is none
+        window, kinds = (0 if arch == "gemma3" else int(config["max_position_embeddings"])), expected_kinds
+    entries = {f"{arch}.attention.sliding_window": gguf.u32(window)}
     if kinds != expected_kinds:
-        raise UnsupportedModel(
-            f"{folder} mixes sliding and full layers otherwise than every {period}th, as {arch} does"
-        )
+        entries[f"{arch}.attention.sliding_window_pattern"] = gguf.i32s([kind == "sliding_attention" for kind in kinds])
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         if config[key]:
             entries[f"{arch}.{key}"] = gguf.f32(float(config[key]))
-        elif arch == "gemma2":
-            raise UnsupportedModel(f"{folder} does without {key}, which llama.cpp's gemma2 always computes")
+        elif arch == "gemma2":  # it always computes one
+            entries[f"{arch}.{key}"] = gguf.f32(_NO_CAP)
     return entries
 
 

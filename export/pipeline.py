@@ -186,13 +186,16 @@ def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], No
         ]
         files += [manifest.file_entry(words, role="words")] if words else []
         described = _described(source, base)
-        checked = None
+        checked: dict[str, Any] | None = None
         firsts[role] = next(iter(paths.values()))
         is_small = described["n_params"] <= SMALL_PARAMS or (found is not None and found.is_doubtful)
         wants_proof = request.verify or (request.verify is None and is_small)
         if script and not wants_proof:
             remarks = (*remarks, _UNCHECKED)
             step.say("remark", "verify", source.name, text=_UNCHECKED)
+            if request.verify is None:
+                checked = {"tokens": verify.check_tokens(source.path, whole), "logits": _UNCHECKED}
+                engine.generate(whole, verify.TEXT[:40], 1)  # what llama.cpp's script writes, llama.cpp may not load
         if wants_proof:
             step.say("start", "verify", source.name)
             is_whole = whole == base
@@ -303,7 +306,7 @@ def _base(step: _Step, found: Conversion | None, script: Converter | None, quant
         def count(n_done: int, n_all: int) -> None:
             step.say("progress", "convert", path.name, done=n_done, total=n_all, unit="bytes")
 
-        convert_by(script, found, step.source.path, path, float_type=kind, name=name, on_progress=count)
+        convert_by(script, found, step.source, path, float_type=kind, on_progress=count)
 
     return step.file(kind, convert)
 

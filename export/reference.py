@@ -1,84 +1,109 @@
 """The models' arithmetic once more, in plain numpy, to check an export against.
 
-It shares nothing with the way to GGUF but the reading of the files: Hub tensor names, Hub conventions, float32
-throughout, one layer in memory at a time. Slow and clear on purpose.
+It shares nothing with the way to GGUF but the reading of the weights' files: Hub tensor names, Hub conventions,
+float32 throughout, one layer in memory at a time. Slow and clear on purpose.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.export.checkpoint import CHUNK_BYTES, StoredTensor, read_checkpoint
-from edgellm.export.facts import UnsupportedModel, read_config
+from edgellm.export.reference_config import NoReference as NoReference
+from edgellm.export.reference_config import ReferenceConfig, Rope, read_reference_config
 
 Floats = NDArray[np.float32]
+_N_QUERIES = 256  # whose scores are in memory at once
 
 
-class NoReference(ValueError):
-    """A model whose arithmetic is not known here."""
+def reference_logits(folder: Path, tokens: Sequence[int], rows: Sequence[int] | None = None) -> Floats:
+    """The logits behind `tokens` of the model in a Hub folder.
 
+    Args:
+        rows: positions in `tokens` whose logits are wanted, in order. None: all of them.
 
-def reference_logits(folder: Path, tokens: Sequence[int]) -> Floats:
-    """The logits behind each of `tokens`, shape (n_tokens, n_vocab), of the model in a Hub folder.
+    Returns:
+        Shape (n_rows, n_vocab).
 
     Raises:
         NoReference: a model that this module does not know.
     """
-    try:
-        family, config = read_config(folder)
-    except UnsupportedModel as error:
-        raise NoReference(str(error)) from error
-    stored = read_checkpoint(folder)
-    prefix = next(name.removesuffix("embed_tokens.weight") for name in stored if name.endswith("embed_tokens.weight"))
+    config = read_reference_config(folder)
+    weights = _Weights(folder)
+    x = weights.embedded(tokens) * np.float32(config.embedding_scale)
+    for layer in range(config.n_layers):
+        x = _layer(x, config, layer, weights)
+    if rows is not None:
+        x = x[np.asarray(rows)]
+    x = _rms_norm(x, weights.of(f"{weights.prefix}norm.weight"), config)
+    out: Floats = np.concatenate([x @ part.T for _, part in _row_blocks(weights.head(config))], axis=1)
+    return _capped(out, config.logit_cap)
 
-    def weight(name: str) -> Floats | None:
-        tensor = stored.get(name)
-        return None if tensor is None else _floats(tensor.read(), tensor).reshape(tensor.shape)
 
-    gemma, eps = family.gemma, float(config["rms_norm_eps"])
-    embedding = stored[f"{prefix}embed_tokens.weight"]
-    x = np.zeros((len(tokens), embedding.shape[1]), np.float32)
-    for first, rows in _rows(embedding):
-        for position, token in enumerate(tokens):
-            if first <= token < first + len(rows):
-                x[position] = rows[token - first]
-    if gemma:
-        x = x * np.float32(math.sqrt(config["hidden_size"]))
-    for layer in range(config["num_hidden_layers"]):
-        at = f"{prefix}layers.{layer}."
+class _Weights:
+    """The tensors of a checkpoint by their Hub names, read when they are asked for."""
 
-        def part(name: str, at: str = at) -> Floats | None:
-            return weight(f"{at}{name}.weight")
+    def __init__(self, folder: Path) -> None:
+        self._stored = read_checkpoint(folder)
+        self._embedding = next((name for name in self._stored if name.endswith("embed_tokens.weight")), "")
+        if not self._embedding:
+            raise NoReference("the reference finds no embed_tokens.weight in the checkpoint")
+        self.prefix = self._embedding.removesuffix("embed_tokens.weight")
 
-        def norm(y: Floats, name: str, part: Callable[[str], Floats | None] = part) -> Floats:
-            return _rms_norm(y, _there(part(name)), eps, gemma)
+    def of(self, name: str) -> Floats:
+        """
+        Raises:
+            NoReference: the checkpoint lacks it, so that transformers would make it up.
+        """
+        tensor = self._stored.get(name)
+        if tensor is None:
+            raise NoReference(f"the checkpoint lacks {name}")
+        return _floats(tensor.read(), tensor).reshape(tensor.shape)
 
-        def linear(y: Floats, name: str, at: str = at) -> Floats:
-            bias = weight(f"{at}{name}.bias")
-            out = y @ _there(weight(f"{at}{name}.weight")).T
-            return out if bias is None else out + bias
+    def embedded(self, tokens: Sequence[int]) -> Floats:
+        """The rows of `tokens`, shape (n_tokens, n_embd)."""
+        table = self._stored[self._embedding]
+        x = np.zeros((len(tokens), table.shape[1]), np.float32)
+        for first, rows in _row_blocks(table):
+            for position, token in enumerate(tokens):
+                if first <= token < first + len(rows):
+                    x[position] = rows[token - first]
+        return x
 
-        y = _attention(norm(x, "input_layernorm"), family.arch, config, layer, linear, part, eps)
-        x = x + (norm(y, "post_attention_layernorm") if gemma else y)
-        y = norm(x, "pre_feedforward_layernorm" if gemma else "post_attention_layernorm")
-        if family.arch == "phi3":
-            gate, up = np.split(linear(y, "mlp.gate_up_proj"), 2, axis=-1)
-        else:
-            gate, up = linear(y, "mlp.gate_proj"), linear(y, "mlp.up_proj")
-        y = linear((_gelu(gate) if gemma else gate / (1 + np.exp(-gate))) * up, "mlp.down_proj")
-        x = x + (norm(y, "post_feedforward_layernorm") if gemma else y)
-    x = _rms_norm(x, _there(weight(f"{prefix}norm.weight")), eps, gemma)
-    heads = [tensor for name, tensor in stored.items() if name.removeprefix("language_model.") == "lm_head.weight"]
-    head = heads[0] if heads else embedding
-    out: Floats = np.concatenate([x @ rows.T for _, rows in _rows(head)], axis=1)
-    cap = config.get("final_logit_softcapping")
-    return np.tanh(out / cap) * np.float32(cap) if cap else out
+    def head(self, config: ReferenceConfig) -> StoredTensor:
+        """A head of its own counts, whatever config.json says."""
+        for name, tensor in self._stored.items():
+            if name == "lm_head.weight" or name.endswith(".lm_head.weight"):
+                return tensor
+        if not config.is_tied:
+            raise NoReference("the checkpoint lacks lm_head.weight, and config.json does not say tie_word_embeddings")
+        return self._stored[self._embedding]
+
+
+def _layer(x: Floats, config: ReferenceConfig, layer: int, weights: _Weights) -> Floats:
+    at = f"{weights.prefix}layers.{layer}."
+
+    def norm(y: Floats, name: str) -> Floats:
+        return _rms_norm(y, weights.of(f"{at}{name}.weight"), config)
+
+    def linear(y: Floats, name: str) -> Floats:
+        out = y @ weights.of(f"{at}{name}.weight").T
+        return out + weights.of(f"{at}{name}.bias") if name in config.biased else out
+
+    y = _attention(norm(x, "input_layernorm"), config, layer, linear, norm)
+    x = x + (norm(y, "post_attention_layernorm") if config.is_gemma else y)
+    y = norm(x, "pre_feedforward_layernorm" if config.is_gemma else "post_attention_layernorm")
+    if config.model_type == "phi3":
+        gate, up = np.split(linear(y, "mlp.gate_up_proj"), 2, axis=-1)
+    else:
+        gate, up = linear(y, "mlp.gate_proj"), linear(y, "mlp.up_proj")
+    y = linear(_activated(gate, config.activation) * up, "mlp.down_proj")
+    return x + (norm(y, "post_feedforward_layernorm") if config.is_gemma else y)
 
 
 def _floats(data: bytes, tensor: StoredTensor) -> Floats:
@@ -87,7 +112,7 @@ def _floats(data: bytes, tensor: StoredTensor) -> Floats:
     return np.frombuffer(data, "<f4" if tensor.type == "F32" else "<f2").astype(np.float32)
 
 
-def _rows(tensor: StoredTensor) -> Iterator[tuple[int, Floats]]:
+def _row_blocks(tensor: StoredTensor) -> Iterator[tuple[int, Floats]]:
     """A matrix in pieces of some megabytes: (number of the first row, rows)."""
     n_rows, width = tensor.shape
     row_bytes = tensor.n_bytes // n_rows
@@ -98,109 +123,75 @@ def _rows(tensor: StoredTensor) -> Iterator[tuple[int, Floats]]:
         first += len(rows)
 
 
-def _there(weight: Floats | None) -> Floats:
-    assert weight is not None
-    return weight
-
-
-def _rms_norm(x: Floats, weight: Floats, eps: float, gemma: bool) -> Floats:
-    y: Floats = (
-        x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps)) * (weight + 1 if gemma else weight)
-    )
+def _rms_norm(x: Floats, weight: Floats, config: ReferenceConfig) -> Floats:
+    root = np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(config.eps))
+    y: Floats = x / root * (weight + np.float32(config.norm_offset))
     return y
 
 
-def _gelu(x: Floats) -> Floats:
-    y: Floats = 0.5 * x * (1 + np.tanh(np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x**3)))
+def _capped(x: Floats, cap: float | None) -> Floats:
+    return x if cap is None else np.tanh(x / np.float32(cap)) * np.float32(cap)
+
+
+def _activated(x: Floats, name: str) -> Floats:
+    y: Floats
+    if name in {"silu", "swish"}:
+        y = x / (1 + np.exp(-x))
+    elif name == "relu":
+        y = np.maximum(x, 0)
+    elif name in {"gelu_pytorch_tanh", "gelu_new", "gelu_fast"}:
+        y = 0.5 * x * (1 + np.tanh(np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x**3)))
+    elif name == "gelu":
+        y = 0.5 * x * (1 + np.vectorize(math.erf, otypes=[np.float32])(x * np.float32(math.sqrt(0.5))))
+    else:
+        raise NoReference(f"the reference does not know the activation {name!r}")
     return y
 
 
 def _attention(
     x: Floats,
-    arch: str,
-    config: Mapping[str, Any],
+    config: ReferenceConfig,
     layer: int,
     linear: Callable[[Floats, str], Floats],
-    part: Callable[[str], Floats | None],
-    eps: float,
+    norm: Callable[[Floats, str], Floats],
 ) -> Floats:
-    n, n_heads = len(x), config["num_attention_heads"]
-    n_kv = config.get("num_key_value_heads") or n_heads
-    dim = config.get("head_dim") or config["hidden_size"] // n_heads
-    if part("self_attn.qkv_proj") is not None:
+    n, n_heads, n_kv, dim = len(x), config.n_heads, config.n_kv_heads, config.head_dim
+    if config.model_type == "phi3":
         q, k, v = np.split(linear(x, "self_attn.qkv_proj"), [n_heads * dim, (n_heads + n_kv) * dim], axis=-1)
     else:
         q, k, v = (linear(x, f"self_attn.{name}_proj") for name in "qkv")
     q, k, v = q.reshape(n, n_heads, dim), k.reshape(n, n_kv, dim), v.reshape(n, n_kv, dim)
-    q_norm, k_norm = part("self_attn.q_norm"), part("self_attn.k_norm")
-    if q_norm is not None and k_norm is not None:
-        q, k = (_rms_norm(x, weight, eps, arch == "gemma3") for x, weight in ((q, q_norm), (k, k_norm)))
-    sliding = _is_sliding(arch, config, layer)
-    cos, sin = _rotation(arch, config, n, dim, local=sliding and arch == "gemma3")
+    if config.has_qk_norms:
+        q, k = norm(q, "self_attn.q_norm"), norm(k, "self_attn.k_norm")
+    cos, sin = _rotation(config.ropes[layer], n)
     q, k = _rotated(q, cos, sin), _rotated(k, cos, sin)
-    k, v = np.repeat(k, n_heads // n_kv, axis=1), np.repeat(v, n_heads // n_kv, axis=1)
-    scale = 1 / math.sqrt(config.get("query_pre_attn_scalar") or dim)
-    scores = np.einsum("qhd,khd->hqk", q, k) * np.float32(scale)
-    if config.get("attn_logit_softcapping"):
-        cap = np.float32(config["attn_logit_softcapping"])
-        scores = np.tanh(scores / cap) * cap
-    ages = np.arange(n)[:, None] - np.arange(n)[None, :]  # of the key, seen from the query
-    hidden = (ages < 0) | (ages >= config["sliding_window"] if sliding else False)
+    out = np.empty_like(q)
+    # Heads of one key together, and few queries at a time: the scores of a long text would not fit.
+    q = q.reshape(n, n_kv, n_heads // n_kv, dim)
+    for first in range(0, n, _N_QUERIES):
+        last = min(first + _N_QUERIES, n)
+        start = 0 if config.windows[layer] is None else max(0, first - int(config.windows[layer] or 0))
+        weights = _attention_weights(q[first:last], k[start:last], first, start, config, layer)
+        out[first:last] = np.einsum("grqk,kgd->qgrd", weights, v[start:last], optimize=True).reshape(-1, n_heads, dim)
+    return linear(out.reshape(n, n_heads * dim), "self_attn.o_proj")
+
+
+def _attention_weights(q: Floats, k: Floats, first: int, start: int, config: ReferenceConfig, layer: int) -> Floats:
+    """Of queries from position `first` to keys from `start`, shape (n_kv_heads, heads of each, n_queries, n_keys)."""
+    scores: Floats = np.einsum("qgrd,kgd->grqk", q, k, optimize=True) * np.float32(config.query_scale)
+    scores = _capped(scores, config.attention_cap)
+    ages = (first + np.arange(len(q)))[:, None] - (start + np.arange(len(k)))[None, :]  # of the key, for the query
+    window = config.windows[layer]
+    hidden = ages < 0 if window is None else (ages < 0) | (ages >= window)
     scores = np.where(hidden, np.float32(-np.inf), scores)
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    scores /= scores.sum(axis=-1, keepdims=True)
-    return linear(np.einsum("hqk,khd->qhd", scores, v).reshape(n, n_heads * dim), "self_attn.o_proj")
+    weights: Floats = scores / scores.sum(axis=-1, keepdims=True)
+    return weights
 
 
-def _is_sliding(arch: str, config: Mapping[str, Any], layer: int) -> bool:
-    if arch not in {"gemma2", "gemma3"}:
-        return False  # elsewhere a file states no more context than its window
-    if config.get("layer_types"):
-        return bool(config["layer_types"][layer] == "sliding_attention")
-    return (layer + 1) % (config.get("sliding_window_pattern") or 2) != 0
-
-
-def _rotation(arch: str, config: Mapping[str, Any], n: int, dim: int, *, local: bool) -> tuple[Floats, Floats]:
-    """Cosines and sines of each position and frequency, shape (n, rotated / 2)."""
-    told = dict(config.get("rope_parameters") or {})
-    if arch == "gemma3":
-        told = {} if local else dict(told.get("full_attention") or {}) | (config.get("rope_scaling") or {})
-        of_local = (config.get("rope_parameters") or {}).get("sliding_attention") or {}
-        base = of_local.get("rope_theta") or config.get("rope_local_base_freq") or 1e4
-        base = float(base if local else told.get("rope_theta") or config.get("rope_theta") or 1e6)
-    else:
-        told = dict(config.get("rope_scaling") or told)
-        base = float(told.get("rope_theta") or config.get("rope_theta") or 1e4)
-    kind = told.get("rope_type") or told.get("type") or "default"
-    rotated = int(dim * (told.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0))
-    frequencies = base ** (-np.arange(0, rotated, 2, dtype=np.float64) / rotated)
-    amplitude, most = 1.0, config["max_position_embeddings"]
-    original = told.get("original_max_position_embeddings") or most
-    if kind == "linear":
-        frequencies = frequencies / told["factor"]
-    elif kind == "llama3":
-        turns = original * frequencies / (2 * math.pi)  # within the context of the training
-        low, high = told["low_freq_factor"], told["high_freq_factor"]
-        smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
-        frequencies = frequencies * (smooth + (1 - smooth) / told["factor"])
-    elif kind in {"longrope", "su"}:
-        original = config["original_max_position_embeddings"] if arch == "phi3" else original
-        stretch = told.get("factor") or most / original
-        frequencies = frequencies / np.asarray(told["short_factor" if n <= original else "long_factor"])
-        amplitude = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
-    elif kind == "yarn":
-        # The dimension whose wave turns so often within the original context (arXiv:2309.00071, section 3.2).
-        first, last = (rotated * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base)) for turns in (32, 1))
-        first, last = max(math.floor(first), 0), min(math.ceil(last), rotated - 1)
-        kept = 1 - np.clip((np.arange(rotated // 2) - first) / max(last - first, 0.001), 0, 1)
-        frequencies = frequencies * (kept + (1 - kept) / told["factor"])
-        scale, all_dim = told.get("mscale"), told.get("mscale_all_dim")
-        grown = 0.1 * math.log(told["factor"])
-        amplitude = (grown * scale + 1) / (grown * all_dim + 1) if scale and all_dim else grown + 1
-    elif kind != "default":
-        raise NoReference(f"the reference does not know rope scaling {kind!r}")
-    if kind in {"yarn", "longrope", "su"} and told.get("attention_factor") is not None:
-        amplitude = float(told["attention_factor"])
+def _rotation(rope: Rope, n: int) -> tuple[Floats, Floats]:
+    """Cosines and sines of each position and frequency, shape (n, n_rotated / 2)."""
+    frequencies, amplitude = rope.at(n)
     angles = np.arange(n)[:, None] * frequencies[None, :]
     return (np.cos(angles) * amplitude).astype(np.float32), (np.sin(angles) * amplitude).astype(np.float32)
 

@@ -16,6 +16,7 @@ Rope = dict[str, Any]
 _ANY: tuple[Any, ...] = ()
 _SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
     "default": {},
+    "dynamic": {"factor": _ANY, "original_max_position_embeddings": _ANY},
     "linear": {"factor": _ANY},
     "yarn": {
         "factor": _ANY, "original_max_position_embeddings": _ANY, "attention_factor": _ANY, "mscale": _ANY,
@@ -29,6 +30,7 @@ _SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
     ),
 }  # fmt: skip
 _NEEDED = {
+    "dynamic": ("factor",),
     "linear": ("factor",),
     "yarn": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
@@ -49,10 +51,16 @@ def read_rope(folder: Path, family: Family, config: Mapping[str, Any]) -> Rope:
     kind = "longrope" if kind == "su" or (kind == "yarn" and family.arch == "phi3") else kind
     theta = rope.pop("rope_theta", None) or config.get("rope_theta") or (1e6 if family.arch == "gemma3" else 1e4)
     part = rope.pop("partial_rotary_factor", None) or config.get("partial_rotary_factor") or 1.0
-    if family.arch == "phi3" and kind != "default":  # transformers prefers the outer one, or Phi-3's default
-        rope["original_max_position_embeddings"] = config["original_max_position_embeddings"]
+    outer = config.get("original_max_position_embeddings")
+    if outer and kind in {"yarn", "llama3", "longrope"}:  # transformers prefers the outer one, or Phi-3's default
+        rope["original_max_position_embeddings"] = outer
+    if kind == "yarn" and "factor" in rope and rope["factor"] is None:
+        original = int(rope.get("original_max_position_embeddings") or config["max_position_embeddings"])
+        rope["factor"] = int(config["max_position_embeddings"]) / original
     _account(folder, family, kind, rope)
     head_dim = int(config.get("head_dim") or int(config["hidden_size"]) // int(config["num_attention_heads"]))
+    if kind == "default" and family.arch != "phi3":
+        part = 1.0  # transformers reads it where positions are stretched, and for Phi-3
     n_rotated = int(float(part) * head_dim)
     if n_rotated != head_dim and family.arch != "phi3":
         raise UnsupportedModel(
@@ -133,6 +141,8 @@ def rope_entries(arch: str, config: Mapping[str, Any], rope: Rope) -> dict[str, 
         entries |= {f"{key}.attn_factor": gguf.f32(beyond)} if not math.isclose(beyond, 1.0, rel_tol=1e-9) else {}
     if kind == "longrope":
         entries |= {
+            # Elsewhere than in Phi-3 the factors are looked for only if this is said.
+            **({f"{key}.type": gguf.string("longrope")} if arch != "phi3" else {}),
             f"{key}.original_context_length": gguf.u32(int(rope["original_max_position_embeddings"])),
             f"{key}.attn_factor": gguf.f32(_longrope_amplitude(config, rope)),
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgellm.export.facts import read_config
+from edgellm.export.facts import UnsupportedModel, read_config, read_document
 from edgellm.export.source import ModelSource
 from edgellm.memory import plan as planner
 from edgellm.memory.context import N_DRAFT_MOST, ContextSettings
@@ -12,7 +12,7 @@ from edgellm.memory.counts import from_config
 from edgellm.memory.device import sized_device
 from edgellm.memory.gguf import read_header
 from edgellm.memory.plan import MemoryPlan, PairSettings
-from edgellm.memory.shape import ModelShape, from_header
+from edgellm.memory.shape import ModelShape, UnknownShape, from_header
 from edgellm.memory.units import format_bytes
 
 # From the most exact down; below Q3_K_M small models lose more than their size is worth.
@@ -46,5 +46,20 @@ def best_quant(target: ModelSource, draft: ModelSource | None, device_bytes: int
 def _shape(source: ModelSource, quant: str) -> ModelShape:
     if source.is_gguf:
         return from_header(read_header(source.path), source.name)
-    config: dict[str, Any] = read_config(source.path)[1]
-    return from_config(config, quant, source.name)
+    try:
+        return from_config(_config(source), quant, source.name)
+    except UnknownShape as error:
+        raise UnknownShape(
+            f"{error.args[0].partition(';')[0]}, so that --mem cannot choose a type for it: export it with "
+            f"--quant F16 first, and then its file with --mem"
+        ) from error
+
+
+def _config(source: ModelSource) -> dict[str, Any]:
+    """The text model's settings; those of a family that llama.cpp's script converts as they are."""
+    try:
+        return read_config(source.path)[1]
+    except UnsupportedModel:
+        config = read_document(source.path)
+        text = config.get("text_config")
+        return {**config, **text} if isinstance(text, dict) else config

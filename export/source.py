@@ -16,8 +16,10 @@ from edgellm.export.download import Progress
 
 TOKENIZER_FILES = {
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.jinja", "chat_template.json", "config.json", "generation_config.json",
+    "chat_template.jinja", "chat_template.json", "config.json", "generation_config.json", "spiece.model",
+    "hf_quant_config.json",
 }  # fmt: skip
+_OLD_TOKENIZER_FILES = {"vocab.json", "merges.txt"}  # of repositories that have no other
 ADAPTER = "adapter_config.json"
 
 
@@ -46,7 +48,7 @@ class ModelSource:
         if self.is_gguf:
             return [self.path]
         there = {path.name for path in self.path.iterdir() if path.is_file()}
-        return sorted(self.path / name for name in {*(TOKENIZER_FILES & there), *_weights(self.path, there)})
+        return sorted(self.path / name for name in {*_small_files(there), *_weights(self.path, there)})
 
     def digests(self) -> dict[str, str]:
         """sha256 of each of `files`."""
@@ -125,7 +127,7 @@ def _fetch(
     _look(check, folder, repo, has_tokenizer=False)
     if weights is None:
         raise naming.BadReference(f"{repo} is an adapter and holds no model of its own: name its base model")
-    for filename in sorted(TOKENIZER_FILES & set(sizes)):
+    for filename in sorted(_small_files(sizes)):
         pull(filename)
     _look(check, folder, repo, has_tokenizer=True)
     if weights.endswith(".index.json"):
@@ -136,6 +138,12 @@ def _fetch(
     else:
         pull(weights)
     return ModelSource(name, folder, repo, commit, licence)
+
+
+def _small_files(names: Collection[str]) -> set[str]:
+    """Of a repository's files, those that say how a model computes and how it reads text."""
+    small = TOKENIZER_FILES & set(names)
+    return small if small & {"tokenizer.json", "tokenizer.model"} else small | (_OLD_TOKENIZER_FILES & set(names))
 
 
 def _look(check: Check | None, folder: Path, repo: str, *, has_tokenizer: bool) -> None:

@@ -6,6 +6,7 @@ A part of tokenizer.json that is not among them changes tokens in silence, so it
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,8 @@ def account(folder: Path, document: Part, config: Part, *, sentencepiece: bool) 
     splitters = list(parts(document.get("pre_tokenizer"), "pretokenizers"))
     if any(map(_prepends, normalizers)):
         _account_normalised(folder, document)
+    if not sentencepiece and normalizers:
+        _account_composed(folder, document)
     decoders = list(parts(document.get("decoder"), "decoders"))
     for part in normalizers:
         if not (_replaces_spaces(part) or _prepends(part) if sentencepiece else part["type"] == "NFC"):
@@ -113,6 +116,17 @@ def _account_normalised(folder: Path, document: Part) -> None:
         if entry.get("normalized") and not entry.get("special"):
             raise TokenizerError(
                 f"{folder}: the added token {entry['content']!r} is looked for in normalised text (normalized), which "
+                f"llama.cpp does not do; clear it if it does not matter, or {WAY_OUT}"
+            )
+
+
+def _account_composed(folder: Path, document: Part) -> None:
+    """Where characters are composed first (NFC), so is the text of an added token that is looked for after that."""
+    for entry in document.get("added_tokens") or []:
+        text = str(entry["content"])
+        if entry.get("normalized") and unicodedata.normalize("NFC", text) != text:
+            raise TokenizerError(
+                f"{folder}: the added token {text!r} is looked for with its characters composed (normalized), which "
                 f"llama.cpp does not do; clear it if it does not matter, or {WAY_OUT}"
             )
 
@@ -223,10 +237,14 @@ def account_config(folder: Path, config: Part) -> None:
             )
 
 
+# llama.cpp's rules of these names stand in for others: they see letter case in ASCII alone, and no marks.
+APPROXIMATE = {"gpt-4o", "tekken"}
+
+
 def remarks(document: Part, pre_tokenizer: str) -> list[str]:
     """Texts that llama.cpp cuts otherwise whatever a file says, in sentences."""
     found = []
-    if pre_tokenizer == "gpt-4o":
+    if pre_tokenizer in APPROXIMATE:
         found.append(
             "llama.cpp splits words with combining marks, or of mixed case beyond ASCII, otherwise than its tokenizer"
         )
@@ -236,7 +254,7 @@ def remarks(document: Part, pre_tokenizer: str) -> list[str]:
         found.append("its tokenizer composes characters first (NFC), which llama.cpp leaves to its caller")
     if any(part["type"] == "Metaspace" and part.get("prepend_scheme", "always") != "never" for part in splitters):
         found.append(
-            "its tokenizer puts no space before a text that begins with one, or stands behind a control token; "
+            "its tokenizer puts no space before a text that begins with one, or stands behind an added token; "
             "llama.cpp does"
         )
     return found

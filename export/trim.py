@@ -111,6 +111,9 @@ def trim_vocabulary(source: Path, target: Path, kept: Sequence[int]) -> None:
     header = read_header(source)
     entries = dict(_raw_entries(source))
     tokens, types, scores, merges = _vocabulary(header)
+    names = [tensor.name for tensor in header.tensors if tensor.name != "token_embd.weight"]
+    if per_layer := next((name for name in names if "per_layer_token_embd" in name), None):
+        raise TrimError(f"{source} has embeddings for its layers too ({per_layer}), which are not cut: leave it whole")
     if header.hparam("nextn_predict_layers"):
         raise TrimError(f"{source} carries a draft head of its own, which shares its vocabulary: leave that as it is")
     if not kept or kept[-1] >= len(tokens):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,18 @@ import numpy as np
 
 from edgellm.export import engine
 from edgellm.export.reference import NoReference, reference_logits
+from edgellm.export.reference_config import ReferenceConfig, read_reference_config
 from edgellm.export.script import n_compared, transformers_logits
 from edgellm.export.source import ModelSource
+from edgellm.export.tokenizer_facts import APPROXIMATE
+from edgellm.memory.gguf import read_header
 
 MAX_LOGITS_ERROR = 0.02  # half precision rounds activations; an exchanged or lost tensor is off by about 1
-N_LOGITS = 24  # tokens
+N_TOKENS = 96  # of a text, where nothing asks for a longer one
+N_ROWS = 32  # whose logits are compared at its beginning, and as many at its end
+MAX_TOKENS = 4096 + N_ROWS
+MAX_MULTIPLICATIONS = 1_000_000_000_000  # some ten seconds, for texts beyond the context of the training
+SHORT_CONTEXT = 256  # tokens, the least that llama.cpp allots
 
 # Texts that trip tokenizers: runs of spaces, digits, contractions, marks, scripts without spaces, emoji, code,
 # control characters.
@@ -116,6 +123,8 @@ def check_tokens(folder: Path, path: Path, n_random: int = 500) -> dict[str, Any
     texts = [unicodedata.normalize("NFC", text) for text in texts]  # some references do so first; llama.cpp never does
     if type(reference.pre_tokenizer).__name__ == "Metaspace":  # puts no space before one; llama.cpp does
         texts = [text for text in texts if not text.startswith(" ")]
+    if read_header(path).metadata.get("tokenizer.ggml.pre") in APPROXIMATE:
+        texts = [text for text in texts if not any(map(_has_case_or_marks, text))]
     expected = [reference.encode(text, add_special_tokens=False).ids for text in texts]
     for text, found, ids in zip(texts, engine.tokenise(path, texts), expected, strict=True):
         if found != ids:
@@ -123,21 +132,60 @@ def check_tokens(folder: Path, path: Path, n_random: int = 500) -> dict[str, Any
     return {"n_texts": len(texts), "different": 0}
 
 
+def _has_case_or_marks(sign: str) -> bool:
+    """What llama.cpp's stand-ins for some rules do not see."""
+    return sign > "\x7f" and unicodedata.category(sign) in {"Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me"}
+
+
 def check_logits(folder: Path, path: Path, *, python: Path | None = None) -> dict[str, Any] | str:
-    """Compare the file's logits with a plain forward pass over the checkpoint, or with transformers' of `python`."""
-    tokens = engine.tokenise(path, [TEXT])[0][: n_compared(folder) if python else N_LOGITS]
+    """Compare the file's logits with a plain forward pass over the checkpoint, or with transformers' of `python`, at
+    the beginning and the end of texts that are long enough to show what only far positions do.
+
+    Raises:
+        VerificationFailed: other logits.
+    """
     try:
-        expected = transformers_logits(python, folder, tokens) if python else reference_logits(folder, tokens)
+        lengths = [n_compared(folder)] if python else _telling_lengths(read_reference_config(folder), path)
+        ids = engine.tokenise(path, [TEXT])[0]
+        checked = [_compared(folder, path, (ids * (n // len(ids) + 1))[:n], python) for n in lengths]
     except NoReference as error:
         return f"not compared: {error}"
-    found = engine.logits(path, tokens)
-    if found.shape != expected.shape or not np.isfinite(found).all():
+    return {
+        "n_tokens": sum(n for n, _, _ in checked),
+        "longest_text": max(lengths),
+        "max_relative_error": round(max(error for _, error, _ in checked), 7),
+        "same_choice": sum(same for _, _, same in checked),
+    }
+
+
+def _compared(folder: Path, path: Path, tokens: Sequence[int], python: Path | None) -> tuple[int, float, int]:
+    """(rows compared, the worst relative error, rows whose likeliest token is the same)"""
+    rows = sorted({*range(min(N_ROWS, len(tokens))), *range(max(0, len(tokens) - N_ROWS), len(tokens))})
+    expected = transformers_logits(python, folder, tokens)[rows] if python else reference_logits(folder, tokens, rows)
+    found = engine.logits(path, tokens, rows)
+    if found.shape != expected.shape:
         raise VerificationFailed(f"{path.name} gives logits of shape {found.shape}, not {expected.shape}")
     errors = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
-    if errors.max() > MAX_LOGITS_ERROR:
+    worst = int(np.argmax(np.where(np.isnan(errors), np.inf, errors)))
+    # Where two experts are as good as each other, rounding chooses: a few tokens may then differ at will.
+    is_mixture = bool(read_header(path).hparam("expert_count", 0))
+    judged = float(np.quantile(errors, 0.9)) if is_mixture else float(errors[worst])
+    if not judged <= MAX_LOGITS_ERROR:
         raise VerificationFailed(
-            f"{path.name} gives other logits than the checkpoint (relative error {errors.max():.3g}): "
-            "please report the model; --no-verify exports it all the same"
+            f"{path.name} gives other logits than the checkpoint (relative error {errors[worst]:.3g} at token "
+            f"{rows[worst] + 1} of {len(tokens)}): please report the model; --no-verify exports it all the same"
         )
-    same = int((found.argmax(axis=1) == expected.argmax(axis=1)).sum())
-    return {"n_tokens": len(tokens), "max_relative_error": round(float(errors.max()), 7), "same_choice": same}
+    return len(rows), float(errors[worst]), int((found.argmax(axis=1) == expected.argmax(axis=1)).sum())
+
+
+def _telling_lengths(config: ReferenceConfig, path: Path) -> list[int]:
+    """Lengths of text that show a file's windows and stretched positions, within the context that it states."""
+    n_context = int(read_header(path).hparam("context_length"))
+    beyond = [window + N_ROWS for window in config.windows if window is not None]
+    affordable = MAX_MULTIPLICATIONS // (path.stat().st_size // 2)  # of half-precision weights
+    stretched = [rope.original_positions + N_ROWS for rope in config.ropes if rope.is_stretched]
+    beyond += [min(n, affordable) for n in stretched]
+    longest = min(max([N_TOKENS, *beyond]), MAX_TOKENS, n_context)
+    # Factors for short texts are other ones; llama.cpp goes by a context that it rounds up.
+    has_short = any(rope.kind == "longrope" and rope.original_positions >= SHORT_CONTEXT for rope in config.ropes)
+    return sorted({min(N_TOKENS, longest), longest} if has_short else {longest})

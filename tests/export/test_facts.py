@@ -61,7 +61,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"rope_parameters": {**YARN, "truncate": False}}, "truncate"),
     ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "does not say factor"),
     ("llama", {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 2]}}, "mrope_section"),
-    ("llama", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "a part of each head"),
+    (
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}},
+        "a part of each head",
+    ),
     ("qwen2", {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "stretches its context by 'llama3'"),
     ("qwen3", {"rope_scaling": {"rope_type": "proportional"}}, "stretches its context by 'proportional'"),
     ("gemma3", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "stretches its context by 'yarn'"),
@@ -69,12 +73,12 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma3", {"rope_parameters": {"rope_type": "default"}}, "where Gemma 3 has two"),
     ("phi3", {"rope_scaling": {**LONG_ROPE, "short_mscale": 1.1}}, "short_mscale"),
     # Gemma
-    ("gemma2", {"final_logit_softcapping": None}, "does without final_logit_softcapping"),
-    ("gemma2", {"attn_logit_softcapping": None}, "does without attn_logit_softcapping"),
     ("gemma2", {"query_pre_attn_scalar": ...}, "scales its queries by 256"),
     ("gemma3", {"query_pre_attn_scalar": 64}, "scales its queries by 64"),
     ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0"),
-    ("gemma3", {"layer_types": ["full_attention"] * 7}, "otherwise than every 6th"),
+    ("gemma3", {"layer_types": ["full_attention"] * 6 + ["chunked_attention"]}, "of the kind 'chunked_attention'"),
+    ("gemma3", {"layer_types": ["full_attention"] * 6}, "tells of 6 of 7 layers"),
+    ("llama", {"text_config": {"rms_norm_eps": 0.05}}, "has a text_config"),
     # shapes and kinds
     ("qwen2", {"head_dim": 24}, "4 heads of 24"),
     ("qwen3", {"attention_bias": True}, "attention_bias true"),
@@ -119,6 +123,17 @@ RIGHT: list[tuple[str, dict[str, Any]]] = [
     ("phi3", {"rope_scaling": {**LONG_ROPE, "factor": 2.0}}),
     ("phi3", {"rms_norm_eps": ...}),
     ("llama", {"architectures": None, "model_type": "llama", "sliding_window": 4096}),
+    # transformers reads a part to rotate only where positions are stretched
+    ("llama", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),
+    ("mistral", {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}}),
+    ("llama", {"rope_parameters": {**YARN, "factor": None}}),
+    ("qwen2", {"rope_parameters": {**YARN}, "original_max_position_embeddings": 128}),
+    ("llama", {"rope_scaling": LONG_ROPE, "original_max_position_embeddings": 256}),
+    ("gemma2", {"final_logit_softcapping": None}),
+    ("gemma2", {"attn_logit_softcapping": None}),
+    ("gemma2", {"layer_types": ["full_attention", "sliding_attention"]}),
+    ("gemma3", {"layer_types": ["full_attention"] * 7}),
+    ("gemma3", {"sliding_window_pattern": 3}),
 ]
 
 
@@ -127,7 +142,23 @@ def test_what_is_read_gives_the_logits_that_the_configuration_means(
     tmp_path: Path, family: str, changes: dict[str, Any]
 ) -> None:
     folder = edited(tiny_model(tmp_path / "tiny", family), **changes)
-    assert worst_error(folder, tmp_path / "model.gguf") < (5e-4 if family.startswith("gemma") else 1e-5)
+    assert worst_error(folder, tmp_path / "model.gguf") < (1e-3 if family.startswith("gemma") else 1e-5)
+
+
+def test_what_stands_beside_a_text_config_is_not_the_texts(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "tiny", "gemma3")
+    text = config_of(folder)
+    outer = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": text}
+    (folder / "config.json").write_text(json.dumps({**outer, "rms_norm_eps": 0.5, "sliding_window": 100}))
+    assert worst_error(folder, tmp_path / "model.gguf") < 5e-4
+    header = read_header(tmp_path / "model.gguf")
+    assert header.hparam("attention.sliding_window") == text["sliding_window"]
+
+
+def test_what_grows_with_a_text_is_right_within_the_context_and_said(tmp_path: Path) -> None:
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
+    folder = edited(tiny_model(tmp_path / "tiny", "llama"), rope_parameters=rope)
+    assert any("as a text grows beyond 256 tokens (dynamic)" in remark for remark in examine(folder))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])

@@ -70,10 +70,10 @@ def edited(folder: Path, **changes: object) -> Path:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM, which is not among .*--converter PATH"),
+        ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM, which is not among .*--converter llama.cpp"),
         ({"quantization_config": {"quant_method": "awq"}}, r"quantised already \(awq\)"),
         ({"num_local_experts": 8}, "mixture of experts"),
-        ({"rope_scaling": {"rope_type": "dynamic"}}, "stretches its context by 'dynamic'"),
+        ({"rope_scaling": {"rope_type": "dynamic"}}, "stretches its context by 'dynamic' and does not say factor"),
         ({"num_hidden_layers": 3}, r"lacks the tensor for blk\.2"),
         ({"num_hidden_layers": 1}, r"beyond the layers"),
         ({"intermediate_size": 97}, "where config.json makes it"),

@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 from checkpoints import random_weights, small_tokenizer, tiny_model, write_weights
 
-from edgellm.export import engine, pipeline
+from edgellm.export import engine
 from edgellm.export.engine import EngineJobError, quantise
 from edgellm.export.gguf import to_gguf
 from edgellm.export.gguf_writer import PlannedTensor, f32s, string, write_gguf
-from edgellm.export.pipeline import Options, Request
-from edgellm.export.source import resolve
 from edgellm.memory.gguf import read_header
 
 
@@ -80,24 +78,3 @@ def test_what_llama_cpp_refuses_is_one_sentence_and_leaves_nothing(tmp_path: Pat
     with pytest.raises(EngineJobError, match="failed on quantising"):
         quantise(tmp_path / "broken.gguf", tmp_path / "out.gguf", "Q8_0")
     assert [path.name for path in tmp_path.iterdir()] == ["broken.gguf"]
-
-
-def test_another_architecture_goes_through_the_script_that_is_named(tmp_path: Path, half: Path) -> None:
-    folder = tiny_model(tmp_path / "tiny", "llama")
-    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["MambaForCausalLM"]}
-    (folder / "config.json").write_text(json.dumps(config))
-    script = tmp_path / "convert.py"
-    script.write_text(
-        "import sys, shutil\n"
-        "assert sys.argv[2::2][:2] == ['--outfile', '--outtype'] and sys.argv[5] == 'f16', sys.argv\n"
-        f"shutil.copyfile({str(half)!r}, sys.argv[3])\n"
-    )
-    asked = Request(resolve(str(folder)), None, Options(("Q8_0",)), tmp_path / "out", converter=script)
-    made = pipeline.export(asked, lambda event: None)
-    assert read_header(tmp_path / "out" / "tiny-Q8_0.gguf").quantisation == "Q8_0"
-    assert "not among the families" in made.document["target"]["verification"]["logits"]
-    script.write_text("raise SystemExit('cannot')")
-    with pytest.raises(pipeline.ExportError, match="cannot"):
-        pipeline.export(
-            Request(asked.target, None, Options(("Q4_0",)), tmp_path / "b", converter=script), lambda e: None
-        )
