@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,18 +106,9 @@ def _content(
 
 
 def _write(path: Path, content: bytes) -> None:
-    from edgellm.export.download import settle
+    from edgellm.memory import files
 
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(content)
-        settle(aside, path)
-    except OSError as error:  # of the name that was asked for, not of one that nobody knows
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            aside.unlink()
+    files.write(path, content, private=True)
 
 
 def read(path: Path, vocabulary: Vocabulary) -> Conversation:

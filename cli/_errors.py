@@ -26,6 +26,7 @@ _KNOWN: dict[str, int] = {
     "edgellm.memory.onnx.OnnxError": FAILED,
     "edgellm.export.download.SourceError": FAILED,
     "edgellm.export.environments.ExporterError": FAILED,
+    "edgellm.export.imatrix.BadImatrix": FAILED,
     "edgellm.export.manifest.ManifestError": FAILED,
     "edgellm.export.workshop.ExportError": FAILED,
     "edgellm.export.trim.TrimError": FAILED,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -33,12 +32,7 @@ def write_whole(path: Path, option: str, fill: Callable[[Path], object]) -> None
     Raises:
         typer.BadParameter, OSError: as `destination`, or it cannot be written.
     """
-    from edgellm.export.download import settle
+    from edgellm.memory.files import making
 
-    real = destination(path, option)
-    aside = real.with_name(f".{real.stem}.{os.getpid()}.part{real.suffix}")
-    try:
+    with making(destination(path, option), suffix=path.suffix) as aside:
         fill(aside)
-        settle(aside, real)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import typer
 from edgellm.cli._output import out
 
 if TYPE_CHECKING:
+    from edgellm.export.environments import Exporter
     from edgellm.export.manifest import Manifest
     from edgellm.export.pipeline import Request
     from edgellm.export.source import ModelSource
@@ -84,8 +86,14 @@ def export(
     from edgellm.cli._models import asked_bytes
     from edgellm.cli._pair import judge, tabulate
     from edgellm.cli._progress import DownloadBar
-    from edgellm.export import facts, manifest, naming, pipeline, source
+    from edgellm.export import facts, manifest, naming, onnx_facts, pipeline, source
 
+    if format_ == "gguf":
+        from edgellm.export.imatrix import refuse_without
+
+        wanted = _words(quant or "Q4_K_M")
+        drafts = (_words(draft_quant or "") or wanted) if draft else ()
+        refuse_without(wanted if mem is None else (), drafts, has_matrix=imatrix is not None)
     if format_ not in ("gguf", "onnx"):
         raise typer.BadParameter(f"--format {format_}: take gguf or onnx")
     if format_ == "onnx" and converter == os.environ.get("EDGELLM_CONVERTER"):
@@ -95,7 +103,7 @@ def export(
     converters = Converters(converter or (there.converter if there else None), exporter_python)
 
     def fetch(reference: str, at: str | None) -> source.ModelSource:
-        check = converters.check if format_ == "gguf" else None
+        check = converters.check if format_ == "gguf" else partial(onnx_facts.examine, exporter=_exporter(exporter))
         return source.resolve(reference, revision=at, token=token, progress=DownloadBar(), check=check)
 
     if format_ == "onnx":
@@ -231,12 +239,10 @@ def _export_onnx(
     import sys
 
     from edgellm.cli._pair import judge
-    from edgellm.export.environments import EXPORTERS, environment
+    from edgellm.export.environments import environment
     from edgellm.export.onnx_export import OnnxRequest, export_onnx
 
-    chosen = next((name for name in EXPORTERS if name == exporter), None)
-    if chosen is None:
-        raise typer.BadParameter(f"--exporter {exporter}: take {' or '.join(EXPORTERS)}")
+    chosen = _exporter(exporter)
 
     def ask(question: str) -> bool:
         if yes:
@@ -256,6 +262,15 @@ def _export_onnx(
         judge=judge,
     )
     _show(export_onnx(request, _Watch(jsonl)), output, json_=json_, silent=jsonl)
+
+
+def _exporter(name: str) -> Exporter:
+    from edgellm.export.environments import EXPORTERS
+
+    chosen = next((known for known in EXPORTERS if known == name), None)
+    if chosen is None:
+        raise typer.BadParameter(f"--exporter {name}: take {' or '.join(EXPORTERS)}")
+    return chosen
 
 
 class _Watch:
@@ -347,10 +362,15 @@ def _stem(model: str) -> str:
     return name or "model"
 
 
+def _words(text: str) -> tuple[str, ...]:
+    """Names with commas between them, each once."""
+    return tuple(dict.fromkeys(word.strip().upper() for word in text.split(",") if word.strip()))
+
+
 def _types(text: str) -> tuple[str, ...]:
     from edgellm.export.engine import QUANTS
 
-    types = tuple(dict.fromkeys(word.strip().upper() for word in text.split(",") if word.strip()))
+    types = _words(text)
     for name in types:
         if name not in QUANTS:
             raise typer.BadParameter(

@@ -7,7 +7,21 @@ import sys
 
 import typer
 
-from edgellm.cli import _errors, _streams, bench, cache, chat, check, devices, doctor, export, models, plan, pull
+from edgellm.cli import (
+    _errors,
+    _streams,
+    bench,
+    cache,
+    chat,
+    check,
+    devices,
+    doctor,
+    export,
+    imatrix,
+    models,
+    plan,
+    pull,
+)
 from edgellm.cli._output import out
 
 app = typer.Typer(
@@ -49,6 +63,7 @@ app.command()(models.rm)
 app.command()(export.export)
 app.command()(export.verify)
 app.command()(export.bundle)
+app.command()(imatrix.imatrix)
 app.add_typer(cache.app, name="cache")
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import shutil
 import tarfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
 from edgellm.export import manifest, onnx_bundle
-from edgellm.export.gguf_writer import appearing
 from edgellm.export.manifest import Manifest, ManifestError
 from edgellm.export.workshop import exclusive
+from edgellm.memory.files import appearing, behind_links, beside, copy, discard, making
 
 
 def pack(
@@ -32,6 +34,8 @@ def pack(
     Raises:
         ManifestError: the folder is not what its manifest says, lacks the type, or `output` is there already.
     """
+    output = behind_links(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(output):
         return _pack(manifest.verify(folder), folder, output, quant, draft_quant, ort=ort)
 
@@ -53,34 +57,41 @@ def _pack(
     if _archive_kind(output):
         _write_archive(folder, output, packed, text)
         return packed
-    aside = output.with_name(f".{output.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    for entry in packed.files():
-        shutil.copyfile(folder / entry["path"], aside / entry["path"])
-    manifest.write(aside, packed.document)
-    manifest.verify(aside)
-    aside.replace(output)
+    with making(output) as aside:
+        aside.mkdir()
+        for entry in packed.files():
+            _copy(folder, aside, entry)
+        manifest.write(aside, packed.document)
+        manifest.verify(aside)
     return packed
 
 
 def _pack_onnx(folder: Path, output: Path, packed: Manifest, *, ort: bool) -> Manifest:
-    aside = output.with_name(f".{output.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        for entry in packed.files():
-            (aside / entry["path"]).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / entry["path"], aside / entry["path"])
-        document = {**packed.document, "files": onnx_bundle.furnish(aside, list(packed.files()), ort=ort)}
-        manifest.write(aside, document)
-        furnished = manifest.verify(aside)
-        if _archive_kind(output):
-            _write_archive(aside, output, furnished, (aside / manifest.NAME).read_bytes())
-        else:
-            aside.replace(output)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return furnished
+    if _archive_kind(output):
+        furnished_folder = beside(output, f"{os.getpid()}.part.folder")
+        discard(furnished_folder)
+        try:
+            made = _furnished(folder, furnished_folder, packed, ort=ort)
+            _write_archive(furnished_folder, output, made, (furnished_folder / manifest.NAME).read_bytes())
+        finally:
+            discard(furnished_folder)
+        return made
+    with making(output) as aside:
+        return _furnished(folder, aside, packed, ort=ort)
+
+
+def _furnished(folder: Path, into: Path, packed: Manifest, *, ort: bool) -> Manifest:
+    """An ONNX bundle's folder, complete."""
+    for entry in packed.files():
+        _copy(folder, into, entry)
+    document = {**packed.document, "files": onnx_bundle.furnish(into, list(packed.files()), ort=ort)}
+    manifest.write(into, document)
+    return manifest.verify(into)
+
+
+def _copy(folder: Path, into: Path, entry: Mapping[str, Any]) -> None:
+    (into / entry["path"]).parent.mkdir(parents=True, exist_ok=True)
+    copy(folder / entry["path"], into / entry["path"])
 
 
 def _archive_kind(output: Path) -> str | None:

@@ -207,6 +207,15 @@ def _refuse_quantised(folder: Path, config: Mapping[str, Any], name: str) -> str
     )
 
 
+def kind_of(name: str) -> str | None:
+    """What a class is that does not write text from left to right; None for one that does, as far as names tell."""
+    known = known_classes().get(name)
+    kind = _OTHER_ARCHS.get(known.arch) if known else None
+    if kind is None and name not in _WRITERS:
+        kind = next((what for pattern, what in _OTHER_CLASSES if re.search(pattern, name)), None)
+    return kind
+
+
 def _known(folder: Path, config: Mapping[str, Any], name: str, *, forced: bool) -> Known:
     """llama.cpp's entry for the class.
 
@@ -214,10 +223,7 @@ def _known(folder: Path, config: Mapping[str, Any], name: str, *, forced: bool) 
         UnsupportedModel: it has none, or one that writes no text.
     """
     known = known_classes().get(name)
-    kind = _OTHER_ARCHS.get(known.arch) if known else None
-    if kind is None and name not in _WRITERS:
-        kind = next((what for pattern, what in _OTHER_CLASSES if re.search(pattern, name)), None)
-    if kind is not None:
+    if (kind := kind_of(name)) is not None:
         raise UnsupportedModel(f"{folder} is {kind} ({name})")
     if known is None:
         raise UnsupportedModel(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
+from edgellm.memory.files import settle
 from edgellm.memory.units import format_bytes
 
 if TYPE_CHECKING:
@@ -114,24 +115,6 @@ def fetch(
             _get(url, partial, progress, n_bytes, dict(headers or {}))
     check(partial, n_bytes=n_bytes, sha256=sha256)
     settle(partial, dest)
-
-
-def settle(aside: Path, dest: Path) -> None:
-    """Give a finished file its name, durably: it is there whole or not at all."""
-    with aside.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(aside, dest)
-    sync(dest.parent)
-
-
-def sync(folder: Path) -> None:
-    """Names in a folder are data of the folder: bring them to the disk."""
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def check(path: Path, *, n_bytes: int | None, sha256: str | None) -> None:

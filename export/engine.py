@@ -6,9 +6,12 @@ damaged file, and goes when its parent goes.
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from numpy.typing import NDArray
 
 from edgellm.memory.children import ChildFailed, Send, answers, serve
 from edgellm.memory.cpu import usable_cores
+from edgellm.memory.files import making
 from edgellm.memory.gguf import FILE_TYPES, TYPE_IDS
 
 QUANTS = tuple(name for name in FILE_TYPES.values() if name not in {"F32", "TQ1_0", "TQ2_0", "MXFP4"})
@@ -78,23 +82,22 @@ def drop_layers(source: Path, target: Path, layers: Sequence[int]) -> None:
 def _rewrite(
     source: Path, target: Path, options: Event, what: str, on_tensor: Callable[[int, int], None] | None
 ) -> None:
-    aside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    job = {"job": "rewrite", "source": str(source), "target": str(aside), **options}
-    try:
-        for event in _events(job, what):
-            if on_tensor is not None and "tensor" in event:
-                on_tensor(event["tensor"], event["n_tensors"])
-        with aside.open("rb+") as file:
-            os.fsync(file.fileno())
-        aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)
+    with making(target) as aside:
+        job = {"job": "rewrite", "source": str(source), "target": str(aside), **options}
+        try:
+            for event in events(job, what):
+                if on_tensor is not None and "tensor" in event:
+                    on_tensor(event["tensor"], event["n_tensors"])
+        except EngineJobError as error:
+            if re.search("iostream|no space", str(error), re.IGNORECASE):  # how llama.cpp finds the disk full
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
+            raise
 
 
 def tokenise(path: Path, texts: Sequence[str], *, add_special: bool = False) -> list[list[int]]:
     """Each text as the token ids of the file's vocabulary, control tokens in the text included."""
     job = {"job": "tokenise", "path": str(path), "texts": list(texts), "add_special": add_special}
-    return [event["tokens"] for event in _events(job, f"reading the vocabulary of {path.name}") if "tokens" in event]
+    return [event["tokens"] for event in events(job, f"reading the vocabulary of {path.name}") if "tokens" in event]
 
 
 def logits(
@@ -111,7 +114,7 @@ def logits(
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "logits.npy"
         job = {"job": "logits", "path": str(path), "tokens": list(tokens), "rows": wanted, "out": str(out)}
-        for _ in _events(job | ({"lora": str(lora)} if lora is not None else {}), path.name):
+        for _ in events(job | ({"lora": str(lora)} if lora is not None else {}), path.name):
             pass
         found: NDArray[np.float32] = np.load(out, allow_pickle=False)
         return found
@@ -120,19 +123,32 @@ def logits(
 def perplexity(path: Path, text: str, *, n_ctx: int = 512, max_tokens: int = 4096) -> float:
     """exp of the mean negative log-likelihood of a token, over windows of `n_ctx`, their second halves alone."""
     job = {"job": "perplexity", "path": str(path), "text": text, "n_ctx": n_ctx, "max_tokens": max_tokens}
-    return next(float(event["perplexity"]) for event in _events(job, path.name) if "perplexity" in event)
+    return next(float(event["perplexity"]) for event in events(job, path.name) if "perplexity" in event)
 
 
 def generate(path: Path, prompt: str, n_tokens: int) -> list[int]:
     """The greedy continuation of `prompt`, token by token, end of text or not."""
     job = {"job": "generate", "path": str(path), "prompt": prompt, "n_tokens": n_tokens}
-    return next(list(event["tokens"]) for event in _events(job, path.name) if "tokens" in event)
+    return next(list(event["tokens"]) for event in events(job, path.name) if "tokens" in event)
 
 
-def _events(job: Event, what: str, *, timeout_s: float = TIMEOUT_S) -> Iterator[Event]:
-    """Run a job; the child's events as they come."""
+def version() -> str:
+    """Of the pinned engine."""
+    from importlib.metadata import version
+
+    return version("llama-cpp-python")
+
+
+def events(
+    job: Event, what: str, *, module: str = "edgellm.export.engine", timeout_s: float = TIMEOUT_S
+) -> Iterator[Event]:
+    """Run a job of `module`; the child's events as they come.
+
+    Raises:
+        EngineJobError: it failed.
+    """
     try:
-        yield from answers("edgellm.export.engine", job, timeout_s=timeout_s)
+        yield from answers(module, job, timeout_s=timeout_s)
     except ChildFailed as error:
         raise EngineJobError(f"llama.cpp failed on {what} ({error})") from error
 
@@ -140,9 +156,12 @@ def _events(job: Event, what: str, *, timeout_s: float = TIMEOUT_S) -> Iterator[
 # The child's side.
 
 
-def _work(job: Event, send: Send) -> None:
+Job = Callable[[Event, Any, Send], None]
+
+
+def work(jobs: Mapping[str, Job], job: Event, send: Send) -> None:
+    """Do the one of `jobs` that is asked for, with the engine started and listened to."""
     import ctypes
-    import re
 
     import llama_cpp
 
@@ -160,7 +179,7 @@ def _work(job: Event, send: Send) -> None:
     llama_cpp.llama_log_set(listen, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     try:
-        _JOBS[job["job"]](job, llama_cpp, send)
+        jobs[job["job"]](job, llama_cpp, send)
     except EngineJobError as error:
         raise EngineJobError(first_error or str(error)) from error
 
@@ -190,27 +209,29 @@ def _imatrix(path: Path, llama_cpp: Any, keep: list[Any]) -> Any:
     """llama.cpp's table of importances: mean squared activations by tensor name, ended by an empty name."""
     import ctypes
 
-    from edgellm.memory.gguf import read_header
+    from edgellm.export.imatrix import read
 
-    header = read_header(path)
-    by_name = {tensor.name: tensor for tensor in header.tensors}
-    names = sorted(name.removesuffix(".in_sum2") for name in by_name if name.endswith(".in_sum2"))
-    table = (llama_cpp.llama_model_imatrix_data * (len(names) + 1))()
-    for row, name in zip(table, names, strict=False):
-        sums, counts = (
-            np.fromfile(path, "<f4", tensor.n_bytes // 4, offset=header.data_offset + tensor.offset)
-            for tensor in (by_name[f"{name}.in_sum2"], by_name[f"{name}.counts"])
-        )
-        mean = np.ascontiguousarray(sums.reshape(len(counts), -1) / np.maximum(counts, 1)[:, None], "<f4")
+    means = read(path).means
+    table = (llama_cpp.llama_model_imatrix_data * (len(means) + 1))()
+    for row, (name, mean) in zip(table, means.items(), strict=False):
         keep += [mean, name.encode()]
         row.name, row.data, row.size = keep[-1], mean.ctypes.data_as(ctypes.POINTER(ctypes.c_float)), mean.size
     return table
 
 
-class _Model:
+class Model:
     """A model in this process, for as long as the job lasts."""
 
-    def __init__(self, path: str, llama_cpp: Any, *, n_ctx: int = 0) -> None:
+    def __init__(
+        self,
+        path: str,
+        llama_cpp: Any,
+        *,
+        n_ctx: int = 0,
+        n_batch: int | None = None,
+        watch: Any = None,
+        n_threads: int | None = None,
+    ) -> None:
         self._lib = llama_cpp
         params = llama_cpp.llama_model_default_params()
         params.vocab_only = n_ctx == 0
@@ -223,13 +244,16 @@ class _Model:
         self.n_vocab = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
         self.has_encoder = bool(llama_cpp.llama_model_has_encoder(self._model))
         if n_ctx:
-            self.n_batch = n_ctx if self.has_encoder else min(n_ctx, 64)  # an encoder reads all in one piece
+            # An encoder reads all in one piece.
+            self.n_batch = n_batch or (n_ctx if self.has_encoder else min(n_ctx, 64))
             context = llama_cpp.llama_context_default_params()
             context.n_ctx, context.n_batch, context.n_ubatch = n_ctx, self.n_batch, self.n_batch
             # Sums as exact as the library has them: what is judged here is the file.
             context.type_k = context.type_v = llama_cpp.GGML_TYPE_F32
             context.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-            context.n_threads = context.n_threads_batch = usable_cores()
+            context.n_threads = context.n_threads_batch = n_threads or usable_cores()
+            if watch is not None:
+                context.cb_eval = watch
             self._context = llama_cpp.llama_init_from_model(self._model, context)
             if not self._context:
                 raise EngineJobError("no context can be made")
@@ -243,10 +267,18 @@ class _Model:
         adapters = (self._lib.llama_adapter_lora_p_ctypes * 1)(adapter)
         self._lib.llama_set_adapters_lora(self._context, adapters, 1, (ctypes.c_float * 1)(1.0))
 
-    def encode(self, text: str, *, add_special: bool) -> list[int]:
+    def bos(self) -> int | None:
+        """The token that every text begins with, where the model wants one."""
+        wants = self._lib.llama_vocab_get_add_bos(self._vocab)
+        return int(self._lib.llama_vocab_bos(self._vocab)) if wants else None
+
+    def encode(self, text: str, *, add_special: bool, control: bool = True) -> list[int]:
+        """Args:
+        control: control tokens that the text spells become those.
+        """
         data = text.encode()
         room = (self._lib.llama_token * (len(data) + 8))()
-        n_tokens = self._lib.llama_tokenize(self._vocab, data, len(data), room, len(room), add_special, True)
+        n_tokens = self._lib.llama_tokenize(self._vocab, data, len(data), room, len(room), add_special, control)
         if n_tokens < 0:
             raise EngineJobError("a text does not tokenise")
         return list(room[:n_tokens])
@@ -292,14 +324,14 @@ class _Model:
 
 
 def _tokenise(job: Event, llama_cpp: Any, send: Send) -> None:
-    model = _Model(job["path"], llama_cpp)
+    model = Model(job["path"], llama_cpp)
     for text in job["texts"]:
         send({"tokens": model.encode(text, add_special=job["add_special"])})
 
 
 def _logits(job: Event, llama_cpp: Any, send: Send) -> None:
     tokens = job["tokens"]
-    model = _Model(job["path"], llama_cpp, n_ctx=max(len(tokens), 64))
+    model = Model(job["path"], llama_cpp, n_ctx=max(len(tokens), 64))
     if job.get("lora"):
         model.apply(job["lora"])
     if model.has_encoder:
@@ -309,7 +341,7 @@ def _logits(job: Event, llama_cpp: Any, send: Send) -> None:
 
 def _perplexity(job: Event, llama_cpp: Any, send: Send) -> None:
     n_ctx = job["n_ctx"]
-    model = _Model(job["path"], llama_cpp, n_ctx=n_ctx)
+    model = Model(job["path"], llama_cpp, n_ctx=n_ctx)
     tokens = model.encode(job["text"], add_special=False)[: job["max_tokens"]]
     first = model.encode("", add_special=True)[:1]  # BOS where the model wants one
     n_window = n_ctx - len(first)
@@ -326,18 +358,21 @@ def _perplexity(job: Event, llama_cpp: Any, send: Send) -> None:
             for row in rows:
                 position += 1
                 if n_unscored <= position < len(window):
-                    top = float(row.max())
-                    total += (
-                        top + float(np.log(np.exp(row - top, dtype=np.float64).sum())) - float(row[window[position]])
-                    )
+                    total += surprise(row, window[position])
                     n_scored += 1
     if not n_scored:
         raise EngineJobError(f"the text is too short: {len(tokens)} tokens, {n_ctx} are needed")
     send({"perplexity": float(np.exp(total / n_scored)), "n_scored": n_scored})
 
 
+def surprise(row: NDArray[np.float32], token: int) -> float:
+    """The negative log-likelihood of a token by the logits before it."""
+    top = float(row.max())
+    return top + float(np.log(np.exp(row - top, dtype=np.float64).sum())) - float(row[token])
+
+
 def _generate(job: Event, llama_cpp: Any, send: Send) -> None:
-    model = _Model(job["path"], llama_cpp, n_ctx=4096)
+    model = Model(job["path"], llama_cpp, n_ctx=4096)
     tokens = model.encode(job["prompt"], add_special=True)
     if model.has_encoder:
         tokens = model.read(tokens)
@@ -349,7 +384,7 @@ def _generate(job: Event, llama_cpp: Any, send: Send) -> None:
     send({"tokens": tokens[n_prompt:]})
 
 
-_JOBS: dict[str, Callable[[Event, Any, Send], None]] = {
+_JOBS: dict[str, Job] = {
     "rewrite": _rewritten,
     "tokenise": _tokenise,
     "logits": _logits,
@@ -358,4 +393,4 @@ _JOBS: dict[str, Callable[[Event, Any, Send], None]] = {
 }
 
 if __name__ == "__main__":
-    serve(_work, EngineJobError)
+    serve(partial(work, _JOBS), EngineJobError)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -167,5 +168,7 @@ def _checked(command: list[str], what: str) -> None:
 
 
 def _last_line(log: Path) -> str:
+    """The last exception that a log tells of; the last line where it tells of none."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1][-500:] if lines else ""
+    raised = [line for line in lines if re.match(r"(\w+\.)*\w*(Error|Exception|Exit|Interrupt)\b(: |$)", line)]
+    return (raised or lines or [""])[-1][-500:]

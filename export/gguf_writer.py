@@ -6,19 +6,17 @@ model passes through in pieces. Format: ggml's `docs/gguf.md`, version 3, little
 
 from __future__ import annotations
 
-import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
+from edgellm.memory.files import appearing
 from edgellm.memory.gguf import MAGIC, TENSOR_TYPES, TYPE_IDS
 
 ALIGNMENT = 32  # bytes; the format's default
 
-_U32, _I32, _F32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
+_U32, _I32, _F32, _BOOL, _STRING, _ARRAY, _F64 = 4, 5, 6, 7, 8, 9, 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +51,10 @@ def u32(value: int) -> bytes:
 
 def f32(value: float) -> bytes:
     return struct.pack("<If", _F32, value)
+
+
+def f64(value: float) -> bytes:
+    return struct.pack("<Id", _F64, value)
 
 
 def boolean(value: bool) -> bytes:
@@ -109,21 +111,6 @@ def write_gguf(
             file.write(bytes(_padded(n_written) - n_written))
             if on_tensor is not None:
                 on_tensor(tensor)
-
-
-@contextmanager
-def appearing(path: Path) -> Iterator[BinaryIO]:
-    """A file beside `path` that takes its name when the block ends well, and is gone when it does not."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with aside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
 
 
 def _text(value: str | bytes) -> bytes:

@@ -15,7 +15,8 @@ from pathlib import Path, PurePosixPath
 import filelock
 
 from edgellm.export import pypi
-from edgellm.export.download import Progress, SourceError, Unwatched, check, fetch, sync
+from edgellm.export.download import Progress, SourceError, Unwatched, check, fetch
+from edgellm.memory.files import settle
 from edgellm.memory.folders import home
 
 PACKAGE = ("llama-cpp-python", "0.3.36")
@@ -56,8 +57,7 @@ def _make(folder: Path, progress: Progress) -> None:
     aside = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(aside, ignore_errors=True)  # of a run that was interrupted
     _unpack(archive, aside)
-    aside.replace(folder)
-    sync(folder.parent)
+    settle(aside, folder)
     archive.unlink()
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgellm.export.gguf_writer import appearing
 from edgellm.export.source import sha256_of
 from edgellm.export.tokenizer import TokenizerError, read_json
+from edgellm.memory import files
 from edgellm.memory.gguf import GgufError, read_header
 from edgellm.memory.onnx import OnnxError, read_graph
 
@@ -84,9 +84,8 @@ def file_entry(path: Path, **facts: Any) -> dict[str, Any]:
 
 
 def write(folder: Path, document: Mapping[str, Any]) -> None:
-    with appearing(folder / NAME) as file:
-        text = json.dumps({"format": FORMAT, **document}, indent=2, ensure_ascii=False)
-        file.write(text.encode("utf-8", "backslashreplace") + b"\n")  # a name that is no UTF-8 becomes an escape
+    text = json.dumps({"format": FORMAT, **document}, indent=2, ensure_ascii=False)
+    files.write(folder / NAME, text.encode("utf-8", "backslashreplace") + b"\n")  # a name that is no UTF-8: an escape
 
 
 def read(folder: Path) -> Manifest:

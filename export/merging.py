@@ -17,9 +17,9 @@ from edgellm.export.adapters import EMBEDDING, HEAD, Adapter, Floats, Pair, floa
 from edgellm.export.checkpoint import CHUNK_BYTES, StoredTensor, read_checkpoint
 from edgellm.export.facts import UnsupportedModel, read_config
 from edgellm.export.gguf import gguf_name
-from edgellm.export.gguf_writer import appearing
 from edgellm.export.source import TOKENIZER_FILES
 from edgellm.export.tokenizer import read_json
+from edgellm.memory.files import appearing
 
 _Change = Callable[[int, Floats], Floats]  # (number of the first row, rows of the base) -> rows of the sum
 

@@ -20,6 +20,7 @@ from edgellm.export.source import TOKENIZER_FILES, ModelSource, fingerprint
 from edgellm.export.verify import TEXT, VerificationFailed
 from edgellm.export.workshop import ExportError, appear
 from edgellm.memory.cpu import usable_cores
+from edgellm.memory.files import discard, settle, write
 from edgellm.memory.onnx import OnnxError, read_graph
 
 QUANTS = ("int4", "int8", "fp16", "fp32")
@@ -89,7 +90,7 @@ def _make(
             else:
                 say("start", "convert")
                 tools |= _convert(request, source, folder, quant, log)
-                tools_path.write_text(json.dumps(tools))
+                write(tools_path, json.dumps(tools).encode())
                 say("done", "convert", n_bytes=sum(path.stat().st_size for path in folder.iterdir()))
             firsts.setdefault(role, folder)
             if wants_proof:
@@ -122,14 +123,14 @@ def _make(
         document["pair"] = {"exported": request.judge(firsts["target"], firsts["draft"], measure=bool(checked))}
         on_event({"event": "done", "step": "judge", "role": "draft", "file": firsts["draft"].name})
     for path in (log, tools_path, *work.glob("*.unfinished")):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        discard(path)
     return document | {"tools": tools, "files": files}
 
 
 def _convert(request: OnnxRequest, source: ModelSource, folder: Path, quant: str, log: Path) -> dict[str, str]:
     """The folder of one model and type, which appears whole or not at all; versions of what made it."""
     aside = folder.with_name(f"{folder.name}.unfinished")
-    shutil.rmtree(aside, ignore_errors=True)
+    discard(aside)
     aside.mkdir()
     job = {"job": "export", "exporter": request.exporter, "source": str(source.path.resolve()), "quant": quant}
     answer = run_job(request.python, {**job, "output": str(aside)}, f"exporting {source.name} to {quant}", log=log)
@@ -143,7 +144,7 @@ def _convert(request: OnnxRequest, source: ModelSource, folder: Path, quant: str
             raise OnnxError(f"{folder.name} has no cache")
     except OnnxError as error:
         raise ExportError(f"the exporter left a graph that cannot be used: {error}") from error
-    aside.replace(folder)
+    settle(aside, folder)
     return dict(answer["versions"])
 
 

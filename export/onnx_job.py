@@ -10,10 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +60,10 @@ def _by_builder(source: Path, made: Path, quant: str, scratch: str) -> None:
         extra = [option.replace("algo_config=k_quant", "algo_config=rtn") for option in extra]
     if _is_tied(source):
         extra = [*extra, "shared_embeddings=true"]
-    command = [sys.executable, "-I", "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(made)]
-    command += ["-p", precision, "-e", provider, "-c", f"{scratch}/cache"]
-    _run([*command, "--extra_options", *extra, "hf_token=false", "hf_remote=false"] if extra else command)
+    arguments = ["-i", str(source), "-o", str(made), "-p", precision, "-e", provider, "-c", f"{scratch}/cache"]
+    if extra:
+        arguments += ["--extra_options", *extra, "hf_token=false", "hf_remote=false"]
+    _run("onnxruntime_genai.models.builder", arguments, Path(scratch, "reason"))
 
 
 def _by_optimum(source: Path, made: Path, quant: str, scratch: str) -> None:
@@ -307,23 +311,60 @@ def _versions(exporter: str) -> dict[str, str]:
     return {name: version(name) for name in ("torch", "transformers", "onnx", "onnxruntime", *own)}
 
 
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    sys.stderr.write(done.stdout)
+def _run(module: str, arguments: list[str], reason: Path) -> None:
+    """A module as a program of its own. Why it failed it leaves in a file: what it prints may come in any order."""
+    command = [sys.executable, "-I", __file__, str(reason), module, *arguments]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=2, stderr=2, check=False)
+    if reason.exists():
+        raise ExporterFailed(reason.read_text(encoding="utf-8"))
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        short = "; most often for want of memory" if name == "SIGKILL" else ""
+        raise ExporterFailed(f"the exporter was ended by {name}{short}")
     if done.returncode:
-        lines = done.stdout.strip().splitlines() or [f"it ended with {done.returncode}"]
-        raise RuntimeError(f"the exporter said {lines[-1]!r}")
+        raise ExporterFailed(f"the exporter ended with code {done.returncode} and gave no reason")
+
+
+class ExporterFailed(Exception):
+    """A program that failed; the message is a sentence already."""
+
+
+def _guarded(reason: Path, module: str, arguments: list[str]) -> int:
+    """That program's side: run the module, and leave the exception that ended it."""
+    sys.argv = [module, *arguments]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except BaseException as error:
+        if isinstance(error, SystemExit) and error.code in (None, 0):
+            return 0
+        reason.write_text(_sentence(error), encoding="utf-8")
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _sentence(error: BaseException) -> str:
+    """An exception in its own words: some mean nothing without their type (`KeyError: 'rope_type'`)."""
+    if isinstance(error, SystemExit) and not isinstance(error.code, str):  # what it gave up for, where it says so
+        before = error.__context__
+        return _sentence(before) if before else f"it ended itself with code {error.code} and gave no reason"
+    words = " ".join(str(error).split())[:2000]
+    if isinstance(error, (ExporterFailed, SystemExit)):
+        return words
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def main() -> int:
+    if len(sys.argv) > 1:
+        return _guarded(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     job = json.loads(sys.stdin.readline())
     try:
         with contextlib.redirect_stdout(sys.stderr):
             answer = {"export": export, "verify": verify}[job["job"]](job)
-    except Exception as error:  # an exporter can raise anything; the parent makes a sentence of it
-        answer = {"error": " ".join(str(error).split())[:2000] or type(error).__name__}
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    except BaseException as error:  # an exporter can raise anything, and exit; the parent makes a sentence of it
+        answer = {"error": _sentence(error)}
+        traceback.print_exc()
     print(json.dumps(answer), flush=True)
     return 1 if "error" in answer else 0
 

@@ -7,9 +7,6 @@ name in one step.
 
 from __future__ import annotations
 
-import errno
-import os
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -17,16 +14,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from edgellm.export import conversion, engine, manifest, trim, verify
+from edgellm.export import conversion, engine, imatrix, manifest, trim, verify
 from edgellm.export.adapter_export import Merging
 from edgellm.export.conversion import CHOICES, Conversion
 from edgellm.export.gguf import to_gguf
-from edgellm.export.gguf_writer import appearing
 from edgellm.export.manifest import Manifest
 from edgellm.export.script import Converter
 from edgellm.export.script import convert as convert_by
 from edgellm.export.source import ModelSource, fingerprint, sha256_of
 from edgellm.export.workshop import ExportError, appear, workshop
+from edgellm.memory import files as whole_files
 from edgellm.memory.adapter import refuse_adapter
 from edgellm.memory.gguf import read_header
 
@@ -96,6 +93,8 @@ def export(request: Request, on_event: Callable[[Event], None]) -> Manifest:
         ExportError: the output is taken, or options contradict each other.
         UnsupportedModel, CheckpointError, TokenizerError, EngineJobError, ManifestError: from the steps.
     """
+    drafts = (request.options.draft_quants or request.options.quants) if request.draft else ()
+    imatrix.refuse_without(request.options.quants, drafts, has_matrix=request.imatrix is not None)
     key = _key(request)
     return appear(request.output, key, lambda work: _make(request, work, key, on_event))
 
@@ -112,7 +111,7 @@ def reproduce(request: Request, locked: Manifest, on_event: Callable[[Event], No
         if not differences:
             for entry in made["files"]:
                 if not (request.output / entry["path"]).exists():
-                    (work / entry["path"]).replace(request.output / entry["path"])
+                    whole_files.settle(work / entry["path"], request.output / entry["path"])
         shutil.rmtree(work)
     return differences
 
@@ -171,7 +170,10 @@ def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], No
         base = _merged(step, merging, quants) if merging else _base(step, found, script, quants)
         _refuse_foreign_heads(base)
         if role == "target" and request.imatrix:
-            _refuse_foreign_imatrix(request.imatrix, base)
+            lacks = imatrix.check(request.imatrix, base, quants)
+            for remark in lacks:
+                step.say("remark", "quantise", source.name, text=remark)
+            remarks = (*remarks, *lacks)
         trimmed: dict[str, Any] | None = None
         words: Path | None = None
         whole = base
@@ -319,47 +321,25 @@ def _merged(step: _Step, merging: Merging, quants: tuple[str, ...]) -> Path:
     return step.file(kind, lambda path: merging.write(step.source, path, kind, step.counter("merge", path)), "merge")
 
 
-def _quantised(step: _Step, base: Path, quant: str, imatrix: Path | None, head: str | None) -> Path:
+def _quantised(step: _Step, base: Path, quant: str, matrix: Path | None, head: str | None) -> Path:
     own = read_header(base).quantisation
     if own == quant and base == step.path(quant):
         return base  # unquantised: its head stays so too
     if own == quant and not head:
-        return step.file(quant, lambda path: _copy(base, path), "copy")
+        return step.file(quant, lambda path: whole_files.copy(base, path), "copy")
 
     def quantise(path: Path) -> None:
-        try:
-            engine.quantise(
-                base,
-                path,
-                quant,
-                imatrix=imatrix,
-                head=head,
-                requantise=own not in {"F16", "F32", "BF16"},
-                on_tensor=step.counter("quantise", path),
-            )
-        except engine.EngineJobError as error:
-            if re.search("iostream|no space", str(error), re.IGNORECASE):  # how llama.cpp finds the disk full
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent)) from error
-            raise
+        engine.quantise(
+            base,
+            path,
+            quant,
+            imatrix=matrix,
+            head=head,
+            requantise=own not in {"F16", "F32", "BF16"},
+            on_tensor=step.counter("quantise", path),
+        )
 
     return step.file(quant, quantise, "quantise")
-
-
-def _refuse_foreign_imatrix(imatrix: Path, base: Path) -> None:
-    """llama.cpp takes of an importance matrix what it finds by name, and nothing where it finds nothing."""
-    widths = {tensor.name: tensor.shape[0] for tensor in read_header(base).tensors if len(tensor.shape) > 1}
-    sums = {tensor.name: tensor.shape[0] for tensor in read_header(imatrix).tensors}
-    found = {name.removesuffix(".in_sum2"): width for name, width in sums.items() if name.endswith(".in_sum2")}
-    if not found:
-        raise ExportError(f"{imatrix} is no importance matrix: llama.cpp's llama-imatrix makes one, as a GGUF file")
-    # Heads that serve as embeddings go by either name.
-    fitting = [n for n, width in found.items() if widths.get(n) == width or n in {"output.weight", "token_embd.weight"}]
-    if len(fitting) < len(found):
-        other = next(name for name in found if name not in fitting)
-        raise ExportError(
-            f"{imatrix} is of another model: {len(found) - len(fitting)} of its {len(found)} matrices, {other} among "
-            f"them, are not in {base.name}, or are of another width"
-        )
 
 
 def _before(step: _Step, whole: Path, quant: str) -> Path:
@@ -375,16 +355,9 @@ def _tabulated(step: _Step, tabulate: Tabulator, target: Path, draft: Path) -> d
     """The entry of the pair's table, which holds for every type: quantising leaves vocabularies alone."""
 
     def make(path: Path) -> None:
-        data = tabulate(target, draft)
-        with appearing(path) as file:
-            file.write(data)
+        whole_files.write(path, tabulate(target, draft))
 
     return manifest.file_entry(step.made(step.work / f"draft-{step.source.name}.pair", make, "table"), role="table")
-
-
-def _copy(source: Path, path: Path) -> None:
-    with appearing(path) as file, source.open("rb") as data:
-        shutil.copyfileobj(data, file, 8 * 2**20)
 
 
 def _drop_layers(base: Path, layers: tuple[int, ...], path: Path) -> None:

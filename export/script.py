@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from edgellm.export.checkpoint import CheckpointError
 from edgellm.export.conversion import Conversion
-from edgellm.export.download import settle
 from edgellm.export.environments import ExporterError, packages_of, run_job
 from edgellm.export.facts import UnsupportedModel, read_document
 from edgellm.export.llama_cpp_converter import PACKAGE, SHA256
@@ -27,6 +26,7 @@ from edgellm.export.reference import NoReference
 from edgellm.export.source import ModelSource, fingerprint, sha256_of
 from edgellm.export.tokenizer import named_ends, read_json
 from edgellm.memory.cpu import usable_cores
+from edgellm.memory.files import settle
 
 _JOB = "converter_job.py"
 _LEAST, _MOST = 64, 640  # tokens that are compared: beyond the window, where that is not too far

@@ -16,8 +16,9 @@ from typing import Any
 
 from edgellm.export import hub, naming, pypi
 from edgellm.export.catalogue import FileEntry, HfSource, ModelEntry, Source, find
-from edgellm.export.download import ChecksumError, Progress, SourceError, Unwatched, digest, settle
+from edgellm.export.download import ChecksumError, Progress, SourceError, Unwatched, digest
 from edgellm.export.naming import BadReference
+from edgellm.memory import files
 from edgellm.memory.folders import home
 from edgellm.memory.units import format_bytes
 
@@ -82,8 +83,8 @@ def locate(reference: str) -> ModelFile | None:
     if parsed.path:
         path = parsed.path.resolve()
         name = path.name if path.is_dir() else path.stem
-        files = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path]
-        n_bytes = sum(file.stat().st_size for file in files)
+        parts = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path]
+        n_bytes = sum(file.stat().st_size for file in parts)
         return ModelFile(path, name, naming.quant_of(path.name), n_bytes, None, None, "path")
     if parsed.repo:
         return _locate_repo(parsed.repo, parsed.quant)
@@ -325,9 +326,8 @@ def _lock_file() -> Iterator[dict[str, dict[str, Any]]]:
     with filelock.FileLock(path.with_suffix(".lock")):
         entries = _read_lock()
         yield entries
-        aside = path.with_suffix(".new")
-        aside.write_text(json.dumps({"models": entries}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        settle(aside, path)
+        text = json.dumps({"models": entries}, indent=2, sort_keys=True)
+        files.write(path, text.encode("utf-8", "backslashreplace") + b"\n")
 
 
 def _remember(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import Any
 import filelock
 
 from edgellm.export import manifest
-from edgellm.export.download import sync
 from edgellm.export.manifest import Manifest, ManifestError
+from edgellm.memory.files import behind_links, beside, discard, settle
 from edgellm.memory.folders import home
 
 
@@ -35,13 +34,12 @@ def appear(output: Path, key: str, make: Callable[[Path], dict[str, Any]]) -> Ma
     """
     if _is_taken(output):
         return _already_there(output, key)
+    output = behind_links(output)
     with workshop(output, key) as work:
         if _is_taken(output):  # by another process, while this one waited for it
             return _already_there(output, key)
         manifest.write(work, make(work))
-        sync(work)
-        work.replace(output)
-        sync(output.parent)
+        settle(work, output)
     return manifest.read(output)
 
 
@@ -53,15 +51,15 @@ def _is_taken(output: Path) -> bool:
 def workshop(output: Path, key: str) -> Iterator[Path]:
     """A folder beside the output for one export at a time; what an interrupted run finished is still in it."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    work = output.with_name(f".{output.name}.{key}.partial")
-    left = re.compile(re.escape(f".{output.name}.") + r"[0-9a-f]{16}\.partial")  # of this name, and of no longer one
+    work = beside(output, f"{key}.partial")
+    left = re.compile(re.escape(beside(output, "").name) + r"[0-9a-f]{16}\.partial")  # of this name, and no longer one
     with exclusive(output):
         for other in output.parent.iterdir():
             if other != work and left.fullmatch(other.name):
-                shutil.rmtree(other, ignore_errors=True)  # of another request, never finished
+                discard(other)  # of another request, never finished
         work.mkdir(exist_ok=True)
         for rest in work.glob(".*.part"):
-            shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
+            discard(rest)
         yield work
         if work.exists() and not any(work.iterdir()):
             work.rmdir()

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.memory import files
 from edgellm.memory.children import ChildFailed, Send, answers, serve
 from edgellm.memory.cpu import cpu_flags, cpu_name
 from edgellm.memory.folders import home
 from edgellm.memory.gguf import MAGIC, TENSOR_TYPES, TYPE_IDS
 from edgellm.runtime.kernels.load import engine_library
-from edgellm.runtime.learning.files import write_whole
 
 VERSION = 1  # of the trial and of what is kept of it
 TIMEOUT_S = 120.0
@@ -113,7 +113,7 @@ def _write(path: Path, verdicts: Mapping[str, Any]) -> None:
     """Where it cannot be kept, the next process tries again."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(dict(list(verdicts.items())[-KEPT:]), indent=1).encode() + b"\n")
+        files.write(path, json.dumps(dict(list(verdicts.items())[-KEPT:]), indent=1).encode() + b"\n", private=True)
 
 
 # ---- the child -------------------------------------------------------------------------------------------------------

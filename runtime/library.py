@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from edgellm.memory.children import Send, answers, serve
+from edgellm.memory.ggml import Ggml
 
 _MODULE = "edgellm.runtime.library"
 # What the pinned release says by default; values that lie elsewhere show that a structure is laid out otherwise.
@@ -83,6 +84,8 @@ def structures(api: Any) -> list[str]:
         # The end may be padding, which nobody writes.
         if n_written is not None and not n_bytes - 8 < n_written <= n_bytes:
             found.append(f"{type(values).__name__}: {n_bytes} bytes in the bindings, {n_written} in the library")
+    if wrong_tensor := Ggml(api._lib).misread():
+        found.append(wrong_tensor)
     return found
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgellm.memory import files
+
 MAX_BYTES = 64 * 2**20  # no file of ours comes near it
 MAX_HEADER_BYTES = 4096
 LOCK_TIMEOUT_S = 5.0
@@ -61,7 +63,7 @@ class SealedFile:
         private_folder(self.path.parent)
         with alone(self.path):
             payload = change(self.read())
-            write_whole(self.path, seal(payload, self.kind, self.version, self.key))
+            files.write(self.path, seal(payload, self.kind, self.version, self.key), private=True)
 
 
 def seal(payload: bytes, kind: str, version: int, key: str) -> bytes:
@@ -99,20 +101,6 @@ def private_folder(path: Path) -> None:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """The file holds either what it held or `data`, whenever the process or the machine stops."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-
-
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
     """Hold the file's own lock; the system frees it when a process dies.
@@ -128,8 +116,6 @@ def alone(path: Path) -> Iterator[None]:
     except filelock.Timeout:
         raise Busy(None, "another process holds it", str(path)) from None
     try:
-        for left in path.parent.glob(f".{path.name}.*.new"):  # by a process that was killed
-            left.unlink(missing_ok=True)
         yield
     finally:
         lock.release()

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.memory import files
 from edgellm.memory.learnt import NGRAM_BYTES, STORE_TOKENS
 from edgellm.runtime.learning.files import (
     MAX_BYTES,
@@ -22,7 +23,6 @@ from edgellm.runtime.learning.files import (
     Damaged,
     SealedFile,
     unseal,
-    write_whole,
 )
 from edgellm.runtime.learning.history import GAP, History
 from edgellm.runtime.learning.ngrams import NgramCache, entries_of
@@ -174,7 +174,7 @@ def _described(path: Path) -> KeptFile:
 
 def clear(folder: Path) -> int:
     """Delete everything that was learnt; how many files that were."""
-    paths = [path for pattern in ("*.bin", "*.damaged", "*.lock", ".*.new") for path in folder.glob(pattern)]
+    paths = [path for pattern in ("*.bin", "*.damaged", "*.lock", ".*.part") for path in folder.glob(pattern)]
     for path in paths:
         path.unlink(missing_ok=True)
     return sum(path.suffix == ".bin" for path in paths)
@@ -184,13 +184,13 @@ def export_to(folder: Path, archive: Path) -> int:
     """Write all files that are whole into one zip archive, for their owner alone; how many. Raises OSError."""
     import io
 
-    files = listing(folder)
+    kept = listing(folder)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
-        for file in files:
+        for file in kept:
             packed.writestr(file.path.name, file.path.read_bytes())
-    write_whole(archive, buffer.getvalue())
-    return len(files)
+    files.write(archive, buffer.getvalue(), private=True)
+    return len(kept)
 
 
 def import_from(folder: Path, archive: Path, warn: Warn) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 
-from edgellm.export.engine import EngineJobError, Event, _Model
+from edgellm.export.engine import EngineJobError, Event, Model
 from edgellm.memory.children import Send, serve
 
 
@@ -25,7 +25,7 @@ def logits(job: Event, send: Send) -> None:
         folder = Path(name)
         tokens = np.load(folder / "tokens.npy").tolist()
         try:
-            model = _Model(str(folder / "model.gguf"), llama_cpp, n_ctx=max(len(tokens), 64))
+            model = Model(str(folder / "model.gguf"), llama_cpp, n_ctx=max(len(tokens), 64))
             n_context = llama_cpp.llama_model_n_ctx_train(model._model)
             rows = [piece.copy() for piece in model.forward(tokens[:n_context], 0)]
             np.save(folder / "found.npy", np.concatenate(rows))

@@ -17,11 +17,13 @@ import onnx
 import pytest
 from checkpoints import tiny_model
 from conftest import USER_ENV
+from loopback_hub import LoopbackHub
 from tiny_onnx import write_tiny_onnx
 
-from edgellm.export import manifest, onnx_job
+from edgellm.export import manifest, onnx_facts, onnx_job
 from edgellm.export.bundle import pack
 from edgellm.export.environments import ExporterError, environment, requirements_of
+from edgellm.export.facts import UnsupportedModel
 from edgellm.export.manifest import ManifestError
 from edgellm.export.onnx_export import OnnxRequest, export_onnx
 from edgellm.export.source import ModelSource
@@ -35,7 +37,7 @@ from edgellm.runtime.backends.onnx import OnnxBackend, OnnxModel
 STAND_IN = """\
 #!{python}
 import json, shutil, sys
-job = json.load(sys.stdin)
+job = json.loads(sys.stdin.readline())
 assert sys.argv[1:] == ["-I", {job!r}]
 print("chatter that is no answer", file=sys.stderr)
 if job["job"] == "export":
@@ -110,6 +112,90 @@ def test_what_an_interrupted_run_made_is_not_made_again(request_of: Ask) -> None
 def test_a_dying_exporter_is_told_from_its_log(request_of: Ask) -> None:
     with pytest.raises(ExporterError, match="chatter"):
         export_onnx(request_of(act="sys.exit(3)"), quiet)
+
+
+def test_the_last_exception_of_a_log_is_told_and_not_what_was_printed_after_it(request_of: Ask) -> None:
+    act = 'print("ValueError: no such layer", "Exception ignored in: <function>", "bye", sep="\\n", file=sys.stderr)'
+    with pytest.raises(ExporterError, match=r"to fp32 failed: ValueError: no such layer$"):
+        export_onnx(request_of(act=f"sys.exit({act} or 3)"), quiet)
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        ("raise KeyError('rope_type')", "KeyError: 'rope_type'"),
+        ("import sys; sys.exit('the model is too new')", "the model is too new"),
+        ("import sys\ntry: {}['a']\nexcept KeyError: sys.exit(1)", "KeyError: 'a'"),
+        ("import sys; sys.exit(4)", "it ended itself with code 4 and gave no reason"),
+        ("raise MemoryError", "MemoryError"),
+        ("import os; os.kill(os.getpid(), 9)", "the exporter was ended by SIGKILL; most often for want of memory"),
+        ("import os; os._exit(5)", "the exporter ended with code 5 and gave no reason"),
+        ("nonsense(", "SyntaxError: '(' was never closed (exporter_module.py, line 3)"),
+    ],
+)
+def test_an_exporter_is_quoted_however_it_ends_and_whatever_it_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, sentence: str
+) -> None:
+    chatter = "import atexit; print('Extra options: {}'); atexit.register(print, 'WARNING: precision')\n\n"
+    (tmp_path / "exporter_module.py").write_text(chatter + code)
+    python = tmp_path / "python"  # as the exporter's own, which finds the exporter
+    python.write_text(f'#!/bin/sh\nshift\nPYTHONPATH="{tmp_path}" exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(onnx_job.sys, "executable", str(python))
+    with pytest.raises(onnx_job.ExporterFailed) as failed:
+        onnx_job._run("exporter_module", [], tmp_path / "reason")
+    assert str(failed.value) == sentence
+
+
+def test_a_job_tells_what_its_exporter_raised_also_where_that_exits(tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom edgellm.export import onnx_job\n"
+        "def export(job): sys.exit('not exported')\n"
+        "onnx_job.export = export\nsys.exit(onnx_job.main())"
+    )
+    job = json.dumps({"job": "export"})
+    done = subprocess.run([sys.executable, "-c", script], input=job, capture_output=True, text=True)
+    assert (json.loads(done.stdout), done.returncode) == ({"error": "not exported"}, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"is quantised already \(gptq\)"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, r"is quantised already \(MLX\)"),
+        ({"architectures": ["LlamaForCausalLMEagle3"]}, "is a draft head"),
+        ({"architectures": ["BertModel"]}, "is an embedding model"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "is a classifier"),
+        ({"architectures": ["Gemma3ForConditionalGeneration"]}, "builder makes no graph of text: try --exporter opt"),
+        ({"architectures": []}, "names no class"),
+        ({"hidden_size": None}, "hidden_size in config.json is no count"),
+    ],
+)
+def test_what_no_graph_comes_of_is_refused_by_its_configuration(
+    tmp_path: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    folder = tiny_model(tmp_path / "tiny", "llama")
+    onnx_facts.examine(folder, "builder")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(UnsupportedModel, match=sentence):
+        onnx_facts.examine(folder, "builder")
+
+
+def test_a_refusal_installs_and_fetches_nothing(hub: LoopbackHub, tmp_path: Path, private_folders: Path) -> None:
+    folder = tiny_model(tmp_path / "tiny", "llama")
+    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"quant_method": "awq"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    hub.add_repo("me/quantised", {path.name: path.read_bytes() for path in folder.iterdir()})
+    command = [sys.executable, "-m", "edgellm.cli", "export", "me/quantised", "--format", "onnx", "--yes"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        1,
+        "error: me/quantised is quantised already (awq): export the model that it was made from, which is quantised on "
+        "the way (--quant)",
+    )
+    assert not list(private_folders.rglob("*.safetensors"))
+    assert not list(private_folders.rglob("exporters/*"))
 
 
 def test_a_graph_that_is_not_the_checkpoints_model_is_refused(request_of: Ask) -> None:

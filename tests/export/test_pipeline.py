@@ -157,7 +157,7 @@ def importances(path: Path, widths: dict[str, int]) -> Path:
     [
         ({"blk.0.attn_q.weight": 64, "model.layers.0.q.weight": 64}, "1 of its 2 matrices, model.layers.0.q.weight"),
         ({"blk.0.attn_q.weight": 128}, "are not in .* or are of another width"),
-        ({}, "is no importance matrix"),
+        ({}, "is an importance matrix of nothing"),
     ],
 )
 def test_an_importance_matrix_of_another_model_is_refused(
@@ -173,7 +173,7 @@ def test_a_disk_that_fills_up_while_quantising_is_called_full(tmp_path: Path, mo
     def fill(*_: object, **__: object) -> None:
         raise engine.EngineJobError("llama.cpp failed on quantising a to Q8_0 (basic_ios::clear: iostream error)")
 
-    monkeypatch.setattr(engine, "quantise", fill)
+    monkeypatch.setattr(engine, "events", fill)
     with pytest.raises(OSError, match="No space left on device"):
         pipeline.export(request(tmp_path, quants=("Q8_0",)), ignore)
 
