@@ -211,6 +211,7 @@ def _ropes(model_type: str, told: Json, config: Json, head_dim: int) -> dict[str
         nested = told.get("rope_parameters")
         nested = {} if nested is None else nested
         full = {"rope_type": "default", **(nested.get("full_attention") or {}), **(told.get("rope_scaling") or {})}
+        full["truncate"] = nested.get("truncate", True)  # where transformers looks for it
         sliding = nested.get("sliding_attention") or {"rope_type": "default"}
         full.setdefault("rope_theta", told.get("rope_theta", 1e6))
         sliding = {"rope_theta": told.get("rope_local_base_freq", 1e4), **sliding}
