@@ -91,8 +91,8 @@ def export(
     if format_ == "gguf":
         from edgellm.export.imatrix import refuse_without
 
-        wanted = _words(quant or "Q4_K_M")
-        drafts = (_words(draft_quant or "") or wanted) if draft else ()
+        wanted = _types(quant or "Q4_K_M", also=("F32",))  # which an adapter may be, and only its files tell that it is
+        drafts = (_types(draft_quant or "") or wanted) if draft else ()
         refuse_without(wanted if mem is None else (), drafts, has_matrix=imatrix is not None)
     if format_ not in ("gguf", "onnx"):
         raise typer.BadParameter(f"--format {format_}: take gguf or onnx")
@@ -114,11 +114,12 @@ def export(
         }  # fmt: skip
         for name in (name for name, value in only_gguf.items() if value):
             raise typer.BadParameter(f"{name} goes with --format gguf")
+        types, draft_types = _onnx_types(quant or "int4"), _onnx_types(draft_quant or "")
         return _export_onnx(
             fetch(model, revision),
             fetch(draft, None) if draft else None,
-            _onnx_types(quant or "int4"),
-            _onnx_types(draft_quant or ""),
+            types,
+            draft_types,
             exporter,
             exporter_python,
             output or Path(f"{_stem(model)}-onnx"),
@@ -362,17 +363,12 @@ def _stem(model: str) -> str:
     return name or "model"
 
 
-def _words(text: str) -> tuple[str, ...]:
-    """Names with commas between them, each once."""
-    return tuple(dict.fromkeys(word.strip().upper() for word in text.split(",") if word.strip()))
-
-
-def _types(text: str) -> tuple[str, ...]:
+def _types(text: str, *, also: tuple[str, ...] = ()) -> tuple[str, ...]:
     from edgellm.export.engine import QUANTS
 
-    types = _words(text)
+    types = tuple(dict.fromkeys(word.strip().upper() for word in text.split(",") if word.strip()))
     for name in types:
-        if name not in QUANTS:
+        if name not in (*QUANTS, *also):
             raise typer.BadParameter(
                 f"{name} is no type of llama.cpp; among them are Q4_K_M, Q4_0, Q5_K_M, Q6_K, Q8_0, F16"
             )

@@ -96,6 +96,7 @@ class Conversion:
     family: str  # as its class says: "Qwen3_5"
     remarks: tuple[str, ...] = ()
     window: int | None = None  # tokens that the file's context is capped to where llama.cpp computes no window
+    slides: tuple[bool, ...] | None = None  # which layers look back only so far, where config.json says so
     is_doubtful: bool = False  # our own converter refuses it: checked whatever its size
     pre_tokenizer: str | None = None  # llama.cpp's name for the rules of its tokenizer.json
 
@@ -130,7 +131,8 @@ def choose(folder: Path, choice: Choice | None = None, *, has_tokenizer: bool = 
     known = _known(folder, config, name, forced=choice is not None)
     window = _window(folder, config, known.arch)
     remarks = _remarks(config, known, name, quantised, window)
-    found = Conversion("llama.cpp", short(name), remarks, window, pre_tokenizer=_rules(folder, has_tokenizer))
+    rules = _rules(folder, has_tokenizer)
+    found = Conversion("llama.cpp", short(name), remarks, window, _slides(config), pre_tokenizer=rules)
     return _doubt(found, folder, has_tokenizer) if ours and quantised is None else found
 
 
@@ -254,13 +256,33 @@ def _remarks(
         found.append(f"transformers does not have {name}: nothing checks its logits")
     if window is not None:
         found.append(window_remark(window, known.arch))
+    told = _text_settings(config)
+    ropes = [told.get(key) for key in ("rope_parameters", "rope_scaling")]
+    if any(isinstance(rope, dict) and rope.get("truncate") is False for rope in ropes):
+        found.append(
+            "llama.cpp rounds the bounds between which it stretches positions (yarn), where transformers does not "
+            "(truncate false): logits differ by some thousandths"
+        )
     return tuple(found)
+
+
+def _text_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the text model."""
+    text = config.get("text_config")
+    return {**config, **text} if isinstance(text, dict) else dict(config)
+
+
+def _slides(config: Mapping[str, Any]) -> tuple[bool, ...] | None:
+    """Which layers look back on a window or a chunk alone; None where config.json leaves that to the family."""
+    kinds = _text_settings(config).get("layer_types")
+    if not isinstance(kinds, list) or not kinds:
+        return None
+    return tuple(kind in ("sliding_attention", "chunked_attention") for kind in kinds)
 
 
 def _window(folder: Path, config: Mapping[str, Any], arch: str) -> int | None:
     """Tokens that some layer looks back on, where llama.cpp lets it see everything."""
-    text = config.get("text_config")
-    told = {**config, **text} if isinstance(text, dict) else dict(config)
+    told = _text_settings(config)
     window, context = told.get("sliding_window"), told.get("max_position_embeddings")
     kinds = told.get("layer_types")
     slides = "sliding_attention" in kinds if isinstance(kinds, list) else told.get("use_sliding_window", True)

@@ -177,17 +177,33 @@ def _mend(job: dict[str, Any], pipe: IO[str]) -> None:
         return get_attn_layers(self)
 
     granite.GraniteHybridModel.get_attn_layers = of_older_names
-    write = gguf.GGUFWriter.write_kv_data_to_file
+    write = gguf.GGUFWriter.write_header_to_file  # which counts the entries
 
-    def write_kv_data_to_file(self: Any) -> None:
+    def write_header_to_file(self: Any, path: Path | None = None) -> None:
         entries = self.kv_data[0]
         context = entries.get(f"{self.arch}.context_length")
         if job.get("window") and context is not None:
             context.value = min(int(context.value), int(job["window"]))
+        _add_pattern(self, entries, job.get("slides"))
         _add_ends(entries, job["ends"], gguf)
-        write(self)
+        write(self, path)
 
-    gguf.GGUFWriter.write_kv_data_to_file = write_kv_data_to_file
+    gguf.GGUFWriter.write_header_to_file = write_header_to_file
+
+
+def _add_pattern(writer: Any, entries: dict[str, Any], slides: list[bool] | None) -> None:
+    """Which layers look back only so far: the script leaves that to llama.cpp for some families, which then takes every
+    second or fourth, whatever config.json says.
+    """
+    arch = writer.arch
+    window, context = (entries.get(f"{arch}.{key}") for key in ("attention.sliding_window", "context_length"))
+    n_layers = entries.get(f"{arch}.block_count")
+    if not slides or window is None or n_layers is None or int(n_layers.value) != len(slides):
+        return
+    if not any(slides) and context is not None:
+        window.value = context.value  # llama.cpp wants some layer to slide; like this it sees everything too
+    elif f"{arch}.attention.sliding_window_pattern" not in entries:
+        writer.add_sliding_window_pattern(slides)
 
 
 def _older_names(kinds: list[str] | None) -> list[str] | None:

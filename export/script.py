@@ -104,6 +104,7 @@ def convert(
                 "name": _plain(source.name),
                 "pre_tokenizer": found.pre_tokenizer,
                 "window": found.window,
+                "slides": found.slides,
                 "ends": named_ends(source.path),
             }
             run_job(converter.python, job, what, log=log, program=_JOB, on_event=tell)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_address import NOWHERE, hub_constants, point_hub_at
 from hypothesis import settings
 from loopback_hub import LoopbackHub
 
@@ -22,7 +23,6 @@ settings.load_profile("edgellm")
 
 USER_ENV = dict(os.environ)  # before any test changes it
 _OURS = ("EDGELLM_", "HF_", "HUGGINGFACE_", "HUGGING_FACE_")
-NOWHERE = "http://127.0.0.1:9"  # the discard port: refused at once, so that no test asks the real Hub by accident
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +46,7 @@ def private_folders(
     monkeypatch.setenv("EDGELLM_EXTRA_BUFFERS", extra_buffers)
     units.answer_in(decimal=False)
     point_hub_at(NOWHERE, monkeypatch)
-    if constants := _hub_constants():
+    if constants := hub_constants():
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hf" / "hub"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "hf" / "token"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -76,18 +76,6 @@ def catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         monkeypatch.setenv("EDGELLM_CATALOGUE", str(path))
 
     return add
-
-
-def point_hub_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", url)
-    if constants := _hub_constants():
-        monkeypatch.setattr(constants, "ENDPOINT", url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-
-
-def _hub_constants() -> Any:
-    """huggingface_hub's settings, which it took from the environment if it has been imported before the test."""
-    return sys.modules.get("huggingface_hub.constants")
 
 
 @pytest.fixture(scope="session")

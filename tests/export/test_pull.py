@@ -13,7 +13,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from conftest import NOWHERE, point_hub_at
+from hub_address import NOWHERE, point_hub_at
 from huggingface_hub import constants
 from loopback_hub import LoopbackHub
 
