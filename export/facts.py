@@ -19,6 +19,7 @@ from edgellm.export.kinds import wanted
 from edgellm.export.tokenizer import TokenizerError, read_json
 
 WAY_OUT = "let llama.cpp's own script convert it with --converter llama.cpp"
+QUANTISED_BESIDE = "hf_quant_config.json"
 MIN_CONTEXT = 512  # tokens; a window below is no context to ship
 
 
@@ -225,7 +226,7 @@ def read_config(folder: Path, *, weights: bool = True) -> tuple[Family, dict[str
 
 
 def read_document(folder: Path) -> dict[str, Any]:
-    """config.json as it is.
+    """config.json as it is, with what a file beside it may say of how the weights were quantised (NVIDIA's ModelOpt).
 
     Raises:
         UnsupportedModel: there is none, or a damaged one.
@@ -235,9 +236,15 @@ def read_document(folder: Path) -> dict[str, Any]:
             raise IsAdapter(_adapter(folder))
         raise UnsupportedModel(_without_config(folder))
     try:
-        return read_json(folder / "config.json")
+        config = read_json(folder / "config.json")
+        beside = read_json(folder / QUANTISED_BESIDE) if (folder / QUANTISED_BESIDE).exists() else {}
     except TokenizerError as error:
         raise UnsupportedModel(str(error)) from error
+    if beside.get("quantization") and not config.get("quantization_config"):
+        producer = beside.get("producer")
+        told = producer.get("name") if isinstance(producer, dict) else None
+        config["quantization_config"] = {"quant_method": str(told or "modelopt").lower()}
+    return config
 
 
 def _without_config(folder: Path) -> str:

@@ -18,7 +18,7 @@ from edgellm.export import conversion, engine, imatrix, manifest, trim, verify
 from edgellm.export.adapter_export import Merging
 from edgellm.export.conversion import CHOICES, Conversion
 from edgellm.export.gguf import to_gguf
-from edgellm.export.manifest import Manifest
+from edgellm.export.manifest import Manifest, ManifestError
 from edgellm.export.script import Converter
 from edgellm.export.script import convert as convert_by
 from edgellm.export.source import ModelSource, fingerprint, sha256_of
@@ -60,11 +60,23 @@ class Options:
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Options:
-        """The options that a manifest tells of."""
-        fields: dict[str, Any] = {
+        """The options that a manifest tells of.
+
+        Raises:
+            ManifestError: options of another kind of export, or damaged ones.
+        """
+        told: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in document.items()
         }
-        return cls(**fields)
+        kinds: dict[str, type | tuple[type, ...]] = {
+            **dict.fromkeys(("quants", "draft_quants"), str), "drop_layers": int, "trim_input": bool,
+            "keep_vocab": (float, int), **dict.fromkeys(("keep_corpus", "draft_head", "imatrix", "converter"), str),
+        }  # fmt: skip
+        for name, value in told.items():
+            values = value if isinstance(value, tuple) else () if value is None else (value,)
+            if name not in kinds or not all(isinstance(item, kinds[name]) for item in values):
+                raise ManifestError(f"an export cannot be repeated with {name} {value!r} of its manifest: export again")
+        return cls(**told)
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,15 @@ def test_a_damaged_configuration_is_a_sentence(tmp_path: Path, damage: dict[str,
         choose(folder, has_tokenizer=False)
 
 
+def test_what_a_file_beside_it_says_of_quantised_weights_counts(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "model", "LlamaForCausalLM")
+    told = {"producer": {"name": "ModelOpt"}, "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}}
+    (folder / "hf_quant_config.json").write_text(json.dumps(told))
+    assert choose(folder, has_tokenizer=False).by == "llama.cpp"
+    with pytest.raises(UnsupportedModel, match=r"quantised already \(modelopt\)"):
+        choose(folder, "own", has_tokenizer=False)
+
+
 @pytest.mark.parametrize(
     ("quantised", "name"),
     [({"quant_method": "fp8", "weight_block_size": [128, 128]}, "LlamaForCausalLM"),

@@ -1,7 +1,7 @@
 """llama.cpp's converter on tiny checkpoints that transformers makes: the same logits, all types, in one folder.
 
 Run with `-m converter`, before a release and whenever the converter's release or its packages change.
-EDGELLM_TEST_PYTHON names a Python that has torch, transformers and sentencepiece; otherwise the converter's own
+EDGELLM_TEST_TRANSFORMERS names a Python that has torch, transformers and sentencepiece; otherwise the converter's own
 environment is created.
 """
 
@@ -29,7 +29,7 @@ FAMILIES = (
     "gpt-oss", "mixtral", "t5",
 )  # fmt: skip
 # Read here: tests see none of the user's own settings.
-NAMED = os.environ.get("EDGELLM_TEST_PYTHON")
+NAMED = os.environ.get("EDGELLM_TEST_TRANSFORMERS")
 KEPT = Path(os.environ.get("EDGELLM_TEST_HOME") or Path(tempfile.gettempdir()) / "edgellm-tests")
 
 

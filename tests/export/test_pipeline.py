@@ -98,6 +98,15 @@ def test_a_changed_missing_or_shortened_file_is_found(tmp_path: Path) -> None:
         manifest.verify(tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"quants": [7]}, "quants"), ({"format": "onnx"}, "format"), ({"keep_vocab": "all"}, "keep_vocab")],
+)
+def test_options_that_repeat_nothing_are_refused_by_name(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(ManifestError, match=f"repeated with {named} "):
+        Options.of(options)
+
+
 @pytest.mark.parametrize("name", ["../evil.gguf", "/etc/passwd", "..", "a/../../b", "a//b", "a/./b"])
 def test_a_manifest_cannot_name_a_file_outside_its_folder(tmp_path: Path, name: str) -> None:
     pipeline.export(request(tmp_path), ignore)
