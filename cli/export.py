@@ -89,11 +89,13 @@ def export(
     from edgellm.export import facts, manifest, naming, onnx_facts, pipeline, source
 
     if format_ == "gguf":
-        from edgellm.export.imatrix import refuse_without
+        from edgellm.export.imatrix import read, refuse_without
 
         wanted = _types(quant or "Q4_K_M", also=("F32",))  # which an adapter may be, and only its files tell that it is
         drafts = (_types(draft_quant or "") or wanted) if draft else ()
         refuse_without(wanted if mem is None else (), drafts, has_matrix=imatrix is not None)
+        if imatrix is not None:
+            read(imatrix)  # a file that is none is told before anything is fetched
     if format_ not in ("gguf", "onnx"):
         raise typer.BadParameter(f"--format {format_}: take gguf or onnx")
     if format_ == "onnx" and converter == os.environ.get("EDGELLM_CONVERTER"):
