@@ -138,7 +138,7 @@ _GEMMA3 = Family(
     "gemma3", ("gemma3_text", "gemma3"), _LAYER | _GEMMA_NORMS | _QK_NORM,
     _GEMMA_DEFAULTS | {"sliding_window_pattern": 6, "rope_local_base_freq": None, "vocab_size": 262_208,
                        "max_position_embeddings": 131_072},
-    _GEMMA_FIXED | {"attn_logit_softcapping": (None, 0, False)},
+    _GEMMA_FIXED,
     # The halves that see and join pictures are not exported, and `_sliding_window_pattern` is a copy of layer_types.
     idle=("hidden_act", "vision_config", "image_token_index", "mm_tokens_per_image", "boi_token_index",
           "eoi_token_index", "image_token_id", "_sliding_window_pattern"),

@@ -224,7 +224,8 @@ def _gemma_entries(folder: Path, arch: str, config: Mapping[str, Any], shape: Sh
     entries = {f"{arch}.attention.sliding_window": gguf.u32(window)}
     if kinds != expected_kinds:
         entries[f"{arch}.attention.sliding_window_pattern"] = gguf.i32s([kind == "sliding_attention" for kind in kinds])
-    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+    # transformers' Gemma 3 has a cap of the scores in its configuration and computes none, as llama.cpp.
+    for key in ("final_logit_softcapping", *(("attn_logit_softcapping",) if arch == "gemma2" else ())):
         if config[key]:
             entries[f"{arch}.{key}"] = gguf.f32(float(config[key]))
         elif arch == "gemma2":  # it always computes one

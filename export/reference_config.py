@@ -169,7 +169,8 @@ def _read(document: Json) -> ReferenceConfig:
         biased=_biased(model_type, config),
         windows=tuple(int(window) if kind == "sliding_attention" and window is not None else None for kind in kinds),
         ropes=tuple(ropes[kind if model_type == "gemma3_text" else "full_attention"] for kind in kinds),
-        attention_cap=_number(config.get("attn_logit_softcapping") if gemma else None),
+        # Gemma 3's code in transformers has the setting and does not use it.
+        attention_cap=_number(config.get("attn_logit_softcapping") if model_type == "gemma2" else None),
         logit_cap=_number(config.get("final_logit_softcapping") if gemma else None),
     )
 

@@ -76,7 +76,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     # Gemma
     ("gemma2", {"query_pre_attn_scalar": ...}, "scales its queries by 256"),
     ("gemma3", {"query_pre_attn_scalar": 64}, "scales its queries by 64"),
-    ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0"),
     # Phi-4-mini's own code
     ("phi3", {"full_attn_mod": 2}, "full_attn_mod 2 in config.json"),
     ("phi3", {"interpolate_factor": 4}, "interpolate_factor 4"),
@@ -148,6 +147,7 @@ RIGHT: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"rope_scaling": LONG_ROPE, "original_max_position_embeddings": 256}),
     ("gemma2", {"final_logit_softcapping": None}),
     ("gemma2", {"attn_logit_softcapping": None}),
+    ("gemma3", {"attn_logit_softcapping": 2.0}),
     ("gemma2", {"layer_types": ["full_attention", "sliding_attention"]}),
     ("gemma3", {"layer_types": ["full_attention"] * 7}),
     ("gemma3", {"sliding_window_pattern": 3}),
