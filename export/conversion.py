@@ -24,6 +24,7 @@ from edgellm.export.facts import (
     refuse_other_kinds,
     window_remark,
 )
+from edgellm.export.tokenizer import account_model_file
 
 Choice = Literal["own", "llama.cpp"]
 CHOICES: tuple[Choice, ...] = ("own", "llama.cpp")
@@ -129,6 +130,9 @@ def choose(folder: Path, choice: Choice | None = None, *, has_tokenizer: bool = 
     if choice is None and ours and quantised is None:
         return Conversion("own", name, gguf.examine(folder, has_tokenizer=has_tokenizer))
     known = _known(folder, config, name, forced=choice is not None)
+    has_pieces_alone = not (folder / "tokenizer.json").exists() and (folder / "tokenizer.model").exists()
+    if has_tokenizer and has_pieces_alone and known.arch != "t5":  # nothing would compare how it cuts text
+        account_model_file(folder)
     window = _window(folder, config, known.arch)
     remarks = _remarks(config, known, name, quantised, window)
     rules = _rules(folder, has_tokenizer)

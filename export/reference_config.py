@@ -211,7 +211,8 @@ def _ropes(model_type: str, told: Json, config: Json, head_dim: int) -> dict[str
     if model_type == "gemma3_text":
         nested = told.get("rope_parameters")
         nested = {} if nested is None else nested
-        full = {"rope_type": "default", **(nested.get("full_attention") or {}), **(told.get("rope_scaling") or {})}
+        own = nested.get("full_attention") or {}  # which may go by the older `type`, where rope_scaling may not
+        full = {"rope_type": own.get("type", "default"), **own, **(told.get("rope_scaling") or {})}
         full["truncate"] = nested.get("truncate", True)  # where transformers looks for it
         sliding = nested.get("sliding_attention") or {"rope_type": "default"}
         full.setdefault("rope_theta", told.get("rope_theta", 1e6))

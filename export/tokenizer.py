@@ -133,6 +133,11 @@ def read_vocabulary(folder: Path, n_vocab: int | None = None) -> Vocabulary:
             return _from_sentencepiece(folder, config, n_vocab)
     except (KeyError, TypeError, AttributeError, IndexError, struct.error) as error:
         raise TokenizerError(f"{folder}: the tokenizer files are damaged ({error!r}): download them again") from error
+    if (folder / "vocab.json").exists():
+        raise TokenizerError(
+            f"{folder} has vocab.json and no tokenizer.json, which says how text is split: transformers writes it "
+            "(AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER))"
+        )
     raise TokenizerError(f"{folder} has neither tokenizer.json nor tokenizer.model: add the tokenizer's files to it")
 
 
@@ -162,7 +167,7 @@ def _from_json(folder: Path, config: dict[str, Any], n_vocab: int | None) -> Voc
     if model.get("type", "BPE") != "BPE":
         raise TokenizerError(
             f"{folder}: a tokenizer of type {model['type']} is not supported (byte-level and SentencePiece BPE are); "
-            "let llama.cpp's own script convert it with --converter llama.cpp"
+            f"{tokenizer_facts.NO_WAY}"
         )
     tokenizer_facts.account(folder, document, config, sentencepiece=bool(model.get("byte_fallback")))
     table: dict[str, int] = model["vocab"]
@@ -461,8 +466,20 @@ def _chat_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     return templates
 
 
-def _from_sentencepiece(folder: Path, config: dict[str, Any], n_vocab: int | None) -> Vocabulary:
-    """tokenizer.model (a protobuf), with the tokens that the Hub's files add to it."""
+def account_model_file(folder: Path) -> None:
+    """Refuse a tokenizer.model that llama.cpp cuts text by otherwise, whoever converts it.
+
+    Raises:
+        TokenizerError: which setting, or damage.
+    """
+    try:
+        _pieces(folder)
+    except (KeyError, TypeError, AttributeError, IndexError, struct.error) as error:
+        raise TokenizerError(f"{folder}: tokenizer.model is damaged ({error!r}): download it again") from error
+
+
+def _pieces(folder: Path) -> tuple[list[tuple[bytes, float, int]], bool]:
+    """Each piece of tokenizer.model (a protobuf): text, score and kind; and whether a space is put before a text."""
     data = (folder / "tokenizer.model").read_bytes()
     pieces: list[tuple[bytes, float, int]] = []
     trainer: dict[int, Any] = {}
@@ -482,6 +499,12 @@ def _from_sentencepiece(folder: Path, config: dict[str, Any], n_vocab: int | Non
         raise TokenizerError(f"{folder}: tokenizer.model is damaged or truncated: download it again")
     has_user_defined = any(kind == USER_DEFINED for _, _, kind in pieces)
     tokenizer_facts.account_sentencepiece(folder, trainer, normalizer, has_user_defined=has_user_defined)
+    return pieces, bool(normalizer.get(3, True))
+
+
+def _from_sentencepiece(folder: Path, config: dict[str, Any], n_vocab: int | None) -> Vocabulary:
+    """tokenizer.model, with the tokens that the Hub's files add to it."""
+    pieces, has_dummy_prefix = _pieces(folder)
     tokenizer_facts.account_config(folder, config)
     tokenizer_facts.account_flags(folder, list((config.get("added_tokens_decoder") or {}).values()))
     added: dict[int, tuple[str, bool]] = {}
@@ -514,7 +537,7 @@ def _from_sentencepiece(folder: Path, config: dict[str, Any], n_vocab: int | Non
         special_ids=special_ids,
         add_bos=(told_bos if isinstance(told_bos, bool) else True) and "bos" in special_ids,
         add_eos=bool(told_eos) and "eos" in special_ids,
-        add_space_prefix=bool(normalizer.get(3, True)),
+        add_space_prefix=has_dummy_prefix,
         chat_templates=_chat_templates(folder, config),
         strips_right=strips_right,
     )

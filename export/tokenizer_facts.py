@@ -15,6 +15,7 @@ from edgellm.memory.alphabet import SPACE
 
 Part = Mapping[str, Any]
 WAY_OUT = "let llama.cpp's own script convert it with --converter llama.cpp"
+NO_WAY = "a GGUF file of it would cut text otherwise, whoever makes it"
 
 
 class TokenizerError(ValueError):
@@ -90,20 +91,20 @@ def account(folder: Path, document: Part, config: Part, *, sentencepiece: bool) 
     decoders = list(parts(document.get("decoder"), "decoders"))
     for part in normalizers:
         if not (_replaces_spaces(part) or _prepends(part) if sentencepiece else part["type"] == "NFC"):
-            raise TokenizerError(f"{folder}: text is normalised by {_told(part)}, which llama.cpp does not; {WAY_OUT}")
+            raise TokenizerError(f"{folder}: text is normalised by {_told(part)}, which llama.cpp does not; {NO_WAY}")
     for part in parts(document.get("post_processor"), "processors"):
         if part["type"] not in {"TemplateProcessing", "ByteLevel"}:
-            raise TokenizerError(f"{folder}: a post-processor {part['type']}, which llama.cpp does not know; {WAY_OUT}")
+            raise TokenizerError(f"{folder}: a post-processor {part['type']}, which llama.cpp does not know; {NO_WAY}")
     known = _SENTENCEPIECE_DECODERS if sentencepiece else {"ByteLevel"}
     for part in decoders:
         if part["type"] not in known or (part["type"] == "Replace" and not _shows_spaces(part)):
             raise TokenizerError(
-                f"{folder}: tokens become text through {_told(part)}, which llama.cpp does not do; {WAY_OUT}"
+                f"{folder}: tokens become text through {_told(part)}, which llama.cpp does not do; {NO_WAY}"
             )
     if sentencepiece:
         for part in splitters:
             if not (_is_metaspace(part) or _splits_at_spaces(part)):
-                raise TokenizerError(f"{folder}: text is split by {_told(part)}, which llama.cpp does not; {WAY_OUT}")
+                raise TokenizerError(f"{folder}: text is split by {_told(part)}, which llama.cpp does not; {NO_WAY}")
         if not any(map(_replaces_spaces, normalizers)) and not any(map(_is_metaspace, splitters)):
             raise TokenizerError(f"{folder}: spaces stay as they are, where llama.cpp writes them as {SPACE}")
 
@@ -116,7 +117,7 @@ def _account_normalised(folder: Path, document: Part) -> None:
         if entry.get("normalized") and not entry.get("special"):
             raise TokenizerError(
                 f"{folder}: the added token {entry['content']!r} is looked for in normalised text (normalized), which "
-                f"llama.cpp does not do; clear it if it does not matter, or {WAY_OUT}"
+                f"llama.cpp does not do; clear it if it does not matter"
             )
 
 
@@ -127,7 +128,7 @@ def _account_composed(folder: Path, document: Part) -> None:
         if entry.get("normalized") and unicodedata.normalize("NFC", text) != text:
             raise TokenizerError(
                 f"{folder}: the added token {text!r} is looked for with its characters composed (normalized), which "
-                f"llama.cpp does not do; clear it if it does not matter, or {WAY_OUT}"
+                f"llama.cpp does not do; clear it if it does not matter"
             )
 
 
@@ -223,7 +224,7 @@ def account_flags(folder: Path, added: Sequence[Part]) -> None:
         if entry := next((entry for entry in added if entry.get(flag)), None):
             raise TokenizerError(
                 f"{folder}: the added token {entry['content']!r} {what} ({flag}), which llama.cpp does not do; "
-                f"clear it if it does not matter, or {WAY_OUT}"
+                f"clear it if it does not matter"
             )
     strips = [entry["content"] for entry in added if entry.get("rstrip")]
     if strips:
@@ -231,7 +232,7 @@ def account_flags(folder: Path, added: Sequence[Part]) -> None:
         if not contents >= PHI3_TOKENS or set(strips) != contents - PHI3_KEEPS_SPACES:
             raise TokenizerError(
                 f"{folder}: the added token {strips[0]!r} swallows spaces behind it (rstrip), which llama.cpp does for "
-                f"Phi-3's tokens alone; clear it if it does not matter, or {WAY_OUT}"
+                f"Phi-3's tokens alone; clear it if it does not matter"
             )
 
 
@@ -301,8 +302,8 @@ def account_sentencepiece(
     """
     if trainer.get(_TRAINER["model_type"], UNIGRAM) != BPE:
         raise TokenizerError(
-            f"{folder}: tokenizer.model is of another kind than BPE (unigram, for one), which is not supported; "
-            f"{WAY_OUT}"
+            f"{folder}: tokenizer.model is of another kind than BPE (unigram, for one), which llama.cpp has for T5 "
+            f"alone; {NO_WAY}"
         )
     refused = {
         "puts spaces behind words (treat_whitespace_as_suffix)": trainer.get(_TRAINER["treat_whitespace_as_suffix"]),
@@ -315,7 +316,7 @@ def account_sentencepiece(
     }
     for what, applies in refused.items():
         if applies:
-            raise TokenizerError(f"{folder}: tokenizer.model {what}, which llama.cpp does not do; {WAY_OUT}")
+            raise TokenizerError(f"{folder}: tokenizer.model {what}, which llama.cpp does not do; {NO_WAY}")
     for number in normalizer:
         if number not in _NORMALIZER:
             raise TokenizerError(f"{folder}: tokenizer.model has a normalizer setting {number} that is not known here")

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 from checkpoints import tiny_model
+from sentencepiece_file import sentencepiece_model, setting
 from typer.testing import CliRunner
+from vocabularies import tokenizer_folder
 
 from edgellm.cli._errors import exit_code
 from edgellm.cli.main import app
@@ -22,6 +24,7 @@ from edgellm.export.conversion import choose, known_classes
 from edgellm.export.download import SourceError
 from edgellm.export.environments import packages_of
 from edgellm.export.facts import UnsupportedModel
+from edgellm.export.tokenizer import TokenizerError
 
 PLAIN: dict[str, Any] = {"model_type": "anything", "max_position_embeddings": 4096, "num_hidden_layers": 4}
 
@@ -112,6 +115,20 @@ def test_a_damaged_configuration_is_a_sentence(tmp_path: Path, damage: dict[str,
     folder = folder_of(tmp_path / "model", "SmolLM3ForCausalLM", **damage)
     with contextlib.suppress(UnsupportedModel):
         choose(folder, has_tokenizer=False)
+
+
+def test_pieces_that_llama_cpp_cuts_by_otherwise_are_refused_whoever_converts(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "model", "OlmoForCausalLM")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    for kind, is_right in ((setting(3, 2), True), (setting(3, 1), False)):
+        data = sentencepiece_model(tokenizer_folder("llama2"), trainer=kind)
+        (folder / "tokenizer.model").write_bytes(data)
+        if is_right:
+            assert choose(folder).by == "llama.cpp"
+        else:
+            with pytest.raises(TokenizerError, match=r"another kind than BPE .* whoever makes it"):
+                choose(folder)
 
 
 def test_what_a_file_beside_it_says_of_quantised_weights_counts(tmp_path: Path) -> None:
