@@ -298,6 +298,7 @@ def logits(job: dict[str, Any], pipe: IO[str]) -> dict[str, Any]:
     kind = getattr(transformers, str(names[0]), None)
     if kind is None:
         raise Refused(f"transformers {transformers.__version__} does not have {names[0]}")
+    _refuse_another_size(kind, config, Path(job["source"]))
     options = {"dtype": torch.float32, "local_files_only": True, "attn_implementation": "eager"}
     model, told = kind.from_pretrained(job["source"], **options, output_loading_info=True)
     if told["missing_keys"] or told.get("mismatched_keys"):
@@ -312,6 +313,20 @@ def logits(job: dict[str, Any], pipe: IO[str]) -> dict[str, Any]:
         rows = model.eval()(**inputs, use_cache=False).logits[0]
     np.save(job["output"], rows.float().numpy(), allow_pickle=False)
     return {"done": True, "transformers": transformers.__version__}
+
+
+def _refuse_another_size(kind: Any, config: Any, folder: Path) -> None:
+    """Before memory is taken for a model that config.json makes far larger than the weights that are there."""
+    import torch
+
+    n_weights = 0
+    with contextlib.suppress(Exception), torch.device("meta"):  # not every class can be made without its numbers
+        n_weights = sum(parameter.numel() for parameter in kind(config).parameters())
+    n_bytes = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in {".safetensors", ".bin"})
+    if n_weights > 2 * n_bytes:  # half a byte each is the least that is in use
+        raise Refused(
+            f"transformers makes {n_weights:,} weights of its config.json, and its files hold {n_bytes:,} bytes"
+        )
 
 
 def registry(job: dict[str, Any], pipe: IO[str]) -> dict[str, Any]:
