@@ -22,6 +22,7 @@ from edgellm.export.facts import (
     UnsupportedModel,
     read_document,
     refuse_other_kinds,
+    text_settings,
     window_remark,
 )
 from edgellm.export.tokenizer import account_model_file
@@ -260,7 +261,7 @@ def _remarks(
         found.append(f"transformers does not have {name}: nothing checks its logits")
     if window is not None:
         found.append(window_remark(window, known.arch))
-    told = _text_settings(config)
+    told = text_settings(config)
     ropes = [told.get(key) for key in ("rope_parameters", "rope_scaling")]
     if any(isinstance(rope, dict) and rope.get("truncate") is False for rope in ropes):
         found.append(
@@ -270,15 +271,9 @@ def _remarks(
     return tuple(found)
 
 
-def _text_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the text model."""
-    text = config.get("text_config")
-    return {**config, **text} if isinstance(text, dict) else dict(config)
-
-
 def _slides(config: Mapping[str, Any]) -> tuple[bool, ...] | None:
     """Which layers look back on a window or a chunk alone; None where config.json leaves that to the family."""
-    kinds = _text_settings(config).get("layer_types")
+    kinds = text_settings(config).get("layer_types")
     if not isinstance(kinds, list) or not kinds:
         return None
     return tuple(kind in ("sliding_attention", "chunked_attention") for kind in kinds)
@@ -286,7 +281,7 @@ def _slides(config: Mapping[str, Any]) -> tuple[bool, ...] | None:
 
 def _window(folder: Path, config: Mapping[str, Any], arch: str) -> int | None:
     """Tokens that some layer looks back on, where llama.cpp lets it see everything."""
-    told = _text_settings(config)
+    told = text_settings(config)
     window, context = told.get("sliding_window"), told.get("max_position_embeddings")
     kinds = told.get("layer_types")
     slides = "sliding_attention" in kinds if isinstance(kinds, list) else told.get("use_sliding_window", True)

@@ -17,8 +17,8 @@ from typing import Any
 
 from edgellm.export.kinds import wanted
 from edgellm.export.tokenizer import TokenizerError, read_json
+from edgellm.export.tokenizer_facts import WAY_OUT
 
-WAY_OUT = "let llama.cpp's own script convert it with --converter llama.cpp"
 QUANTISED_BESIDE = "hf_quant_config.json"
 MIN_CONTEXT = 512  # tokens; a window below is no context to ship
 
@@ -245,6 +245,12 @@ def read_document(folder: Path) -> dict[str, Any]:
         told = producer.get("name") if isinstance(producer, dict) else None
         config["quantization_config"] = {"quant_method": str(told or "modelopt").lower()}
     return config
+
+
+def text_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a text model, which may stand in text_config, over those around them."""
+    text = config.get("text_config")
+    return {**config, **text} if isinstance(text, dict) else dict(config)
 
 
 def _without_config(folder: Path) -> str:

@@ -23,14 +23,14 @@ PACKAGE = ("llama-cpp-python", "0.3.36")
 SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 N_BYTES = 76_589_250
 
-CONVERTER, ADAPTER_CONVERTER = "convert_hf_to_gguf.py", "convert_lora_to_gguf.py"
+CONVERTER = "convert_hf_to_gguf.py"
 _ROOT = f"llama_cpp_python-{PACKAGE[1]}/vendor/llama.cpp/"
 _FOLDERS = ("conversion/", "gguf-py/gguf/")
 _MAX_BYTES = 16_000_000  # of all that is unpacked: 1.9 MB in 0.3.36
 
 
 def converter_source(progress: Progress | None = None) -> Path:
-    """The folder with llama.cpp's `convert_hf_to_gguf.py` and `convert_lora_to_gguf.py`, fetched the first time.
+    """The folder with llama.cpp's `convert_hf_to_gguf.py`, fetched the first time.
 
     Raises:
         SourceError: pip's indexes do not have the source distribution, or have another one under its name.
@@ -114,7 +114,7 @@ def _wanted(member: tarfile.TarInfo) -> PurePosixPath | None:
     name = PurePosixPath(member.name.removeprefix(_ROOT))
     if any(part in {"", ".", ".."} or "\\" in part or ":" in part for part in name.parts) or name.is_absolute():
         return None
-    if str(name) in {CONVERTER, ADAPTER_CONVERTER, "LICENSE", "gguf-py/LICENSE"}:
+    if str(name) in {CONVERTER, "LICENSE", "gguf-py/LICENSE"}:
         return name
     is_module = name.suffix == ".py" and any(str(name).startswith(folder) for folder in _FOLDERS)
     return name if is_module else None

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.export import gguf_writer as gguf
-from edgellm.export.facts import WAY_OUT, Family, UnsupportedModel, check_kinds
+from edgellm.export.facts import Family, UnsupportedModel, check_kinds
+from edgellm.export.tokenizer_facts import WAY_OUT
 
 Rope = dict[str, Any]
 

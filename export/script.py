@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgellm.export.checkpoint import CheckpointError
 from edgellm.export.conversion import Conversion
 from edgellm.export.environments import ExporterError, packages_of, run_job
-from edgellm.export.facts import UnsupportedModel, read_document
+from edgellm.export.facts import UnsupportedModel, read_document, text_settings
 from edgellm.export.llama_cpp_converter import PACKAGE, SHA256
 from edgellm.export.reference import NoReference
 from edgellm.export.source import ModelSource, fingerprint, sha256_of
@@ -161,9 +161,7 @@ def refuse_tokenizer_code(converter: Converter, folder: Path) -> None:
 
 def n_compared(folder: Path) -> int:
     """How many tokens tell whether a model is itself: more than its layers look back on, where that is in reach."""
-    config = read_document(folder)
-    text = config.get("text_config")
-    told = {**config, **text} if isinstance(text, dict) else config
+    told = text_settings(read_document(folder))
     windows = [told.get(key) for key in ("sliding_window", "attention_chunk_size")]
     reach = max((window for window in windows if isinstance(window, int) and window > 0), default=0)
     context = told.get("max_position_embeddings")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgellm.export.facts import UnsupportedModel, read_config, read_document
+from edgellm.export.facts import UnsupportedModel, read_config, read_document, text_settings
 from edgellm.export.source import ModelSource
 from edgellm.memory import plan as planner
 from edgellm.memory.context import N_DRAFT_MOST, ContextSettings
@@ -60,6 +60,4 @@ def _config(source: ModelSource) -> dict[str, Any]:
     try:
         return read_config(source.path)[1]
     except UnsupportedModel:
-        config = read_document(source.path)
-        text = config.get("text_config")
-        return {**config, **text} if isinstance(text, dict) else config
+        return text_settings(read_document(source.path))
