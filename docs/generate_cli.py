@@ -118,7 +118,7 @@ def _type(parameter: Any) -> str:
     low, high = getattr(kind, "min", None), getattr(kind, "max", None)
     text = _TYPES.get(kind.name, kind.name)
     if (low, high) != (None, None):
-        text += f" ≥ {low:g}" if high is None else f" ≤ {high:g}" if low is None else f" {low:g} to {high:g}"
+        text += f" ≥&nbsp;{low:g}" if high is None else f" ≤&nbsp;{high:g}" if low is None else f" {low:g} to {high:g}"
     return text + (", repeatable" if getattr(parameter, "multiple", False) else "")
 
 
