@@ -2,7 +2,7 @@
 
     python benchmarks/budget.py --target FILE --drafter FILE --output docs/budget
 
-Every budget is planned and run in a process of its own (`edgellm.runtime.calibrate`); its peak and speeds are kept.
+Every budget is planned and run in a process of its own (`runtime/bringup/calibrate.py`); its peak and speeds are kept.
 The predicted bound is the least memory with which a draft model gains by the plan; the measured one is the peak of the
 smallest run that had a draft model and was faster than the same target without one. Writes OUTPUT.json and, with
 matplotlib, OUTPUT.png; prints a Markdown table.
@@ -22,7 +22,7 @@ from edgellm.memory.plan import MemoryPlan
 from edgellm.memory.shape import from_header
 from edgellm.memory.solve import Ask, solve
 from edgellm.memory.units import MIB
-from edgellm.runtime.calibrate import measure
+from edgellm.runtime.bringup.calibrate import measure
 
 
 def planned(target: Path, drafter: Path, budget_bytes: int) -> MemoryPlan:

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from engine_types import engine_types, name_of
 
 from edgellm.cli._shapes import of_name
-from edgellm.export import store
-from edgellm.export.catalogue import ModelEntry, load_catalogue
+from edgellm.export.obtain import store
+from edgellm.export.obtain.catalogue import ModelEntry, load_catalogue
 from edgellm.memory.device import Device, sized_device
 from edgellm.memory.gguf import read_header
 from edgellm.memory.mixtures import Geometry

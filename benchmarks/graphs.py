@@ -28,8 +28,8 @@ from edgellm.memory.cpu import usable_cores
 from edgellm.memory.units import MIB
 from edgellm.runtime.backends.base import Backend
 from edgellm.runtime.backends.llama_cpp import ModelOptions
-from edgellm.runtime.loading import needs_padding, open_context, open_model
-from edgellm.runtime.planning import EngineOptions, plan_here
+from edgellm.runtime.bringup.loading import needs_padding, open_context, open_model
+from edgellm.runtime.bringup.planning import EngineOptions, plan_here
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
 N_WINDOW, N_TOKENS, N_PAST = 256, 2000, 128
@@ -183,7 +183,7 @@ def main() -> None:
     if options.what == "costs":
         return costs(paths, options.rounds)
     if options.what == "quality":
-        from edgellm.export.onnx_export import verification_text
+        from edgellm.export.onnx.onnx_export import verification_text
 
         return quality(paths[0], paths[1:], options.text.read_bytes() if options.text else verification_text().encode())
     return memory(paths) if options.what == "memory" else rollback(paths)

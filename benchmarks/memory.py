@@ -76,7 +76,7 @@ def planned(it: Configuration, sizer: Sizer) -> MemoryPlan:
 
 
 def ask_llama_cpp(paths: dict[str, Path]) -> Sizer:
-    from edgellm.runtime.probe import probe
+    from edgellm.runtime.bringup.probe import probe
 
     return lambda shape, settings, repack: probe(paths[shape.name], [settings], repack=repack)[0]
 

@@ -116,7 +116,7 @@ def limits(arguments: argparse.Namespace) -> None:
 
 def conversation(request: str) -> None:
     from edgellm.runtime import ChatSession, load
-    from edgellm.runtime.calibrate import peak_bytes
+    from edgellm.runtime.bringup.calibrate import peak_bytes
 
     target, drafter, data = json.loads(request)
     with load(target, drafter, plan=MemoryPlan.from_json(data)) as engine:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.memory.learnt import NGRAM_BYTES
+from edgellm.memory.drafting_budgets import NGRAM_BYTES
 from edgellm.runtime.backends.base import Logits
 from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
 from edgellm.runtime.decode import generate
@@ -34,8 +34,8 @@ from edgellm.runtime.learning.ngrams import NgramCache
 from edgellm.runtime.learning.recall import Recall
 from edgellm.runtime.learning.revision import Revision
 from edgellm.runtime.sampling import GREEDY, Sampling
-from edgellm.runtime.translate import WINDOW, GrowingText
-from edgellm.runtime.vocabulary import Vocabulary
+from edgellm.runtime.text.translate import WINDOW, GrowingText
+from edgellm.runtime.text.vocabulary import Vocabulary
 
 N_MOST = 15  # tokens a draft
 

@@ -21,24 +21,24 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.export import engine, trim
+from edgellm.export.convert import engine_jobs, trim
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.gguf import read_header
 from edgellm.memory.solve import N_UBATCH_DRAFT
 from edgellm.runtime.backends.base import Logits
 from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, ModelOptions
-from edgellm.runtime.bench import read_prompts
-from edgellm.runtime.chat import ChatSession
+from edgellm.runtime.bringup.planning import EngineOptions
+from edgellm.runtime.comparison import read_prompts
+from edgellm.runtime.conversation import ChatSession
 from edgellm.runtime.decode import generate
 from edgellm.runtime.drafters.base import Drafter
 from edgellm.runtime.drafters.model import ModelDrafter
 from edgellm.runtime.drafters.translating import TranslatingDrafter
 from edgellm.runtime.engine import NEUTRAL, load
-from edgellm.runtime.pairing import match
-from edgellm.runtime.planning import EngineOptions
 from edgellm.runtime.sampling import GREEDY
-from edgellm.runtime.template import DOCUMENT, ChatTemplate, Message
+from edgellm.runtime.text.template import DOCUMENT, ChatTemplate, Message
+from edgellm.runtime.text.vocabulary_match import match
 
 N_CTX = 2048
 
@@ -149,7 +149,7 @@ def variants(drafter: Path, folder: Path, shares: Sequence[float], heads: Sequen
     quant = read_header(drafter).quantisation
     whole = folder / "whole-Q8_0.gguf"
     if not whole.exists():
-        engine.quantise(drafter, whole, "Q8_0", requantise=True)
+        engine_jobs.quantise(drafter, whole, "Q8_0", requantise=True)
     made = [drafter]
     for share in shares:
         place, alone = folder / f"{share:g}", folder / f"{share:g}-alone" / "as-is.gguf"
@@ -163,7 +163,7 @@ def variants(drafter: Path, folder: Path, shares: Sequence[float], heads: Sequen
         for head in heads:
             path = place / f"{head}.gguf"
             if not path.exists():
-                engine.quantise(plain, path, quant, head=head, requantise=True)
+                engine_jobs.quantise(plain, path, quant, head=head, requantise=True)
             made.append(path)
         made += [alone] if inputs else []
     return made

@@ -84,7 +84,7 @@ def _places(names: str) -> list[Device]:
 
 def _targets(model: str | None) -> list[Known]:
     from edgellm.cli._shapes import look_up, of_name
-    from edgellm.export.catalogue import load_catalogue
+    from edgellm.export.obtain.catalogue import load_catalogue
 
     if model is not None:
         return [look_up(name.strip()) for name in model.split(",") if name.strip()]

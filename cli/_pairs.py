@@ -37,7 +37,7 @@ def _solutions(place: Device, ask: Ask) -> list[Solution]:
     import functools
 
     from edgellm.cli._shapes import drafter_for, look_up, of_name, with_references
-    from edgellm.export.catalogue import load_catalogue
+    from edgellm.export.obtain.catalogue import load_catalogue
     from edgellm.memory.solve import solve
 
     look, found = functools.cache(look_up), []

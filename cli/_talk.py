@@ -19,8 +19,8 @@ from edgellm.cli._terminal import FENCE, LineEditor, dim, interrupts, leaving, p
 from edgellm.cli._texts import quoted, split_texts, unescaped
 
 if TYPE_CHECKING:
-    from edgellm.export.store import ModelFile
-    from edgellm.runtime.chat import Answer, ChatSession
+    from edgellm.export.obtain.store import ModelFile
+    from edgellm.runtime.conversation import Answer, ChatSession
 
 _COMMANDS = {  # command -> (its arguments, what it does)
     "/help": ("", "show this list"),

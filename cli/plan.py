@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edgellm.memory.buffers import Sizer
     from edgellm.memory.device import Device
     from edgellm.memory.solve import Ask, Solution
-    from edgellm.runtime.calibrate import Measurement
+    from edgellm.runtime.bringup.calibrate import Measurement
 
 CONTEXTS = "contexts"  # what `--matrix` without a value shows
 
@@ -238,7 +238,7 @@ def _ask(
 
 def _rearranges() -> bool:
     """Whether the engine's own fast layouts are used on this machine."""
-    from edgellm.runtime.extra_buffers import verdict
+    from edgellm.runtime.bringup.extra_buffers import verdict
 
     return verdict().usable
 
@@ -280,7 +280,7 @@ def _probing(target: Known, drafter: Known | None, *, exactly: bool) -> Sizer | 
         elif exactly and model.path is None:
             out.warning(f"{model.shape.name} is not on this machine, so its sizes come from formulas")
 
-    from edgellm.runtime.probe import probe
+    from edgellm.runtime.bringup.probe import probe
 
     @functools.cache
     def sizes(shape: ModelShape, settings: ContextSettings, repack: bool) -> BufferSizes:

@@ -2,7 +2,7 @@
 
 The allocator packs temporaries by lifetime, so their sum follows from the widest moment of one layer, from the rows of
 logits, or from both. The terms below were read off llama.cpp 0.5.0 by sizing some hundred shapes with `no_alloc`;
-tests/runtime/test_probe.py holds them to it. Where llama.cpp itself can be asked, `runtime/probe.py` is exact.
+tests/runtime/test_probe.py holds them to it. Where llama.cpp itself can be asked, `runtime/bringup/probe.py` is exact.
 """
 
 from __future__ import annotations

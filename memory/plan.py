@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from edgellm.memory import buffers, kv, learnt
+from edgellm.memory import buffers, kv
 from edgellm.memory.buffers import BufferSizes, Sizer, estimate
 from edgellm.memory.context import ContextSettings
+from edgellm.memory.drafting_budgets import NGRAM_BYTES, STORE_BYTES, conversation_bytes
 from edgellm.memory.shape import ModelShape
 from edgellm.memory.units import MIB, format_bytes
 
@@ -331,16 +332,14 @@ def _compute(role: str, shape: ModelShape, context: ContextSettings, sizes: Buff
 
 def _candidates(target: ModelShape, settings: PairSettings) -> Line:
     """Sampling's view of one row (ids and weights), and what drafting remembers."""
-    table = learnt.conversation_bytes(settings.target.n_ctx) if settings.copy else 0
+    table = conversation_bytes(settings.target.n_ctx) if settings.copy else 0
     formula = f"{target.n_vocab:,} x 12 B"
     if table:
-        formula += (
-            f" + index of {settings.target.n_ctx:,} tokens {table:,} B + earlier answers {learnt.STORE_BYTES:,} B"
-        )
-        table += learnt.STORE_BYTES
+        formula += f" + index of {settings.target.n_ctx:,} tokens {table:,} B + earlier answers {STORE_BYTES:,} B"
+        table += STORE_BYTES
     if settings.drafter is not None:
-        formula += f" + spellings {learnt.NGRAM_BYTES:,} B"
-        table += learnt.NGRAM_BYTES
+        formula += f" + spellings {NGRAM_BYTES:,} B"
+        table += NGRAM_BYTES
     return Line("candidates", target.n_vocab * 12 + table, formula)
 
 

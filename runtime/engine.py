@@ -14,21 +14,21 @@ from edgellm.memory.solve import N_UBATCH_DRAFT
 from edgellm.memory.units import format_bytes
 from edgellm.runtime.backends.base import Backend, OutOfMemory
 from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions, engine_name, kernels
+from edgellm.runtime.bringup.exactness import exact_width
+from edgellm.runtime.bringup.loading import Model, needs_padding, open_context, open_model
+from edgellm.runtime.bringup.planning import DEFAULTS, EngineOptions, plan_here, plan_next, reserve, trimmed, unplanned
 from edgellm.runtime.drafters.adaptive import PASSES_A_TOKEN, AdaptiveDrafter
 from edgellm.runtime.drafters.base import Drafter, NoDrafter, SteppedDrafter
 from edgellm.runtime.drafters.failsafe import FailsafeDrafter
 from edgellm.runtime.drafters.model import REACH, ModelDrafter
 from edgellm.runtime.drafters.spelling import MapSpeller, MergingSpeller, Speller, TextSpeller
 from edgellm.runtime.drafters.translating import TranslatingDrafter
-from edgellm.runtime.exactness import exact_width
 from edgellm.runtime.learning.history import History
 from edgellm.runtime.learning.pair import Learning
-from edgellm.runtime.loading import Model, needs_padding, open_context, open_model
-from edgellm.runtime.pairing import Match, match
-from edgellm.runtime.planning import DEFAULTS, EngineOptions, plan_here, plan_next, reserve, trimmed, unplanned
-from edgellm.runtime.table import TranslationTable, find
-from edgellm.runtime.template import DOCUMENT, ChatTemplate, Message, TemplateError, usable
-from edgellm.runtime.words import is_trimmed
+from edgellm.runtime.text.full_vocabulary import is_trimmed
+from edgellm.runtime.text.template import DOCUMENT, ChatTemplate, Message, TemplateError, usable
+from edgellm.runtime.text.vocabulary_map import TranslationTable, find
+from edgellm.runtime.text.vocabulary_match import Match, match
 
 NEUTRAL = "You are a helpful assistant."  # the system prompt of a drafter whose target has none
 

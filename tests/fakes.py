@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgellm.runtime.backends.base import CannotTruncate, ContextFull, EngineError, Logits
 from edgellm.runtime.drafters.base import Draft
 from edgellm.runtime.sampling import GREEDY, Distribution, Sampling
-from edgellm.runtime.vocabulary import TokenKind, Vocabulary
+from edgellm.runtime.text.vocabulary import TokenKind, Vocabulary
 
 
 def random_table(n_vocab: int, seed: int = 0, scale: float = 2.0) -> NDArray[np.float32]:

@@ -30,7 +30,6 @@ from edgellm.memory.children import REPORT, without_folder
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.gguf import TYPE_IDS, GgufError, GgufHeader
 from edgellm.memory.split import read_model
-from edgellm.runtime import extra_buffers
 from edgellm.runtime.backends.base import (
     CannotTruncate,
     ContextFull,
@@ -42,9 +41,10 @@ from edgellm.runtime.backends.base import (
     checked,
 )
 from edgellm.runtime.backends.llama_tokenizer import LlamaTokenizer
+from edgellm.runtime.bringup import extra_buffers
 from edgellm.runtime.kernels import KernelReport, install
-from edgellm.runtime.vocabulary import Vocabulary
-from edgellm.runtime.words import Head, words_of
+from edgellm.runtime.text.full_vocabulary import Head, words_of
+from edgellm.runtime.text.vocabulary import Vocabulary
 
 _SHORT_OF_MEMORY = "not enough memory"
 MAX_JOINED = 24  # tokens that are read in the pass of those whose logits are wanted

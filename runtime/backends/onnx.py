@@ -20,7 +20,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edgellm.memory.context import ContextSettings
-from edgellm.memory.onnx import OnnxError, OnnxGraph, read_graph
+from edgellm.memory.onnx_graph import OnnxError, OnnxGraph, read_graph
 from edgellm.memory.onnx_plan import batch
 from edgellm.runtime.backends.base import (
     ContextFull,
@@ -32,7 +32,7 @@ from edgellm.runtime.backends.base import (
     checked,
 )
 from edgellm.runtime.backends.hub_tokenizer import HubFolder
-from edgellm.runtime.vocabulary import Vocabulary
+from edgellm.runtime.text.vocabulary import Vocabulary
 
 MODEL = "model.onnx"
 PROVIDER_VARIABLE = "EDGELLM_ONNX_PROVIDER"

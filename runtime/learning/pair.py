@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edgellm.runtime.drafters.base import SteppedDrafter
     from edgellm.runtime.engine import Engine
     from edgellm.runtime.learning.ngrams import NgramCache
-    from edgellm.runtime.vocabulary import Vocabulary
+    from edgellm.runtime.text.vocabulary import Vocabulary
 
 SAVE_EVERY_S = 30.0  # at most, while answers come
 

@@ -20,17 +20,18 @@ from conftest import USER_ENV
 from loopback_hub import LoopbackHub
 from tiny_onnx import write_tiny_onnx
 
-from edgellm.export import manifest, onnx_facts, onnx_job
+from edgellm.export import manifest
 from edgellm.export.bundle import pack
+from edgellm.export.check.fidelity import VerificationFailed
 from edgellm.export.environments import ExporterError, environment, requirements_of
-from edgellm.export.facts import UnsupportedModel
 from edgellm.export.manifest import ManifestError
-from edgellm.export.onnx_export import OnnxRequest, export_onnx
-from edgellm.export.source import ModelSource
-from edgellm.export.verify import VerificationFailed
-from edgellm.export.workshop import ExportError
+from edgellm.export.obtain.source import ModelSource
+from edgellm.export.onnx import onnx_facts, onnx_job
+from edgellm.export.onnx.onnx_export import OnnxRequest, export_onnx
+from edgellm.export.read.facts import UnsupportedModel
+from edgellm.export.staging import ExportError
 from edgellm.memory.context import ContextSettings
-from edgellm.memory.onnx import read_graph
+from edgellm.memory.onnx_graph import read_graph
 from edgellm.runtime.backends.onnx import OnnxBackend, OnnxModel
 
 # Stands in for an exporter's Python: answers jobs with a folder that was made before.

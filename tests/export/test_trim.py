@@ -10,9 +10,9 @@ import pytest
 from checkpoints import tiny_model
 from vocabularies import NASTY, EngineVocabulary
 
-from edgellm.export import engine
-from edgellm.export.gguf import to_gguf
-from edgellm.export.trim import TrimError, choose, trim_vocabulary, write_words
+from edgellm.export.convert import engine_jobs
+from edgellm.export.convert.hf_to_gguf import to_gguf
+from edgellm.export.convert.trim import TrimError, choose, trim_vocabulary, write_words
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.gguf import read_header
 from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
@@ -25,7 +25,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """A model with a real vocabulary, the same with an eighth of it, and the tokens that were kept."""
     folder = tmp_path_factory.mktemp("trim")
     to_gguf(tiny_model(folder / "model", request.param, real_tokenizer=True), folder / "half.gguf")
-    engine.quantise(folder / "half.gguf", folder / "whole.gguf", "Q8_0")
+    engine_jobs.quantise(folder / "half.gguf", folder / "whole.gguf", "Q8_0")
     kept = choose(folder / "whole.gguf", 0.125, CORPUS)
     trim_vocabulary(folder / "whole.gguf", folder / "trimmed.gguf", kept)
     assert write_words(folder / "whole.gguf", folder / "trimmed-words.gguf", kept)
@@ -68,9 +68,9 @@ def test_every_text_can_still_be_written(pair: tuple[Path, Path, list[int]]) -> 
 
 def test_logits_of_kept_tokens_are_the_same_numbers(pair: tuple[Path, Path, list[int]]) -> None:
     whole, trimmed, kept = pair
-    tokens = engine.tokenise(whole, ["The river carries the boat"])[0]
+    tokens = engine_jobs.tokenise(whole, ["The river carries the boat"])[0]
     new_ids = {old: new for new, old in enumerate(kept)}
-    before, after = engine.logits(whole, tokens), engine.logits(trimmed, [new_ids[token] for token in tokens])
+    before, after = engine_jobs.logits(whole, tokens), engine_jobs.logits(trimmed, [new_ids[token] for token in tokens])
     np.testing.assert_allclose(after, before[:, kept], rtol=1e-5, atol=1e-5)
 
 

@@ -10,7 +10,7 @@ import pytest
 from tiny_onnx import HEAD_DIM, N_KV_HEADS, write_tiny_onnx
 
 from edgellm.memory.context import ContextSettings
-from edgellm.memory.onnx import read_graph
+from edgellm.memory.onnx_graph import read_graph
 from edgellm.memory.onnx_plan import GROWN_COPIES, SCALE_COPIES, facts_of, shape_of
 from edgellm.memory.plan import Limit, MemoryPlan, PairSettings, plan
 from edgellm.memory.shape import ModelShape, UnknownShape

@@ -22,7 +22,7 @@ from edgellm.runtime.learning.costs import Costs, assumed
 from edgellm.runtime.learning.history import History
 from edgellm.runtime.learning.ngrams import NgramCache
 from edgellm.runtime.sampling import GREEDY, Sampling
-from edgellm.runtime.vocabulary import Vocabulary
+from edgellm.runtime.text.vocabulary import Vocabulary
 
 E_ACUTE = "é".encode()
 TARGET = [b"a", b"b", b" ", b"ab", b" a", E_ACUTE[:1], E_ACUTE[1:], b"\n", b"<end>"]

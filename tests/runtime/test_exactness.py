@@ -9,7 +9,7 @@ import pytest
 
 from edgellm.memory.context import ContextSettings, KvType
 from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, kernels
-from edgellm.runtime.exactness import rows_at_width
+from edgellm.runtime.bringup.exactness import rows_at_width
 
 WIDTHS = (1, 3, 5, 8, 16)
 

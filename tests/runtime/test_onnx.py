@@ -15,14 +15,14 @@ from tiny_gguf import write_tiny
 from tiny_onnx import write_tiny_onnx
 
 from edgellm.memory.context import ContextSettings
-from edgellm.memory.onnx import OnnxError, read_graph
+from edgellm.memory.onnx_graph import OnnxError, read_graph
 from edgellm.runtime import ChatSession, EngineOptions, load
 from edgellm.runtime.backends.base import BadNumbers, ContextFull, EngineError, Interrupted, LoadError
 from edgellm.runtime.backends.onnx import OnnxBackend, OnnxModel, choose_provider
+from edgellm.runtime.bringup.exactness import rows_at_width
 from edgellm.runtime.decode import generate
 from edgellm.runtime.drafters.adaptive import AdaptiveDrafter
 from edgellm.runtime.drafters.base import NoDrafter
-from edgellm.runtime.exactness import rows_at_width
 from edgellm.runtime.learning.history import History
 from edgellm.runtime.sampling import GREEDY
 

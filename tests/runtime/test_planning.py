@@ -16,7 +16,7 @@ from tiny_gguf import write_tiny
 from edgellm.memory.plan import DoesNotFit, MemoryPlan, PlanError
 from edgellm.memory.units import MIB
 from edgellm.runtime import ChatSession, EngineOptions, load
-from edgellm.runtime.planning import plan_here, plan_next
+from edgellm.runtime.bringup.planning import plan_here, plan_next
 
 
 @pytest.fixture(scope="module")

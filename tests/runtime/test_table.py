@@ -15,10 +15,10 @@ from tiny_gguf import write_tiny
 from edgellm.memory.gguf import read_header
 from edgellm.runtime import engine as engine_module
 from edgellm.runtime.backends.llama_cpp import engine_name
+from edgellm.runtime.bringup.planning import EngineOptions
 from edgellm.runtime.engine import load
-from edgellm.runtime.pairing import match, overlap
-from edgellm.runtime.planning import EngineOptions
-from edgellm.runtime.table import BadTable, TranslationTable, find
+from edgellm.runtime.text.vocabulary_map import BadTable, TranslationTable, find
+from edgellm.runtime.text.vocabulary_match import match, overlap
 
 TARGET = byte_vocabulary(b"the", b"other", b"harbour", " 🙂".encode())
 DRAFT = byte_vocabulary(b"the", b"har", b"bour", b"ot", b"her")
