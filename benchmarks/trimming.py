@@ -55,15 +55,15 @@ class Answered:
 class Playback:
     """`Backend` of a target whose choices are known; what follows wrong drafts is never looked at."""
 
-    max_keep, n_ctx, busy_s, can_shift = 64, 1 << 20, 0.0, False
+    max_outputs, n_ctx, engine_s, can_shift = 64, 1 << 20, 0.0, False
 
     def __init__(self, n_vocab: int) -> None:
         self.n_vocab, self.tokens, self.text = n_vocab, list[int](), list[int]()
 
-    def forward(self, tokens: Sequence[int], keep: int) -> Logits:
+    def forward(self, tokens: Sequence[int], n_outputs: int) -> Logits:
         self.tokens += tokens
-        rows = np.zeros((keep, self.n_vocab), np.float32)
-        for row, at in enumerate(range(len(self.tokens) - keep + 1, len(self.tokens) + 1)):
+        rows = np.zeros((n_outputs, self.n_vocab), np.float32)
+        for row, at in enumerate(range(len(self.tokens) - n_outputs + 1, len(self.tokens) + 1)):
             if at < len(self.text):
                 rows[row, self.text[at]] = 1.0
         return rows
@@ -122,12 +122,12 @@ def speeds(paths: Sequence[Path], n_rounds: int, n_threads: int | None) -> list[
     loaded = [_loaded(path, n_threads) for path in paths]
     seconds: list[list[float]] = [[] for _ in paths]
     for _, backend in loaded:
-        backend.forward([100] * 64, keep=0)
+        backend.forward([100] * 64, n_outputs=0)
     for _ in range(n_rounds):
         for (_, backend), times in zip(loaded, seconds, strict=True):
             for _ in range(8):
                 started = time.perf_counter()
-                int(backend.forward([100], keep=1)[0].argmax())
+                int(backend.forward([100], n_outputs=1)[0].argmax())
                 times.append(time.perf_counter() - started)
             backend.truncate(64)
     for model, backend in loaded:

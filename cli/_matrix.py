@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from edgellm.cli._shapes import Known
     from edgellm.memory.device import Device
     from edgellm.memory.plan import MemoryPlan
+    from edgellm.memory.plan_request import PlanRequest
     from edgellm.memory.shape import ModelShape
-    from edgellm.memory.solve import Ask
 
 FORMATS = (".csv", ".json", ".png", ".svg")
 
 
 def show_matrix(
-    names: str, model: str | None, draft: str | None, ask: Ask, *, output: Path | None, as_json: bool
+    names: str, model: str | None, draft: str | None, ask: PlanRequest, *, output: Path | None, as_json: bool
 ) -> None:
     """One plan for each model and device; what does not fit is a cell, not an error."""
     import functools

@@ -310,7 +310,7 @@ class Talk:
         elif name == "max_tokens":
             self.max_tokens = None if number is None else _at_least(int(number), 1)
         elif name == "draft_tokens":
-            most = min(engine.settings.n_draft, engine.backend.max_keep - 1)
+            most = min(engine.settings.n_draft, engine.backend.max_outputs - 1)
             engine.n_draft = _at_least(int(value), 0)
             if engine.n_draft > most:
                 engine.n_draft = most

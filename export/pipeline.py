@@ -24,7 +24,7 @@ from edgellm.export.convert.script import convert as convert_by
 from edgellm.export.lora.adapter_export import Merging
 from edgellm.export.manifest import Manifest, ManifestError
 from edgellm.export.obtain.source import ModelSource, fingerprint, sha256_of
-from edgellm.export.staging import ExportError, appear, workshop
+from edgellm.export.staging import ExportError, publish, staging_folder
 from edgellm.memory import files as whole_files
 from edgellm.memory.adapter import refuse_adapter
 from edgellm.memory.gguf import read_header
@@ -110,7 +110,7 @@ def export(request: Request, on_event: Callable[[Event], None]) -> Manifest:
     drafts = (request.options.draft_quants or request.options.quants) if request.draft else ()
     imatrix.refuse_without(request.options.quants, drafts, has_matrix=request.imatrix is not None)
     key = _key(request)
-    return appear(request.output, key, lambda work: _make(request, work, key, on_event))
+    return publish(request.output, key, lambda work: _make(request, work, key, on_event))
 
 
 def reproduce(request: Request, locked: Manifest, on_event: Callable[[Event], None]) -> list[str]:
@@ -119,7 +119,7 @@ def reproduce(request: Request, locked: Manifest, on_event: Callable[[Event], No
     Model files that the manifest's folder lacks are put there.
     """
     key = _key(request)
-    with workshop(request.output, key) as work:
+    with staging_folder(request.output, key) as work:
         made = _make(request, work, key, on_event)
         differences = _differences(locked.document, made)
         if not differences:

@@ -22,7 +22,7 @@ class ExportError(RuntimeError):
     """An export that cannot be carried out as asked; the message says what to change."""
 
 
-def appear(output: Path, key: str, make: Callable[[Path], dict[str, Any]]) -> Manifest:
+def publish(output: Path, key: str, make: Callable[[Path], dict[str, Any]]) -> Manifest:
     """Let `make` fill a folder beside the output and return its manifest's document; then the folder takes the name.
 
     Args:
@@ -35,7 +35,7 @@ def appear(output: Path, key: str, make: Callable[[Path], dict[str, Any]]) -> Ma
     if _is_taken(output):
         return _already_there(output, key)
     output = behind_links(output)
-    with workshop(output, key) as work:
+    with staging_folder(output, key) as work:
         if _is_taken(output):  # by another process, while this one waited for it
             return _already_there(output, key)
         manifest.write(work, make(work))
@@ -48,7 +48,7 @@ def _is_taken(output: Path) -> bool:
 
 
 @contextmanager
-def workshop(output: Path, key: str) -> Iterator[Path]:
+def staging_folder(output: Path, key: str) -> Iterator[Path]:
     """A folder beside the output for one export at a time; what an interrupted run finished is still in it."""
     output.parent.mkdir(parents=True, exist_ok=True)
     work = beside(output, f"{key}.partial")

@@ -305,10 +305,10 @@ def _replay(engine: Engine, plain: Run, turn: int, position: int) -> np.ndarray[
     backend: Backend = engine.backend
     prompt = _prompt_ids(engine, plain, turn)
     backend.truncate(0)  # as the run itself began, so that the same passes give the same bits
-    backend.forward(prompt[:-1], keep=0)
-    row = backend.forward(prompt[-1:], keep=1)[0]
+    backend.forward(prompt[:-1], n_outputs=0)
+    row = backend.forward(prompt[-1:], n_outputs=1)[0]
     for token in plain.turns[turn][:position]:
-        row = backend.forward([token], keep=1)[0]
+        row = backend.forward([token], n_outputs=1)[0]
     copied: np.ndarray[Any, np.dtype[np.float32]] = row.copy()
     return copied
 
@@ -320,14 +320,14 @@ def _noise(engine: Engine, plain: Run) -> float:
 
     def rows(width: int) -> Iterator[np.ndarray[Any, np.dtype[np.float32]]]:
         keep_common_prefix(backend, prompt, len(prompt) - 1)
-        backend.forward(prompt[len(backend.tokens) : -1], keep=0)
+        backend.forward(prompt[len(backend.tokens) : -1], n_outputs=0)
         for i in range(0, len(tokens), width):
             part = tokens[i : i + width]
-            yield from backend.forward(part, keep=len(part))
+            yield from backend.forward(part, n_outputs=len(part))
 
     rivals = [(ids := np.argpartition(row, -N_RIVALS)[-N_RIVALS:], row[ids].copy()) for row in rows(1)]
     worst = 0.0
-    for width in range(2, min(backend.max_keep, WIDEST) + 1):
+    for width in range(2, min(backend.max_outputs, WIDEST) + 1):
         for row, (ids, values) in zip(rows(width), rivals, strict=True):
             change = row[ids] - values
             worst = max(worst, float(change.max() - change.min()))

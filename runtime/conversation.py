@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from edgellm.runtime.backends.base import ContextFull, EngineError, Interrupted, keep_common_prefix
-from edgellm.runtime.decode import Step, generate
+from edgellm.runtime.decode import RoundResult, generate
 from edgellm.runtime.engine import Engine
 from edgellm.runtime.sampling import GREEDY, Sampling
 from edgellm.runtime.text.reasoning import AnswerStream, Thinking
@@ -52,7 +52,7 @@ class Stats:
     def acceptance(self) -> float:
         return self.n_accepted / self.n_drafted if self.n_drafted else 0.0
 
-    def add(self, step: Step) -> None:
+    def add(self, step: RoundResult) -> None:
         self.n_rounds += 1
         self.n_new += len(step.tokens)
         self.n_drafted += step.n_drafted
@@ -205,7 +205,9 @@ class ChatSession:
             f"the {what} {len(prompt) + n_answered:,} tokens long and the context holds {n_ctx:,}: {remedy}"
         )
 
-    def _steps(self, begun: list[int], stream: AnswerStream, limit: int, stats: Stats) -> Generator[Step, None, None]:
+    def _steps(
+        self, begun: list[int], stream: AnswerStream, limit: int, stats: Stats
+    ) -> Generator[RoundResult, None, None]:
         """Rounds of the answer whose tokens the caller collects; anew where it changed them, and from a shortened
         conversation where the context was full.
 
@@ -296,14 +298,14 @@ class ChatSession:
             stats.n_thought = stream.n_thought
             text, thought = stream.text, stream.thought or None
             self.last = Answer(text, tuple(tokens), reason, stats, self.n_forgotten, thought)
-            engine.keep()
+            engine.save()
             if stats.n_rounds:
                 # Where the next prompt spells them, ids go back verbatim and are found cached; not where a stop string
                 # cut inside them.
                 ids = None if stream.stopped else self.last.tokens
                 self.messages.append(Message("assistant", text, ids, thought))
 
-    def _take(self, step: Step, stream: AnswerStream, limit: int, stats: Stats) -> tuple[str, str]:
+    def _take(self, step: RoundResult, stream: AnswerStream, limit: int, stats: Stats) -> tuple[str, str]:
         """The thought and the text that a round adds, up to a stop string or to where the thought has to end."""
         ends, thought, text = self.engine.model.vocabulary.end_tokens, "", ""
         for n, token in enumerate(step.tokens, 1):  # one by one: nothing behind a stop string is kept

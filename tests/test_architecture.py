@@ -13,7 +13,8 @@ ALLOWED: dict[str, set[str]] = {
     "memory": set(),
     "export": {"memory"},
     "runtime": {"memory"},
-    "cli": {"memory", "export", "runtime"},
+    "app": {"memory", "export", "runtime"},
+    "cli": {"memory", "export", "runtime", "app"},
 }
 # A heavy library is imported by its adapter alone.
 ADAPTERS = {

@@ -24,7 +24,7 @@ from edgellm.export.convert.gguf_writer import PlannedTensor, write_gguf
 from edgellm.export.read.checkpoint import READABLE, StoredTensor, read_checkpoint
 from edgellm.export.read.facts import Family, UnsupportedModel, attention_window, read_config, remarks
 from edgellm.export.read.rope import Rope, read_rope, rope_entries, rope_factors
-from edgellm.export.read.tokenizer import TokenizerError, Vocabulary, read_vocabulary
+from edgellm.export.read.tokenizer import GgufVocabulary, TokenizerError, read_vocabulary
 
 FloatType = Literal["F32", "F16", "BF16"]
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}  # llama.cpp's `general.file_type`
@@ -152,7 +152,7 @@ def _entries(
     config: Mapping[str, Any],
     shape: Shape,
     rope: Rope,
-    vocabulary: Vocabulary,
+    vocabulary: GgufVocabulary,
     float_type: FloatType,
     name: str,
     window: int | None,
@@ -184,7 +184,7 @@ def _entries(
     return entries | vocabulary.entries() | {"general.quantization_version": gguf.u32(2)}
 
 
-def _telling_name(name: str, vocabulary: Vocabulary) -> str:
+def _telling_name(name: str, vocabulary: GgufVocabulary) -> str:
     """The model's name as llama.cpp must find it: control tokens swallow spaces where it says Phi-3 and only there,
     and a name that says so without Phi-3's tokens does not load.
     """

@@ -26,7 +26,7 @@ from edgellm.export.manifest import Manifest
 from edgellm.export.obtain.source import ModelSource, fingerprint
 from edgellm.export.read.checkpoint import chosen_weights
 from edgellm.export.read.facts import UnsupportedModel
-from edgellm.export.staging import appear, workshop
+from edgellm.export.staging import publish, staging_folder
 from edgellm.memory import adapter as applied
 
 Event = Mapping[str, Any]
@@ -67,13 +67,13 @@ def export_adapter(request: AdapterRequest, on_event: Callable[[Event], None]) -
     """
     key = _key(request)
     with called_by_name(request.adapter, request.base):
-        return appear(request.output, key, lambda work: _make(request, work, key, on_event))
+        return publish(request.output, key, lambda work: _make(request, work, key, on_event))
 
 
 def reproduce_adapter(request: AdapterRequest, locked: Manifest, on_event: Callable[[Event], None]) -> list[str]:
     """Make everything once more and compare with a manifest; what differs, in sentences. Empty: identical."""
     key = _key(request)
-    with workshop(request.output, key) as work:
+    with staging_folder(request.output, key) as work:
         made = _make(replace(request, verify=False), work, key, on_event)
         before, now = ({e["path"]: e["sha256"] for e in side["files"]} for side in (locked.document, made))
         for name in now:

@@ -18,7 +18,7 @@ from edgellm.export.manifest import Manifest
 from edgellm.export.obtain.source import TOKENIZER_FILES, ModelSource, fingerprint
 from edgellm.export.pipeline import SMALL_PARAMS, Event, Judge
 from edgellm.export.read.checkpoint import READABLE, read_checkpoint
-from edgellm.export.staging import ExportError, appear
+from edgellm.export.staging import ExportError, publish
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.files import discard, settle, write
 from edgellm.memory.onnx_graph import OnnxError, read_graph
@@ -61,7 +61,7 @@ def export_onnx(request: OnnxRequest, on_event: Callable[[Event], None]) -> Mani
         [[s.name, s.repo, s.revision, [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in s.files()]]
          for s in sources.values()],
     ])  # fmt: skip
-    return appear(request.output, key, lambda work: {"key": key, **_make(request, sources, work, on_event)})
+    return publish(request.output, key, lambda work: {"key": key, **_make(request, sources, work, on_event)})
 
 
 def _make(

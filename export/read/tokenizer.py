@@ -70,7 +70,7 @@ _PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Vocabulary:
+class GgufVocabulary:
     """What GGUF stores of a tokenizer. `tokens`, `types` and `scores` are indexed by token id."""
 
     model: Literal["llama", "gpt2"]
@@ -115,7 +115,7 @@ class Vocabulary:
         return entries
 
 
-def read_vocabulary(folder: Path, n_vocab: int | None = None) -> Vocabulary:
+def read_vocabulary(folder: Path, n_vocab: int | None = None) -> GgufVocabulary:
     """The vocabulary of a Hub folder: tokenizer.json (or tokenizer.model), tokenizer_config.json, config.json.
 
     Args:
@@ -161,7 +161,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _from_json(folder: Path, config: dict[str, Any], n_vocab: int | None) -> Vocabulary:
+def _from_json(folder: Path, config: dict[str, Any], n_vocab: int | None) -> GgufVocabulary:
     document = read_json(folder / "tokenizer.json")
     model = document["model"]
     if model.get("type", "BPE") != "BPE":
@@ -222,7 +222,7 @@ def _from_json(folder: Path, config: dict[str, Any], n_vocab: int | None) -> Voc
         special_ids["unk"] = table[unknown]
     add_bos, add_eos = _adds(folder, document.get("post_processor"), special_ids)
     pre = "default" if sentencepiece else _pre_tokenizer(folder, document)
-    return Vocabulary(
+    return GgufVocabulary(
         model="llama" if sentencepiece else "gpt2",
         pre=pre,
         tokens=tokens,
@@ -502,7 +502,7 @@ def _pieces(folder: Path) -> tuple[list[tuple[bytes, float, int]], bool]:
     return pieces, bool(normalizer.get(3, True))
 
 
-def _from_sentencepiece(folder: Path, config: dict[str, Any], n_vocab: int | None) -> Vocabulary:
+def _from_sentencepiece(folder: Path, config: dict[str, Any], n_vocab: int | None) -> GgufVocabulary:
     """tokenizer.model, with the tokens that the Hub's files add to it."""
     pieces, has_dummy_prefix = _pieces(folder)
     tokenizer_facts.account_config(folder, config)
@@ -527,7 +527,7 @@ def _from_sentencepiece(folder: Path, config: dict[str, Any], n_vocab: int | Non
     _distinct(folder, tokens)
     special_ids = _special_ids(folder, config, tokens, types)
     told_bos, told_eos = config.get("add_bos_token"), config.get("add_eos_token")
-    return Vocabulary(
+    return GgufVocabulary(
         model="llama",
         pre="default",
         tokens=tokens,

@@ -27,7 +27,7 @@ def exact_width(backend: Backend) -> int:
     prefix, probe = tokens[:N_PREFIX], tokens[N_PREFIX:]
     reference = rows_at_width(backend, prefix, probe, 1)
     width = 1
-    for n in range(2, backend.max_keep + 1):
+    for n in range(2, backend.max_outputs + 1):
         if not np.array_equal(rows_at_width(backend, prefix, probe, n), reference):
             break
         width = n
@@ -38,9 +38,9 @@ def exact_width(backend: Backend) -> int:
 def rows_at_width(backend: Backend, prefix: list[int], tokens: list[int], width: int) -> Logits:
     """Logits of `tokens` behind `prefix`, evaluated `width` at a time, shape (len(tokens), n_vocab)."""
     backend.truncate(0)
-    backend.forward(prefix, keep=0)
+    backend.forward(prefix, n_outputs=0)
     rows = [
-        backend.forward(tokens[i : i + width], keep=len(tokens[i : i + width])).copy()
+        backend.forward(tokens[i : i + width], n_outputs=len(tokens[i : i + width])).copy()
         for i in range(0, len(tokens), width)
     ]
     return np.concatenate(rows)

@@ -19,8 +19,9 @@ from edgellm.memory.onnx_graph import OnnxError, is_onnx
 from edgellm.memory.onnx_plan import read_shape
 from edgellm.memory.plan import DoesNotFit, Loading, MemoryPlan, PairSettings, PlanError
 from edgellm.memory.plan import plan as lines_of
+from edgellm.memory.plan_request import PlanRequest
 from edgellm.memory.shape import ModelShape, UnknownShape, from_header
-from edgellm.memory.solve import DEFAULT_N_CTX, N_UBATCH, Ask, refusal, solve
+from edgellm.memory.solve import DEFAULT_N_CTX, N_UBATCH, refusal, solve
 from edgellm.memory.split import read_model
 from edgellm.memory.units import format_bytes
 from edgellm.runtime.backends.base import LoadError, OutOfMemory
@@ -163,8 +164,8 @@ def unplanned(options: EngineOptions) -> PairSettings:
     return PairSettings(main, options.n_draft, None, options.copy, _loading(options), not options.exact)
 
 
-def _ask(options: EngineOptions) -> Ask:
-    return Ask(
+def _ask(options: EngineOptions) -> PlanRequest:
+    return PlanRequest(
         n_ctx=options.n_ctx,
         kv=options.kv,
         n_draft=options.n_draft if options.fixed or options.n_draft != N_DRAFT_MOST else None,

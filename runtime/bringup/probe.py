@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgellm.memory.buffers import BufferSizes
+from edgellm.memory.buffer_sizes import BufferSizes
 from edgellm.memory.children import ChildFailed, Send, answers, serve
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.gguf import TYPE_IDS

@@ -78,8 +78,8 @@ class TranslatingDrafter:
         self._said: list[int] = []  # by the target last, those included
 
     @property
-    def busy_s(self) -> float:
-        return self.follower.backend.busy_s
+    def engine_s(self) -> float:
+        return self.follower.backend.engine_s
 
     def begin(
         self, prompt: Sequence[int], *, own_prompt: Sequence[int] | None = None, sampling: Sampling = GREEDY

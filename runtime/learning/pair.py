@@ -158,7 +158,7 @@ def cost_key(backend: LlamaBackend) -> str:
                 version("edgellm"),
                 settings.kv,
                 settings.n_ubatch,
-                backend.max_keep > settings.n_outputs,
+                backend.max_outputs > settings.n_outputs,
                 model.options.n_gpu_layers,
                 model.options.main_gpu,
                 model.options.repack,

@@ -27,7 +27,7 @@ Rows = NDArray[np.void]  # (n_tokens, n_embd / 32) blocks, in the file until the
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Words:
+class FullVocabulary:
     """The whole vocabulary's file, the tokens that the model kept of it, and the rows of all."""
 
     header: GgufHeader
@@ -46,10 +46,10 @@ class Words:
         return _floats(self.embedding[np.asarray(tokens, np.int64)]) * np.float32(self.scale)
 
 
-class Head:
+class FullHead:
     """Logits of the whole vocabulary: of kept tokens as the model computed them, of the context's, else -inf."""
 
-    def __init__(self, words: Words, n_rows: int) -> None:
+    def __init__(self, words: FullVocabulary, n_rows: int) -> None:
         """`n_rows`: the most that are asked for at a time."""
         self._words = words
         self._logits = np.full((n_rows, len(words.embedding)), -np.inf, np.float32)
@@ -94,7 +94,7 @@ def is_trimmed(header: GgufHeader) -> bool:
     return isinstance(header.metadata.get(_KEY), str)
 
 
-def words_of(path: Path, header: GgufHeader) -> Words | None:
+def full_vocabulary_of(path: Path, header: GgufHeader) -> FullVocabulary | None:
     """The words beside a trimmed model; None where it is not trimmed, or they are not there."""
     if not is_trimmed(header):
         return None
@@ -109,7 +109,7 @@ def words_of(path: Path, header: GgufHeader) -> Words | None:
     return None
 
 
-def _checked(header: GgufHeader, n_rows: int, n_embd: int) -> Words | None:
+def _checked(header: GgufHeader, n_rows: int, n_embd: int) -> FullVocabulary | None:
     kept = np.array(header.array("edgellm.vocabulary.kept"), np.int32)
     n_tokens = getattr(header.metadata.get("tokenizer.ggml.tokens"), "n_items", 0)
     scale, cap = header.metadata.get("edgellm.embedding_scale"), header.hparam("final_logit_softcapping", 0.0)
@@ -129,7 +129,9 @@ def _checked(header: GgufHeader, n_rows: int, n_embd: int) -> Words | None:
     )
     if not is_sound or embedding is None or output is None:
         return None
-    return Words(header, kept, _rows(header, embedding), _rows(header, output), float(scale or 0.0), float(cap))
+    return FullVocabulary(
+        header, kept, _rows(header, embedding), _rows(header, output), float(scale or 0.0), float(cap)
+    )
 
 
 def _rows(header: GgufHeader, tensor: TensorInfo) -> Rows:

@@ -39,7 +39,7 @@ class BadTable(ValueError):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TranslationTable:
+class VocabularyMap:
     """Two vocabularies, by bytes. Ids of the drafter on one side, of the target on the other."""
 
     target_key: str  # `GgufHeader.vocabulary_key` of each
@@ -57,7 +57,7 @@ class TranslationTable:
     @classmethod
     def build(
         cls, target: Vocabulary, draft: Vocabulary, *, target_key: str, draft_key: str, engine: str
-    ) -> TranslationTable:
+    ) -> VocabularyMap:
         """Work it out: seconds for vocabularies of 100,000 tokens."""
         ours, theirs = target.text_tokens(), draft.text_tokens()
         direct = np.full(draft.n_tokens, -1, np.int32)
@@ -135,7 +135,7 @@ class TranslationTable:
         return _MAGIC + hashlib.sha256(body).digest() + body
 
     @classmethod
-    def load(cls, path: Path) -> TranslationTable:
+    def load(cls, path: Path) -> VocabularyMap:
         """Read a file, which may come from anywhere.
 
         Raises:
@@ -183,12 +183,12 @@ class TranslationTable:
         )
 
 
-def find(folder: Path, *, target_key: str, draft_key: str, engine: str) -> tuple[TranslationTable | None, str]:
+def find(folder: Path, *, target_key: str, draft_key: str, engine: str) -> tuple[VocabularyMap | None, str]:
     """The table of this pair in a folder, and a note on those that were passed over ("" where nothing is to say)."""
     note = ""
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
-            table = TranslationTable.load(path)
+            table = VocabularyMap.load(path)
         except (BadTable, OSError) as error:
             note = f"{path.name} is not used: {error}"
             continue

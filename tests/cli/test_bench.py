@@ -100,9 +100,9 @@ def test_a_changed_token_is_reported_with_its_place_and_its_logit_gap(target: Pa
         def __getattr__(self, name: str) -> Any:
             return getattr(self._backend, name)
 
-        def forward(self, tokens: Any, keep: int) -> Any:
-            rows = self._backend.forward(tokens, keep)
-            if self.lies and keep and len(self._backend.tokens) > self.lie_at:
+        def forward(self, tokens: Any, n_outputs: int) -> Any:
+            rows = self._backend.forward(tokens, n_outputs)
+            if self.lies and n_outputs and len(self._backend.tokens) > self.lie_at:
                 rows, self.lies = np.roll(rows, 1, axis=1), False
             return rows
 

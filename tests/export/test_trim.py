@@ -95,8 +95,8 @@ def test_with_its_words_a_trimmed_model_reads_every_token_as_the_whole_one(pair:
         model = LlamaModel(path)
         backend = LlamaBackend(model, ContextSettings(256, n_ubatch=16, n_outputs=8))
         tokens = model.vocabulary.encode("".join(NASTY).encode())[:100]
-        backend.forward(tokens[:50], keep=0)
-        rows.append((tokens, backend.forward(tokens[50:], keep=8).copy(), model.vocabulary.fingerprint()))
+        backend.forward(tokens[:50], n_outputs=0)
+        rows.append((tokens, backend.forward(tokens[50:], n_outputs=8).copy(), model.vocabulary.fingerprint()))
         backend.close()
         model.close()
     (tokens, whole, name), (tokens_too, trimmed, name_too) = rows
@@ -116,7 +116,7 @@ def test_with_its_words_a_few_tokens_at_once_are_read_as_one_by_one(pair: tuple[
     for width in (1, 2, 5):
         backend = LlamaBackend(model, ContextSettings(256, n_ubatch=16))
         for start in range(0, len(tokens), width):
-            row = backend.forward(tokens[start : start + width], keep=1)[0].copy()
+            row = backend.forward(tokens[start : start + width], n_outputs=1)[0].copy()
         rows.append(row[pair[2]])
         backend.close()
     model.close()

@@ -1,21 +1,18 @@
-"""The rungs of the ladder that a plan is trimmed by, in SpecMemo's order (arXiv:2506.01986).
+"""The steps of the ladder that a plan is trimmed by, in SpecMemo's order (arXiv:2506.01986).
 
-Each rung changes one setting and says what it costs; `solve.py` decides which are taken.
+Each step changes one setting and says what it costs; `solve.py` decides which are taken.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from edgellm.memory.context import DRAFT_TOKENS_MOST, ContextSettings, KvType
 from edgellm.memory.kv import fits_cache
 from edgellm.memory.plan import PairSettings
+from edgellm.memory.plan_request import PlanRequest
 from edgellm.memory.shape import ModelShape
-
-if TYPE_CHECKING:
-    from edgellm.memory.solve import Ask
 
 LEAST_CTX = 512
 
@@ -27,7 +24,7 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Rung:
+class TrimStep:
     name: Callable[[State, State], str]
     apply: Callable[[State], State | None]  # None: nothing to gain
     cost: str
@@ -54,38 +51,40 @@ def with_outputs(settings: PairSettings, target: ModelShape) -> PairSettings:
     return replace(settings, target=main, drafter=own)
 
 
-def all_rungs(ask: Ask, drafter: ModelShape | None, smaller: Sequence[ModelShape]) -> list[Rung]:
-    rungs = drafting_rungs(ask, drafter)
-    rungs.append(Rung(lambda a, b: "draft model dropped, copying kept", _drop_drafter, "most of the speed-up", True))
+def all_trim_steps(ask: PlanRequest, drafter: ModelShape | None, smaller: Sequence[ModelShape]) -> list[TrimStep]:
+    steps = drafting_trim_steps(ask, drafter)
+    steps.append(
+        TrimStep(lambda a, b: "draft model dropped, copying kept", _drop_drafter, "most of the speed-up", True)
+    )
     if ask.kv is None:
-        rungs.append(_kv_rung("q8_0", "answers may differ in places"))
-        rungs.append(_kv_rung("q4_0", "answers differ more often"))
+        steps.append(_trim_kv("q8_0", "answers may differ in places"))
+        steps.append(_trim_kv("q4_0", "answers differ more often"))
     if ask.n_ctx is None:
         for n_ctx in (2048, 1024, LEAST_CTX):
-            rungs.append(_context_rung(n_ctx))
+            steps.append(_trim_context(n_ctx))
     for shape in smaller:
-        rungs.append(_quantisation_rung(shape))
-    return rungs
+        steps.append(_trim_quantisation(shape))
+    return steps
 
 
-def drafting_rungs(ask: Ask, drafter: ModelShape | None) -> list[Rung]:
+def drafting_trim_steps(ask: PlanRequest, drafter: ModelShape | None) -> list[TrimStep]:
     """What speculation and prompts give up before quality is touched."""
-    rungs = [_batch_rung("drafter", 32, "the drafter reads prompts a quarter slower")]
+    steps = [_trim_batch("drafter", 32, "the drafter reads prompts a quarter slower")]
     if ask.n_draft is None:
-        rungs.append(_length_rung(8))
+        steps.append(_trim_length(8))
     if ask.n_ubatch is None:
-        rungs.append(_batch_rung("target", 64, "prompts about 20 % slower"))
-        rungs.append(_batch_rung("target", 32, "prompts about 30 % slower"))
+        steps.append(_trim_batch("target", 64, "prompts about 20 % slower"))
+        steps.append(_trim_batch("target", 32, "prompts about 30 % slower"))
     for window in (2048, 1024, 512):
-        rungs.append(_window_rung(window))
+        steps.append(_trim_window(window))
     if drafter is not None and drafter.known and fits_cache(drafter, "q8_0"):
-        rungs.append(_draft_kv_rung())
+        steps.append(_trim_draft_kv())
     if ask.n_draft is None:
-        rungs += [_length_rung(n_draft) for n_draft in (4, 2)]
-    return rungs
+        steps += [_trim_length(n_draft) for n_draft in (4, 2)]
+    return steps
 
 
-def _batch_rung(role: str, n_ubatch: int, cost: str) -> Rung:
+def _trim_batch(role: str, n_ubatch: int, cost: str) -> TrimStep:
     def settings_of(state: State) -> ContextSettings | None:
         return state.settings.target if role == "target" else state.settings.drafter
 
@@ -105,14 +104,14 @@ def _batch_rung(role: str, n_ubatch: int, cost: str) -> Rung:
         a, b = settings_of(before), settings_of(after)
         return f"{role}: batch of {a.n_ubatch if a else 0} -> {b.n_ubatch if b else 0} tokens"
 
-    return Rung(name, apply, cost)
+    return TrimStep(name, apply, cost)
 
 
-def _drafter_rung(
+def _trim_drafter(
     name: Callable[[ContextSettings, ContextSettings], str],
     change: Callable[[ContextSettings], ContextSettings],
     cost: str,
-) -> Rung:
+) -> TrimStep:
     def apply(state: State) -> State | None:
         own = state.settings.drafter
         if own is None or change(own) == own:
@@ -123,32 +122,32 @@ def _drafter_rung(
         a, b = before.settings.drafter, after.settings.drafter
         return name(a, b) if a and b else ""
 
-    return Rung(named, apply, cost)
+    return TrimStep(named, apply, cost)
 
 
-def _window_rung(window: int) -> Rung:
-    return _drafter_rung(
+def _trim_window(window: int) -> TrimStep:
+    return _trim_drafter(
         lambda a, b: f"drafter: window of {a.n_ctx:,} -> {b.n_ctx:,} tokens",
         lambda own: replace(own, n_ctx=min(own.n_ctx, window)),
         "drafts forget what is further back",
     )
 
 
-def _draft_kv_rung() -> Rung:
-    return _drafter_rung(
+def _trim_draft_kv() -> TrimStep:
+    return _trim_drafter(
         lambda a, b: f"drafter: cache {a.kv} -> {b.kv}",
         lambda own: replace(own, kv="q8_0") if own.kv == "f16" else own,
         "drafts may be accepted less often; answers unchanged",
     )
 
 
-def _length_rung(n_draft: int) -> Rung:
+def _trim_length(n_draft: int) -> TrimStep:
     def apply(state: State) -> State | None:
         if state.settings.n_draft <= n_draft:
             return None
         return replace(state, settings=with_outputs(replace(state.settings, n_draft=n_draft), state.target))
 
-    return Rung(
+    return TrimStep(
         lambda a, b: f"draft length {a.settings.n_draft} -> {b.settings.n_draft}", apply, "fewer tokens a round"
     )
 
@@ -159,7 +158,7 @@ def _drop_drafter(state: State) -> State | None:
     return replace(state, settings=replace(state.settings, drafter=None))
 
 
-def _kv_rung(kv: KvType, cost: str) -> Rung:
+def _trim_kv(kv: KvType, cost: str) -> TrimStep:
     def apply(state: State) -> State | None:
         # A graph's type is part of it; of a model that is not known nobody knows whether its heads divide into blocks.
         if state.target.onnx is not None or not state.target.known or not fits_cache(state.target, kv):
@@ -167,10 +166,10 @@ def _kv_rung(kv: KvType, cost: str) -> Rung:
         main = replace(state.settings.target, kv=kv)
         return None if main == state.settings.target else replace(state, settings=replace(state.settings, target=main))
 
-    return Rung(lambda a, b: f"target: cache {a.settings.target.kv} -> {kv}", apply, cost, tells=True)
+    return TrimStep(lambda a, b: f"target: cache {a.settings.target.kv} -> {kv}", apply, cost, tells=True)
 
 
-def _context_rung(n_ctx: int) -> Rung:
+def _trim_context(n_ctx: int) -> TrimStep:
     def apply(state: State) -> State | None:
         settings = state.settings
         if settings.target.n_ctx <= n_ctx:
@@ -185,15 +184,15 @@ def _context_rung(n_ctx: int) -> Rung:
             ),
         )
 
-    return Rung(
+    return TrimStep(
         lambda a, b: f"context {a.settings.target.n_ctx:,} -> {n_ctx:,} tokens", apply, "a shorter conversation", True
     )
 
 
-def _quantisation_rung(shape: ModelShape) -> Rung:
+def _trim_quantisation(shape: ModelShape) -> TrimStep:
     def apply(state: State) -> State | None:
         return None if shape.weight_bytes >= state.target.weight_bytes else replace(state, target=shape)
 
-    return Rung(
+    return TrimStep(
         lambda a, b: f"target: {a.target.quantisation} -> {b.target.quantisation}", apply, "a coarser model", tells=True
     )

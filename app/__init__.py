@@ -1,0 +1,1 @@
+"""Between the commands and the engines: names to files, pairs chosen and judged, loading, defaults. It prints nothing."""
