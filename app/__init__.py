@@ -1,1 +1,1 @@
-"""Between the commands and the engines: names to files, pairs chosen and judged, loading, defaults. It prints nothing."""
+"""Between commands and engines: names to files, pairs chosen and judged, loading, defaults. It prints nothing."""
