@@ -24,7 +24,7 @@ from typing import Any
 
 from sides import Side
 
-from edgellm.runtime.bench import Prompt, read_prompts
+from edgellm.runtime.comparison import Prompt, read_prompts
 
 SIDES = {"stock": "off", "ours": "auto"}
 PLAIN, DRAFTED = "plain", "drafted"
@@ -33,10 +33,10 @@ N_LEAST = 64  # generated tokens, of a prompt that a speed is told of
 
 def work(arguments: argparse.Namespace) -> None:
     """Answer requests until there are none."""
-    from edgellm.runtime import bench
+    from edgellm.runtime import comparison
     from edgellm.runtime.backends.llama_cpp import kernels
+    from edgellm.runtime.bringup.planning import EngineOptions, plan_here
     from edgellm.runtime.engine import load_target, with_drafter
-    from edgellm.runtime.planning import EngineOptions, plan_here
 
     options = EngineOptions(n_ctx=arguments.ctx, learn="fresh", n_threads=arguments.threads)
     plan, _ = plan_here(arguments.target, arguments.drafter, options)
@@ -49,16 +49,16 @@ def work(arguments: argparse.Namespace) -> None:
             )
             name = f"fixed {arguments.fixed}, {sources}"
             engines[name] = with_drafter(plain, arguments.drafter, copy=copy, options=fixed)
-    known = {name: bench.known(engine) for name, engine in engines.items()}
+    known = {name: comparison.known(engine) for name, engine in engines.items()}
     print(json.dumps(list(engines)), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         name, engine = request["config"], engines[request["config"]]
         if not request["repeat"]:
-            known[name] = bench.known(engine)
+            known[name] = comparison.known(engine)
         elif engine.controller is not None:
             engine.controller.rewind(known[name])
-        run = bench.run_one(name, engine, Prompt(**request["prompt"]), arguments.tokens)
+        run = comparison.run_one(name, engine, Prompt(**request["prompt"]), arguments.tokens)
         stats = run.stats
         print(json.dumps({
             "n_new": stats.n_new, "n_rounds": stats.n_rounds, "n_drafted": stats.n_drafted, "decode_s": run.decode_s,

@@ -2,7 +2,7 @@
 
     python benchmarks/budget.py --target FILE --drafter FILE --output docs/budget
 
-Every budget is planned and run in a process of its own (`edgellm.runtime.calibrate`); its peak and speeds are kept.
+Every budget is planned and run in a process of its own (`runtime/bringup/calibrate.py`); its peak and speeds are kept.
 The predicted bound is the least memory with which a draft model gains by the plan; the measured one is the peak of the
 smallest run that had a draft model and was faster than the same target without one. Writes OUTPUT.json and, with
 matplotlib, OUTPUT.png; prints a Markdown table.
@@ -19,14 +19,15 @@ from edgellm.memory.cpu import usable_cores
 from edgellm.memory.device import budget_device
 from edgellm.memory.gguf import read_header
 from edgellm.memory.plan import MemoryPlan
+from edgellm.memory.plan_request import PlanRequest
 from edgellm.memory.shape import from_header
-from edgellm.memory.solve import Ask, solve
+from edgellm.memory.solve import solve
 from edgellm.memory.units import MIB
-from edgellm.runtime.calibrate import measure
+from edgellm.runtime.bringup.calibrate import measure
 
 
 def planned(target: Path, drafter: Path, budget_bytes: int) -> MemoryPlan:
-    ask = Ask(loading="packed", n_threads=usable_cores(), keep_drafter=True)
+    ask = PlanRequest(loading="packed", n_threads=usable_cores(), keep_drafter=True)
     shapes = from_header(read_header(target)), from_header(read_header(drafter))
     return solve(*shapes, budget_device(budget_bytes), ask).plan
 

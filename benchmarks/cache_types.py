@@ -34,7 +34,7 @@ def rows(model: LlamaModel, tokens: list[int], kv: KvType) -> Iterator[Logits]:
             part = tokens[window : window + N_CTX]
             for start in range(0, len(part), N_ROWS):
                 some = part[start : start + N_ROWS]
-                yield backend.forward(some, keep=len(some)).copy()
+                yield backend.forward(some, n_outputs=len(some)).copy()
     finally:
         backend.close()
 

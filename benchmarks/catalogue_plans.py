@@ -22,13 +22,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from engine_types import engine_types, name_of
 
 from edgellm.cli._shapes import of_name
-from edgellm.export import store
-from edgellm.export.catalogue import ModelEntry, load_catalogue
+from edgellm.export.obtain import store
+from edgellm.export.obtain.catalogue import ModelEntry, load_catalogue
 from edgellm.memory.device import Device, sized_device
 from edgellm.memory.gguf import read_header
 from edgellm.memory.mixtures import Geometry
+from edgellm.memory.plan_request import PlanRequest
 from edgellm.memory.shape import ModelShape, from_header
-from edgellm.memory.solve import Ask, solve
+from edgellm.memory.solve import solve
 from edgellm.memory.units import parse_memory
 
 NORMS = ("attn_norm", "ffn_norm")
@@ -72,7 +73,7 @@ def header_of(entry: ModelEntry, quantisation: str, *, tied: bool, path: Path) -
 
 
 def process_bytes(shape: ModelShape, place: Device) -> int:
-    ask = Ask(n_ctx=4096, kv="f16", n_draft=15, n_ubatch=128, loading="packed")
+    ask = PlanRequest(n_ctx=4096, kv="f16", n_draft=15, n_ubatch=128, loading="packed")
     return solve(shape, None, place, ask).plan.process_bytes
 
 

@@ -1,6 +1,6 @@
-"""Make `export/frequent.txt`: the words and signs that a drafter most needs to be able to write, the commonest first.
+"""Make `export/convert/frequent.txt`: the words and signs that a drafter most needs, the commonest first.
 
-    python benchmarks/frequent.py WORDS.txt SOURCES... > export/frequent.txt
+    python benchmarks/frequent.py WORDS.txt SOURCES... > export/convert/frequent.txt
 
 WORDS.txt has `word count` a line: English as books have it (symspellpy's frequency_dictionary_en_82_765.txt, made of
 Google Books' n-grams, CC BY 3.0, and SCOWL). SOURCES are folders of program text (Python's standard library, C headers,

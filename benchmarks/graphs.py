@@ -28,8 +28,8 @@ from edgellm.memory.cpu import usable_cores
 from edgellm.memory.units import MIB
 from edgellm.runtime.backends.base import Backend
 from edgellm.runtime.backends.llama_cpp import ModelOptions
-from edgellm.runtime.loading import needs_padding, open_context, open_model
-from edgellm.runtime.planning import EngineOptions, plan_here
+from edgellm.runtime.bringup.loading import needs_padding, open_context, open_model
+from edgellm.runtime.bringup.planning import EngineOptions, plan_here
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
 N_WINDOW, N_TOKENS, N_PAST = 256, 2000, 128
@@ -37,9 +37,9 @@ N_PATTERNS = 1000
 MEMORY_SETTINGS = ((512, 128), (1024, 64), (1024, 128), (2048, 128))  # (context, batch)
 
 
-def opened(path: Path, n_ctx: int, max_keep: int, n_ubatch: int = 128) -> Any:
+def opened(path: Path, n_ctx: int, max_outputs: int, n_ubatch: int = 128) -> Any:
     model = open_model(path, ModelOptions(mmap=False))
-    settings = ContextSettings(n_ctx, n_ubatch, max_keep, n_threads=usable_cores())
+    settings = ContextSettings(n_ctx, n_ubatch, max_outputs, n_threads=usable_cores())
     pad_single = needs_padding(model, exact=False)
     return open_context(model, settings, pad_single=pad_single, stop_asked=threading.Event())
 
@@ -64,11 +64,11 @@ def costs(paths: list[Path], n_rounds: int) -> None:
         for path, backend in backends.items():
             backend.truncate(0)
             started = time.perf_counter()
-            backend.forward(tokens[:N_PAST], keep=0)
+            backend.forward(tokens[:N_PAST], n_outputs=0)
             times.setdefault((path, 0), []).append(time.perf_counter() - started)
             for width in WIDTHS:
                 started = time.perf_counter()
-                backend.forward(tokens[N_PAST : N_PAST + width], keep=width)
+                backend.forward(tokens[N_PAST : N_PAST + width], n_outputs=width)
                 times.setdefault((path, width), []).append(time.perf_counter() - started)
                 backend.truncate(N_PAST)
     print("| model | prefill tok/s |", " | ".join(f"t({n}) ms" for n in WIDTHS), "|")
@@ -104,9 +104,9 @@ def judged(path: Path, chosen: list[np.ndarray[Any, np.dtype[np.int64]]], text: 
 
 def all_rows(backend: Backend, tokens: list[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
     backend.truncate(0)
-    width = backend.max_keep
+    width = backend.max_outputs
     parts = [tokens[i : i + width] for i in range(0, len(tokens), width)]
-    return np.concatenate([backend.forward(part, keep=len(part)).copy() for part in parts])
+    return np.concatenate([backend.forward(part, n_outputs=len(part)).copy() for part in parts])
 
 
 def memory(paths: list[Path]) -> None:
@@ -150,7 +150,7 @@ def rollback(paths: list[Path]) -> None:
     for path in paths:
         backend = opened(path, 512, 9, 64)
         text = backend.model.vocabulary.encode(Path(__file__).read_bytes())[:200]
-        fresh = np.concatenate([backend.forward(text[i : i + 8], keep=8).copy() for i in range(0, 200, 8)])
+        fresh = np.concatenate([backend.forward(text[i : i + 8], n_outputs=8).copy() for i in range(0, 200, 8)])
         backend.truncate(0)
         rng, worst, n_rejected = random.Random(0), 0.0, 0
         for _ in range(N_PATTERNS):
@@ -160,7 +160,7 @@ def rollback(paths: list[Path]) -> None:
             n_accepted = rng.randint(0, min(n_drafted := rng.randint(0, 8), 198 - n_held))
             wrong = [rng.randrange(1000, 20_000) for _ in range(n_drafted - n_accepted)]
             draft = text[n_held + 1 : n_held + 1 + n_accepted] + wrong
-            rows = backend.forward([text[n_held], *draft], keep=1 + len(draft))
+            rows = backend.forward([text[n_held], *draft], n_outputs=1 + len(draft))
             worst = max(worst, float(np.abs(rows[: n_accepted + 1] - fresh[n_held : n_held + n_accepted + 1]).max()))
             n_rejected += len(wrong)
             backend.truncate(n_held + 1 + n_accepted)
@@ -183,7 +183,7 @@ def main() -> None:
     if options.what == "costs":
         return costs(paths, options.rounds)
     if options.what == "quality":
-        from edgellm.export.onnx_export import verification_text
+        from edgellm.export.onnx.onnx_export import verification_text
 
         return quality(paths[0], paths[1:], options.text.read_bytes() if options.text else verification_text().encode())
     return memory(paths) if options.what == "memory" else rollback(paths)

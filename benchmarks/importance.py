@@ -2,7 +2,7 @@
 
     python benchmarks/importance.py MODEL.gguf --matrix IMATRIX.gguf
 
-The text is ours (`export/verify.py` and the code of `export/`): collect the matrix from another one.
+The text is ours (`export/check/fidelity.py` and the code of `export/`): collect the matrix from another one.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from edgellm.export import engine
-from edgellm.export.imatrix import NEEDY
-from edgellm.export.onnx_export import verification_text
+from edgellm.export.convert import engine_jobs
+from edgellm.export.convert.imatrix import NEEDY
+from edgellm.export.onnx.onnx_export import verification_text
 
 TYPES = ("Q4_K_M", "Q4_0", "IQ4_XS", "IQ3_S", "Q2_K", "IQ2_S", "IQ1_M")
 
@@ -28,7 +28,7 @@ def main() -> None:
     text = verification_text()
 
     def perplexity(path: Path) -> float:
-        return engine.perplexity(path, text, max_tokens=arguments.tokens)
+        return engine_jobs.perplexity(path, text, max_tokens=arguments.tokens)
 
     print(
         f"| {arguments.model.stem}, {arguments.tokens:,} tokens | MB | without | with |\n|---|---|---|---|", flush=True
@@ -44,7 +44,7 @@ def main() -> None:
                 if matrix is None and quant in NEEDY:
                     found.append("refused")
                     continue
-                engine.quantise(arguments.model, made, quant, imatrix=matrix, requantise=True)
+                engine_jobs.quantise(arguments.model, made, quant, imatrix=matrix, requantise=True)
                 found.append(f"{perplexity(made):.2f}")
             print(f"| {quant} | {made.stat().st_size / 1e6:.1f} | {' | '.join(found)} |", flush=True)
 

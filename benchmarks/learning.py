@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.memory.context import N_DRAFT_MOST
-from edgellm.runtime.bench import Prompt, read_prompts
-from edgellm.runtime.chat import ChatSession
+from edgellm.runtime.bringup.planning import EngineOptions
+from edgellm.runtime.comparison import Prompt, read_prompts
+from edgellm.runtime.conversation import ChatSession
 from edgellm.runtime.engine import Engine, load_target, with_drafter
-from edgellm.runtime.planning import EngineOptions
 
 
 def ask(engine: Engine, prompt: Prompt, n_tokens: int) -> dict[str, Any]:

@@ -24,12 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgellm.memory.buffers import Sizer, estimate
+from edgellm.memory.buffer_sizes import Sizer
+from edgellm.memory.buffers import estimate
 from edgellm.memory.context import ContextSettings, KvType
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.gguf import read_header
 from edgellm.memory.plan import Limit, Loading, MemoryPlan, PairSettings, plan
 from edgellm.memory.shape import from_header
+from edgellm.memory.stored import plan_from_json
 from edgellm.memory.units import MIB
 
 N_DRAFT = 4
@@ -76,7 +78,7 @@ def planned(it: Configuration, sizer: Sizer) -> MemoryPlan:
 
 
 def ask_llama_cpp(paths: dict[str, Path]) -> Sizer:
-    from edgellm.runtime.probe import probe
+    from edgellm.runtime.bringup.probe import probe
 
     return lambda shape, settings, repack: probe(paths[shape.name], [settings], repack=repack)[0]
 
@@ -88,7 +90,7 @@ def child(request: str) -> None:
     from edgellm.runtime.sampling import GREEDY
 
     it = json.loads(request)
-    with load(it["target"], it["drafter"], plan=MemoryPlan.from_json(it["plan"])) as engine:
+    with load(it["target"], it["drafter"], plan=plan_from_json(it["plan"])) as engine:
         text = Path(__file__).read_bytes() * 4
         prompt = engine.model.vocabulary.encode(text)[
             : min(2 * engine.settings.target.n_ubatch, engine.backend.n_ctx - 80)

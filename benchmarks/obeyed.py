@@ -28,6 +28,7 @@ from edgellm.memory.gguf import read_header
 from edgellm.memory.kv import fits_cache
 from edgellm.memory.plan import Limit, MemoryPlan, PairSettings, plan
 from edgellm.memory.shape import from_header
+from edgellm.memory.stored import plan_from_json
 from edgellm.memory.units import MIB
 
 SUBJECTS = (
@@ -116,10 +117,10 @@ def limits(arguments: argparse.Namespace) -> None:
 
 def conversation(request: str) -> None:
     from edgellm.runtime import ChatSession, load
-    from edgellm.runtime.calibrate import peak_bytes
+    from edgellm.runtime.bringup.calibrate import peak_bytes
 
     target, drafter, data = json.loads(request)
-    with load(target, drafter, plan=MemoryPlan.from_json(data)) as engine:
+    with load(target, drafter, plan=plan_from_json(data)) as engine:
         session = ChatSession(engine, on_full="shift")
         for turn in range(10):
             question = QUESTIONS[turn % len(QUESTIONS)].format(SUBJECTS[turn])

@@ -27,7 +27,7 @@ TEXT = b"The history of the lighthouse begins with fires on hills, and "
 
 def ours(backend: LlamaBackend, prompt: list[int], n_tokens: int) -> tuple[list[int], float]:
     backend.truncate(0)
-    backend.forward(prompt[:-1], keep=0)
+    backend.forward(prompt[:-1], n_outputs=0)
     started = time.perf_counter()
     tokens = [t for s in generate(backend, NoDrafter(), prompt, GREEDY, n_draft=0, max_new=n_tokens) for t in s.tokens]
     return tokens, time.perf_counter() - started
@@ -36,7 +36,7 @@ def ours(backend: LlamaBackend, prompt: list[int], n_tokens: int) -> tuple[list[
 def theirs(backend: LlamaBackend, prompt: list[int], n_tokens: int) -> tuple[list[int], float]:
     """The same context object, driven by the library's calls alone."""
     backend.truncate(0)
-    backend.forward(prompt[:-1], keep=0)
+    backend.forward(prompt[:-1], n_outputs=0)
     ctx, n_vocab = backend._ctx, backend.n_vocab
     token = (api.llama_token * 1)(prompt[-1])
     tokens: list[int] = []

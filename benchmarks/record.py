@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.runtime.bench import read_prompts
-from edgellm.runtime.chat import ChatSession
+from edgellm.runtime.bringup.planning import EngineOptions
+from edgellm.runtime.comparison import read_prompts
+from edgellm.runtime.conversation import ChatSession
 from edgellm.runtime.drafters.follow import Follower
 from edgellm.runtime.drafters.model import top_of
 from edgellm.runtime.engine import Engine, load
-from edgellm.runtime.planning import EngineOptions
-from edgellm.runtime.template import Message
-from edgellm.runtime.translate import GrowingText
+from edgellm.runtime.text.template import Message
+from edgellm.runtime.text.translate import GrowingText
 
 REACH = 512  # tokens before the answer that the drafter reads
 

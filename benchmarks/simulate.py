@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.memory.learnt import NGRAM_BYTES
+from edgellm.memory.drafting_budgets import NGRAM_BYTES
 from edgellm.runtime.backends.base import Logits
 from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
 from edgellm.runtime.decode import generate
@@ -34,8 +34,8 @@ from edgellm.runtime.learning.ngrams import NgramCache
 from edgellm.runtime.learning.recall import Recall
 from edgellm.runtime.learning.revision import Revision
 from edgellm.runtime.sampling import GREEDY, Sampling
-from edgellm.runtime.translate import WINDOW, GrowingText
-from edgellm.runtime.vocabulary import Vocabulary
+from edgellm.runtime.text.translate import WINDOW, GrowingText
+from edgellm.runtime.text.vocabulary import Vocabulary
 
 N_MOST = 15  # tokens a draft
 
@@ -64,33 +64,33 @@ class ReplayTarget:
     """`Backend` that says what was recorded; a pass takes what the curve says."""
 
     n_ctx = 1 << 20
-    max_keep = N_MOST + 1
+    max_outputs = N_MOST + 1
     can_shift = False
 
     def __init__(self, recording: Recording, n_vocab: int, curve: CostCurve, clock: Clock) -> None:
         self._recording, self.n_vocab, self._curve, self._clock = recording, n_vocab, curve, clock
         self._next = recording.whole
         self.tokens: list[int] = []
-        self.busy_s = 0.0
-        self._rows = np.zeros((self.max_keep, n_vocab), np.float32)
+        self.engine_s = 0.0
+        self._rows = np.zeros((self.max_outputs, n_vocab), np.float32)
         self._hot: list[tuple[int, int]] = []
 
-    def forward(self, tokens: Sequence[int], keep: int) -> Logits:
+    def forward(self, tokens: Sequence[int], n_outputs: int) -> Logits:
         context = len(self.tokens)
         self.tokens += tokens
-        if keep:
+        if n_outputs:
             seconds = self._curve(len(tokens), context)
             self._clock.now_s += seconds
-            self.busy_s += seconds
+            self.engine_s += seconds
         for row, token in self._hot:
             self._rows[row, token] = 0.0
         self._hot = []
-        for row in range(keep):
-            place = len(self.tokens) - keep + row + 1
+        for row in range(n_outputs):
+            place = len(self.tokens) - n_outputs + row + 1
             if place < len(self._next):
                 self._hot.append((row, self._next[place]))
                 self._rows[row, self._next[place]] = 1.0
-        return self._rows[:keep]
+        return self._rows[:n_outputs]
 
     def truncate(self, length: int) -> None:
         del self.tokens[max(0, length) :]
@@ -112,7 +112,7 @@ class ReplayDrafter:
         self._own, self._target, self._turn_end = own, target, turn_end
         self._curve, self._clock, self._speller, self._cache = curve, clock, speller, cache
         self._guesses = TranslatingDrafter._guesses.__get__(self)  # its own arithmetic, on recorded passes
-        self.busy_s = 0.0
+        self.engine_s = 0.0
         self.n_merged = 0
         self.recording: Recording | None = None
         self._context = GrowingText(own, [])
@@ -145,7 +145,7 @@ class ReplayDrafter:
 
     def _pass(self, n: int) -> None:
         seconds = self._curve(n, self._n)
-        self.busy_s += seconds
+        self.engine_s += seconds
         self._clock.now_s += seconds
 
     def drafting(self, tokens: Sequence[int], prefix: Sequence[int]) -> Iterator[list[Guess]]:

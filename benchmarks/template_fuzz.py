@@ -17,9 +17,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from edgellm.runtime.formats import DOCUMENT, FAMILIES, TRANSCRIPT
-from edgellm.runtime.template import ChatTemplate, Message, TemplateError
-from edgellm.runtime.vocabulary import TokenKind, Vocabulary
+from edgellm.runtime.text.formats import DOCUMENT, FAMILIES, TRANSCRIPT
+from edgellm.runtime.text.template import ChatTemplate, Message, TemplateError
+from edgellm.runtime.text.vocabulary import TokenKind, Vocabulary
 
 MAX_S = 10.0
 MAX_MIB = 400

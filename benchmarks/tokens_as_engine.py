@@ -19,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgellm.runtime.template import ChatTemplate, Message, TemplateError
-from edgellm.runtime.vocabulary import Vocabulary
+from edgellm.runtime.text.template import ChatTemplate, Message, TemplateError
+from edgellm.runtime.text.vocabulary import Vocabulary
 
 LLAMA_2 = (
     "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}[INST] {{ m.content | trim }} [/INST]"

@@ -20,13 +20,13 @@ from typing import Any
 from edgellm.memory.context import ContextSettings, KvType
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.plan import PairSettings
-from edgellm.runtime import bench
+from edgellm.runtime import comparison
 from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, ModelOptions
+from edgellm.runtime.bringup.planning import EngineOptions
+from edgellm.runtime.bringup.probe import probe
 from edgellm.runtime.drafters.translating import TranslatingDrafter
 from edgellm.runtime.engine import Engine
-from edgellm.runtime.planning import EngineOptions
-from edgellm.runtime.probe import probe
-from edgellm.runtime.template import DOCUMENT, ChatTemplate
+from edgellm.runtime.text.template import DOCUMENT, ChatTemplate
 
 N_DRAFT = 4
 
@@ -79,18 +79,18 @@ def engines(arguments: argparse.Namespace) -> dict[str, Engine]:
             ChatTemplate(drafter.chat_template or DOCUMENT, drafter.vocabulary),
             N_DRAFT,
         )
-        made[bench.PLAIN if side == "default" else side] = engine
+        made[comparison.PLAIN if side == "default" else side] = engine
     return made
 
 
-def median_ratio(report: bench.Report) -> float:
+def median_ratio(report: comparison.Report) -> float:
     """Of planned over default decode speed: the median over prompts of what each prompt's fastest runs give."""
     best: dict[tuple[str, str], float] = {}
     for run in report.runs:
         key = run.config, run.prompt.id
         best[key] = max(best.get(key, 0.0), run.stats.n_new / run.decode_s)
     return statistics.median(
-        speed / best[bench.PLAIN, prompt] for (config, prompt), speed in best.items() if config == "planned"
+        speed / best[comparison.PLAIN, prompt] for (config, prompt), speed in best.items() if config == "planned"
     )
 
 
@@ -113,11 +113,11 @@ def main() -> None:
     result["bytes"] = sizes(arguments, arguments.kv)
     result["saved"] = round(1 - result["bytes"]["planned"] / result["bytes"]["default"], 4)
     if arguments.prompts:
-        report = bench.run(
-            engines(arguments), bench.read_prompts(arguments.prompts, arguments.limit), max_tokens=arguments.tokens,
-            repeat=arguments.repeat,
+        report = comparison.run(
+            engines(arguments), comparison.read_prompts(arguments.prompts, arguments.limit),
+            max_tokens=arguments.tokens, repeat=arguments.repeat,
         )  # fmt: skip
-        both = {side: report.summary(name) for side, name in (("default", bench.PLAIN), ("planned", "planned"))}
+        both = {side: report.summary(name) for side, name in (("default", comparison.PLAIN), ("planned", "planned"))}
         speed = both["planned"]
         result["decode_ratio_median"] = round(median_ratio(report), 4)
         result["decode_ratio"] = {name: round(speed[name], 4) for name in ("ratio", "ratio_low", "ratio_high")}

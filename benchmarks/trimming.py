@@ -21,24 +21,24 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.export import engine, trim
+from edgellm.export.convert import engine_jobs, trim
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.gguf import read_header
 from edgellm.memory.solve import N_UBATCH_DRAFT
 from edgellm.runtime.backends.base import Logits
 from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, ModelOptions
-from edgellm.runtime.bench import read_prompts
-from edgellm.runtime.chat import ChatSession
+from edgellm.runtime.bringup.planning import EngineOptions
+from edgellm.runtime.comparison import read_prompts
+from edgellm.runtime.conversation import ChatSession
 from edgellm.runtime.decode import generate
 from edgellm.runtime.drafters.base import Drafter
 from edgellm.runtime.drafters.model import ModelDrafter
 from edgellm.runtime.drafters.translating import TranslatingDrafter
 from edgellm.runtime.engine import NEUTRAL, load
-from edgellm.runtime.pairing import match
-from edgellm.runtime.planning import EngineOptions
 from edgellm.runtime.sampling import GREEDY
-from edgellm.runtime.template import DOCUMENT, ChatTemplate, Message
+from edgellm.runtime.text.template import DOCUMENT, ChatTemplate, Message
+from edgellm.runtime.text.vocabulary_match import match
 
 N_CTX = 2048
 
@@ -55,15 +55,15 @@ class Answered:
 class Playback:
     """`Backend` of a target whose choices are known; what follows wrong drafts is never looked at."""
 
-    max_keep, n_ctx, busy_s, can_shift = 64, 1 << 20, 0.0, False
+    max_outputs, n_ctx, engine_s, can_shift = 64, 1 << 20, 0.0, False
 
     def __init__(self, n_vocab: int) -> None:
         self.n_vocab, self.tokens, self.text = n_vocab, list[int](), list[int]()
 
-    def forward(self, tokens: Sequence[int], keep: int) -> Logits:
+    def forward(self, tokens: Sequence[int], n_outputs: int) -> Logits:
         self.tokens += tokens
-        rows = np.zeros((keep, self.n_vocab), np.float32)
-        for row, at in enumerate(range(len(self.tokens) - keep + 1, len(self.tokens) + 1)):
+        rows = np.zeros((n_outputs, self.n_vocab), np.float32)
+        for row, at in enumerate(range(len(self.tokens) - n_outputs + 1, len(self.tokens) + 1)):
             if at < len(self.text):
                 rows[row, self.text[at]] = 1.0
         return rows
@@ -122,12 +122,12 @@ def speeds(paths: Sequence[Path], n_rounds: int, n_threads: int | None) -> list[
     loaded = [_loaded(path, n_threads) for path in paths]
     seconds: list[list[float]] = [[] for _ in paths]
     for _, backend in loaded:
-        backend.forward([100] * 64, keep=0)
+        backend.forward([100] * 64, n_outputs=0)
     for _ in range(n_rounds):
         for (_, backend), times in zip(loaded, seconds, strict=True):
             for _ in range(8):
                 started = time.perf_counter()
-                int(backend.forward([100], keep=1)[0].argmax())
+                int(backend.forward([100], n_outputs=1)[0].argmax())
                 times.append(time.perf_counter() - started)
             backend.truncate(64)
     for model, backend in loaded:
@@ -149,7 +149,7 @@ def variants(drafter: Path, folder: Path, shares: Sequence[float], heads: Sequen
     quant = read_header(drafter).quantisation
     whole = folder / "whole-Q8_0.gguf"
     if not whole.exists():
-        engine.quantise(drafter, whole, "Q8_0", requantise=True)
+        engine_jobs.quantise(drafter, whole, "Q8_0", requantise=True)
     made = [drafter]
     for share in shares:
         place, alone = folder / f"{share:g}", folder / f"{share:g}-alone" / "as-is.gguf"
@@ -163,7 +163,7 @@ def variants(drafter: Path, folder: Path, shares: Sequence[float], heads: Sequen
         for head in heads:
             path = place / f"{head}.gguf"
             if not path.exists():
-                engine.quantise(plain, path, quant, head=head, requantise=True)
+                engine_jobs.quantise(plain, path, quant, head=head, requantise=True)
             made.append(path)
         made += [alone] if inputs else []
     return made

@@ -14,9 +14,9 @@ from edgellm.cli._terminal import WordWrap, printable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edgellm.export.store import ModelFile
+    from edgellm.export.obtain.store import ModelFile
     from edgellm.memory.adapter import Lora
-    from edgellm.runtime.chat import Answer
+    from edgellm.runtime.conversation import Answer
 
 
 class AnswerText:

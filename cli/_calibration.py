@@ -12,7 +12,7 @@ from edgellm.cli._output import out
 
 if TYPE_CHECKING:
     from edgellm.memory.plan import MemoryPlan
-    from edgellm.runtime.calibrate import Measurement
+    from edgellm.runtime.bringup.calibrate import Measurement
 
 VERSION = 1
 KEPT = 200  # measurements; the oldest go first
@@ -30,7 +30,7 @@ def run(plan: MemoryPlan, target: Path | None, drafter: Path | None) -> Measurem
     from edgellm.cli._lora import loras
     from edgellm.cli._save import write_whole
     from edgellm.memory.shape import UnknownShape
-    from edgellm.runtime.calibrate import measure
+    from edgellm.runtime.bringup.calibrate import measure
 
     if target is None or (plan.drafter and drafter is None):
         raise UnknownShape(f"{plan.target} and its drafter must be here to be measured: run `edgellm pull` first")
@@ -52,7 +52,7 @@ def find(plan: MemoryPlan) -> Measurement | None:
     found = _read(_path()).get(_key(plan))
     if found is None:
         return None
-    from edgellm.runtime.calibrate import Measurement
+    from edgellm.runtime.bringup.calibrate import Measurement
 
     try:
         return Measurement(**{name: found[name] for name in Measurement.__dataclass_fields__})

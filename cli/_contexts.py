@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from edgellm.cli._shapes import Known
     from edgellm.memory.context import KvType
     from edgellm.memory.device import Device
+    from edgellm.memory.plan_request import PlanRequest
     from edgellm.memory.shape import ModelShape
-    from edgellm.memory.solve import Ask
 
 CONTEXTS = (2048, 4096, 8192, 16_384, 32_768)  # tokens
 KINDS: tuple[KvType, ...] = ("f16", "q8_0", "q4_0")
@@ -48,7 +48,7 @@ class Line:
 
 
 def show_contexts(
-    model: str, draft: str | None, ask: Ask, place: Device, *, offline: bool, output: Path | None, as_json: bool
+    model: str, draft: str | None, ask: PlanRequest, place: Device, *, offline: bool, output: Path | None, as_json: bool
 ) -> None:
     """A chart and a table; or the cells as JSON, CSV, or a picture.
 
@@ -77,7 +77,7 @@ def show_contexts(
         _print(lines, place)
 
 
-def _lines(target: Known, drafter: Known | None, ask: Ask, place: Device) -> list[Line]:
+def _lines(target: Known, drafter: Known | None, ask: PlanRequest, place: Device) -> list[Line]:
     """Without the drafter first; types that a model's heads do not divide into are left out."""
     from edgellm.memory.kv import fits_cache
 
@@ -92,7 +92,7 @@ def _lines(target: Known, drafter: Known | None, ask: Ask, place: Device) -> lis
     return [line for line in lines if line.drafter or shapes[0] is None]
 
 
-def _cell(target: ModelShape, drafter: ModelShape | None, ask: Ask, place: Device) -> Cell:
+def _cell(target: ModelShape, drafter: ModelShape | None, ask: PlanRequest, place: Device) -> Cell:
     from edgellm.memory.solve import untrimmed
 
     plan = untrimmed(target, drafter, place, ask)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgellm.export.store import ModelFile
-    from edgellm.runtime.template import Message
-    from edgellm.runtime.vocabulary import Vocabulary
+    from edgellm.export.obtain.store import ModelFile
+    from edgellm.runtime.text.template import Message
+    from edgellm.runtime.text.vocabulary import Vocabulary
 
 FORMAT, VERSION = "edgellm conversation", 1
 MAX_BYTES = 64 * 2**20
@@ -121,7 +121,7 @@ def read(path: Path, vocabulary: Vocabulary) -> Conversation:
         BadConversation: the file is none.
         OSError: the file cannot be read.
     """
-    from edgellm.runtime.template import Message
+    from edgellm.runtime.text.template import Message
 
     content = _parse(path)
     same = content["target"].get("vocabulary") == vocabulary.fingerprint()

@@ -10,15 +10,15 @@ import typer
 from edgellm.cli._output import out
 
 if TYPE_CHECKING:
-    from edgellm.export.conversion import Choice
-    from edgellm.export.script import Converter
+    from edgellm.export.convert.conversion import Choice
+    from edgellm.export.convert.script import Converter
 
 
 class Converters:
     """`own`, `llama.cpp`, or the path of a script, as --converter has it; `converter` is there once one is needed."""
 
     def __init__(self, told: str | None, python: Path | None) -> None:
-        from edgellm.export.conversion import CHOICES
+        from edgellm.export.convert.conversion import CHOICES
 
         self.choice: Choice | None = next((choice for choice in CHOICES if choice == told), None)
         self.converter: Converter | None = None
@@ -28,7 +28,7 @@ class Converters:
     @property
     def option(self) -> str | None:
         """As the manifest has it, to repeat the export by."""
-        from edgellm.export.source import sha256_of
+        from edgellm.export.obtain.source import sha256_of
 
         return sha256_of(self._script) if self._script else self.choice
 
@@ -39,8 +39,8 @@ class Converters:
             UnsupportedModel, TokenizerError: nobody can convert it.
             ExporterError, SourceError: the tools cannot be had.
         """
-        from edgellm.export import conversion
-        from edgellm.export.script import refuse_tokenizer_code
+        from edgellm.export.convert import conversion
+        from edgellm.export.convert.script import refuse_tokenizer_code
 
         if self._script is not None:  # it decides for itself what it knows
             if has_tokenizer and self.converter is None:
@@ -59,7 +59,7 @@ class Converters:
 
     def _fetch(self, family: str) -> None:
         from edgellm.cli._progress import DownloadBar
-        from edgellm.export import llama_cpp_converter as pinned
+        from edgellm.export.convert import llama_cpp_converter as pinned
 
         n_bytes = 0 if pinned.is_there() else pinned.N_BYTES
         n_bytes += 0 if self._python else _environment_bytes()
@@ -72,8 +72,8 @@ class Converters:
         out.note(f"{family} is converted by {by}{once}")
 
     def _made(self, script: Path, *, is_pinned: bool) -> Converter:
+        from edgellm.export.convert.script import Converter, packages_in
         from edgellm.export.environments import environment, packages_of
-        from edgellm.export.script import Converter, packages_in
 
         if self._python is not None:
             return Converter(script, self._python, is_pinned, packages_in(self._python))

@@ -70,7 +70,7 @@ class Facts:
 
     def _library(self) -> None:
         from edgellm.memory.children import ChildFailed
-        from edgellm.runtime.library import examine
+        from edgellm.runtime.bringup.library import examine
 
         try:
             found = examine()
@@ -148,7 +148,7 @@ class Facts:
         return {"path": str(path), "exists": path.is_dir(), "writable": writable, "free_bytes": free}
 
     def _models(self) -> None:
-        from edgellm.export import store
+        from edgellm.export.obtain import store
 
         self.values["models"] = [
             {"reference": model.reference, "n_bytes": model.n_bytes, "path": str(model.path)}

@@ -13,9 +13,9 @@ import typer
 from edgellm.cli._texts import BadTexts, split_texts
 
 if TYPE_CHECKING:
-    from edgellm.export.adapter_export import Merging
+    from edgellm.export.lora.adapter_export import Merging
     from edgellm.export.manifest import Manifest
-    from edgellm.export.source import ModelSource
+    from edgellm.export.obtain.source import ModelSource
     from edgellm.memory.adapter import Lora
 
 VARIABLE = "EDGELLM_LORA"
@@ -78,7 +78,7 @@ def _file(path: Path) -> Path:
 
 
 def is_adapter(reference: str) -> bool:
-    from edgellm.export.adapter_source import is_adapter as is_one
+    from edgellm.export.lora.adapter_source import is_adapter as is_one
 
     return is_one(reference)
 
@@ -107,7 +107,8 @@ class AdapterJob:
         """A folder with GGUF adapters, or, where that is asked, the proof that it comes out the same again."""
         from edgellm.cli._output import out
         from edgellm.cli.export import _show, _stem
-        from edgellm.export import adapter_export, manifest
+        from edgellm.export import manifest
+        from edgellm.export.lora import adapter_export
 
         for name in (name for name, value in given.items() if value):
             raise typer.BadParameter(f"{name} does not go with an adapter; with --merge it goes with the model")
@@ -135,8 +136,8 @@ class AdapterJob:
         self, fetch: Callable[[str, str | None], ModelSource], there: Manifest | None, converter: str | None
     ) -> tuple[Merging, ModelSource]:
         """What merges the adapter, and the target, called after both."""
-        from edgellm.export import adapter_export
-        from edgellm.export.adapter_source import named_base
+        from edgellm.export.lora import adapter_export
+        from edgellm.export.lora.adapter_source import named_base
 
         if converter not in (None, "own"):
             raise typer.BadParameter("--merge goes with edgellm's own converter: leave --converter out")
@@ -150,7 +151,7 @@ class AdapterJob:
 
     def _source(self, revision: str | None) -> Any:
         from edgellm.cli._progress import DownloadBar
-        from edgellm.export.adapter_source import resolve_adapter
+        from edgellm.export.lora.adapter_source import resolve_adapter
 
         return resolve_adapter(
             self.reference, revision=revision or self.revision, token=self.token, progress=DownloadBar()
@@ -158,7 +159,7 @@ class AdapterJob:
 
     def _base(self, source: Any, told: Any) -> Any:
         from edgellm.cli._progress import DownloadBar
-        from edgellm.export.adapter_source import resolve_base, told_base
+        from edgellm.export.lora.adapter_source import resolve_base, told_base
 
         if self.base:
             return resolve_base(self.base, revision=_at(told), token=self.token, progress=DownloadBar())
@@ -171,7 +172,7 @@ def _at(told: Any) -> str | None:
 
 
 def _types(text: str | None) -> tuple[str, ...]:
-    from edgellm.export.lora_gguf import TYPES
+    from edgellm.export.lora.lora_gguf import TYPES
 
     types = tuple(dict.fromkeys(word.strip().upper() for word in (text or TYPES[0]).split(",") if word.strip()))
     for name in types:

@@ -16,7 +16,7 @@ def machine(backend: Any = None) -> dict[str, Any]:
 
     from edgellm.memory.cpu import cpu_name
     from edgellm.runtime.backends.llama_cpp import kernels
-    from edgellm.runtime.calibrate import peak_bytes
+    from edgellm.runtime.bringup.calibrate import peak_bytes
 
     return {
         "cpu": cpu_name(),

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from edgellm.cli._shapes import Known
     from edgellm.memory.device import Device
     from edgellm.memory.plan import MemoryPlan
+    from edgellm.memory.plan_request import PlanRequest
     from edgellm.memory.shape import ModelShape
-    from edgellm.memory.solve import Ask
 
 FORMATS = (".csv", ".json", ".png", ".svg")
 
 
 def show_matrix(
-    names: str, model: str | None, draft: str | None, ask: Ask, *, output: Path | None, as_json: bool
+    names: str, model: str | None, draft: str | None, ask: PlanRequest, *, output: Path | None, as_json: bool
 ) -> None:
     """One plan for each model and device; what does not fit is a cell, not an error."""
     import functools
@@ -84,7 +84,7 @@ def _places(names: str) -> list[Device]:
 
 def _targets(model: str | None) -> list[Known]:
     from edgellm.cli._shapes import look_up, of_name
-    from edgellm.export.catalogue import load_catalogue
+    from edgellm.export.obtain.catalogue import load_catalogue
 
     if model is not None:
         return [look_up(name.strip()) for name in model.split(",") if name.strip()]

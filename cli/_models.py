@@ -9,8 +9,8 @@ import typer
 from edgellm.cli._output import out
 
 if TYPE_CHECKING:
-    from edgellm.export.catalogue import ModelEntry
-    from edgellm.export.store import ModelFile
+    from edgellm.export.obtain.catalogue import ModelEntry
+    from edgellm.export.obtain.store import ModelFile
     from edgellm.memory.context import KvType
 
 DEFAULT_TARGET = "qwen2.5-coder-1.5b-instruct"
@@ -44,7 +44,7 @@ def resolve(reference: str, *, offline: bool = False) -> ModelFile:
         BadReference, UnknownModel, NotHere, PullError: as `store.pull`.
     """
     from edgellm.cli._progress import DownloadBar
-    from edgellm.export import store
+    from edgellm.export.obtain import store
 
     return store.pull(reference, offline=offline, progress=DownloadBar())
 
@@ -60,7 +60,7 @@ def resolve_pair(model: str | None, draft: str | None, *, offline: bool = False)
     Raises:
         BadReference, UnknownModel, NotHere, PullError: as `store.pull`, for what was asked for by name.
     """
-    from edgellm.export import store
+    from edgellm.export.obtain import store
 
     if model is None and draft is None:
         _announce_default_pair()
@@ -108,8 +108,8 @@ def check_kv(word: str) -> KvType:
 
 
 def _announce_default_pair() -> None:
-    from edgellm.export import store
-    from edgellm.export.catalogue import find
+    from edgellm.export.obtain import store
+    from edgellm.export.obtain.catalogue import find
 
     missing = [entry for entry in map(find, (DEFAULT_TARGET, DEFAULT_DRAFTER)) if not store.locate(entry.name)]
     if missing:
@@ -118,8 +118,8 @@ def _announce_default_pair() -> None:
 
 def _recommended(target: ModelFile) -> ModelEntry | None:
     """The best drafter that is here, else the best; None where none is small enough to pay."""
-    from edgellm.export import store
-    from edgellm.export.catalogue import find
+    from edgellm.export.obtain import store
+    from edgellm.export.obtain.catalogue import find
 
     entry = _entry_of(target)
     drafters = [find(name) for name in (entry.drafters if entry else (DEFAULT_DRAFTER,))]
@@ -133,7 +133,7 @@ def _recommended(target: ModelFile) -> ModelEntry | None:
 
 def _entry_of(model: ModelFile) -> ModelEntry | None:
     """The catalogue's entry, by name or, for a file from elsewhere, by the name of the file."""
-    from edgellm.export.catalogue import HfSource, load_catalogue
+    from edgellm.export.obtain.catalogue import HfSource, load_catalogue
 
     for entry in load_catalogue():
         names = {file.filename for file in entry.files}

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions, engine_name
-from edgellm.runtime.chat import ChatSession
+from edgellm.runtime.bringup.planning import EngineOptions
+from edgellm.runtime.conversation import ChatSession
 from edgellm.runtime.engine import load
-from edgellm.runtime.pairing import overlap
-from edgellm.runtime.planning import EngineOptions
-from edgellm.runtime.table import TranslationTable
+from edgellm.runtime.text.vocabulary_map import VocabularyMap
+from edgellm.runtime.text.vocabulary_match import overlap
 
 QUESTIONS = (
     "Why does bread rise?",
@@ -27,7 +27,7 @@ def tabulate(target: Path, draft: Path) -> bytes:
     """The table that the runtime reads beside the drafter: see `runtime.table`."""
     models = [LlamaModel(path, ModelOptions(vocabulary_only=True)) for path in (target, draft)]
     try:
-        table = TranslationTable.build(
+        table = VocabularyMap.build(
             models[0].vocabulary,
             models[1].vocabulary,
             target_key=models[0].vocabulary_key(),

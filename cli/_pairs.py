@@ -11,10 +11,11 @@ from edgellm.cli._output import out
 
 if TYPE_CHECKING:
     from edgellm.memory.device import Device
-    from edgellm.memory.solve import Ask, Solution
+    from edgellm.memory.plan_request import PlanRequest
+    from edgellm.memory.solve import Solution
 
 
-def show(place: Device, ask: Ask, *, as_json: bool) -> None:
+def show(place: Device, ask: PlanRequest, *, as_json: bool) -> None:
     """Exit 3 where nothing fits; the JSON is then the plan that lacks least."""
     from edgellm.cli import _errors, _plan_view
     from edgellm.memory.units import format_bytes
@@ -32,12 +33,12 @@ def show(place: Device, ask: Ask, *, as_json: bool) -> None:
         raise typer.Exit(_errors.DOES_NOT_FIT)
 
 
-def _solutions(place: Device, ask: Ask) -> list[Solution]:
+def _solutions(place: Device, ask: PlanRequest) -> list[Solution]:
     """The plans of all targets with sizes, by the bytes of their weights, largest first."""
     import functools
 
     from edgellm.cli._shapes import drafter_for, look_up, of_name, with_references
-    from edgellm.export.catalogue import load_catalogue
+    from edgellm.export.obtain.catalogue import load_catalogue
     from edgellm.memory.solve import solve
 
     look, found = functools.cache(look_up), []

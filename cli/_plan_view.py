@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from edgellm.memory.plan import MemoryPlan
     from edgellm.memory.shape import ModelShape
     from edgellm.memory.solve import Solution
-    from edgellm.runtime.calibrate import Measurement
+    from edgellm.runtime.bringup.calibrate import Measurement
 
 
 def remarks(plan: MemoryPlan, target: ModelShape) -> list[str]:

@@ -11,6 +11,7 @@ PLAN_BYTES = 2**20  # no plan is longer
 
 if TYPE_CHECKING:
     from edgellm.memory.plan import MemoryPlan
+    from edgellm.memory.stored import plan_from_json
 
 
 def read_plan(path: Path, **given: object) -> MemoryPlan:
@@ -26,7 +27,7 @@ def read_plan(path: Path, **given: object) -> MemoryPlan:
     """
     import json
 
-    from edgellm.memory.plan import MemoryPlan, PlanError
+    from edgellm.memory.plan import PlanError
 
     for name, value in given.items():
         if value is not None:
@@ -38,7 +39,7 @@ def read_plan(path: Path, **given: object) -> MemoryPlan:
         raise PlanError(f"{path} is not JSON: write it again with `edgellm plan --save {path}`") from error
     if not isinstance(data, dict):
         raise PlanError(f"{path} is no plan: write it with `edgellm plan --save {path}`")
-    return MemoryPlan.from_json(data)
+    return plan_from_json(data)
 
 
 def models_of(plan: MemoryPlan, model: str | None, draft: str | None) -> tuple[str, str]:

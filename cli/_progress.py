@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class DownloadBar:
-    """An `edgellm.export.download.Progress`."""
+    """An `edgellm.export.obtain.download.Progress`."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgellm.cli._models import DEFAULT_DRAFTER, NO_DRAFTER
 
 if TYPE_CHECKING:
-    from edgellm.export.catalogue import ModelEntry
+    from edgellm.export.obtain.catalogue import ModelEntry
     from edgellm.memory.adapter import Lora
     from edgellm.memory.plan import MemoryPlan
     from edgellm.memory.shape import ModelShape
@@ -43,7 +43,7 @@ def look_up(reference: str, *, offline: bool = False) -> Known:
         UnknownShape: nothing here tells the sizes.
         GgufError: a damaged file.
     """
-    from edgellm.export import naming, store
+    from edgellm.export.obtain import naming, store
     from edgellm.memory.adapter import refuse_adapter
     from edgellm.memory.shape import from_header
     from edgellm.memory.split import read_model
@@ -74,7 +74,7 @@ def is_offered(name: str, quant: str | None) -> bool:
     Raises:
         UnknownModel: no model is called that.
     """
-    from edgellm.export.catalogue import find
+    from edgellm.export.obtain.catalogue import find
 
     files = find(name).files
     return any(quant is None or quant.casefold() in (file.quant.casefold(), file.filename.casefold()) for file in files)
@@ -87,7 +87,7 @@ def of_name(name: str, quant: str | None = None) -> Known:
         UnknownModel: no model is called that.
         UnknownShape: the catalogue has no counts for it.
     """
-    from edgellm.export.catalogue import find
+    from edgellm.export.obtain.catalogue import find
 
     entry = find(name)
     file = next((file for file in entry.files if quant and quant.casefold() == file.filename.casefold()), None)
@@ -119,7 +119,7 @@ def of_entry(entry: ModelEntry, quant: str | None = None) -> ModelShape:
 
 def smaller_than(target: Known) -> list[ModelShape]:
     """The same model at smaller quantisations, where the catalogue knows its counts and none was asked for."""
-    from edgellm.export.catalogue import load_catalogue
+    from edgellm.export.obtain.catalogue import load_catalogue
 
     if not target.is_open:
         return []
@@ -140,7 +140,7 @@ def drafter_for(
     """
     if draft is not None:
         return None if draft.casefold() == NO_DRAFTER else look_up(draft, offline=offline)
-    from edgellm.export.catalogue import find, load_catalogue
+    from edgellm.export.obtain.catalogue import find, load_catalogue
 
     entry = next((entry for entry in load_catalogue() if entry.name == target.name), None)
     for name in entry.drafters if entry else (DEFAULT_DRAFTER,):
@@ -201,8 +201,8 @@ def _on_the_hub(reference: str, repo: str, quant: str | None, *, offline: bool) 
 
     why = "--offline"
     if not offline:
-        from edgellm.export.download import SourceError
-        from edgellm.export.preview import shape_on_hub
+        from edgellm.export.obtain.download import SourceError
+        from edgellm.export.obtain.preview import shape_on_hub
 
         try:
             shape, is_gguf = shape_on_hub(repo, quant)

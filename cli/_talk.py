@@ -19,8 +19,8 @@ from edgellm.cli._terminal import FENCE, LineEditor, dim, interrupts, leaving, p
 from edgellm.cli._texts import quoted, split_texts, unescaped
 
 if TYPE_CHECKING:
-    from edgellm.export.store import ModelFile
-    from edgellm.runtime.chat import Answer, ChatSession
+    from edgellm.export.obtain.store import ModelFile
+    from edgellm.runtime.conversation import Answer, ChatSession
 
 _COMMANDS = {  # command -> (its arguments, what it does)
     "/help": ("", "show this list"),
@@ -310,7 +310,7 @@ class Talk:
         elif name == "max_tokens":
             self.max_tokens = None if number is None else _at_least(int(number), 1)
         elif name == "draft_tokens":
-            most = min(engine.settings.n_draft, engine.backend.max_keep - 1)
+            most = min(engine.settings.n_draft, engine.backend.max_outputs - 1)
             engine.n_draft = _at_least(int(value), 0)
             if engine.n_draft > most:
                 engine.n_draft = most

@@ -12,7 +12,7 @@ from edgellm.cli._lora import adapters_json, lora_option, loras
 from edgellm.cli._output import out
 
 if TYPE_CHECKING:
-    from edgellm.runtime.bench import Report, Run
+    from edgellm.runtime.comparison import Report, Run
 
 # Short, of several kinds, and ours: for a first look. Figures worth quoting come from --prompts.
 PROMPTS = (
@@ -84,9 +84,9 @@ def bench(
     from edgellm.cli._machine import machine
     from edgellm.cli._models import asked_bytes, check_kv, drafting_options, resolve_pair
     from edgellm.cli._plans import models_of, read_plan
-    from edgellm.runtime.bench import PLAIN, Prompt, ablation, read_prompts, run
+    from edgellm.runtime.bringup.planning import EngineOptions, plan_here
+    from edgellm.runtime.comparison import PLAIN, Prompt, ablation, read_prompts, run
     from edgellm.runtime.engine import load_target, with_drafter
-    from edgellm.runtime.planning import EngineOptions, plan_here
     from edgellm.runtime.sampling import Sampling
 
     chosen = (

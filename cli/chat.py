@@ -19,11 +19,11 @@ from edgellm.cli._output import out
 if TYPE_CHECKING:
     from edgellm.cli._answers import Plain
     from edgellm.cli._talk import Talk
-    from edgellm.export.store import ModelFile
+    from edgellm.export.obtain.store import ModelFile
     from edgellm.memory.plan import MemoryPlan
-    from edgellm.runtime.chat import ChatSession
+    from edgellm.runtime.bringup.planning import EngineOptions
+    from edgellm.runtime.conversation import ChatSession
     from edgellm.runtime.engine import Engine
-    from edgellm.runtime.planning import EngineOptions
 
 
 def chat(
@@ -73,8 +73,8 @@ def chat(
     from edgellm.cli._plans import models_of, read_plan
     from edgellm.cli._talk import Talk
     from edgellm.cli._terminal import silent_keys
-    from edgellm.runtime.chat import ChatSession
-    from edgellm.runtime.planning import EngineOptions
+    from edgellm.runtime.bringup.planning import EngineOptions
+    from edgellm.runtime.conversation import ChatSession
     from edgellm.runtime.sampling import RANDOM_SEED, Sampling
 
     if json_ and jsonl:

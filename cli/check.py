@@ -9,9 +9,9 @@ import typer
 from edgellm.cli._output import out
 
 if TYPE_CHECKING:
-    from edgellm.export.store import ModelFile
-    from edgellm.runtime.loading import Model
-    from edgellm.runtime.pairing import Match, Overlap
+    from edgellm.export.obtain.store import ModelFile
+    from edgellm.runtime.bringup.loading import Model
+    from edgellm.runtime.text.vocabulary_match import Match, Overlap
 
 # Short, of several kinds, and ours; enough to tell a good pair from a bad one, not to quote.
 _PROMPTS = (
@@ -38,8 +38,8 @@ def check(
     from edgellm.cli._terminal import waiting
     from edgellm.runtime.backends.base import LoadError
     from edgellm.runtime.backends.llama_cpp import ModelOptions
-    from edgellm.runtime.loading import open_model
-    from edgellm.runtime.pairing import match, overlap
+    from edgellm.runtime.bringup.loading import open_model
+    from edgellm.runtime.text.vocabulary_match import match, overlap
 
     files = resolve(target, offline=offline), resolve(draft, offline=offline)
     models = [open_model(file.path, ModelOptions(vocabulary_only=True)) for file in files]
@@ -87,9 +87,9 @@ def _facts(file: ModelFile, model: Model) -> dict[str, Any]:
 def _measured(target: ModelFile, draft: ModelFile) -> dict[str, Any]:
     """What becomes of the drafter's proposals alone (nothing is copied), greedily and with the default length."""
     from edgellm.cli._terminal import waiting
-    from edgellm.runtime.chat import ChatSession, Stats
+    from edgellm.runtime.bringup.planning import EngineOptions
+    from edgellm.runtime.conversation import ChatSession, Stats
     from edgellm.runtime.engine import load
-    from edgellm.runtime.planning import EngineOptions
 
     total = Stats()
     with (

@@ -21,7 +21,7 @@ def devices(
     listed = [this_machine(), *known_devices()]
     found = []
     if probe:
-        from edgellm.runtime.probe import accelerators
+        from edgellm.runtime.bringup.probe import accelerators
 
         found = accelerators()
     if json_:

@@ -16,8 +16,8 @@ from edgellm.cli._output import out
 if TYPE_CHECKING:
     from edgellm.export.environments import Exporter
     from edgellm.export.manifest import Manifest
+    from edgellm.export.obtain.source import ModelSource
     from edgellm.export.pipeline import Request
-    from edgellm.export.source import ModelSource
 
 
 def export(
@@ -86,10 +86,13 @@ def export(
     from edgellm.cli._models import asked_bytes
     from edgellm.cli._pair import judge, tabulate
     from edgellm.cli._progress import DownloadBar
-    from edgellm.export import facts, manifest, naming, onnx_facts, pipeline, source
+    from edgellm.export import manifest, pipeline
+    from edgellm.export.obtain import naming, source
+    from edgellm.export.onnx import onnx_facts
+    from edgellm.export.read import facts
 
     if format_ == "gguf":
-        from edgellm.export.imatrix import read, refuse_without
+        from edgellm.export.convert.imatrix import read, refuse_without
 
         wanted = _types(quant or "Q4_K_M", also=("F32",))  # which an adapter may be, and only its files tell that it is
         drafts = (_types(draft_quant or "") or wanted) if draft else ()
@@ -243,7 +246,7 @@ def _export_onnx(
 
     from edgellm.cli._pair import judge
     from edgellm.export.environments import environment
-    from edgellm.export.onnx_export import OnnxRequest, export_onnx
+    from edgellm.export.onnx.onnx_export import OnnxRequest, export_onnx
 
     chosen = _exporter(exporter)
 
@@ -366,7 +369,7 @@ def _stem(model: str) -> str:
 
 
 def _types(text: str, *, also: tuple[str, ...] = ()) -> tuple[str, ...]:
-    from edgellm.export.engine import QUANTS
+    from edgellm.export.convert.engine_jobs import QUANTS
 
     types = tuple(dict.fromkeys(word.strip().upper() for word in text.split(",") if word.strip()))
     for name in types:
@@ -378,7 +381,7 @@ def _types(text: str, *, also: tuple[str, ...] = ()) -> tuple[str, ...]:
 
 
 def _head_type(text: str | None) -> str | None:
-    from edgellm.export.engine import HEADS
+    from edgellm.export.convert.engine_jobs import HEADS
 
     if text and text.upper() not in HEADS:
         raise typer.BadParameter(f"{text} is no type for a matrix: take one of {', '.join(HEADS)}")
@@ -386,7 +389,7 @@ def _head_type(text: str | None) -> str | None:
 
 
 def _onnx_types(text: str) -> tuple[str, ...]:
-    from edgellm.export.onnx_export import QUANTS
+    from edgellm.export.onnx.onnx_export import QUANTS
 
     types = tuple(dict.fromkeys(word.strip().lower() for word in text.split(",") if word.strip()))
     for name in types:

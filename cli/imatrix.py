@@ -14,7 +14,7 @@ from edgellm.cli._completion import model_names
 from edgellm.cli._output import out
 
 if TYPE_CHECKING:
-    from edgellm.export.imatrix import Made
+    from edgellm.export.convert.imatrix import Made
 
 
 def imatrix(
@@ -51,7 +51,7 @@ def imatrix(
     An interrupted run goes on where it stopped. The text should be like what the model will be asked, and not the one
     that it is judged by; some 100 chunks do well.
     """
-    from edgellm.export import imatrix as importance
+    from edgellm.export.convert import imatrix as importance
 
     out.quiet = out.quiet or quiet
     most = [n for n in (chunks, max_tokens // ctx if max_tokens else None) if n is not None]
@@ -90,7 +90,7 @@ def _read(texts: list[str]) -> tuple[str, list[str]]:
         typer.BadParameter: one is empty, no UTF-8, or too long.
         OSError: one cannot be read.
     """
-    from edgellm.export.imatrix import MAX_TEXT_BYTES
+    from edgellm.export.convert.imatrix import MAX_TEXT_BYTES
     from edgellm.memory.units import format_bytes
 
     parts, names = [], []
@@ -116,7 +116,7 @@ def _file(model: str, *, offline: bool) -> tuple[str, Path]:
     """Name and GGUF file of a model; of an exported folder's types the most exact one."""
     from edgellm.cli._models import resolve
     from edgellm.export import manifest
-    from edgellm.export.imatrix import BadImatrix
+    from edgellm.export.convert.imatrix import BadImatrix
 
     folder = Path(model).expanduser()
     if (folder / manifest.NAME).is_file():
@@ -184,7 +184,7 @@ class _Progress:
 
 
 def _show(made: Made, *, json_: bool, seconds: float) -> None:
-    from edgellm.export.source import sha256_of
+    from edgellm.export.obtain.source import sha256_of
 
     report = {
         "path": str(made.path),

@@ -11,8 +11,8 @@ from edgellm.cli._completion import model_names
 from edgellm.cli._output import out
 
 if TYPE_CHECKING:
-    from edgellm.export.catalogue import ModelEntry
-    from edgellm.export.store import ModelFile
+    from edgellm.export.obtain.catalogue import ModelEntry
+    from edgellm.export.obtain.store import ModelFile
     from edgellm.memory.gguf import GgufHeader
 
 
@@ -21,8 +21,8 @@ def list_(
     json_: bool = typer.Option(False, "--json", help="Print a JSON array."),
 ) -> None:
     """List the models on this machine."""
-    from edgellm.export import store
-    from edgellm.export.catalogue import load_catalogue
+    from edgellm.export.obtain import store
+    from edgellm.export.obtain.catalogue import load_catalogue
     from edgellm.memory.units import format_bytes
 
     models = store.installed()
@@ -49,8 +49,8 @@ def show(
     json_: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Show what a model is: its shape, vocabulary, context, quantisation, licence and place."""
-    from edgellm.export import naming, store
-    from edgellm.export.catalogue import find
+    from edgellm.export.obtain import naming, store
+    from edgellm.export.obtain.catalogue import find
     from edgellm.memory.gguf import read_header
 
     model, name = store.locate(reference), naming.parse(reference).name
@@ -81,7 +81,7 @@ def rm(
     json_: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Delete a model from this machine, and what an interrupted download of it left."""
-    from edgellm.export import store
+    from edgellm.export.obtain import store
     from edgellm.memory.units import format_bytes
 
     paths = store.files_of(reference)

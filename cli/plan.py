@@ -15,10 +15,11 @@ from edgellm.cli._output import out
 if TYPE_CHECKING:
     from edgellm.cli._shapes import Known
     from edgellm.memory.adapter import Lora
-    from edgellm.memory.buffers import Sizer
+    from edgellm.memory.buffer_sizes import Sizer
     from edgellm.memory.device import Device
-    from edgellm.memory.solve import Ask, Solution
-    from edgellm.runtime.calibrate import Measurement
+    from edgellm.memory.plan_request import PlanRequest
+    from edgellm.memory.solve import Solution
+    from edgellm.runtime.bringup.calibrate import Measurement
 
 CONTEXTS = "contexts"  # what `--matrix` without a value shows
 
@@ -143,7 +144,7 @@ def _matrix(
     names: str,
     model: str | None,
     draft: str | None,
-    ask: Ask,
+    ask: PlanRequest,
     place: Device | None,
     *,
     offline: bool,
@@ -169,7 +170,7 @@ def _solved(
     model: str,
     draft: str | None,
     place: Device,
-    ask: Ask,
+    ask: PlanRequest,
     probe: bool,
     calibrate: bool,
     offline: bool,
@@ -210,21 +211,21 @@ def _ask(
     *,
     here: bool,
     keep: bool,
-) -> Ask:
+) -> PlanRequest:
     import os
     from typing import cast, get_args
 
     from edgellm.cli._models import check_kv
     from edgellm.memory.cpu import usable_cores
     from edgellm.memory.plan import Loading
-    from edgellm.memory.solve import Ask
+    from edgellm.memory.plan_request import PlanRequest
 
     if loading is None:
         off = here and os.environ.get("EDGELLM_KERNELS", "").strip().lower() in ("off", "stock")
         loading = "copied" if off else "packed"
     if loading not in get_args(Loading):
         raise typer.BadParameter(f"{loading!r} is no way to load: take {', '.join(get_args(Loading))}")
-    return Ask(
+    return PlanRequest(
         n_ctx=ctx,
         kv=check_kv(kv) if kv is not None else None,
         n_draft=n_draft,
@@ -238,7 +239,7 @@ def _ask(
 
 def _rearranges() -> bool:
     """Whether the engine's own fast layouts are used on this machine."""
-    from edgellm.runtime.extra_buffers import verdict
+    from edgellm.runtime.bringup.extra_buffers import verdict
 
     return verdict().usable
 
@@ -267,7 +268,8 @@ def _probing(target: Known, drafter: Known | None, *, exactly: bool) -> Sizer | 
     """
     import functools
 
-    from edgellm.memory.buffers import BufferSizes, estimate
+    from edgellm.memory.buffer_sizes import BufferSizes
+    from edgellm.memory.buffers import estimate
     from edgellm.memory.context import ContextSettings
     from edgellm.memory.shape import ModelShape
 
@@ -280,7 +282,7 @@ def _probing(target: Known, drafter: Known | None, *, exactly: bool) -> Sizer | 
         elif exactly and model.path is None:
             out.warning(f"{model.shape.name} is not on this machine, so its sizes come from formulas")
 
-    from edgellm.runtime.probe import probe
+    from edgellm.runtime.bringup.probe import probe
 
     @functools.cache
     def sizes(shape: ModelShape, settings: ContextSettings, repack: bool) -> BufferSizes:

@@ -22,7 +22,7 @@ def pull(
     """
     from edgellm.cli._progress import DownloadBar
     from edgellm.cli.models import as_json
-    from edgellm.export import store
+    from edgellm.export.obtain import store
 
     model = store.pull(reference, offline=offline, token=token, progress=DownloadBar())
     if json_:

@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
-from edgellm.export import manifest, onnx_bundle
+from edgellm.export import manifest
 from edgellm.export.manifest import Manifest, ManifestError
-from edgellm.export.workshop import exclusive
+from edgellm.export.onnx import onnx_bundle
+from edgellm.export.staging import exclusive
 from edgellm.memory.files import appearing, behind_links, beside, copy, discard, making
 
 

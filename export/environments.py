@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import filelock
 
-from edgellm.export.source import fingerprint
+from edgellm.export.obtain.source import fingerprint
 from edgellm.memory.children import SHORT_OF_MEMORY, end_of
 from edgellm.memory.folders import home
 from edgellm.memory.units import format_bytes
@@ -101,10 +101,10 @@ def run_job(
     what: str,
     *,
     log: Path,
-    program: str = "onnx_job.py",
+    program: str,
     on_event: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """One job of a program beside this module, in such an environment; what it prints goes to `log`.
+    """One job of a program below this module's folder, in such an environment; what it prints goes to `log`.
 
     The child ends with its standard input, which this process holds: it does not outlive the command.
 
@@ -118,7 +118,7 @@ def run_job(
         ExporterError: it failed.
     """
     # Isolated: neither the user's PYTHONPATH nor this package's folder, where modules bear the names of libraries.
-    command = [str(python), "-I", str(Path(__file__).with_name(program))]
+    command = [str(python), "-I", str(Path(__file__).parent / program)]
     answer: dict[str, Any] = {}
     try:
         with log.open("ab") as errors:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgellm.export.source import sha256_of
-from edgellm.export.tokenizer import TokenizerError, read_json
+from edgellm.export.obtain.source import sha256_of
+from edgellm.export.read.tokenizer import TokenizerError, read_json
 from edgellm.memory import files
 from edgellm.memory.gguf import GgufError, read_header
-from edgellm.memory.onnx import OnnxError, read_graph
+from edgellm.memory.onnx_graph import OnnxError, read_graph
 
 NAME = "edgellm.json"
 FORMAT = 1

@@ -14,15 +14,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from edgellm.export import conversion, engine, imatrix, manifest, trim, verify
-from edgellm.export.adapter_export import Merging
-from edgellm.export.conversion import CHOICES, Conversion
-from edgellm.export.gguf import to_gguf
+from edgellm.export import manifest
+from edgellm.export.check import fidelity
+from edgellm.export.convert import conversion, engine_jobs, imatrix, trim
+from edgellm.export.convert.conversion import CHOICES, Conversion
+from edgellm.export.convert.hf_to_gguf import to_gguf
+from edgellm.export.convert.script import Converter
+from edgellm.export.convert.script import convert as convert_by
+from edgellm.export.lora.adapter_export import Merging
 from edgellm.export.manifest import Manifest, ManifestError
-from edgellm.export.script import Converter
-from edgellm.export.script import convert as convert_by
-from edgellm.export.source import ModelSource, fingerprint, sha256_of
-from edgellm.export.workshop import ExportError, appear, workshop
+from edgellm.export.obtain.source import ModelSource, fingerprint, sha256_of
+from edgellm.export.staging import ExportError, publish, staging_folder
 from edgellm.memory import files as whole_files
 from edgellm.memory.adapter import refuse_adapter
 from edgellm.memory.gguf import read_header
@@ -108,7 +110,7 @@ def export(request: Request, on_event: Callable[[Event], None]) -> Manifest:
     drafts = (request.options.draft_quants or request.options.quants) if request.draft else ()
     imatrix.refuse_without(request.options.quants, drafts, has_matrix=request.imatrix is not None)
     key = _key(request)
-    return appear(request.output, key, lambda work: _make(request, work, key, on_event))
+    return publish(request.output, key, lambda work: _make(request, work, key, on_event))
 
 
 def reproduce(request: Request, locked: Manifest, on_event: Callable[[Event], None]) -> list[str]:
@@ -117,7 +119,7 @@ def reproduce(request: Request, locked: Manifest, on_event: Callable[[Event], No
     Model files that the manifest's folder lacks are put there.
     """
     key = _key(request)
-    with workshop(request.output, key) as work:
+    with staging_folder(request.output, key) as work:
         made = _make(request, work, key, on_event)
         differences = _differences(locked.document, made)
         if not differences:
@@ -213,12 +215,12 @@ def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], No
             remarks = (*remarks, _UNCHECKED)
             step.say("remark", "verify", source.name, text=_UNCHECKED)
             if request.verify is None:
-                checked = {"tokens": verify.check_tokens(source.path, whole), "logits": _UNCHECKED}
-                engine.generate(whole, verify.TEXT[:40], 1)  # what llama.cpp's script writes, llama.cpp may not load
+                checked = {"tokens": fidelity.check_tokens(source.path, whole), "logits": _UNCHECKED}
+                engine_jobs.generate(whole, fidelity.TEXT[:40], 1)  # what the script writes, llama.cpp may not load
         if wants_proof:
             step.say("start", "verify", source.name)
             is_whole = whole == base
-            of_model = partial(verify.verification, python=script.python if script else None)
+            of_model = partial(fidelity.verification, python=script.python if script else None)
             check = partial(merging.verified, work=work) if merging else of_model
             checked = check(source, base if is_whole else whole, paths if is_whole else {})
             step.say("done", "verify", source.name)
@@ -341,7 +343,7 @@ def _quantised(step: _Step, base: Path, quant: str, matrix: Path | None, head: s
         return step.file(quant, lambda path: whole_files.copy(base, path), "copy")
 
     def quantise(path: Path) -> None:
-        engine.quantise(
+        engine_jobs.quantise(
             base,
             path,
             quant,
@@ -360,7 +362,7 @@ def _before(step: _Step, whole: Path, quant: str) -> Path:
     if own == quant:
         return whole
     requantise = own not in {"F16", "F32", "BF16"}
-    return step.file("before", lambda path: engine.quantise(whole, path, quant, requantise=requantise), "quantise")
+    return step.file("before", lambda path: engine_jobs.quantise(whole, path, quant, requantise=requantise), "quantise")
 
 
 def _tabulated(step: _Step, tabulate: Tabulator, target: Path, draft: Path) -> dict[str, Any]:
@@ -377,7 +379,7 @@ def _drop_layers(base: Path, layers: tuple[int, ...], path: Path) -> None:
     n_layers = int(header.hparam("block_count", 0))
     if not set(layers) < set(range(n_layers)):
         raise ExportError(f"--drop-layers {','.join(map(str, layers))}: the model has layers 0 to {n_layers - 1}")
-    engine.drop_layers(base, path, layers)
+    engine_jobs.drop_layers(base, path, layers)
 
 
 def _trim(step: _Step, base: Path, options: Options, corpus: Path | None) -> tuple[Path, dict[str, Any], Path | None]:
@@ -400,7 +402,7 @@ def _trim(step: _Step, base: Path, options: Options, corpus: Path | None) -> tup
 
 def _as_q8(base: Path, path: Path) -> None:
     own = read_header(base).quantisation
-    engine.quantise(base, path, "Q8_0", requantise=own not in {"F16", "F32", "BF16"})
+    engine_jobs.quantise(base, path, "Q8_0", requantise=own not in {"F16", "F32", "BF16"})
 
 
 def _described(source: ModelSource, base: Path) -> dict[str, Any]:

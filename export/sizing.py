@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgellm.export.facts import UnsupportedModel, read_config, read_document, text_settings
-from edgellm.export.source import ModelSource
+from edgellm.export.obtain.source import ModelSource
+from edgellm.export.read.facts import UnsupportedModel, read_config, read_document, text_settings
 from edgellm.memory import plan as planner
 from edgellm.memory.context import N_DRAFT_MOST, ContextSettings
 from edgellm.memory.counts import from_config

@@ -2,35 +2,17 @@
 
 The allocator packs temporaries by lifetime, so their sum follows from the widest moment of one layer, from the rows of
 logits, or from both. The terms below were read off llama.cpp 0.5.0 by sizing some hundred shapes with `no_alloc`;
-tests/runtime/test_probe.py holds them to it. Where llama.cpp itself can be asked, `runtime/probe.py` is exact.
+tests/runtime/test_probe.py holds them to it. Where llama.cpp itself can be asked, `runtime/bringup/probe.py` is exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
+from edgellm.memory.buffer_sizes import BufferSizes
 from edgellm.memory.context import KV_BLOCKS, ContextSettings
 from edgellm.memory.kv import cache_bytes, cells, snapshots
 from edgellm.memory.shape import ModelShape, UnknownShape, has_fused_qkv
 
 _FLOAT = 4
-
-
-@dataclass(frozen=True, slots=True)
-class BufferSizes:
-    """Bytes of one model in one context."""
-
-    weights_bytes: int  # as the engine would hold them, wherever
-    repacked_bytes: int  # of these: rearranged for the CPU's fast kernels, so no longer the file's own pages
-    kv_bytes: int  # keys, values and recurrent state
-    compute_bytes: int  # temporaries of the graph
-    output_bytes: int  # logits handed to the caller, once a pass has asked for `n_outputs` rows
-    exact: bool  # to the byte, from llama.cpp itself; False: from formulas or its rounded log
-
-
-Sizer = Callable[[ModelShape, ContextSettings, bool], BufferSizes]
-"""(shape, settings, repack) -> sizes: `estimate`, or one that asks the engine."""
 
 
 def estimate(shape: ModelShape, settings: ContextSettings, repack: bool = False, *, isa: str = "x86") -> BufferSizes:

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgellm.memory.buffers import BufferSizes
+from edgellm.memory.buffer_sizes import BufferSizes
 from edgellm.memory.context import ContextSettings
-from edgellm.memory.onnx import OnnxFacts, OnnxGraph, read_graph
+from edgellm.memory.onnx_graph import OnnxFacts, OnnxGraph, read_graph
 from edgellm.memory.shape import AttentionLayers, ModelShape, UnknownShape
 from edgellm.memory.units import MIB
 

@@ -7,13 +7,14 @@ every setting that decides a size.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from edgellm.memory import buffers, kv, learnt
-from edgellm.memory.buffers import BufferSizes, Sizer, estimate
+from edgellm.memory import buffers, kv
+from edgellm.memory.buffer_sizes import BufferSizes, Sizer
+from edgellm.memory.buffers import estimate
 from edgellm.memory.context import ContextSettings
+from edgellm.memory.drafting_budgets import NGRAM_BYTES, STORE_BYTES, conversation_bytes
 from edgellm.memory.shape import ModelShape
 from edgellm.memory.units import MIB, format_bytes
 
@@ -79,8 +80,8 @@ class Speed:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One rung of the ladder that led here."""
+class Trim:
+    """One step of the ladder that led here."""
 
     name: str
     saved_bytes: int
@@ -98,7 +99,7 @@ class MemoryPlan:
     settings: PairSettings
     exact: bool  # buffers came from the engine itself
     tokens_per_s: Speed | None = None
-    steps: tuple[Step, ...] = ()
+    steps: tuple[Trim, ...] = ()
     bound_bytes: int | None = None  # the least budget with which a draft model still gains
     needed_bytes: int | None = None  # the least budget that holds this target at all, whatever the device
     lost: tuple[str, ...] = ()  # what was asked for and is not kept, a sentence each
@@ -158,7 +159,7 @@ class MemoryPlan:
         return self.settings.n_draft
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as plain values; `from_json` reads it back."""
+        """The plan as plain values; `stored.plan_from_json` reads it back."""
         settings = self.settings
         return {
             "lost": list(self.lost),
@@ -200,23 +201,6 @@ class MemoryPlan:
             "tokens_per_s": asdict(self.tokens_per_s) if self.tokens_per_s else None,
             "steps": [asdict(step) for step in self.steps],
         }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> MemoryPlan:
-        """A plan as `to_json` wrote it.
-
-        Raises:
-            PlanError: another version, or not a plan.
-        """
-        if data.get("version") != VERSION:
-            raise PlanError(f"this is no plan of version {VERSION}: write it again with `edgellm plan --save FILE`")
-        from edgellm.memory import stored
-
-        try:
-            return stored.read(data)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-            raise PlanError(f"the plan is damaged ({what}): write it again with `edgellm plan --save FILE`") from error
 
 
 GENERATION_LINES = {
@@ -331,16 +315,14 @@ def _compute(role: str, shape: ModelShape, context: ContextSettings, sizes: Buff
 
 def _candidates(target: ModelShape, settings: PairSettings) -> Line:
     """Sampling's view of one row (ids and weights), and what drafting remembers."""
-    table = learnt.conversation_bytes(settings.target.n_ctx) if settings.copy else 0
+    table = conversation_bytes(settings.target.n_ctx) if settings.copy else 0
     formula = f"{target.n_vocab:,} x 12 B"
     if table:
-        formula += (
-            f" + index of {settings.target.n_ctx:,} tokens {table:,} B + earlier answers {learnt.STORE_BYTES:,} B"
-        )
-        table += learnt.STORE_BYTES
+        formula += f" + index of {settings.target.n_ctx:,} tokens {table:,} B + earlier answers {STORE_BYTES:,} B"
+        table += STORE_BYTES
     if settings.drafter is not None:
-        formula += f" + spellings {learnt.NGRAM_BYTES:,} B"
-        table += learnt.NGRAM_BYTES
+        formula += f" + spellings {NGRAM_BYTES:,} B"
+        table += NGRAM_BYTES
     return Line("candidates", target.n_vocab * 12 + table, formula)
 
 

@@ -1,7 +1,7 @@
 """The shape of a model: what its header says about the memory it will take. `counts.py` has it from counts alone.
 
 Only cache layouts that are known are read; any other architecture is refused, since a guess would be wrong by the size
-of a cache. `runtime/probe.py` sizes those exactly.
+of a cache. `runtime/bringup/probe.py` sizes those exactly.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from edgellm.memory.hparams import MAX_EXPERTS, MAX_HEADS, MAX_LAYERS, MAX_TOKEN
 from edgellm.memory.hparams import UnknownShape as UnknownShape
 
 if TYPE_CHECKING:
-    from edgellm.memory.onnx import OnnxFacts
+    from edgellm.memory.onnx_graph import OnnxFacts
 
 # Types that llama.cpp's CPU backend rearranges when it loads them, by instruction set.
 _REPACKED_TYPES = {

@@ -2,7 +2,7 @@
 
 The ladder: rows of logits and batch sizes that nobody uses, the drafter's window and cache, the length of drafts, the
 draft model itself (copying from the conversation stays), and only then what the answer's quality hangs on: the type
-of the target's cache, the context, the target's quantisation. A rung that turns out not to be needed is given back.
+of the target's cache, the context, the target's quantisation. A step that turns out not to be needed is given back.
 """
 
 from __future__ import annotations
@@ -11,34 +11,28 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from edgellm.memory.buffers import BufferSizes, Sizer, compute_bytes, estimate
-from edgellm.memory.context import N_DRAFT_MOST, ContextSettings, KvType
+from edgellm.memory.buffer_sizes import BufferSizes, Sizer
+from edgellm.memory.buffers import compute_bytes, estimate
+from edgellm.memory.context import N_DRAFT_MOST, ContextSettings
 from edgellm.memory.device import Device
 from edgellm.memory.kv import check_cache, fits_cache
-from edgellm.memory.ladder import Rung, State, all_rungs, draft_snapshots, drafting_rungs, with_outputs
-from edgellm.memory.plan import Loading, MemoryPlan, PairSettings, Step, plan
+from edgellm.memory.plan import MemoryPlan, PairSettings, Trim, plan
+from edgellm.memory.plan_request import ANYTHING, PlanRequest
 from edgellm.memory.shape import ModelShape
 from edgellm.memory.speed import gains, predict
+from edgellm.memory.trim_steps import (
+    State,
+    TrimStep,
+    all_trim_steps,
+    draft_snapshots,
+    drafting_trim_steps,
+    with_outputs,
+)
 from edgellm.memory.units import format_bytes
 
 DEFAULT_N_CTX = 4096  # tokens
 N_UBATCH, N_UBATCH_DRAFT = 128, 64  # tokens; more buys no prompt speed on a CPU (architecture decision 7)
 ENGINE_N_UBATCH = 512  # what llama.cpp takes, with logits reserved for each token, if it is not told otherwise
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """What a plan must keep to. None leaves a choice to the solver."""
-
-    n_ctx: int | None = None
-    kv: KvType | None = None
-    n_draft: int | None = None
-    n_ubatch: int | None = None
-    copy: bool = True
-    loading: Loading = "mapped"
-    repack: bool = False
-    n_threads: int = 2
-    keep_drafter: bool = False  # the drafter was asked for: drop it only to fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +47,7 @@ def solve(
     target: ModelShape,
     drafter: ModelShape | None,
     device: Device,
-    ask: Ask = Ask(),
+    ask: PlanRequest = ANYTHING,
     *,
     sizer: Sizer | None = None,
     smaller: Sequence[ModelShape] = (),
@@ -76,7 +70,7 @@ def solve(
         check_cache(target, ask.kv)
     asked, drafter = drafter, drafter if drafter is not None and drafter.can_rewind else None
     start, steps = _start(target, drafter, device, ask)
-    found = _descend(start, steps, all_rungs(ask, drafter, smaller), drafter, device, size)
+    found = _descend(start, steps, all_trim_steps(ask, drafter, smaller), drafter, device, size)
     found = replace(
         found,
         bound_bytes=_bound(start, drafter, device, size),
@@ -89,12 +83,12 @@ def solve(
     if freed == ask:
         return Solution(found)
     nearest = _descend(
-        *_start(target, drafter, device, freed), all_rungs(freed, drafter, smaller), drafter, device, size
+        *_start(target, drafter, device, freed), all_trim_steps(freed, drafter, smaller), drafter, device, size
     )
     return Solution(found, replace(nearest, needed_bytes=found.needed_bytes) if nearest.fits else None)
 
 
-def untrimmed(target: ModelShape, drafter: ModelShape | None, device: Device, ask: Ask) -> MemoryPlan:
+def untrimmed(target: ModelShape, drafter: ModelShape | None, device: Device, ask: PlanRequest) -> MemoryPlan:
     """The plan of these settings as they stand, whether it fits or not; a drafter that could draft is kept."""
     drafter = drafter if drafter is not None and drafter.can_rewind else None
     state, steps = _start(target, drafter, device, replace(ask, keep_drafter=True))
@@ -126,15 +120,17 @@ def refusal(solution: Solution) -> str:
     return f"{head}; {quantisation}{describe(nearest)} would fit, with {format_bytes(nearest.headroom_bytes)} to spare"
 
 
-def _start(target: ModelShape, drafter: ModelShape | None, device: Device, ask: Ask) -> tuple[State, list[Step]]:
+def _start(
+    target: ModelShape, drafter: ModelShape | None, device: Device, ask: PlanRequest
+) -> tuple[State, list[Trim]]:
     """The settings before any trimming, with the two trims that cost nothing already made."""
     n_ctx = ask.n_ctx or min(DEFAULT_N_CTX, target.n_ctx_train)
     n_draft = ask.n_draft if ask.n_draft is not None else (_longest(target) if drafter is not None or ask.copy else 0)
     kv, draft_kv = ask.kv or "f16", ask.kv or "f16"
-    notes: list[Step] = []
+    notes: list[Trim] = []
     if not target.can_rewind:
         drafter, n_draft = None, 0
-        notes.append(Step("no drafting", 0, f"{target.architecture} keeps a state that cannot be cut back"))
+        notes.append(Trim("no drafting", 0, f"{target.architecture} keeps a state that cannot be cut back"))
     main = ContextSettings(n_ctx, ask.n_ubatch or N_UBATCH, n_draft + 1, kv, n_threads=ask.n_threads)
     settings = PairSettings(main, n_draft, None, ask.copy and target.can_rewind, ask.loading, ask.repack)
     if drafter is not None:
@@ -146,7 +142,7 @@ def _start(target: ModelShape, drafter: ModelShape | None, device: Device, ask: 
         )
         settings = replace(settings, drafter=own)
         if ask.n_draft is None and not ask.keep_drafter and not gains(target, drafter, settings, device):
-            notes.append(Step("no draft model", 0, "it is not expected to gain anything on this device"))
+            notes.append(Trim("no draft model", 0, "it is not expected to gain anything on this device"))
             settings = replace(settings, drafter=None)
     settings = with_outputs(settings, target)
     return State(target, settings), [*_free_trims(target, drafter if settings.drafter else None, settings), *notes]
@@ -157,7 +153,7 @@ def _longest(target: ModelShape) -> int:
     return 4 if target.is_recurrent else N_DRAFT_MOST
 
 
-def _free_trims(target: ModelShape, drafter: ModelShape | None, settings: PairSettings) -> list[Step]:
+def _free_trims(target: ModelShape, drafter: ModelShape | None, settings: PairSettings) -> list[Trim]:
     """What llama.cpp's defaults would reserve beyond these settings; nothing is lost by not reserving it."""
     steps = []
     models = [("target", target, settings.target)]
@@ -169,56 +165,56 @@ def _free_trims(target: ModelShape, drafter: ModelShape | None, settings: PairSe
         wide = replace(chosen, n_ubatch=max(ENGINE_N_UBATCH, chosen.n_ubatch), n_outputs=ENGINE_N_UBATCH)
         fewer = replace(wide, n_outputs=chosen.n_outputs)
         saved = compute_bytes(shape, wide) - compute_bytes(shape, fewer)
-        steps.append(Step(f"{role}: logits of {ENGINE_N_UBATCH} -> {chosen.n_outputs} rows", saved, "none"))
+        steps.append(Trim(f"{role}: logits of {ENGINE_N_UBATCH} -> {chosen.n_outputs} rows", saved, "none"))
         saved = compute_bytes(shape, fewer) - compute_bytes(shape, chosen)
-        steps.append(Step(f"{role}: batch of {wide.n_ubatch} -> {chosen.n_ubatch} tokens", saved, "none on a CPU"))
+        steps.append(Trim(f"{role}: batch of {wide.n_ubatch} -> {chosen.n_ubatch} tokens", saved, "none on a CPU"))
     return [step for step in steps if step.saved_bytes > 0]
 
 
 def _descend(
     start: State,
-    steps: Sequence[Step],
-    ladder: Sequence[Rung],
+    steps: Sequence[Trim],
+    ladder: Sequence[TrimStep],
     drafter: ModelShape | None,
     device: Device,
     size: Sizer,
 ) -> MemoryPlan:
-    """Down the ladder until it fits; then back up wherever a rung was not needed."""
+    """Down the ladder until it fits; then back up wherever a step was not needed."""
 
     def planned(state: State) -> MemoryPlan:
         return plan(state.target, drafter, state.settings, device.limit, sizer=size)
 
-    def after(rungs: Sequence[Rung]) -> State:
+    def after(steps: Sequence[TrimStep]) -> State:
         state = start
-        for rung in rungs:
-            state = rung.apply(state) or state
+        for step in steps:
+            state = step.apply(state) or state
         return state
 
-    taken: list[Rung] = []
+    taken: list[TrimStep] = []
     state, current = start, planned(start)
-    for rung in ladder:
+    for step in ladder:
         if current.fits:
             break
-        changed = rung.apply(state)
+        changed = step.apply(state)
         if changed is None:
             continue
         smaller = planned(changed)
         if smaller.total_bytes < current.total_bytes:
-            taken.append(rung)
+            taken.append(step)
             state, current = changed, smaller
     if current.fits:
-        for rung in taken[-2::-1]:
-            kept = [other for other in taken if other is not rung]
+        for step in taken[-2::-1]:
+            kept = [other for other in taken if other is not step]
             if planned(after(kept)).fits:
                 taken = kept
     listed, state, current = list(steps), start, planned(start)
-    for rung in taken:
-        changed = rung.apply(state)
+    for step in taken:
+        changed = step.apply(state)
         if changed is None:
             continue
         smaller = planned(changed)
         saved = current.process_bytes - smaller.process_bytes
-        listed.append(Step(rung.name(state, changed), saved, rung.cost, rung.tells))
+        listed.append(Trim(step.name(state, changed), saved, step.cost, step.tells))
         state, current = changed, smaller
     if state.settings.drafter is None:
         listed = [step for step in listed if not step.name.startswith("drafter:")]
@@ -231,8 +227,8 @@ def _bound(start: State, drafter: ModelShape | None, device: Device, size: Sizer
     if drafter is None or start.settings.drafter is None:
         return None
     state = start
-    for rung in drafting_rungs(Ask(), drafter):
-        changed = rung.apply(state)
+    for step in drafting_trim_steps(PlanRequest(), drafter):
+        changed = step.apply(state)
         if changed is None or changed.settings.drafter is None:
             continue
         if gains(changed.target, drafter, changed.settings, device):
@@ -242,7 +238,7 @@ def _bound(start: State, drafter: ModelShape | None, device: Device, size: Sizer
     return plan(state.target, drafter, state.settings, device.limit, sizer=size).required_bytes
 
 
-def _needed(target: ModelShape, device: Device, ask: Ask, size: Sizer) -> int:
+def _needed(target: ModelShape, device: Device, ask: PlanRequest, size: Sizer) -> int:
     """The least budget that holds the target at its own quantisation, all that was left open trimmed."""
 
     def required(state: State) -> int:
@@ -250,14 +246,14 @@ def _needed(target: ModelShape, device: Device, ask: Ask, size: Sizer) -> int:
 
     state, _ = _start(target, None, device, ask)
     least = required(state)
-    for rung in all_rungs(ask, None, ()):
-        changed = rung.apply(state)
+    for step in all_trim_steps(ask, None, ()):
+        changed = step.apply(state)
         if changed is not None and (smaller := required(changed)) < least:
             state, least = changed, smaller
     return least
 
 
-def _lost(plan: MemoryPlan, target: ModelShape, drafter: ModelShape | None, ask: Ask) -> tuple[str, ...]:
+def _lost(plan: MemoryPlan, target: ModelShape, drafter: ModelShape | None, ask: PlanRequest) -> tuple[str, ...]:
     """What was asked for and is not kept, a sentence each. All else is kept, or the plan does not fit."""
     lost = []
     stateful = f"{target.name} keeps a state that cannot be cut back, so nothing is drafted for it"

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 
 from edgellm.memory.context import KV_BLOCKS, ContextSettings, KvType
 from edgellm.memory.gguf import shown
-from edgellm.memory.plan import Limit, Line, Loading, MemoryPlan, PairSettings, Speed, Step
+from edgellm.memory.plan import VERSION, Limit, Line, Loading, MemoryPlan, PairSettings, PlanError, Speed, Trim
 
 MOST_TOKENS = 2**24  # of a context
 MOST_BATCH = 4096  # tokens
@@ -17,7 +17,22 @@ MOST_THREADS = 1024
 _CONTEXT_KEYS = ("n_ctx", "n_ubatch", "n_outputs", "kv", "n_rs_seq", "n_threads")
 
 
-def read(data: Mapping[str, Any]) -> MemoryPlan:
+def plan_from_json(data: Mapping[str, Any]) -> MemoryPlan:
+    """A plan as `MemoryPlan.to_json` wrote it.
+
+    Raises:
+        PlanError: another version, or not a plan.
+    """
+    if data.get("version") != VERSION:
+        raise PlanError(f"this is no plan of version {VERSION}: write it again with `edgellm plan --save FILE`")
+    try:
+        return _plan(data)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise PlanError(f"the plan is damaged ({what}): write it again with `edgellm plan --save FILE`") from error
+
+
+def _plan(data: Mapping[str, Any]) -> MemoryPlan:
     """Raises KeyError, TypeError, ValueError, AttributeError: an entry that is missing or no such thing."""
     drafter = data["drafter_settings"]
     if (drafter is None) != (data["drafter"] is None):
@@ -56,11 +71,11 @@ def read(data: Mapping[str, Any]) -> MemoryPlan:
     )
 
 
-def _step(data: Mapping[str, Any]) -> Step:
+def _step(data: Mapping[str, Any]) -> Trim:
     saved, tells = data["saved_bytes"], _flag(data.get("tells", False))
     if isinstance(saved, bool) or not isinstance(saved, int):
         raise ValueError(f"{shown(saved)} is no count")
-    return Step(_text(data["name"]), saved, _text(data["cost"]), tells)
+    return Trim(_text(data["name"]), saved, _text(data["cost"]), tells)
 
 
 def _speed(data: Mapping[str, Any]) -> Speed:

@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgellm.memory.adapter import Lora as Lora
-    from edgellm.runtime.chat import Answer as Answer
-    from edgellm.runtime.chat import ChatSession as ChatSession
-    from edgellm.runtime.chat import Stats as Stats
+    from edgellm.runtime.bringup.planning import EngineOptions as EngineOptions
+    from edgellm.runtime.conversation import Answer as Answer
+    from edgellm.runtime.conversation import ChatSession as ChatSession
+    from edgellm.runtime.conversation import Stats as Stats
     from edgellm.runtime.engine import Engine as Engine
     from edgellm.runtime.engine import load as load
-    from edgellm.runtime.planning import EngineOptions as EngineOptions
     from edgellm.runtime.sampling import Sampling as Sampling
 
 _HOMES = {
-    "Answer": "chat",
-    "ChatSession": "chat",
-    "Stats": "chat",
+    "Answer": "conversation",
+    "ChatSession": "conversation",
+    "Stats": "conversation",
     "Engine": "engine",
-    "EngineOptions": "planning",
+    "EngineOptions": "bringup.planning",
     "load": "engine",
-    "Lora": "planning",
+    "Lora": "bringup.planning",
     "Sampling": "sampling",
 }
 __all__ = list(_HOMES)

@@ -16,7 +16,7 @@ from edgellm.runtime.verify import verify
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class RoundResult:
     """What one pass of the target gave."""
 
     tokens: list[int]  # new ones: accepted draft tokens and the target's own
@@ -43,8 +43,8 @@ def generate(
     n_draft: int,
     max_new: int,
     stop: frozenset[int] = frozenset(),
-) -> Generator[Step, None, None]:
-    """Yield one Step per target forward pass, `max_new` tokens at most or until a token of `stop` (which is yielded).
+) -> Generator[RoundResult, None, None]:
+    """Yield one result per target forward pass, `max_new` tokens at most or until a token of `stop` (which is yielded).
 
     `backend` holds any prefix of `prompt`, and not all of it. Between passes it holds every token but the last, so
     closing the iterator at a yield leaves it usable. `drafter.begin` was called with the prompt.
@@ -55,14 +55,14 @@ def generate(
     rng = np.random.default_rng(sampling.seed)
     tokens = list(prompt)
     end = min(len(tokens) + max_new, backend.n_ctx)
-    n_draft = min(n_draft, backend.max_keep - 1)
-    backend.forward(tokens[len(backend.tokens) : -1], keep=0)
+    n_draft = min(n_draft, backend.max_outputs - 1)
+    backend.forward(tokens[len(backend.tokens) : -1], n_outputs=0)
     while len(tokens) < end:
-        started, draft_busy = time.perf_counter(), drafter.busy_s
+        started, draft_busy = time.perf_counter(), drafter.engine_s
         draft = drafter.propose(tokens, min(n_draft, end - len(tokens) - 1))
         proposed, n_known = time.perf_counter(), len(tokens)
 
-        logits = backend.forward([tokens[-1], *draft.tokens], keep=len(draft.tokens) + 1)
+        logits = backend.forward([tokens[-1], *draft.tokens], n_outputs=len(draft.tokens) + 1)
         forwarded = time.perf_counter()
 
         target = partial(_target_at, sampling, logits, tokens, draft.tokens)
@@ -76,8 +76,8 @@ def generate(
         backend.truncate(len(tokens) - 1)
         truncated = time.perf_counter()
         drafter.observe(tokens, n_new=len(new))
-        draft_s = drafter.busy_s - draft_busy
-        yield Step(
+        draft_s = drafter.engine_s - draft_busy
+        yield RoundResult(
             new,
             n_drafted=len(draft.tokens),
             n_accepted=min(n_accepted, len(tokens) - n_known),

@@ -14,21 +14,21 @@ from edgellm.memory.solve import N_UBATCH_DRAFT
 from edgellm.memory.units import format_bytes
 from edgellm.runtime.backends.base import Backend, OutOfMemory
 from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions, engine_name, kernels
+from edgellm.runtime.bringup.exactness import exact_width
+from edgellm.runtime.bringup.loading import Model, needs_padding, open_context, open_model
+from edgellm.runtime.bringup.planning import DEFAULTS, EngineOptions, plan_here, plan_next, reserve, trimmed, unplanned
 from edgellm.runtime.drafters.adaptive import PASSES_A_TOKEN, AdaptiveDrafter
 from edgellm.runtime.drafters.base import Drafter, NoDrafter, SteppedDrafter
 from edgellm.runtime.drafters.failsafe import FailsafeDrafter
 from edgellm.runtime.drafters.model import REACH, ModelDrafter
 from edgellm.runtime.drafters.spelling import MapSpeller, MergingSpeller, Speller, TextSpeller
 from edgellm.runtime.drafters.translating import TranslatingDrafter
-from edgellm.runtime.exactness import exact_width
 from edgellm.runtime.learning.history import History
 from edgellm.runtime.learning.pair import Learning
-from edgellm.runtime.loading import Model, needs_padding, open_context, open_model
-from edgellm.runtime.pairing import Match, match
-from edgellm.runtime.planning import DEFAULTS, EngineOptions, plan_here, plan_next, reserve, trimmed, unplanned
-from edgellm.runtime.table import TranslationTable, find
-from edgellm.runtime.template import DOCUMENT, ChatTemplate, Message, TemplateError, usable
-from edgellm.runtime.words import is_trimmed
+from edgellm.runtime.text.full_vocabulary import is_trimmed
+from edgellm.runtime.text.template import DOCUMENT, ChatTemplate, Message, TemplateError, usable
+from edgellm.runtime.text.vocabulary_map import VocabularyMap, find
+from edgellm.runtime.text.vocabulary_match import Match, match
 
 NEUTRAL = "You are a helpful assistant."  # the system prompt of a drafter whose target has none
 
@@ -47,7 +47,7 @@ class Engine:
     draft_model: Model | None = None
     draft_template: ChatTemplate | None = None
     pair: Match | None = None
-    table: TranslationTable | None = None  # stored beside the drafter
+    table: VocabularyMap | None = None  # stored beside the drafter
     notes: list[str] = field(default_factory=list)  # what was chosen and why, a sentence each
     warnings: list[str] = field(default_factory=list)  # what a user must know of it
     stop_asked: threading.Event = field(default_factory=threading.Event)  # set it from anywhere to end an answer
@@ -78,14 +78,14 @@ class Engine:
         except TemplateError:
             return None
 
-    def keep(self) -> None:
+    def save(self) -> None:
         """Write down what was learnt, where it is to be kept. A disk that refuses is a warning and no failure."""
         if self.learning is not None:
             self.learning.save()
 
     def close(self) -> None:
         """Keep what was learnt and free both models; safe to call twice."""
-        self.keep()
+        self.save()
         self.drafter.close()
         self.backend.close()
         if self.draft_model is not None:
@@ -161,7 +161,7 @@ def load_target(path: Path, options: EngineOptions = DEFAULTS, plan: MemoryPlan 
     backend.warm_up()
     template, refusal = usable(model.chat_template, model.vocabulary)
     engine = Engine(model, backend, template, NoDrafter(), options, settings, plan, stop_asked=stop_asked)
-    engine.n_draft = min(settings.n_draft, backend.max_keep - 1)
+    engine.n_draft = min(settings.n_draft, backend.max_outputs - 1)
     engine.warnings += plan.lost if plan is not None else ()
     if plan is not None and (trims := trimmed(plan)):
         engine.warnings.append(f"to fit {plan.limit.name}: {', '.join(trims)}")
@@ -260,9 +260,7 @@ def _load_drafter(engine: Engine, path: Path, learning: Learning) -> SteppedDraf
     else:
         speller = MapSpeller(own, theirs, cache if options.spelling == "omnidraft" else None)
         if options.warm_start and not cache.n_learnt:
-            table = engine.table or TranslationTable.build(
-                theirs, own, target_key="", draft_key="", engine=engine_name()
-            )
+            table = engine.table or VocabularyMap.build(theirs, own, target_key="", draft_key="", engine=engine_name())
             cache.seed(table.spellings())  # by the target's ids: those of byte-pair merges begin with the commonest
     return TranslatingDrafter(
         backend,

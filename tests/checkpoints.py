@@ -65,7 +65,7 @@ _AS_IT_IS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), Fal
 
 def small_tokenizer(folder: Path, *, n_words: int = 300) -> int:
     """A byte-level tokenizer of a few hundred tokens as Hub files; returns its number of tokens."""
-    from edgellm.memory.alphabet import byte_alphabet
+    from edgellm.memory.byte_encoder import byte_alphabet
 
     vocab = {sign: token for token, sign in enumerate(byte_alphabet())}
     merges = []

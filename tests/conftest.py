@@ -28,7 +28,7 @@ _OURS = ("EDGELLM_", "HF_", "HUGGINGFACE_", "HUGGING_FACE_")
 @pytest.fixture(scope="session")
 def extra_buffers() -> str:
     """What this machine's trial of the engine's extra buffers says, so that it is not made anew for each test."""
-    from edgellm.runtime.extra_buffers import verdict
+    from edgellm.runtime.bringup.extra_buffers import verdict
 
     return "on" if verdict().usable else "off"
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgellm.runtime.backends.base import CannotTruncate, ContextFull, EngineError, Logits
 from edgellm.runtime.drafters.base import Draft
 from edgellm.runtime.sampling import GREEDY, Distribution, Sampling
-from edgellm.runtime.vocabulary import TokenKind, Vocabulary
+from edgellm.runtime.text.vocabulary import TokenKind, Vocabulary
 
 
 def random_table(n_vocab: int, seed: int = 0, scale: float = 2.0) -> NDArray[np.float32]:
@@ -24,11 +24,11 @@ class TableBackend:
     """`Backend` over a table. Rows that it handed out turn to NaN with the next call, as the contract allows."""
 
     def __init__(
-        self, table: NDArray[np.float32], *, n_ctx: int = 4096, max_keep: int = 16, can_truncate: bool = True
+        self, table: NDArray[np.float32], *, n_ctx: int = 4096, max_outputs: int = 16, can_truncate: bool = True
     ) -> None:
-        self.table, self.n_ctx, self.max_keep, self.can_truncate = table, n_ctx, max_keep, can_truncate
+        self.table, self.n_ctx, self.max_outputs, self.can_truncate = table, n_ctx, max_outputs, can_truncate
         self.n_vocab = table.shape[-1]
-        self.busy_s = 0.0
+        self.engine_s = 0.0
         self.can_shift = can_truncate
         self.tokens: list[int] = []
         self.n_passes = 0
@@ -36,12 +36,12 @@ class TableBackend:
         self.closed = False
         self._rows: Logits = np.empty((0, self.n_vocab), np.float32)
 
-    def forward(self, tokens: Sequence[int], keep: int) -> Logits:
+    def forward(self, tokens: Sequence[int], n_outputs: int) -> Logits:
         self._rows[:] = np.nan
         if self.closed:
             raise EngineError("closed")
-        if keep > min(self.max_keep, len(tokens)):
-            raise EngineError(f"{keep} rows of {len(tokens)} tokens")
+        if n_outputs > min(self.max_outputs, len(tokens)):
+            raise EngineError(f"{n_outputs} rows of {len(tokens)} tokens")
         if len(self.tokens) + len(tokens) > self.n_ctx:
             raise ContextFull("full")
         if any(not 0 <= token < self.n_vocab for token in tokens):
@@ -51,8 +51,8 @@ class TableBackend:
         self.n_read += len(tokens)
         held = [0, *self.tokens]
         self._rows = np.array(
-            [self.table[held[i - 1], held[i]] for i in range(len(held) - keep, len(held))], np.float32
-        ).reshape(keep, self.n_vocab)
+            [self.table[held[i - 1], held[i]] for i in range(len(held) - n_outputs, len(held))], np.float32
+        ).reshape(n_outputs, self.n_vocab)
         return self._rows
 
     def truncate(self, length: int) -> None:
@@ -72,7 +72,7 @@ class TableBackend:
 class NonsenseDrafter:
     """Proposes random tokens; with `probs`, truly drawn from random distributions that have nothing to do with it."""
 
-    busy_s = 0.0
+    engine_s = 0.0
 
     def __init__(self, n_vocab: int, *, probs: bool = False, seed: int = 0) -> None:
         self._n_vocab, self._probs, self._rng = n_vocab, probs, np.random.default_rng([seed, 2])

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from checkpoints import Weights, write_safetensors
 
-from edgellm.export import gguf_writer as writer
-from edgellm.export.gguf_writer import PlannedTensor
+from edgellm.export.convert import gguf_writer as writer
+from edgellm.export.convert.gguf_writer import PlannedTensor
 from edgellm.memory.split import read_model
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from edgellm.export.tokenizer import read_vocabulary
+from edgellm.export.read.tokenizer import read_vocabulary
 
 
 def varint(value: int) -> bytes:

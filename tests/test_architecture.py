@@ -13,27 +13,33 @@ ALLOWED: dict[str, set[str]] = {
     "memory": set(),
     "export": {"memory"},
     "runtime": {"memory"},
-    "cli": {"memory", "export", "runtime"},
+    "app": {"memory", "export", "runtime"},
+    "cli": {"memory", "export", "runtime", "app"},
 }
 # A heavy library is imported by its adapter alone.
 ADAPTERS = {
     "llama_cpp": {
-        "export/engine.py",
+        "export/convert/engine_jobs.py",
         "runtime/backends/llama_cpp.py",
         "runtime/backends/llama_tokenizer.py",
-        "runtime/extra_buffers.py",
-        "runtime/library.py",
-        "runtime/probe.py",
+        "runtime/bringup/extra_buffers.py",
+        "runtime/bringup/library.py",
+        "runtime/bringup/probe.py",
     },
-    "onnxruntime": {"export/hosts/host.py", "export/onnx_bundle.py", "export/onnx_job.py", "runtime/backends/onnx.py"},
+    "onnxruntime": {
+        "export/onnx/hosts/host.py",
+        "export/onnx/onnx_bundle.py",
+        "export/onnx/onnx_job.py",
+        "runtime/backends/onnx.py",
+    },
     "tokenizers": {
-        "export/hosts/host.py",
-        "export/onnx_job.py",
-        "export/verify.py",
+        "export/onnx/hosts/host.py",
+        "export/onnx/onnx_job.py",
+        "export/check/fidelity.py",
         "runtime/backends/hub_tokenizer.py",
     },
-    "torch": {"export/converter_job.py", "export/onnx_job.py"},
-    "transformers": {"export/converter_job.py", "export/onnx_job.py"},
+    "torch": {"export/convert/converter_job.py", "export/onnx/onnx_job.py"},
+    "transformers": {"export/convert/converter_job.py", "export/onnx/onnx_job.py"},
 }
 
 

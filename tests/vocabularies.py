@@ -22,8 +22,8 @@ import llama_cpp
 import platformdirs
 import pytest
 
-from edgellm.export import gguf_writer
-from edgellm.export.tokenizer import read_vocabulary
+from edgellm.export.convert import gguf_writer
+from edgellm.export.read.tokenizer import read_vocabulary
 
 if TYPE_CHECKING:
     import tokenizers

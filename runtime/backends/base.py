@@ -44,14 +44,14 @@ class Backend(Protocol):
 
     n_vocab: int
     n_ctx: int  # tokens
-    max_keep: int  # logits rows that one forward pass can return; the widest verification is this many tokens
-    busy_s: float  # seconds spent inside the engine so far
+    max_outputs: int  # logits rows that one forward pass can return; the widest verification is this many tokens
+    engine_s: float  # seconds spent inside the engine so far
     can_shift: bool  # whether `forget_oldest` is to be had
 
     tokens: list[int]  # whose keys and values are cached; only the backend changes it
 
-    def forward(self, tokens: Sequence[int], keep: int) -> Logits:
-        """Append `tokens` and return the logits of the last `keep` of them, shape (keep, n_vocab).
+    def forward(self, tokens: Sequence[int], n_outputs: int) -> Logits:
+        """Append `tokens` and return the logits of the last `n_outputs` of them, shape (n_outputs, n_vocab).
 
         The rows are a view into the engine's own buffer, valid until the next call.
 

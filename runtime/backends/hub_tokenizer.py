@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgellm.memory.alphabet import SPACE, byte_alphabet, looks_special
+from edgellm.memory.byte_encoder import SPACE, byte_alphabet, looks_special
 from edgellm.runtime.backends.base import LoadError
-from edgellm.runtime.vocabulary import TokenKind
+from edgellm.runtime.text.vocabulary import TokenKind
 
 MAX_JSON_BYTES = 256 * 2**20
 MAX_BEYOND = 256  # tokens of a tokenizer that the model has no row for: Gemma 3 names an image token

@@ -30,7 +30,6 @@ from edgellm.memory.children import REPORT, without_folder
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.gguf import TYPE_IDS, GgufError, GgufHeader
 from edgellm.memory.split import read_model
-from edgellm.runtime import extra_buffers
 from edgellm.runtime.backends.base import (
     CannotTruncate,
     ContextFull,
@@ -42,9 +41,10 @@ from edgellm.runtime.backends.base import (
     checked,
 )
 from edgellm.runtime.backends.llama_tokenizer import LlamaTokenizer
+from edgellm.runtime.bringup import extra_buffers
 from edgellm.runtime.kernels import KernelReport, install
-from edgellm.runtime.vocabulary import Vocabulary
-from edgellm.runtime.words import Head, words_of
+from edgellm.runtime.text.full_vocabulary import FullHead, full_vocabulary_of
+from edgellm.runtime.text.vocabulary import Vocabulary
 
 _SHORT_OF_MEMORY = "not enough memory"
 MAX_JOINED = 24  # tokens that are read in the pass of those whose logits are wanted
@@ -171,7 +171,7 @@ class LlamaModel:
             raise _failure(f"{path} could not be loaded: {_reason()}")
         self._check_it_goes_on_with_text()
         self._adapters = [self._adapter(lora) for lora in options.loras]
-        self.words = words_of(path, self.header)
+        self.words = full_vocabulary_of(path, self.header)
         self._reader: Any = None  # the vocabulary that a trimmed model reads with
         if self.words is not None:
             with contextlib.suppress(LoadError):
@@ -291,7 +291,7 @@ class LlamaBackend:
         self.n_vocab = model.vocabulary.n_tokens
         self._pad_single = pad_single and model.words is None
         n_outputs = 1 if model.is_recurrent else max(settings.n_outputs, 2 if pad_single else 1)
-        self.busy_s = 0.0
+        self.engine_s = 0.0
         self.n_threads = settings.n_threads
         self.tokens: list[int] = []
         self._ctx: Any = None
@@ -331,11 +331,11 @@ class LlamaBackend:
         stateful = model.is_recurrent or model.is_hybrid
         # What cannot be taken back is not drafted, and not padded either.
         self.can_rewind = not stateful or limits.n_rs_seq > 0
-        self.max_keep = min(n_outputs, limits.n_batch) if self.can_rewind else 1
-        self._pad_single = self._pad_single and self.max_keep > 1
+        self.max_outputs = min(n_outputs, limits.n_batch) if self.can_rewind else 1
+        self._pad_single = self._pad_single and self.max_outputs > 1
         self.can_shift = not (stateful or model.n_window) and bool(api.llama_memory_can_shift(self._memory))
         words = model.words
-        self._head = Head(words, self.max_keep) if words is not None else None
+        self._head = FullHead(words, self.max_outputs) if words is not None else None
         self._batch = api.llama_batch_init(self._n_batch, words.n_embd if words is not None else 0, 1)
         if words is not None:
             shape = (self._n_batch, words.n_embd)
@@ -348,29 +348,31 @@ class LlamaBackend:
             self._batch.n_seq_id[i] = 1
             self._batch.seq_id[i][0] = 0
 
-    def forward(self, tokens: Sequence[int], keep: int) -> Logits:
+    def forward(self, tokens: Sequence[int], n_outputs: int) -> Logits:
         if self._ctx is None:
             raise EngineError(f"{self.model.path.name} is closed")
-        if keep > self.max_keep or keep > len(tokens):
-            raise EngineError(f"{keep} rows of logits asked for, {min(self.max_keep, len(tokens))} are to be had")
-        n_body = len(tokens) - keep
+        if n_outputs > self.max_outputs or n_outputs > len(tokens):
+            raise EngineError(
+                f"{n_outputs} rows of logits asked for, {min(self.max_outputs, len(tokens))} are to be had"
+            )
+        n_body = len(tokens) - n_outputs
         joins = not self._pad_single and self.model.words is None  # whose head wants all rows of a pass, or none
-        if keep and joins and n_body <= MAX_JOINED and len(tokens) <= self._n_batch:
+        if n_outputs and joins and n_body <= MAX_JOINED and len(tokens) <= self._n_batch:
             n_body = 0  # what a drafter missed of the last round is read in the pass that drafts
         if n_body:
             self._read(tokens[:n_body])
-        if not keep:
+        if not n_outputs:
             return np.empty((0, self.n_vocab), np.float32)
-        if keep == 1 and self._pad_single:
+        if n_outputs == 1 and self._pad_single:
             self._decode([tokens[-1], tokens[-1]], 1, first=True)
             self.truncate(len(self.tokens) - 1)
         else:
-            self._decode(tokens[n_body:], keep)
+            self._decode(tokens[n_body:], n_outputs)
         words, head = self.model.words, self._head
         if words is None or head is None:
-            return checked(_rows(api.llama_get_logits(self._ctx), keep, self.n_vocab), self.model.path.name)
-        rows = checked(_rows(api.llama_get_logits(self._ctx), keep, len(words.kept)), self.model.path.name)
-        hidden = _rows(api.llama_get_embeddings(self._ctx), keep, words.n_embd)
+            return checked(_rows(api.llama_get_logits(self._ctx), n_outputs, self.n_vocab), self.model.path.name)
+        rows = checked(_rows(api.llama_get_logits(self._ctx), n_outputs, len(words.kept)), self.model.path.name)
+        hidden = _rows(api.llama_get_embeddings(self._ctx), n_outputs, words.n_embd)
         return head.logits(rows, hidden)
 
     def _read(self, tokens: Sequence[int]) -> None:
@@ -405,7 +407,7 @@ class LlamaBackend:
         self._batch.n_tokens = n
         started = time.perf_counter()
         status = api.llama_decode(self._ctx, self._batch)
-        self.busy_s += time.perf_counter() - started
+        self.engine_s += time.perf_counter() - started
         if status == 0:
             self.tokens.extend(tokens)
         elif status == 1:
@@ -451,9 +453,9 @@ class LlamaBackend:
         """One pass of the widest verification: weights are paged in and no row of logits is allocated later."""
         vocabulary = self.model.vocabulary
         token = vocabulary.bos if vocabulary.bos is not None else 0
-        self.forward([token] * min(self.max_keep, self.n_ctx), keep=min(self.max_keep, self.n_ctx))
+        self.forward([token] * min(self.max_outputs, self.n_ctx), n_outputs=min(self.max_outputs, self.n_ctx))
         self.truncate(0)
-        self.busy_s = 0.0
+        self.engine_s = 0.0
 
     def close(self) -> None:
         if self._ctx is not None:

@@ -9,7 +9,7 @@ from typing import Any
 from llama_cpp import llama_cpp as api
 
 from edgellm.runtime.backends.base import EngineError, LoadError
-from edgellm.runtime.vocabulary import TokenKind
+from edgellm.runtime.text.vocabulary import TokenKind
 
 _SPACE = "\u2581"  # what SentencePiece writes for one
 

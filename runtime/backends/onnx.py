@@ -20,7 +20,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edgellm.memory.context import ContextSettings
-from edgellm.memory.onnx import OnnxError, OnnxGraph, read_graph
+from edgellm.memory.onnx_graph import OnnxError, OnnxGraph, read_graph
 from edgellm.memory.onnx_plan import batch
 from edgellm.runtime.backends.base import (
     ContextFull,
@@ -32,7 +32,7 @@ from edgellm.runtime.backends.base import (
     checked,
 )
 from edgellm.runtime.backends.hub_tokenizer import HubFolder
-from edgellm.runtime.vocabulary import Vocabulary
+from edgellm.runtime.text.vocabulary import Vocabulary
 
 MODEL = "model.onnx"
 PROVIDER_VARIABLE = "EDGELLM_ONNX_PROVIDER"
@@ -171,12 +171,12 @@ class OnnxBackend:
         self.n_vocab = model.vocabulary.n_tokens
         self.n_ctx = settings.n_ctx
         self._pad_single = pad_single
-        self.max_keep = max(settings.n_outputs, 2 if self._pad_single else 1)
-        self.busy_s = 0.0
+        self.max_outputs = max(settings.n_outputs, 2 if self._pad_single else 1)
+        self.engine_s = 0.0
         self.n_threads = settings.n_threads
         self.tokens: list[int] = []
         self._stop_asked = stop_asked or threading.Event()
-        self._n_batch = max(batch(settings, shares_buffer=graph.shares_buffer), self.max_keep)
+        self._n_batch = max(batch(settings, shares_buffer=graph.shares_buffer), self.max_outputs)
         self._picks_rows = "logits_start" in graph.inputs
         self._session: Any = _session(model, self.n_threads)
         self._binding: Any = self._session.io_binding()
@@ -187,7 +187,7 @@ class OnnxBackend:
         self._mask = np.ones((1, capacity), np.int64)
         self._start = np.zeros(1, np.int64)
         self._logits_type = _NUMPY[graph.outputs["logits"].type]
-        n_rows = self.max_keep if self._picks_rows else self._n_batch
+        n_rows = self.max_outputs if self._picks_rows else self._n_batch
         self._cache: _SharedCache | _GrowingCache
         try:
             self._rows = np.zeros((n_rows, self.n_vocab), self._logits_type)
@@ -200,22 +200,24 @@ class OnnxBackend:
                 f"{model.path.name}: no cache of {self.n_ctx:,} tokens could be made; try a smaller --ctx"
             ) from error
 
-    def forward(self, tokens: Sequence[int], keep: int) -> Logits:
+    def forward(self, tokens: Sequence[int], n_outputs: int) -> Logits:
         if self._session is None:
             raise EngineError(f"{self.model.path.name} is closed")
-        if keep > self.max_keep or keep > len(tokens):
-            raise EngineError(f"{keep} rows of logits asked for, {min(self.max_keep, len(tokens))} are to be had")
-        n_body = len(tokens) - keep
+        if n_outputs > self.max_outputs or n_outputs > len(tokens):
+            raise EngineError(
+                f"{n_outputs} rows of logits asked for, {min(self.max_outputs, len(tokens))} are to be had"
+            )
+        n_body = len(tokens) - n_outputs
         for start in range(0, n_body, self._n_batch):
             if self._stop_asked.is_set():
                 raise Interrupted("stopped while reading")
             self._run(tokens[start : min(start + self._n_batch, n_body)], 0)
-        if not keep:
+        if not n_outputs:
             return np.empty((0, self.n_vocab), np.float32)
-        return self._run(tokens[n_body:], keep)
+        return self._run(tokens[n_body:], n_outputs)
 
-    def _run(self, tokens: Sequence[int], keep: int) -> Logits:
-        """One pass over at most n_batch tokens; logits of the last `keep`."""
+    def _run(self, tokens: Sequence[int], n_outputs: int) -> Logits:
+        """One pass over at most n_batch tokens; logits of the last `n_outputs`."""
         n, n_held = len(tokens), len(self.tokens)
         if n_held + n > self.n_ctx:
             raise ContextFull(f"the context of {self.n_ctx:,} tokens is full: raise --ctx or /clear the conversation")
@@ -226,7 +228,7 @@ class OnnxBackend:
         self._ids[0, :n] = tokens
         self._ids[0, n:n_run] = tokens[-1]
         # onnxruntime's products take any number of rows but none.
-        n_rows = max(keep + padded, 1) if self._picks_rows else n_run
+        n_rows = max(n_outputs + padded, 1) if self._picks_rows else n_run
         self._start[0] = n_run - n_rows
         binding = self._binding
         self._bind("input_ids", self._ids, n_run)
@@ -245,11 +247,11 @@ class OnnxBackend:
             self.tokens.clear()
             raise EngineError(f"{self.model.path.name}: onnxruntime failed: {_first_line(error)}") from error
         self._cache.ran(n_held + n_run)
-        self.busy_s += time.perf_counter() - started
+        self.engine_s += time.perf_counter() - started
         self.tokens.extend(tokens)
         # A padded token counts for nothing: the next pass overwrites it.
-        rows = self._rows[n_rows - padded - keep : n_rows - padded].astype(np.float32, copy=False)
-        return checked(rows, self.model.path.name) if keep else rows
+        rows = self._rows[n_rows - padded - n_outputs : n_rows - padded].astype(np.float32, copy=False)
+        return checked(rows, self.model.path.name) if n_outputs else rows
 
     def _bind(self, name: str, array: NDArray[np.int64], n: int) -> None:
         if name in self.model.graph.inputs:
@@ -264,9 +266,9 @@ class OnnxBackend:
     def warm_up(self) -> None:
         """One pass over two tokens, so that the first answer does not pay for paging the weights in."""
         token = self.model.vocabulary.bos or 0
-        self.forward([token, token], keep=1)
+        self.forward([token, token], n_outputs=1)
         self.truncate(0)
-        self.busy_s = 0.0
+        self.engine_s = 0.0
 
     def close(self) -> None:
         self._cache.free()

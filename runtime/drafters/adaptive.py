@@ -145,8 +145,8 @@ class AdaptiveDrafter:
         self._judged_last: tuple[Recollection | None, float] = (None, 0.0)
 
     @property
-    def busy_s(self) -> float:
-        return self.model.busy_s if self.model is not None else 0.0
+    def engine_s(self) -> float:
+        return self.model.engine_s if self.model is not None else 0.0
 
     def begin(
         self, prompt: Sequence[int], *, own_prompt: Sequence[int] | None = None, sampling: Sampling = GREEDY
@@ -189,7 +189,7 @@ class AdaptiveDrafter:
         sources = [item.source for item in items]
         self.choices.overhead_s += time.perf_counter() - started - self._asked_s
         self.choices.n_passes += self._n_passes
-        self._mark_s = self._target.busy_s
+        self._mark_s = self._target.engine_s
         joined = "+".join(dict.fromkeys(sources)) or "none"
         self.choices.rounds_by[joined] += 1
         return Draft([item.token for item in items], probs if any(probs) else None, joined, sources)
@@ -259,7 +259,7 @@ class AdaptiveDrafter:
         assert costs is not None
         if costs.draft is None or len(self._table) < 2:
             if not self._table:
-                self._renew_table(self._target.max_keep - 1, context)
+                self._renew_table(self._target.max_outputs - 1, context)
             if costs.draft is None or len(self._table) < 2:
                 return False
         if not reads and n_unread > N_READ_ALONG and costs.draft(n_unread, context) > self._purse_s:
@@ -313,7 +313,7 @@ class AdaptiveDrafter:
         n_settled = n_passes = 0
         guesses: list[Guess] = []
         draft_cost = self._costs.draft if self._costs is not None else None
-        model_mark, n_first = self.model.busy_s, self.model.n_unread() + n_free
+        model_mark, n_first = self.model.engine_s, self.model.n_unread() + n_free
         was_open = False
         passes = iter(self.model.drafting(tokens, prefix))
         while True:
@@ -327,8 +327,8 @@ class AdaptiveDrafter:
             if draft_cost is not None:
                 n_read = n_first if n_passes == 1 else 1
                 self._round_s += draft_cost(n_read, len(tokens))
-                draft_cost.observe(n_read, len(tokens), self.model.busy_s - model_mark)
-                model_mark = self.model.busy_s
+                draft_cost.observe(n_read, len(tokens), self.model.engine_s - model_mark)
+                model_mark = self.model.engine_s
             was_open = bool(guesses) and guesses[-1].is_open
             n_known = len(guesses) - was_open
             entropy = 0.0
@@ -448,7 +448,7 @@ class AdaptiveDrafter:
     def _renew_table(self, limit: int, context: int) -> None:
         if self._costs is None:
             return
-        n_most = max(limit, self._target.max_keep - 1) + 1
+        n_most = max(limit, self._target.max_outputs - 1) + 1
         wanted = (context // 64, self.choices.n_rounds // 16)
         if self._table_for != wanted or len(self._table) < limit + 1:
             self._table = self._costs.target.table(n_most, context)
@@ -459,7 +459,7 @@ class AdaptiveDrafter:
     # --- learning
 
     def observe(self, tokens: Sequence[int], n_new: int) -> None:
-        target_s = self._target.busy_s - self._mark_s
+        target_s = self._target.engine_s - self._mark_s
         started = time.perf_counter()
         new = tokens[len(tokens) - n_new :]
         choices, n = self.choices, self._n_proposed

@@ -39,7 +39,7 @@ class Drafter(Protocol):
     """Guesses the continuation of a token sequence that it follows along."""
 
     @property
-    def busy_s(self) -> float:
+    def engine_s(self) -> float:
         """Seconds spent inside a draft model's forward passes so far; the rest of a drafter's time is translation."""
         ...
 
@@ -89,7 +89,7 @@ class SteppedDrafter(Drafter, Protocol):
 class NoDrafter:
     """Plain decoding is speculation of length 0."""
 
-    busy_s = 0.0
+    engine_s = 0.0
 
     def begin(
         self, prompt: Sequence[int], *, own_prompt: Sequence[int] | None = None, sampling: Sampling = GREEDY

@@ -25,8 +25,8 @@ class FailsafeDrafter:
         return follower
 
     @property
-    def busy_s(self) -> float:
-        return self.model.busy_s
+    def engine_s(self) -> float:
+        return self.model.engine_s
 
     def begin(
         self, prompt: Sequence[int], *, own_prompt: Sequence[int] | None = None, sampling: Sampling = GREEDY

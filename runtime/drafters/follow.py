@@ -44,12 +44,12 @@ class Follower:
 
     def extend(self, tokens: Sequence[int]) -> Logits:
         """Read further tokens behind what is held; the logits after the last, (n_vocab,)."""
-        row: Logits = self.backend.forward(tokens, keep=1)[0]
+        row: Logits = self.backend.forward(tokens, n_outputs=1)[0]
         return row
 
     def prefill(self, tokens: Sequence[int]) -> None:
         """Read the settled `tokens` but for the last."""
-        self.backend.forward(tokens[len(self.backend.tokens) : -1], keep=0)
+        self.backend.forward(tokens[len(self.backend.tokens) : -1], n_outputs=0)
 
     def n_to_slide(self, n_tokens: int) -> int:
         """How many of the oldest of `n_tokens` must go so that a draft has room; 0 while it has.

@@ -44,8 +44,8 @@ class ModelDrafter:
         self._reach = reach
 
     @property
-    def busy_s(self) -> float:
-        return self.follower.backend.busy_s
+    def engine_s(self) -> float:
+        return self.follower.backend.engine_s
 
     def begin(
         self, prompt: Sequence[int], *, own_prompt: Sequence[int] | None = None, sampling: Sampling = GREEDY

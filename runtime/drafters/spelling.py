@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from edgellm.runtime.learning.ngrams import NgramCache
-from edgellm.runtime.translate import continuation
-from edgellm.runtime.vocabulary import CannotEncode, Vocabulary
+from edgellm.runtime.text.translate import continuation
+from edgellm.runtime.text.vocabulary import CannotEncode, Vocabulary
 
 
 class Spelled(NamedTuple):

@@ -20,8 +20,8 @@ from edgellm.runtime.drafters.model import top_of
 from edgellm.runtime.drafters.spelling import MapSpeller, Spelled, Speller, TextSpeller, learn_spellings
 from edgellm.runtime.learning.ngrams import NgramCache
 from edgellm.runtime.sampling import GREEDY, Distribution, Sampling
-from edgellm.runtime.translate import WINDOW, GrowingText
-from edgellm.runtime.vocabulary import Vocabulary
+from edgellm.runtime.text.translate import WINDOW, GrowingText
+from edgellm.runtime.text.vocabulary import Vocabulary
 
 MAX_PASSES = 64  # of one round
 N_WAIT = 12  # tokens of the target that may wait to be tokenised while nobody asks for drafts
@@ -78,8 +78,8 @@ class TranslatingDrafter:
         self._said: list[int] = []  # by the target last, those included
 
     @property
-    def busy_s(self) -> float:
-        return self.follower.backend.busy_s
+    def engine_s(self) -> float:
+        return self.follower.backend.engine_s
 
     def begin(
         self, prompt: Sequence[int], *, own_prompt: Sequence[int] | None = None, sampling: Sampling = GREEDY

@@ -146,15 +146,15 @@ def measure(
         if rows and time.perf_counter() > deadline:
             break
         backend.truncate(0)
-        backend.forward(_filler(backend, context), keep=0)
+        backend.forward(_filler(backend, context), n_outputs=0)
         row: dict[int, float] = {}
         for _ in range(repeats):
             for n in order:
                 if time.perf_counter() > deadline and len(row) >= min(2, len(widths)):
                     break
-                keep = min(n, backend.max_keep)
+                keep = min(n, backend.max_outputs)
                 started = time.perf_counter()
-                backend.forward(_filler(backend, n), keep=keep)
+                backend.forward(_filler(backend, n), n_outputs=keep)
                 row[n] = min(row.get(n, math.inf), time.perf_counter() - started)
                 _return_to(backend, context)
         rows.append(row)
@@ -167,7 +167,7 @@ def measure(
 
 def measurable(backend: Backend, widths: Sequence[int]) -> list[int]:
     """Those of `widths` that the backend can run: as verifications, or, where it gives one row, as reading."""
-    n_most = backend.max_keep if backend.max_keep > 1 else backend.n_ctx
+    n_most = backend.max_outputs if backend.max_outputs > 1 else backend.n_ctx
     return [n for n in widths if n <= n_most]
 
 
@@ -176,7 +176,7 @@ def _return_to(backend: Backend, context: int) -> None:
     filler = _filler(backend, context)
     kept = keep_common_prefix(backend, filler, context)
     if kept < context:
-        backend.forward(filler[kept:], keep=0)
+        backend.forward(filler[kept:], n_outputs=0)
 
 
 def _filler(backend: Backend, n: int) -> list[int]:

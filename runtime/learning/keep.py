@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.memory import files
-from edgellm.memory.learnt import NGRAM_BYTES, STORE_TOKENS
+from edgellm.memory.drafting_budgets import NGRAM_BYTES, STORE_TOKENS
 from edgellm.runtime.learning.files import (
     MAX_BYTES,
     MAX_HEADER_BYTES,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edgellm.runtime.drafters.base import SteppedDrafter
     from edgellm.runtime.engine import Engine
     from edgellm.runtime.learning.ngrams import NgramCache
-    from edgellm.runtime.vocabulary import Vocabulary
+    from edgellm.runtime.text.vocabulary import Vocabulary
 
 SAVE_EVERY_S = 30.0  # at most, while answers come
 
@@ -158,7 +158,7 @@ def cost_key(backend: LlamaBackend) -> str:
                 version("edgellm"),
                 settings.kv,
                 settings.n_ubatch,
-                backend.max_keep > settings.n_outputs,
+                backend.max_outputs > settings.n_outputs,
                 model.options.n_gpu_layers,
                 model.options.main_gpu,
                 model.options.repack,

@@ -13,11 +13,11 @@ from tiny_gguf import write_tiny
 from typer.testing import CliRunner
 
 from edgellm.cli.main import app
-from edgellm.runtime.bench import PLAIN, Prompt, Report, Run, read_prompts, run
-from edgellm.runtime.chat import Stats
+from edgellm.runtime.bringup.planning import EngineOptions
+from edgellm.runtime.comparison import PLAIN, Prompt, Report, Run, read_prompts, run
+from edgellm.runtime.conversation import Stats
 from edgellm.runtime.drafters.base import Draft, NoDrafter
 from edgellm.runtime.engine import load_target, with_drafter
-from edgellm.runtime.planning import EngineOptions
 
 SUMMARY = {
     "n_prompts", "plain_tokens_per_s", "tokens_per_s", "ratio", "ratio_low", "ratio_high", "tokens_per_round",
@@ -100,9 +100,9 @@ def test_a_changed_token_is_reported_with_its_place_and_its_logit_gap(target: Pa
         def __getattr__(self, name: str) -> Any:
             return getattr(self._backend, name)
 
-        def forward(self, tokens: Any, keep: int) -> Any:
-            rows = self._backend.forward(tokens, keep)
-            if self.lies and keep and len(self._backend.tokens) > self.lie_at:
+        def forward(self, tokens: Any, n_outputs: int) -> Any:
+            rows = self._backend.forward(tokens, n_outputs)
+            if self.lies and n_outputs and len(self._backend.tokens) > self.lie_at:
                 rows, self.lies = np.roll(rows, 1, axis=1), False
             return rows
 

@@ -21,10 +21,10 @@ from edgellm.cli import _conversation
 from edgellm.cli._conversation import BadConversation, read, save
 from edgellm.cli._talk import Talk, status_line
 from edgellm.cli._terminal import WordWrap, leaving, printable
-from edgellm.export.store import ModelFile, locate
+from edgellm.export.obtain.store import ModelFile, locate
 from edgellm.runtime import ChatSession, EngineOptions, load
-from edgellm.runtime.chat import Answer, Stats
-from edgellm.runtime.template import Message
+from edgellm.runtime.conversation import Answer, Stats
+from edgellm.runtime.text.template import Message
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import yaml
 from loopback_hub import LoopbackHub, Repo
 
 from edgellm.cli import _models
-from edgellm.export import store
+from edgellm.export.obtain import store
 
 
 def entry(name: str, data: bytes, drafters: list[str]) -> dict[str, object]:

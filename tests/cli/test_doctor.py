@@ -11,8 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from edgellm.memory.folders import home
+from edgellm.runtime.bringup.library import structures
 from edgellm.runtime.kernels import load
-from edgellm.runtime.library import structures
 
 
 def doctor(*options: str, kernels: str = "auto", **env: str) -> subprocess.CompletedProcess[str]:

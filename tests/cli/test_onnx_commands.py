@@ -11,7 +11,7 @@ from tiny_onnx import write_tiny_onnx
 from typer.testing import CliRunner
 
 from edgellm.cli.main import app
-from edgellm.export import store
+from edgellm.export.obtain import store
 
 BUDGET = ["--budget", "2GiB", "--draft", "none"]
 

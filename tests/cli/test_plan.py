@@ -69,12 +69,12 @@ def test_wrong_usage_exits_2(model: Path, arguments: tuple[str, ...]) -> None:
 
 
 def test_a_saved_plan_reads_back(model: Path, tmp_path: Path) -> None:
-    from edgellm.memory.plan import MemoryPlan
+    from edgellm.memory.stored import plan_from_json
 
     file = tmp_path / "plan.json"
     done = edgellm("plan", model, "--draft", model, "--budget", "1GiB", "--save", file)
     assert done.returncode == 0, done.stderr
-    assert MemoryPlan.from_json(json.loads(file.read_text())).fits
+    assert plan_from_json(json.loads(file.read_text())).fits
     assert list(tmp_path.iterdir()) == [file]
 
 

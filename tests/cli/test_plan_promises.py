@@ -20,8 +20,8 @@ from edgellm.cli import main as command
 from edgellm.cli._plans import models_of, read_plan
 from edgellm.memory.context import ContextSettings
 from edgellm.runtime import ChatSession, EngineOptions, load
+from edgellm.runtime.bringup.probe import probe
 from edgellm.runtime.learning import costs as curves
-from edgellm.runtime.probe import probe
 
 FIXED = EngineOptions(fixed=True, learn="off")  # nothing is measured before the first answer
 
@@ -198,7 +198,7 @@ def test_a_context_beyond_training_is_remarked(run: Run, folder: Path) -> None:
 
 
 def test_no_name_is_broken_where_a_terminal_is_narrow(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgellm.export.catalogue import load_catalogue
+    from edgellm.export.obtain.catalogue import load_catalogue
 
     for columns in ("80", "50"):
         monkeypatch.setenv("COLUMNS", columns)

@@ -279,7 +279,7 @@ def test_nothing_is_deleted_without_a_yes(hub: LoopbackHub) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = "import sys, edgellm.cli.main; print([m for m in {!r} if m in sys.modules])"
-    heavy = ["yaml", "httpx2", "huggingface_hub", "numpy", "llama_cpp", "jinja2", "edgellm.export.store"]
+    heavy = ["yaml", "httpx2", "huggingface_hub", "numpy", "llama_cpp", "jinja2", "edgellm.export.obtain.store"]
     done = subprocess.run([sys.executable, "-c", code.format(heavy)], capture_output=True, text=True)
     assert done.stdout == "[]\n"
 

@@ -17,8 +17,8 @@ from checkpoints import small_tokenizer
 from variants import Variant
 
 from edgellm.cli._errors import exit_code, sentence
-from edgellm.export.gguf import FloatType, examine, to_gguf
-from edgellm.export.reference import NoReference, reference_logits
+from edgellm.export.check.reference import NoReference, reference_logits
+from edgellm.export.convert.hf_to_gguf import FloatType, examine, to_gguf
 from edgellm.memory.children import ChildFailed, answers
 
 # Of a row of logits, by length. llama.cpp rounds activations to half precision where it multiplies by such weights, and

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from comparison import TransformersChild
 
+from edgellm.export.convert.llama_cpp_converter import CONVERTER, converter_source
 from edgellm.export.environments import environment
-from edgellm.export.llama_cpp_converter import CONVERTER, converter_source
 
 HERE = Path(__file__).parent
 USER_ENV = dict(os.environ)  # before any test changes it

@@ -17,14 +17,14 @@ import pytest
 from checkpoints import FAMILIES, tiny_model
 from loras import FUSED, LINEAR
 
-from edgellm.export import engine
-from edgellm.export.adapter_export import judged
-from edgellm.export.adapter_source import resolve_adapter, resolve_base
-from edgellm.export.adapters import read_adapter
-from edgellm.export.facts import UnsupportedModel
-from edgellm.export.gguf import to_gguf
-from edgellm.export.lora_gguf import check_can_be_applied, write_adapter
-from edgellm.export.merging import merge
+from edgellm.export.convert import engine_jobs
+from edgellm.export.convert.hf_to_gguf import to_gguf
+from edgellm.export.lora.adapter_export import judged
+from edgellm.export.lora.adapter_source import resolve_adapter, resolve_base
+from edgellm.export.lora.adapters import read_adapter
+from edgellm.export.lora.lora_gguf import check_can_be_applied, write_adapter
+from edgellm.export.lora.merging import merge
+from edgellm.export.read.facts import UnsupportedModel
 
 PYTHON = os.environ.get("EDGELLM_TEST_PEFT")  # read before any test takes the user's settings away
 pytestmark = [
@@ -83,7 +83,7 @@ def test_peft_computes_the_same(family: str, tmp_path: Path) -> None:
         found = {}
         merged = tmp_path / "merged.gguf"
         to_gguf(base, merged, float_type="F32", adapt=partial(merge, adapter=adapter))
-        found["merged", "F32"] = engine.logits(merged, TOKENS)
+        found["merged", "F32"] = engine_jobs.logits(merged, TOKENS)
         try:
             check_can_be_applied(adapter, shapes)
         except UnsupportedModel:
@@ -91,7 +91,7 @@ def test_peft_computes_the_same(family: str, tmp_path: Path) -> None:
         else:
             for kind in MOST:
                 write_adapter(adapter, shapes, tmp_path / "lora.gguf", kind, {})
-                found["applied", kind] = engine.logits(whole, TOKENS, lora=tmp_path / "lora.gguf")
+                found["applied", kind] = engine_jobs.logits(whole, TOKENS, lora=tmp_path / "lora.gguf")
         for (how, kind), rows in found.items():
             error = np.linalg.norm(rows - expected, axis=1) / np.linalg.norm(expected, axis=1)
             assert error.max() < max(MOST[kind], GEMMA if gemma else 0), (family, name, how, kind)

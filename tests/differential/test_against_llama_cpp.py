@@ -12,10 +12,10 @@ import pytest
 from checkpoints import FAMILIES, config_of, random_weights, small_tokenizer, write_weights
 from sentencepiece_file import message, setting, varint
 
-from edgellm.export.conversion import choose
-from edgellm.export.gguf import to_gguf
-from edgellm.export.script import Converter, convert
-from edgellm.export.source import resolve
+from edgellm.export.convert.conversion import choose
+from edgellm.export.convert.hf_to_gguf import to_gguf
+from edgellm.export.convert.script import Converter, convert
+from edgellm.export.obtain.source import resolve
 from edgellm.memory.gguf import GgufHeader, read_header
 
 pytestmark = pytest.mark.differential

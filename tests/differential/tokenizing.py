@@ -16,10 +16,10 @@ from texts import corpus
 from vocabularies import write_vocabulary_gguf
 
 from edgellm.cli._errors import exit_code, sentence
-from edgellm.export import engine
-from edgellm.export.gguf_writer import string, write_gguf
-from edgellm.export.tokenizer import read_vocabulary
-from edgellm.export.tokenizer_facts import parts
+from edgellm.export.convert import engine_jobs
+from edgellm.export.convert.gguf_writer import string, write_gguf
+from edgellm.export.read.tokenizer import read_vocabulary
+from edgellm.export.read.tokenizer_facts import parts
 
 
 @dataclass(slots=True)
@@ -57,10 +57,10 @@ def compare_tokenizer(name: str, texts: Sequence[str], folder: Path, child: Tran
         return cuts
     theirs = json.loads((folder / "ids.json").read_text())
     path = folder / "model.gguf"
-    _count(cuts, texts, engine.tokenise(path, texts), theirs["raw"], folder)
+    _count(cuts, texts, engine_jobs.tokenise(path, texts), theirs["raw"], folder)
     if theirs["whole"] is not None:
         few = texts[: len(theirs["whole"])]
-        _count(cuts, few, engine.tokenise(path, few, add_special=True), theirs["whole"], folder, around=True)
+        _count(cuts, few, engine_jobs.tokenise(path, few, add_special=True), theirs["whole"], folder, around=True)
     cuts.outcome = "WRONG" if cuts.n_wrong else "right"
     return cuts
 
@@ -107,7 +107,7 @@ def _explained(
 
 
 def _tokens(folder: Path, texts: Sequence[str], around: bool) -> list[list[int]]:
-    return engine.tokenise(folder / "model.gguf", texts, add_special=around)
+    return engine_jobs.tokenise(folder / "model.gguf", texts, add_special=around)
 
 
 def _split_in_ascii(folder: Path, texts: Sequence[str], around: bool) -> list[list[int]]:
@@ -155,7 +155,7 @@ def _explained_by_spaces(
                 pieces.append((number, piece))
             before = piece if at % 2 else before
     found: list[list[int]] = [[] for _ in texts]
-    for (number, _), cut in zip(pieces, engine.tokenise(bare, [piece for _, piece in pieces]), strict=True):
+    for (number, _), cut in zip(pieces, engine_jobs.tokenise(bare, [piece for _, piece in pieces]), strict=True):
         found[number] += cut
     first = [vocabulary.special_ids["bos"]] if around and vocabulary.add_bos else []
     return [[*first, *ours] == expected for ours, expected in zip(found, theirs, strict=True)]

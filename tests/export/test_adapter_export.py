@@ -17,16 +17,17 @@ from loopback_hub import LoopbackHub
 from loras import FUSED, LINEAR, peft_folder, write_peft
 
 from edgellm.cli.main import main
-from edgellm.export import bundle, engine, manifest
-from edgellm.export.adapter_export import AdapterRequest, export_adapter, judged, reproduce_adapter
-from edgellm.export.adapter_source import resolve_adapter, resolve_base
-from edgellm.export.adapters import read_adapter
-from edgellm.export.checkpoint import read_checkpoint, read_weights
-from edgellm.export.facts import UnsupportedModel
-from edgellm.export.gguf import to_gguf
-from edgellm.export.lora_gguf import check_can_be_applied, write_adapter
-from edgellm.export.merging import merge, write_merged
-from edgellm.export.reference import reference_logits
+from edgellm.export import bundle, manifest
+from edgellm.export.check.reference import reference_logits
+from edgellm.export.convert import engine_jobs
+from edgellm.export.convert.hf_to_gguf import to_gguf
+from edgellm.export.lora.adapter_export import AdapterRequest, export_adapter, judged, reproduce_adapter
+from edgellm.export.lora.adapter_source import resolve_adapter, resolve_base
+from edgellm.export.lora.adapters import read_adapter
+from edgellm.export.lora.lora_gguf import check_can_be_applied, write_adapter
+from edgellm.export.lora.merging import merge, write_merged
+from edgellm.export.read.checkpoint import read_checkpoint, read_weights
+from edgellm.export.read.facts import UnsupportedModel
 from edgellm.memory.adapter import read_adapter as read_gguf_adapter
 from edgellm.memory.gguf import read_header
 
@@ -94,8 +95,8 @@ def test_applied_and_merged_it_gives_the_logits_of_the_sum(family: str, tmp_path
     to_gguf(base, whole, float_type="F32")
     write_adapter(adapter, shapes, applied, "F32", {})
     to_gguf(base, merged, float_type="F32", adapt=partial(merge, adapter=adapter))
-    assert error(engine.logits(whole, TOKENS, lora=applied), expected) < 2e-3
-    assert error(engine.logits(merged, TOKENS), expected) < 2e-3
+    assert error(engine_jobs.logits(whole, TOKENS, lora=applied), expected) < 2e-3
+    assert error(engine_jobs.logits(merged, TOKENS), expected) < 2e-3
 
 
 def test_embedding_and_head_are_adapted_apart_where_they_are_two_and_merged_where_they_are_one(tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ def test_embedding_and_head_are_adapted_apart_where_they_are_two_and_merged_wher
         expected = reference_logits(tmp_path / family / "merged", TOKENS)
         merged = tmp_path / family / "merged.gguf"
         to_gguf(base, merged, float_type="F32", adapt=partial(merge, adapter=adapter))
-        assert error(engine.logits(merged, TOKENS), expected) < 2e-3
+        assert error(engine_jobs.logits(merged, TOKENS), expected) < 2e-3
         if tied:
             assert "output.weight" in {tensor.name for tensor in read_header(merged).tensors}
             with pytest.raises(UnsupportedModel, match=r"one matrix is both embedding and head in base.*--merge"):
@@ -116,7 +117,7 @@ def test_embedding_and_head_are_adapted_apart_where_they_are_two_and_merged_wher
         whole, applied = tmp_path / "base.gguf", tmp_path / "lora.gguf"
         to_gguf(base, whole, float_type="F32")
         write_adapter(adapter, shapes, applied, "F32", {})
-        assert error(engine.logits(whole, TOKENS, lora=applied), expected) < 2e-3
+        assert error(engine_jobs.logits(whole, TOKENS, lora=applied), expected) < 2e-3
 
 
 def test_dora_whole_modules_and_biases_are_merged_and_not_applied(tmp_path: Path) -> None:

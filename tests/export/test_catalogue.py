@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from edgellm.export import catalogue as shelf
-from edgellm.export.catalogue import CatalogueError, HfSource, ModelFacts, PypiSource, UnknownModel
+from edgellm.export.obtain import catalogue as shelf
+from edgellm.export.obtain.catalogue import CatalogueError, HfSource, ModelFacts, PypiSource, UnknownModel
 
 KNOWN_GOOD = ["smollm2-135m-instruct", "gemma-3-270m", "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"]
 

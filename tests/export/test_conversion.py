@@ -19,12 +19,13 @@ from vocabularies import tokenizer_folder
 
 from edgellm.cli._errors import exit_code
 from edgellm.cli.main import app
-from edgellm.export import conversion, llama_cpp_converter, manifest
-from edgellm.export.conversion import choose, known_classes
-from edgellm.export.download import SourceError
+from edgellm.export import manifest
+from edgellm.export.convert import conversion, llama_cpp_converter
+from edgellm.export.convert.conversion import choose, known_classes
 from edgellm.export.environments import packages_of
-from edgellm.export.facts import UnsupportedModel
-from edgellm.export.tokenizer import TokenizerError
+from edgellm.export.obtain.download import SourceError
+from edgellm.export.read.facts import UnsupportedModel
+from edgellm.export.read.tokenizer import TokenizerError
 
 PLAIN: dict[str, Any] = {"model_type": "anything", "max_position_embeddings": 4096, "num_hidden_layers": 4}
 

@@ -12,11 +12,11 @@ import pytest
 from checkpoints import FAMILIES, LONG_ROPE, random_weights, tiny_model, write_safetensors, write_weights
 from numpy.typing import NDArray
 
-from edgellm.export import engine
-from edgellm.export.checkpoint import CheckpointError, read_checkpoint
-from edgellm.export.facts import UnsupportedModel
-from edgellm.export.gguf import examine, to_gguf
-from edgellm.export.reference import reference_logits
+from edgellm.export.check.reference import reference_logits
+from edgellm.export.convert import engine_jobs
+from edgellm.export.convert.hf_to_gguf import examine, to_gguf
+from edgellm.export.read.checkpoint import CheckpointError, read_checkpoint
+from edgellm.export.read.facts import UnsupportedModel
 from edgellm.memory.gguf import read_header
 
 TOKENS = [5, 17, 250, 260, 3, 99, 42, 42, 7, 200, 111, 64, 0, 88, 31, 9, 255, 258]
@@ -38,7 +38,7 @@ def edited(folder: Path, **changes: Any) -> Path:
 def worst_error(folder: Path, path: Path, tokens: list[int] = TOKENS) -> float:
     """Relative, of a row of logits against an independent forward pass."""
     to_gguf(folder, path, float_type="F32")
-    found, expected = engine.logits(path, tokens), reference_logits(folder, tokens)
+    found, expected = engine_jobs.logits(path, tokens), reference_logits(folder, tokens)
     return float((np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)).max())
 
 

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from edgellm.export import engine, llama_cpp_converter, manifest
-from edgellm.export.conversion import known_classes
+from edgellm.export import manifest
+from edgellm.export.convert import engine_jobs, llama_cpp_converter
+from edgellm.export.convert.conversion import known_classes
 from edgellm.export.environments import ExporterError, environment, packages_of, run_job
 from edgellm.memory.gguf import read_header
 
@@ -62,7 +63,7 @@ def test_a_family_of_llama_cpps_converter_computes_what_transformers_does(
     done = edgellm("bundle", tmp_path / "out", "-o", tmp_path / "bundle", "--quant", "Q4_K_M")
     assert done.returncode == 0, done.stderr
     packed = next((tmp_path / "bundle").glob("*.gguf"))
-    assert engine.generate(packed, "The ferry left", 4)
+    assert engine_jobs.generate(packed, "The ferry left", 4)
     error, same = logits["max_relative_error"], f"{logits['same_choice']} of {logits['n_tokens']}"
     print(f"\n{family} | {by} | {error:.2g} | {same} | {read_header(packed).quantisation} | bundled")
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from checkpoints import FAMILIES, random_weights, tiny_model, write_torch, write_weights
 
-from edgellm.export import engine
-from edgellm.export.checkpoint import CheckpointError
-from edgellm.export.facts import UnsupportedModel
-from edgellm.export.gguf import to_gguf
-from edgellm.export.reference import reference_logits
+from edgellm.export.check.reference import reference_logits
+from edgellm.export.convert import engine_jobs
+from edgellm.export.convert.hf_to_gguf import to_gguf
+from edgellm.export.read.checkpoint import CheckpointError
+from edgellm.export.read.facts import UnsupportedModel
 
 TOKENS = [5, 17, 250, 260, 3, 99, 42, 42, 7, 200, 111, 64, 0, 88, 31, 9, 255, 258]
 
@@ -29,7 +29,7 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
 def test_logits_equal_an_independent_forward_pass(tmp_path: Path, family: str) -> None:
     folder = tiny_model(tmp_path / family, family)
     to_gguf(folder, tmp_path / "model.gguf", float_type="F32")
-    found, expected = engine.logits(tmp_path / "model.gguf", TOKENS), reference_logits(folder, TOKENS)
+    found, expected = engine_jobs.logits(tmp_path / "model.gguf", TOKENS), reference_logits(folder, TOKENS)
     assert expected.std() > 0.1
     assert relative_error(found, expected) < (5e-4 if family.startswith("gemma") else 1e-5)  # its GELU is a table
 
@@ -39,10 +39,10 @@ def test_a_real_tokenizer_and_half_precision_still_give_the_reference_logits(tmp
     folder = tiny_model(tmp_path / family, family, real_tokenizer=True, dtype="BF16")
     to_gguf(folder, tmp_path / "half.gguf")
     to_gguf(folder, tmp_path / "full.gguf", float_type="F32")
-    tokens = engine.tokenise(tmp_path / "half.gguf", ["The quick brown fox: 123 👩‍👩‍👧‍👦"])[0]
+    tokens = engine_jobs.tokenise(tmp_path / "half.gguf", ["The quick brown fox: 123 👩‍👩‍👧‍👦"])[0]
     expected = reference_logits(folder, tokens)
-    assert relative_error(engine.logits(tmp_path / "full.gguf", tokens), expected) < 5e-4
-    assert relative_error(engine.logits(tmp_path / "half.gguf", tokens), expected) < 2e-3
+    assert relative_error(engine_jobs.logits(tmp_path / "full.gguf", tokens), expected) < 5e-4
+    assert relative_error(engine_jobs.logits(tmp_path / "half.gguf", tokens), expected) < 2e-3
 
 
 def test_shards_precisions_and_torch_files_of_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_numbers_beyond_half_precision_are_refused_and_fit_bfloat16(tmp_path: Pa
     with pytest.raises(UnsupportedModel, match="--quant BF16"):
         to_gguf(folder, tmp_path / "model.gguf")
     to_gguf(folder, tmp_path / "model.gguf", float_type="BF16")
-    found, expected = engine.logits(tmp_path / "model.gguf", TOKENS), reference_logits(folder, TOKENS)
+    found, expected = engine_jobs.logits(tmp_path / "model.gguf", TOKENS), reference_logits(folder, TOKENS)
     assert relative_error(found, expected) < 1e-2
 
 
@@ -126,4 +126,4 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 def test_a_name_that_llama_cpp_reads_meaning_into_still_loads(tmp_path: Path, name: str) -> None:
     folder = tiny_model(tmp_path / name, "llama")
     to_gguf(folder, tmp_path / "model.gguf")
-    assert engine.logits(tmp_path / "model.gguf", TOKENS[:3]).shape == (3, 304)
+    assert engine_jobs.logits(tmp_path / "model.gguf", TOKENS[:3]).shape == (3, 304)

@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 from checkpoints import random_weights, tiny_model, write_torch
 
-from edgellm.export.checkpoint import CheckpointError, read_checkpoint
-from edgellm.export.facts import UnsupportedModel
-from edgellm.export.gguf import to_gguf
-from edgellm.export.tokenizer import TokenizerError
-from edgellm.export.trim import TrimError, trim_vocabulary
+from edgellm.export.convert.hf_to_gguf import to_gguf
+from edgellm.export.convert.trim import TrimError, trim_vocabulary
+from edgellm.export.read.checkpoint import CheckpointError, read_checkpoint
+from edgellm.export.read.facts import UnsupportedModel
+from edgellm.export.read.tokenizer import TokenizerError
 from edgellm.memory.gguf import GgufError, read_header
 
 CLEAR = (CheckpointError, UnsupportedModel, TokenizerError, GgufError, TrimError)

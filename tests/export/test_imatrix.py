@@ -17,13 +17,14 @@ from checkpoints import random_weights, small_tokenizer, tiny_model, write_weigh
 from numpy.typing import NDArray
 from tiny_gguf import write_tiny
 
-from edgellm.export import engine, imatrix, pipeline
-from edgellm.export.engine import EngineJobError
-from edgellm.export.gguf import to_gguf
-from edgellm.export.imatrix import BadImatrix, Collected
+from edgellm.export import pipeline
+from edgellm.export.convert import engine_jobs, imatrix
+from edgellm.export.convert.engine_jobs import EngineJobError
+from edgellm.export.convert.hf_to_gguf import to_gguf
+from edgellm.export.convert.imatrix import BadImatrix, Collected
+from edgellm.export.obtain.source import resolve, sha256_of
 from edgellm.export.pipeline import Options, Request
-from edgellm.export.source import resolve, sha256_of
-from edgellm.export.workshop import ExportError
+from edgellm.export.staging import ExportError
 from edgellm.memory import files
 from edgellm.memory.gguf import read_header
 
@@ -53,7 +54,7 @@ def tensor(path: Path, name: str) -> NDArray[np.float32]:
 def test_the_sums_are_those_of_what_the_first_layer_multiplies(tmp_path: Path, llama: Path) -> None:
     """The input of layer 0 is the normed embedding: nothing of the engine is needed to know it."""
     made = make(llama, tmp_path / "imatrix.gguf", chunks=3)
-    tokens = np.array(engine.tokenise(llama, [TEXT])[0][: 3 * N_CTX])
+    tokens = np.array(engine_jobs.tokenise(llama, [TEXT])[0][: 3 * N_CTX])
     rows = tensor(llama, "token_embd.weight")[tokens].astype(np.float64)
     rows /= np.sqrt((rows**2).mean(1, keepdims=True) + 1e-6)
     expected = ((rows * tensor(llama, "blk.0.attn_norm.weight")) ** 2).sum(0)
@@ -147,7 +148,7 @@ def test_a_matrix_of_another_model_of_the_same_shape_is_refused(tmp_path: Path) 
 
 def test_a_models_fingerprint_is_the_same_in_every_type(tmp_path: Path) -> None:
     to_gguf(tiny_model(tmp_path / "tiny", "llama"), tmp_path / "half.gguf")
-    engine.quantise(tmp_path / "half.gguf", tmp_path / "small.gguf", "Q8_0")
+    engine_jobs.quantise(tmp_path / "half.gguf", tmp_path / "small.gguf", "Q8_0")
     prints = {imatrix.fingerprint_of(read_header(tmp_path / name)) for name in ("half.gguf", "small.gguf")}
     assert len(prints) == 1
     assert None not in prints
@@ -245,10 +246,10 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_types_that_need_a_matrix_are_those_that_llama_cpp_refuses_without(tmp_path: Path, wide: Path) -> None:
     to_gguf(wide, tmp_path / "half.gguf")
     refused = []
-    for quant in engine.QUANTS:
+    for quant in engine_jobs.QUANTS:
         if quant[:3] in ("IQ1", "IQ2", "IQ3", "IQ4", "Q2_", "Q3_"):
             try:
-                engine.quantise(tmp_path / "half.gguf", tmp_path / "out.gguf", quant)
+                engine_jobs.quantise(tmp_path / "half.gguf", tmp_path / "out.gguf", quant)
             except EngineJobError:
                 refused.append(quant)
     assert sorted(refused) == sorted(imatrix.NEEDY)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from edgellm.export import naming
-from edgellm.export.naming import BadReference
+from edgellm.export.obtain import naming
+from edgellm.export.obtain.naming import BadReference
 
 
 @pytest.mark.parametrize(

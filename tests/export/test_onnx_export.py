@@ -20,17 +20,18 @@ from conftest import USER_ENV
 from loopback_hub import LoopbackHub
 from tiny_onnx import write_tiny_onnx
 
-from edgellm.export import manifest, onnx_facts, onnx_job
+from edgellm.export import manifest
 from edgellm.export.bundle import pack
+from edgellm.export.check.fidelity import VerificationFailed
 from edgellm.export.environments import ExporterError, environment, requirements_of
-from edgellm.export.facts import UnsupportedModel
 from edgellm.export.manifest import ManifestError
-from edgellm.export.onnx_export import OnnxRequest, export_onnx
-from edgellm.export.source import ModelSource
-from edgellm.export.verify import VerificationFailed
-from edgellm.export.workshop import ExportError
+from edgellm.export.obtain.source import ModelSource
+from edgellm.export.onnx import onnx_facts, onnx_job
+from edgellm.export.onnx.onnx_export import OnnxRequest, export_onnx
+from edgellm.export.read.facts import UnsupportedModel
+from edgellm.export.staging import ExportError
 from edgellm.memory.context import ContextSettings
-from edgellm.memory.onnx import read_graph
+from edgellm.memory.onnx_graph import read_graph
 from edgellm.runtime.backends.onnx import OnnxBackend, OnnxModel
 
 # Stands in for an exporter's Python: answers jobs with a folder that was made before.
@@ -49,11 +50,11 @@ else:
     perplexity = {{"checkpoint": 9.0, "exported": 9.1}}
     print(json.dumps({{"top1": {top1}, "n_tokens": 2000, "max_relative_error": 0.0, "perplexity": perplexity}}))
 """
-Ask = Callable[..., OnnxRequest]
+RequestMaker = Callable[..., OnnxRequest]
 
 
 @pytest.fixture
-def request_of(tmp_path: Path) -> Ask:
+def request_of(tmp_path: Path) -> RequestMaker:
     checkpoint = tiny_model(tmp_path / "tiny", "llama")
     made = write_tiny_onnx(tmp_path / "made")
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
@@ -78,7 +79,7 @@ def quiet(event: object) -> None:
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the stand-in is a script with a shebang")
 
 
-def test_an_export_is_whole_checked_and_says_what_made_it(request_of: Ask) -> None:
+def test_an_export_is_whole_checked_and_says_what_made_it(request_of: RequestMaker) -> None:
     made = export_onnx(request_of(), quiet)
     folder = request_of().output
     assert {(entry["role"], entry["quant"]) for entry in made.files()} == {("target", "fp32"), ("draft", "int4")}
@@ -91,14 +92,14 @@ def test_an_export_is_whole_checked_and_says_what_made_it(request_of: Ask) -> No
     assert export_onnx(request_of(), quiet).document == made.document  # the same request finds it there
 
 
-def test_a_failing_exporter_leaves_nothing_and_its_last_words(request_of: Ask) -> None:
+def test_a_failing_exporter_leaves_nothing_and_its_last_words(request_of: RequestMaker) -> None:
     failing = request_of(act='sys.exit(print(json.dumps({"error": "no such architecture"})) or 1)')
     with pytest.raises(ExporterError, match="exporting tiny to fp32 failed: no such architecture"):
         export_onnx(failing, quiet)
     assert not failing.output.exists()
 
 
-def test_what_an_interrupted_run_made_is_not_made_again(request_of: Ask) -> None:
+def test_what_an_interrupted_run_made_is_not_made_again(request_of: RequestMaker) -> None:
     with pytest.raises(ExporterError):
         export_onnx(request_of(act="if job['quant'] == 'int4': sys.exit(3)"), quiet)
     events: list[Any] = []
@@ -109,12 +110,12 @@ def test_what_an_interrupted_run_made_is_not_made_again(request_of: Ask) -> None
     assert {path.name for path in request_of().output.iterdir()} == {"edgellm.json", "tiny-fp32", "draft-tiny-int4"}
 
 
-def test_a_dying_exporter_is_told_from_its_log(request_of: Ask) -> None:
+def test_a_dying_exporter_is_told_from_its_log(request_of: RequestMaker) -> None:
     with pytest.raises(ExporterError, match="chatter"):
         export_onnx(request_of(act="sys.exit(3)"), quiet)
 
 
-def test_the_last_exception_of_a_log_is_told_and_not_what_was_printed_after_it(request_of: Ask) -> None:
+def test_the_last_exception_of_a_log_is_told_and_not_what_was_printed_after_it(request_of: RequestMaker) -> None:
     act = 'print("ValueError: no such layer", "Exception ignored in: <function>", "bye", sep="\\n", file=sys.stderr)'
     with pytest.raises(ExporterError, match=r"to fp32 failed: ValueError: no such layer$"):
         export_onnx(request_of(act=f"sys.exit({act} or 3)"), quiet)
@@ -198,13 +199,13 @@ def test_a_refusal_installs_and_fetches_nothing(hub: LoopbackHub, tmp_path: Path
     assert not list(private_folders.rglob("exporters/*"))
 
 
-def test_a_graph_that_is_not_the_checkpoints_model_is_refused(request_of: Ask) -> None:
+def test_a_graph_that_is_not_the_checkpoints_model_is_refused(request_of: RequestMaker) -> None:
     with pytest.raises(VerificationFailed, match=r"99\.0%.*--no-verify"):
         export_onnx(request_of(top1=0.99), quiet)
     assert export_onnx(request_of(top1=0.99, verify=False), quiet)
 
 
-def test_a_gguf_file_is_no_source_of_onnx(request_of: Ask, tmp_path: Path) -> None:
+def test_a_gguf_file_is_no_source_of_onnx(request_of: RequestMaker, tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     with pytest.raises(ExportError, match="checkpoint"):
         export_onnx(request_of(target=ModelSource("x", tmp_path / "x.gguf")), quiet)
@@ -232,15 +233,15 @@ def test_manifests_name_nothing_outside_their_folder(name: str) -> None:
 
 def greedy(folder: Path, prompt: list[int], n: int) -> list[int]:
     backend = OnnxBackend(OnnxModel(folder), ContextSettings(128, n_threads=1), pad_single=False)
-    row, ids = backend.forward(prompt, keep=1)[0], list[int]()
+    row, ids = backend.forward(prompt, n_outputs=1)[0], list[int]()
     for _ in range(n):
         ids.append(int(row.argmax()))
-        row = backend.forward(ids[-1:], keep=1)[0]
+        row = backend.forward(ids[-1:], n_outputs=1)[0]
     return ids
 
 
 @pytest.mark.parametrize("ort", [False, True], ids=["onnx", "ort"])
-def test_a_bundle_runs_in_a_python_host(request_of: Ask, tmp_path: Path, ort: bool) -> None:
+def test_a_bundle_runs_in_a_python_host(request_of: RequestMaker, tmp_path: Path, ort: bool) -> None:
     export_onnx(request_of(), quiet)
     bundle = tmp_path / "bundle"
     packed = pack(request_of().output, bundle, ort=ort)
@@ -258,7 +259,7 @@ def test_a_bundle_runs_in_a_python_host(request_of: Ask, tmp_path: Path, ort: bo
     assert manifest.verify(bundle)
 
 
-def test_a_bundle_in_a_tar_holds_what_its_manifest_says(request_of: Ask, tmp_path: Path) -> None:
+def test_a_bundle_in_a_tar_holds_what_its_manifest_says(request_of: RequestMaker, tmp_path: Path) -> None:
     export_onnx(request_of(), quiet)
     packed = pack(request_of().output, tmp_path / "bundle.tar")
     with tarfile.open(tmp_path / "bundle.tar") as tar:
@@ -266,7 +267,7 @@ def test_a_bundle_in_a_tar_holds_what_its_manifest_says(request_of: Ask, tmp_pat
 
 
 @pytest.mark.model
-def test_a_bundle_runs_in_a_javascript_host(request_of: Ask, tmp_path: Path) -> None:
+def test_a_bundle_runs_in_a_javascript_host(request_of: RequestMaker, tmp_path: Path) -> None:
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("node and npm are not installed")
     export_onnx(request_of(), quiet)

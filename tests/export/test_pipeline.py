@@ -21,14 +21,15 @@ import pytest
 from checkpoints import tiny_model
 
 from edgellm.cli._pair import tabulate
-from edgellm.export import bundle, engine, manifest, pipeline
-from edgellm.export.facts import UnsupportedModel
-from edgellm.export.gguf_writer import PlannedTensor, string, u32, write_gguf
+from edgellm.export import bundle, manifest, pipeline
+from edgellm.export.convert import engine_jobs
+from edgellm.export.convert.gguf_writer import PlannedTensor, string, u32, write_gguf
+from edgellm.export.convert.trim import TrimError, _raw_entries, trim_vocabulary
 from edgellm.export.manifest import ManifestError
+from edgellm.export.obtain.source import resolve, sha256_of
 from edgellm.export.pipeline import Options, Request
-from edgellm.export.source import resolve, sha256_of
-from edgellm.export.trim import TrimError, _raw_entries, trim_vocabulary
-from edgellm.export.workshop import ExportError
+from edgellm.export.read.facts import UnsupportedModel
+from edgellm.export.staging import ExportError
 from edgellm.memory.gguf import TensorInfo, read_header
 from edgellm.runtime.engine import load
 
@@ -180,9 +181,9 @@ def test_an_importance_matrix_of_another_model_is_refused(
 
 def test_a_disk_that_fills_up_while_quantising_is_called_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fill(*_: object, **__: object) -> None:
-        raise engine.EngineJobError("llama.cpp failed on quantising a to Q8_0 (basic_ios::clear: iostream error)")
+        raise engine_jobs.EngineJobError("llama.cpp failed on quantising a to Q8_0 (basic_ios::clear: iostream error)")
 
-    monkeypatch.setattr(engine, "events", fill)
+    monkeypatch.setattr(engine_jobs, "events", fill)
     with pytest.raises(OSError, match="No space left on device"):
         pipeline.export(request(tmp_path, quants=("Q8_0",)), ignore)
 

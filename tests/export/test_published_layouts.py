@@ -15,8 +15,8 @@ from loopback_hub import LoopbackHub, Repo
 from sentencepiece_file import sentencepiece_model
 from vocabularies import tokenizer_folder
 
-from edgellm.export import engine
-from edgellm.export.reference import reference_logits
+from edgellm.export.check.reference import reference_logits
+from edgellm.export.convert import engine_jobs
 from edgellm.memory.gguf import read_header
 
 ALWAYS = {"config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"}
@@ -143,7 +143,7 @@ def test_a_published_layout_is_that_model_and_only_what_is_read_is_fetched(
     assert got == ALWAYS | read | shards
     path = tmp_path / "out" / made["files"][0]["path"]
     tokens = list(range(3, 99))
-    found, expected = engine.logits(path, tokens), reference_logits(folder, tokens)
+    found, expected = engine_jobs.logits(path, tokens), reference_logits(folder, tokens)
     assert (np.linalg.norm(found - expected, axis=1) < 0.01 * np.linalg.norm(expected, axis=1)).all()
     header = read_header(path)
     assert header.hparam("block_count", 0) == config.get("text_config", config)["num_hidden_layers"]

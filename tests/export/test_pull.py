@@ -17,11 +17,11 @@ from hub_address import NOWHERE, point_hub_at
 from huggingface_hub import constants
 from loopback_hub import LoopbackHub
 
-from edgellm.export import store
-from edgellm.export.catalogue import find
-from edgellm.export.download import digest
-from edgellm.export.naming import BadReference
-from edgellm.export.store import NotHere, PullError
+from edgellm.export.obtain import store
+from edgellm.export.obtain.catalogue import find
+from edgellm.export.obtain.download import digest
+from edgellm.export.obtain.naming import BadReference
+from edgellm.export.obtain.store import NotHere, PullError
 
 WEIGHTS = b"GGUF" + bytes(range(256)) * 1200  # 307 kB
 SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
@@ -31,7 +31,7 @@ Catalogue = Callable[..., None]
 
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgellm.export.download.RETRY_WAIT_S", 0.01)
+    monkeypatch.setattr("edgellm.export.obtain.download.RETRY_WAIT_S", 0.01)
 
 
 class Watcher:
@@ -300,7 +300,7 @@ def test_when_all_sources_fail_each_reason_is_given(
 def test_a_silent_hub_does_not_keep_the_next_source_waiting(
     hub: LoopbackHub, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgellm.export.hub.IMPATIENT_S", 0.2)
+    monkeypatch.setattr("edgellm.export.obtain.hub.IMPATIENT_S", 0.2)
     hub.add_repo(REPO, {FILE: WEIGHTS})
     hub.fault("/resolve/", stall_s=20)
     add_parts(hub)

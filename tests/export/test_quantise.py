@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from checkpoints import random_weights, small_tokenizer, tiny_model, write_weights
 
-from edgellm.export import engine, pipeline
-from edgellm.export.engine import EngineJobError, quantise
+from edgellm.export import pipeline
+from edgellm.export.convert import engine_jobs
+from edgellm.export.convert.engine_jobs import EngineJobError, quantise
+from edgellm.export.convert.gguf_writer import PlannedTensor, f32s, string, write_gguf
+from edgellm.export.convert.hf_to_gguf import to_gguf
+from edgellm.export.convert.script import Converter
 from edgellm.export.environments import ExporterError
-from edgellm.export.gguf import to_gguf
-from edgellm.export.gguf_writer import PlannedTensor, f32s, string, write_gguf
+from edgellm.export.obtain.source import resolve, sha256_of
 from edgellm.export.pipeline import Options, Request
-from edgellm.export.script import Converter
-from edgellm.export.source import resolve, sha256_of
 from edgellm.memory.gguf import read_header
 
 
@@ -45,7 +46,7 @@ def test_the_usual_types_come_out_smaller_close_and_the_same_twice(tmp_path: Pat
     n_tensors = len(read_header(half).tensors)
     assert seen[-1] == (n_tensors, n_tensors)
     tokens = list(range(20))
-    before, after = engine.logits(half, tokens), engine.logits(tmp_path / "a.gguf", tokens)
+    before, after = engine_jobs.logits(half, tokens), engine_jobs.logits(tmp_path / "a.gguf", tokens)
     assert np.linalg.norm(after - before) < 0.3 * np.linalg.norm(before)
 
 

@@ -13,8 +13,9 @@ import pytest
 from checkpoints import hub_folder_of
 from loopback_hub import LoopbackHub
 
-from edgellm.export import engine, manifest
-from edgellm.export.trim import FREQUENT
+from edgellm.export import manifest
+from edgellm.export.convert import engine_jobs
+from edgellm.export.convert.trim import FREQUENT
 from edgellm.memory.gguf import read_header
 
 N_GREEDY = 256  # tokens
@@ -40,18 +41,20 @@ def test_a_repository_of_a_real_model_becomes_that_model(
     manifest.verify(tmp_path / "out")
     # The source's own numbers in each type: what its file holds, brought to half precision first as the repository was.
     before = {"F16": tmp_path / "source-F16.gguf", "Q4_K_M": tmp_path / "source-Q4_K_M.gguf"}
-    engine.quantise(source, before["F16"], "F16", requantise=True)
-    engine.quantise(before["F16"], before["Q4_K_M"], "Q4_K_M")
+    engine_jobs.quantise(source, before["F16"], "F16", requantise=True)
+    engine_jobs.quantise(before["F16"], before["Q4_K_M"], "Q4_K_M")
     text = "Write a function that sorts a list of words by length.\n\ndef by_length(words):\n"
     for kind in TYPES:
         after = tmp_path / "out" / f"{stem}-{kind}.gguf"
         assert read_header(after).quantisation == kind
-        tokens = engine.tokenise(source, [text])[0]
-        assert engine.tokenise(after, [text])[0] == tokens
-        found, expected = engine.logits(after, tokens), engine.logits(before[kind], tokens)
+        tokens = engine_jobs.tokenise(source, [text])[0]
+        assert engine_jobs.tokenise(after, [text])[0] == tokens
+        found, expected = engine_jobs.logits(after, tokens), engine_jobs.logits(before[kind], tokens)
         assert np.linalg.norm(found - expected) <= 1e-3 * np.linalg.norm(expected)
-        assert engine.generate(after, text, N_GREEDY) == engine.generate(before[kind], text, N_GREEDY)
-    assert engine.tokenise(tmp_path / "out" / f"{stem}-F16.gguf", [words()]) == engine.tokenise(source, [words()])
+        assert engine_jobs.generate(after, text, N_GREEDY) == engine_jobs.generate(before[kind], text, N_GREEDY)
+    assert engine_jobs.tokenise(tmp_path / "out" / f"{stem}-F16.gguf", [words()]) == engine_jobs.tokenise(
+        source, [words()]
+    )
 
 
 def words() -> str:

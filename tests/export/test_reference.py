@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from checkpoints import LLAMA3_ROPE, LONG_ROPE, random_weights, tiny_model, write_weights
 
-from edgellm.export import facts, gguf, reference, reference_config, rope
-from edgellm.export.gguf import to_gguf
-from edgellm.export.reference import NoReference, reference_logits
-from edgellm.export.verify import VerificationFailed, check_logits
+from edgellm.export.check import reference, reference_config
+from edgellm.export.check.fidelity import VerificationFailed, check_logits
+from edgellm.export.check.reference import NoReference, reference_logits
+from edgellm.export.convert import hf_to_gguf
+from edgellm.export.convert.hf_to_gguf import to_gguf
+from edgellm.export.read import facts, rope
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
@@ -33,7 +35,7 @@ def misread(**wrongly: Any) -> Patch:
 
     def patch(monkeypatch: pytest.MonkeyPatch) -> None:
         read = facts.read_config
-        monkeypatch.setattr(gguf, "read_config", lambda folder: (read(folder)[0], read(folder)[1] | wrongly))
+        monkeypatch.setattr(hf_to_gguf, "read_config", lambda folder: (read(folder)[0], read(folder)[1] | wrongly))
 
     return patch
 
@@ -41,7 +43,7 @@ def misread(**wrongly: Any) -> Patch:
 def misread_rope(**wrongly: Any) -> Patch:
     def patch(monkeypatch: pytest.MonkeyPatch) -> None:
         read = rope.read_rope
-        monkeypatch.setattr(gguf, "read_rope", lambda *told: read(*told) | wrongly)
+        monkeypatch.setattr(hf_to_gguf, "read_rope", lambda *told: read(*told) | wrongly)
 
     return patch
 
@@ -49,7 +51,9 @@ def misread_rope(**wrongly: Any) -> Patch:
 def mistaken_family(**wrongly: Any) -> Patch:
     def patch(monkeypatch: pytest.MonkeyPatch) -> None:
         read = facts.read_config
-        monkeypatch.setattr(gguf, "read_config", lambda folder: (replace(read(folder)[0], **wrongly), read(folder)[1]))
+        monkeypatch.setattr(
+            hf_to_gguf, "read_config", lambda folder: (replace(read(folder)[0], **wrongly), read(folder)[1])
+        )
 
     return patch
 
@@ -106,7 +110,7 @@ def test_a_head_that_the_export_leaves_out_is_seen(tmp_path: Path, monkeypatch: 
     folder = edited(tiny_model(tmp_path / "tiny", "llama"), tie_word_embeddings=True)
     weights = random_weights(json.loads((folder / "config.json").read_text()))
     write_weights(folder, weights | {"lm_head.weight": weights["model.embed_tokens.weight"][::-1].copy()})
-    monkeypatch.setattr(gguf, "_same", lambda *_: True)
+    monkeypatch.setattr(hf_to_gguf, "_same", lambda *_: True)
     to_gguf(folder, tmp_path / "model.gguf")
     with pytest.raises(VerificationFailed):
         check_logits(folder, tmp_path / "model.gguf")
@@ -175,4 +179,4 @@ def test_the_reference_shares_no_reading_with_the_export(module: Any) -> None:
     tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
     names = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     ours = {name for name in names if name and name.startswith("edgellm.")}
-    assert ours <= {"edgellm.export.checkpoint", "edgellm.export.reference_config"}
+    assert ours <= {"edgellm.export.read.checkpoint", "edgellm.export.check.reference_config"}

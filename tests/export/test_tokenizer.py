@@ -22,10 +22,10 @@ from vocabularies import (
     write_vocabulary_gguf,
 )
 
-from edgellm.export.tokenizer import TokenizerError, read_vocabulary
-from edgellm.export.verify import NASTY as CHECKED
-from edgellm.export.verify import check_tokens
-from edgellm.memory.alphabet import byte_alphabet
+from edgellm.export.check.fidelity import NASTY as CHECKED
+from edgellm.export.check.fidelity import check_tokens
+from edgellm.export.read.tokenizer import TokenizerError, read_vocabulary
+from edgellm.memory.byte_encoder import byte_alphabet
 from edgellm.memory.gguf import read_header
 
 PARTS = [

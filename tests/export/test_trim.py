@@ -10,9 +10,9 @@ import pytest
 from checkpoints import tiny_model
 from vocabularies import NASTY, EngineVocabulary
 
-from edgellm.export import engine
-from edgellm.export.gguf import to_gguf
-from edgellm.export.trim import TrimError, choose, trim_vocabulary, write_words
+from edgellm.export.convert import engine_jobs
+from edgellm.export.convert.hf_to_gguf import to_gguf
+from edgellm.export.convert.trim import TrimError, choose, trim_vocabulary, write_words
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.gguf import read_header
 from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
@@ -25,7 +25,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """A model with a real vocabulary, the same with an eighth of it, and the tokens that were kept."""
     folder = tmp_path_factory.mktemp("trim")
     to_gguf(tiny_model(folder / "model", request.param, real_tokenizer=True), folder / "half.gguf")
-    engine.quantise(folder / "half.gguf", folder / "whole.gguf", "Q8_0")
+    engine_jobs.quantise(folder / "half.gguf", folder / "whole.gguf", "Q8_0")
     kept = choose(folder / "whole.gguf", 0.125, CORPUS)
     trim_vocabulary(folder / "whole.gguf", folder / "trimmed.gguf", kept)
     assert write_words(folder / "whole.gguf", folder / "trimmed-words.gguf", kept)
@@ -68,9 +68,9 @@ def test_every_text_can_still_be_written(pair: tuple[Path, Path, list[int]]) -> 
 
 def test_logits_of_kept_tokens_are_the_same_numbers(pair: tuple[Path, Path, list[int]]) -> None:
     whole, trimmed, kept = pair
-    tokens = engine.tokenise(whole, ["The river carries the boat"])[0]
+    tokens = engine_jobs.tokenise(whole, ["The river carries the boat"])[0]
     new_ids = {old: new for new, old in enumerate(kept)}
-    before, after = engine.logits(whole, tokens), engine.logits(trimmed, [new_ids[token] for token in tokens])
+    before, after = engine_jobs.logits(whole, tokens), engine_jobs.logits(trimmed, [new_ids[token] for token in tokens])
     np.testing.assert_allclose(after, before[:, kept], rtol=1e-5, atol=1e-5)
 
 
@@ -95,8 +95,8 @@ def test_with_its_words_a_trimmed_model_reads_every_token_as_the_whole_one(pair:
         model = LlamaModel(path)
         backend = LlamaBackend(model, ContextSettings(256, n_ubatch=16, n_outputs=8))
         tokens = model.vocabulary.encode("".join(NASTY).encode())[:100]
-        backend.forward(tokens[:50], keep=0)
-        rows.append((tokens, backend.forward(tokens[50:], keep=8).copy(), model.vocabulary.fingerprint()))
+        backend.forward(tokens[:50], n_outputs=0)
+        rows.append((tokens, backend.forward(tokens[50:], n_outputs=8).copy(), model.vocabulary.fingerprint()))
         backend.close()
         model.close()
     (tokens, whole, name), (tokens_too, trimmed, name_too) = rows
@@ -116,7 +116,7 @@ def test_with_its_words_a_few_tokens_at_once_are_read_as_one_by_one(pair: tuple[
     for width in (1, 2, 5):
         backend = LlamaBackend(model, ContextSettings(256, n_ubatch=16))
         for start in range(0, len(tokens), width):
-            row = backend.forward(tokens[start : start + width], keep=1)[0].copy()
+            row = backend.forward(tokens[start : start + width], n_outputs=1)[0].copy()
         rows.append(row[pair[2]])
         backend.close()
     model.close()

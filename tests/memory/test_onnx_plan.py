@@ -10,10 +10,11 @@ import pytest
 from tiny_onnx import HEAD_DIM, N_KV_HEADS, write_tiny_onnx
 
 from edgellm.memory.context import ContextSettings
-from edgellm.memory.onnx import read_graph
+from edgellm.memory.onnx_graph import read_graph
 from edgellm.memory.onnx_plan import GROWN_COPIES, SCALE_COPIES, facts_of, shape_of
-from edgellm.memory.plan import Limit, MemoryPlan, PairSettings, plan
+from edgellm.memory.plan import Limit, PairSettings, plan
 from edgellm.memory.shape import ModelShape, UnknownShape
+from edgellm.memory.stored import plan_from_json
 
 SETTINGS = ContextSettings(n_ctx=100, n_ubatch=32, n_outputs=5)
 
@@ -25,7 +26,7 @@ def tiny(folder: Path, **shape: bool) -> ModelShape:
 
 def planned(shape: ModelShape, settings: ContextSettings = SETTINGS) -> dict[str, int]:
     made = plan(shape, None, PairSettings(settings, 4), Limit("none", 0))
-    assert MemoryPlan.from_json(json.loads(json.dumps(made.to_json()))).total_bytes == made.total_bytes
+    assert plan_from_json(json.loads(json.dumps(made.to_json()))).total_bytes == made.total_bytes
     return {line.name: line.n_bytes for line in made.lines}
 
 

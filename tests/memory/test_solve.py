@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.counts import from_facts
 from edgellm.memory.device import Device, budget_device
-from edgellm.memory.plan import Limit, MemoryPlan, PairSettings, PlanError, plan
+from edgellm.memory.plan import Limit, PairSettings, PlanError, plan
+from edgellm.memory.plan_request import PlanRequest
 from edgellm.memory.shape import ModelShape
-from edgellm.memory.solve import Ask, describe, refusal, solve
+from edgellm.memory.solve import describe, refusal, solve
+from edgellm.memory.stored import plan_from_json
 from edgellm.memory.units import MIB
 
 TARGET = from_facts(
@@ -80,7 +82,7 @@ def test_a_rung_that_was_not_needed_is_given_back() -> None:
 
 
 def test_what_was_asked_for_is_kept_and_the_nearest_plan_gives_way() -> None:
-    ask = Ask(n_ctx=32_768, kv="f16")
+    ask = PlanRequest(n_ctx=32_768, kv="f16")
     solution = solve(TARGET, None, place(1500 * MIB), ask)
     assert (solution.plan.n_ctx, solution.plan.settings.target.kv) == (32_768, "f16")
     assert not solution.plan.fits
@@ -100,7 +102,10 @@ def test_a_state_that_cannot_be_cut_back_means_no_drafting() -> None:
     solved = solve(recurrent, DRAFTER, place(8 * 1024 * MIB)).plan
     assert (solved.drafter, solved.n_draft, solved.settings.copy) == (None, 0, False)
     assert solved.lost == ()
-    for ask, said in ((Ask(keep_drafter=True), "drafter is not used"), (Ask(n_draft=4), "no drafts of 4 tokens")):
+    for ask, said in (
+        (PlanRequest(keep_drafter=True), "drafter is not used"),
+        (PlanRequest(n_draft=4), "no drafts of 4 tokens"),
+    ):
         (sentence,) = solve(recurrent, DRAFTER, place(8 * 1024 * MIB), ask).plan.lost
         assert said in sentence
         assert "cannot be cut back" in sentence
@@ -122,7 +127,7 @@ def test_weights_that_stay_mapped_beside_a_copy_count_twice() -> None:
 @pytest.mark.parametrize("drafter", [DRAFTER, None])
 def test_a_plan_survives_its_json(drafter: ModelShape | None) -> None:
     solved = solve(TARGET, drafter, place(2000 * MIB)).plan
-    assert MemoryPlan.from_json(json.loads(json.dumps(solved.to_json()))) == solved
+    assert plan_from_json(json.loads(json.dumps(solved.to_json()))) == solved
 
 
 @pytest.mark.parametrize(
@@ -131,7 +136,7 @@ def test_a_plan_survives_its_json(drafter: ModelShape | None) -> None:
 def test_a_damaged_plan_is_refused(key: str, value: Any) -> None:
     data = {**ROOMY.to_json(), key: value}
     with pytest.raises(PlanError, match="--save"):
-        MemoryPlan.from_json(data)
+        plan_from_json(data)
     del data[key]
     with pytest.raises(PlanError):
-        MemoryPlan.from_json(data)
+        plan_from_json(data)

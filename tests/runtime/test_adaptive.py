@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fakes import TableBackend, random_table
 
-from edgellm.runtime.decode import Step, generate
+from edgellm.runtime.decode import RoundResult, generate
 from edgellm.runtime.drafters.adaptive import AdaptiveDrafter
 from edgellm.runtime.drafters.model import ModelDrafter
 from edgellm.runtime.learning.costs import Costs, assumed
@@ -26,12 +26,12 @@ def controlled(per_token: float, draft_s: float, table: Any = TARGET, **options:
     return AdaptiveDrafter(TableBackend(TARGET), costs, model=ModelDrafter(drafts, reach=64), **options)
 
 
-def run(drafter: AdaptiveDrafter, n: int = 300, prompt: list[int] = PROMPT) -> list[Step]:
+def run(drafter: AdaptiveDrafter, n: int = 300, prompt: list[int] = PROMPT) -> list[RoundResult]:
     drafter.begin(prompt)
     return list(generate(TableBackend(TARGET, n_ctx=8192), drafter, prompt, GREEDY, n_draft=15, max_new=n))
 
 
-def a_round(steps: list[Step]) -> float:
+def a_round(steps: list[RoundResult]) -> float:
     return sum(len(step.tokens) for step in steps) / len(steps)
 
 

@@ -13,7 +13,7 @@ from loras import gguf_adapter
 from tiny_gguf import write_tiny
 from tiny_onnx import write_tiny_onnx
 
-from edgellm.export import gguf_writer as writer
+from edgellm.export.convert import gguf_writer as writer
 from edgellm.memory.adapter import AdapterError, Lora, adapted, check_fits, read_adapter
 from edgellm.memory.buffers import adapter_bytes
 from edgellm.memory.context import ContextSettings
@@ -22,9 +22,9 @@ from edgellm.memory.shape import from_header
 from edgellm.runtime import ChatSession, EngineOptions, Sampling, load
 from edgellm.runtime.backends.base import LoadError, Logits
 from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, ModelOptions, kernels
+from edgellm.runtime.bringup.exactness import exact_width, rows_at_width
+from edgellm.runtime.bringup.loading import open_model
 from edgellm.runtime.engine import load_target, with_drafter
-from edgellm.runtime.exactness import exact_width, rows_at_width
-from edgellm.runtime.loading import open_model
 
 TOKENS = [1 + 7 * i % 255 for i in range(24)]
 QUESTION = "Count: one two three one two three one two"

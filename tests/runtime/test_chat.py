@@ -11,7 +11,7 @@ from tiny_gguf import write_tiny
 
 from edgellm.runtime import ChatSession, Engine, EngineOptions, Sampling, load
 from edgellm.runtime.backends.base import ContextFull
-from edgellm.runtime.template import Message
+from edgellm.runtime.text.template import Message
 
 QUESTION = "the thin hat in the tin"
 N_CTX = 256

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgellm.runtime.backends.base import ContextFull, keep_common_prefix
-from edgellm.runtime.decode import Step, generate
+from edgellm.runtime.decode import RoundResult, generate
 from edgellm.runtime.drafters.adaptive import AdaptiveDrafter
 from edgellm.runtime.drafters.base import Drafter, NoDrafter
 from edgellm.runtime.drafters.model import ModelDrafter, top_of
@@ -22,7 +22,7 @@ from edgellm.runtime.learning.costs import Costs, assumed
 from edgellm.runtime.learning.history import History
 from edgellm.runtime.learning.ngrams import NgramCache
 from edgellm.runtime.sampling import GREEDY, Sampling
-from edgellm.runtime.vocabulary import Vocabulary
+from edgellm.runtime.text.vocabulary import Vocabulary
 
 E_ACUTE = "é".encode()
 TARGET = [b"a", b"b", b" ", b"ab", b" a", E_ACUTE[:1], E_ACUTE[1:], b"\n", b"<end>"]
@@ -105,13 +105,13 @@ def run(
     n_draft: int = 4,
     max_new: int = 60,
     stop: frozenset[int] = frozenset(),
-) -> list[Step]:
+) -> list[RoundResult]:
     keep_common_prefix(backend, prompt, len(prompt) - 1)
     drafter.begin(prompt, sampling=sampling)
     return list(generate(backend, drafter, prompt, sampling, n_draft=n_draft, max_new=max_new, stop=stop))
 
 
-def tokens_of(steps: Sequence[Step]) -> list[int]:
+def tokens_of(steps: Sequence[RoundResult]) -> list[int]:
     return [token for step in steps for token in step.tokens]
 
 
@@ -200,7 +200,7 @@ def test_a_prompt_longer_than_the_context_is_refused() -> None:
 
 
 def test_drafts_never_exceed_the_rows_that_the_backend_returns() -> None:
-    backend = TableBackend(random_table(N_VOCAB, 2), max_keep=3)
+    backend = TableBackend(random_table(N_VOCAB, 2), max_outputs=3)
     steps = run(backend, model_drafter(2), n_draft=9)
     assert max(step.n_drafted for step in steps) == 2
 

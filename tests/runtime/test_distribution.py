@@ -22,8 +22,8 @@ from edgellm.runtime.learning.costs import Costs, assumed
 from edgellm.runtime.learning.history import History
 from edgellm.runtime.learning.ngrams import NgramCache
 from edgellm.runtime.sampling import BadSampling, Distribution, Sampling, certain
+from edgellm.runtime.text.vocabulary import Vocabulary
 from edgellm.runtime.verify import verify
-from edgellm.runtime.vocabulary import Vocabulary
 
 N_VOCAB = 6
 TARGET = random_table(N_VOCAB, 11, scale=1.2)

@@ -11,9 +11,9 @@ from tiny_gguf import write_tiny
 
 from edgellm.runtime import ChatSession, EngineOptions
 from edgellm.runtime.backends.base import Logits
+from edgellm.runtime.bringup.exactness import exact_width
 from edgellm.runtime.drafters.translating import TranslatingDrafter
 from edgellm.runtime.engine import load_target, with_drafter
-from edgellm.runtime.exactness import exact_width
 
 QUESTIONS = ("Write a haiku about rain.", "Count: one two three one two three one two")
 
@@ -49,12 +49,12 @@ class Uneven(TableBackend):
     """Passes from a given width on give other sums."""
 
     def __init__(self, width: int) -> None:
-        super().__init__(random_table(8), max_keep=6)
+        super().__init__(random_table(8), max_outputs=6)
         self.width = width
 
-    def forward(self, tokens: list[int], keep: int) -> Logits:  # type: ignore[override]
-        rows = super().forward(tokens, keep)
-        return rows * np.float32(1.0000002) if len(tokens) >= self.width and keep else rows
+    def forward(self, tokens: list[int], n_outputs: int) -> Logits:  # type: ignore[override]
+        rows = super().forward(tokens, n_outputs)
+        return rows * np.float32(1.0000002) if len(tokens) >= self.width and n_outputs else rows
 
 
 @pytest.mark.parametrize(("width", "exact"), [(2, 1), (3, 2), (5, 4), (9, 6)])

@@ -9,7 +9,7 @@ import pytest
 
 from edgellm.memory.context import ContextSettings, KvType
 from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, kernels
-from edgellm.runtime.exactness import rows_at_width
+from edgellm.runtime.bringup.exactness import rows_at_width
 
 WIDTHS = (1, 3, 5, 8, 16)
 
@@ -41,8 +41,8 @@ def test_on_our_kernels_no_bit_depends_on_how_a_text_was_cut_into_batches(smollm
     reference = None
     for n_ubatch in (300, 128, 64, 33, 7):
         backend = LlamaBackend(model, ContextSettings(n_ctx=512, n_ubatch=n_ubatch, n_outputs=4, kv=kv))
-        backend.forward(tokens[:-4], keep=0)
-        rows = backend.forward(tokens[-4:], keep=4).copy()
+        backend.forward(tokens[:-4], n_outputs=0)
+        rows = backend.forward(tokens[-4:], n_outputs=4).copy()
         backend.close()
         reference = rows if reference is None else reference
         assert np.array_equal(rows, reference), n_ubatch

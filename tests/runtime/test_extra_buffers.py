@@ -11,8 +11,8 @@ import pytest
 
 from edgellm.memory.children import ChildFailed
 from edgellm.memory.folders import home
-from edgellm.runtime import extra_buffers
-from edgellm.runtime.extra_buffers import Verdict, verdict
+from edgellm.runtime.bringup import extra_buffers
+from edgellm.runtime.bringup.extra_buffers import Verdict, verdict
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ from vocabularies import FILES, tokenizer_folder
 
 from edgellm.runtime.backends.base import LoadError
 from edgellm.runtime.backends.hub_tokenizer import HubFolder
-from edgellm.runtime.template import ChatTemplate, Message
-from edgellm.runtime.vocabulary import Vocabulary
+from edgellm.runtime.text.template import ChatTemplate, Message
+from edgellm.runtime.text.vocabulary import Vocabulary
 
 SIZES = {"llama2": 32_000, "llama3": 128_256, "qwen3": 151_936, "gemma3": 262_144}
 TEXTS = (

@@ -60,15 +60,15 @@ def test_a_read_that_is_stopped_anywhere_can_be_taken_up_again(tiny: Path, n_loo
     model = LlamaModel(tiny)
     tokens = model.vocabulary.encode(LONG.encode())
     whole = LlamaBackend(model, ContextSettings(n_ctx=1024, n_ubatch=32))
-    expected = whole.forward(tokens, keep=1).copy()
+    expected = whole.forward(tokens, n_outputs=1).copy()
     backend = LlamaBackend(model, ContextSettings(n_ctx=1024, n_ubatch=32), stop_asked=Countdown(n_looks))
     with pytest.raises(Interrupted):
-        backend.forward(tokens, keep=1)
+        backend.forward(tokens, n_outputs=1)
     held = list(backend.tokens)
     assert held == tokens[: len(held)]
     assert len(held) < len(tokens)
     backend._stop_asked = threading.Event()
-    assert np.array_equal(backend.forward(tokens[len(held) :], keep=1), expected)
+    assert np.array_equal(backend.forward(tokens[len(held) :], n_outputs=1), expected)
     for used in (backend, whole, model):
         used.close()
 

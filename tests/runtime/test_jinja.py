@@ -7,9 +7,9 @@ import tracemalloc
 
 import pytest
 
-from edgellm.runtime import jinja, steps
-from edgellm.runtime.jinja import Program
-from edgellm.runtime.steps import TemplateError
+from edgellm.runtime.text import jinja, steps
+from edgellm.runtime.text.jinja import Program
+from edgellm.runtime.text.steps import TemplateError
 
 GROWING = "{%% set ns = namespace(s='x') %%}{%% for i in range(99) %%}%s{%% endfor %%}"
 HOSTILE = {

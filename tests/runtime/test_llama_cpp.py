@@ -136,7 +136,7 @@ def test_every_kind_of_model_answers_and_drafting_changes_nothing(architecture: 
 
 def test_a_recurrent_model_says_what_it_cannot_do(tiny: Tiny, opened: Callable[..., LlamaBackend]) -> None:
     backend = opened(tiny("mamba"), pad_single=True)
-    assert backend.max_keep == 1
+    assert backend.max_outputs == 1
     rows(backend, TOKENS[:20], 1)
     with pytest.raises(CannotTruncate, match=r"mamba.*must read the text once more"):
         backend.truncate(10)
@@ -280,7 +280,7 @@ for path in sys.argv[1:]:
     try:
         model = LlamaModel(Path(path))
         backend = LlamaBackend(model, ContextSettings(n_ctx=64))
-        backend.forward(model.vocabulary.encode(b"hello the hat")[:30], keep=1)
+        backend.forward(model.vocabulary.encode(b"hello the hat")[:30], n_outputs=1)
         backend.close()
         model.close()
     except (EngineError, LoadError) as error:

@@ -7,9 +7,9 @@ from fakes import byte_vocabulary
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgellm.runtime.markup import Markup, MarkupError, Placed, plain
-from edgellm.runtime.template import ChatTemplate, Message, TemplateError
-from edgellm.runtime.vocabulary import Vocabulary
+from edgellm.runtime.text.markup import Markup, MarkupError, Placed, plain
+from edgellm.runtime.text.template import ChatTemplate, Message, TemplateError
+from edgellm.runtime.text.vocabulary import Vocabulary
 
 CONTROL = ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "[INST]", "[/INST]", "<|a|>", "PAD", "<think>", "</think>"]
 CHATML = (

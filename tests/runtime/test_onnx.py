@@ -15,14 +15,14 @@ from tiny_gguf import write_tiny
 from tiny_onnx import write_tiny_onnx
 
 from edgellm.memory.context import ContextSettings
-from edgellm.memory.onnx import OnnxError, read_graph
+from edgellm.memory.onnx_graph import OnnxError, read_graph
 from edgellm.runtime import ChatSession, EngineOptions, load
 from edgellm.runtime.backends.base import BadNumbers, ContextFull, EngineError, Interrupted, LoadError
 from edgellm.runtime.backends.onnx import OnnxBackend, OnnxModel, choose_provider
+from edgellm.runtime.bringup.exactness import rows_at_width
 from edgellm.runtime.decode import generate
 from edgellm.runtime.drafters.adaptive import AdaptiveDrafter
 from edgellm.runtime.drafters.base import NoDrafter
-from edgellm.runtime.exactness import rows_at_width
 from edgellm.runtime.learning.history import History
 from edgellm.runtime.sampling import GREEDY
 
@@ -64,9 +64,9 @@ def test_after_any_rollback_logits_are_those_of_a_fresh_reading(
         if len(backend.tokens) > 180:
             backend.truncate(rng.randint(0, 40))
         new = rng.sample(range(256), rng.randint(1, 6))
-        found = backend.forward(new, keep=len(new)).copy()
+        found = backend.forward(new, n_outputs=len(new)).copy()
         reference.truncate(0)
-        expected = reference.forward(backend.tokens, keep=len(new))
+        expected = reference.forward(backend.tokens, n_outputs=len(new))
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
@@ -74,7 +74,7 @@ def test_after_any_rollback_logits_are_those_of_a_fresh_reading(
 def test_passes_of_every_width_agree_bit_for_bit(tiny: Callable[..., Path], shape: dict[str, bool]) -> None:
     backend = opened(tiny(**shape))
     reference = rows_at_width(backend, TOKENS[:8], TOKENS[8:32], 1)
-    for width in range(2, backend.max_keep + 1):
+    for width in range(2, backend.max_outputs + 1):
         assert np.array_equal(rows_at_width(backend, TOKENS[:8], TOKENS[8:32], width), reference), width
 
 
@@ -96,21 +96,21 @@ def test_drafting_never_changes_greedy_output(tiny: Callable[..., Path], shape: 
 
 def test_a_prompt_read_in_pieces_gives_what_reading_it_at_once_gives(tiny: Callable[..., Path]) -> None:
     folder = tiny(shared=True)
-    whole = opened(folder, replace(OPTIONS, n_ubatch=128)).forward(TOKENS[:99], keep=2).copy()
+    whole = opened(folder, replace(OPTIONS, n_ubatch=128)).forward(TOKENS[:99], n_outputs=2).copy()
     np.testing.assert_allclose(
-        opened(folder, replace(OPTIONS, n_ubatch=7)).forward(TOKENS[:99], keep=2), whole, atol=1e-4
+        opened(folder, replace(OPTIONS, n_ubatch=7)).forward(TOKENS[:99], n_outputs=2), whole, atol=1e-4
     )
 
 
 def test_the_last_place_of_a_context_can_be_used_and_no_more(tiny: Callable[..., Path]) -> None:
     for shared in (True, False):
         backend = opened(tiny(shared=shared), replace(OPTIONS, n_ctx=40))
-        backend.forward(TOKENS[:39], keep=0)
-        last = backend.forward(TOKENS[39:40], keep=1).copy()
+        backend.forward(TOKENS[:39], n_outputs=0)
+        last = backend.forward(TOKENS[39:40], n_outputs=1).copy()
         backend.truncate(35)
-        np.testing.assert_allclose(backend.forward(TOKENS[35:40], keep=1), last, atol=1e-4)
+        np.testing.assert_allclose(backend.forward(TOKENS[35:40], n_outputs=1), last, atol=1e-4)
         with pytest.raises(ContextFull, match="--ctx"):
-            backend.forward(TOKENS[40:41], keep=1)
+            backend.forward(TOKENS[40:41], n_outputs=1)
 
 
 def test_a_graph_without_a_choice_of_rows_gives_the_same_logits(tiny: Callable[..., Path], tmp_path: Path) -> None:
@@ -122,8 +122,8 @@ def test_a_graph_without_a_choice_of_rows_gives_the_same_logits(tiny: Callable[.
     del model.graph.input[:]
     model.graph.input.extend(inputs)  # its default stays as a constant: every row
     onnx.save_model(model, folder / "model.onnx")
-    expected = opened(tiny(shared=True)).forward(TOKENS[:50], keep=4).copy()
-    np.testing.assert_allclose(opened(folder).forward(TOKENS[:50], keep=4), expected, atol=1e-5)
+    expected = opened(tiny(shared=True)).forward(TOKENS[:50], n_outputs=4).copy()
+    np.testing.assert_allclose(opened(folder).forward(TOKENS[:50], n_outputs=4), expected, atol=1e-5)
 
 
 def test_reading_can_be_stopped_between_two_pieces(tiny: Callable[..., Path]) -> None:
@@ -131,9 +131,9 @@ def test_reading_can_be_stopped_between_two_pieces(tiny: Callable[..., Path]) ->
     backend = OnnxBackend(OnnxModel(tiny(shared=True)), OPTIONS, stop_asked=stop)
     stop.set()
     with pytest.raises(Interrupted):
-        backend.forward(TOKENS[:150], keep=0)
+        backend.forward(TOKENS[:150], n_outputs=0)
     stop.clear()
-    assert backend.forward(TOKENS[:4], keep=4).shape == (4, backend.n_vocab)
+    assert backend.forward(TOKENS[:4], n_outputs=4).shape == (4, backend.n_vocab)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -142,12 +142,12 @@ def test_numbers_that_are_none_are_told_and_never_answered_from(shape: dict[str,
     data = folder / "model.onnx.data"
     data.write_bytes(np.full(data.stat().st_size // 4, np.nan, np.float32).tobytes())
     with pytest.raises(BadNumbers, match="bad computes numbers that are none"):
-        opened(folder).forward(TOKENS[:4], keep=2)
+        opened(folder).forward(TOKENS[:4], n_outputs=2)
 
 
 def test_a_token_outside_the_vocabulary_is_refused(tiny: Callable[..., Path]) -> None:
     with pytest.raises(EngineError, match="vocabulary"):
-        opened(tiny(shared=True)).forward([10**6], keep=1)
+        opened(tiny(shared=True)).forward([10**6], n_outputs=1)
 
 
 @pytest.mark.parametrize("drafted_by", ["gguf", "onnx"])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fakes import PieceTokenizer, byte_vocabulary
 
-from edgellm.runtime.pairing import match, overlap
-from edgellm.runtime.vocabulary import Vocabulary
+from edgellm.runtime.text.vocabulary import Vocabulary
+from edgellm.runtime.text.vocabulary_match import match, overlap
 
 WORDS = [b"word%03d" % i for i in range(1000)]
 

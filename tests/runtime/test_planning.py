@@ -14,9 +14,10 @@ import pytest
 from tiny_gguf import write_tiny
 
 from edgellm.memory.plan import DoesNotFit, MemoryPlan, PlanError
+from edgellm.memory.stored import plan_from_json
 from edgellm.memory.units import MIB
 from edgellm.runtime import ChatSession, EngineOptions, load
-from edgellm.runtime.planning import plan_here, plan_next
+from edgellm.runtime.bringup.planning import plan_here, plan_next
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_the_engine_allocates_what_the_plan_says(path: Path) -> None:
     window = replace(plan, settings=replace(plan.settings, drafter=replace(own, n_ctx=512, kv="q8_0")))
     with load(path, path, EngineOptions(), plan=window) as engine:
         assert engine.settings.target == engine.backend.settings  # type: ignore[attr-defined]
-        assert engine.backend.max_keep == 4
+        assert engine.backend.max_outputs == 4
         assert engine.n_draft == 3
         follower = engine.controller.model.follower  # type: ignore[union-attr]
         assert (follower.backend.n_ctx, follower.backend.settings.kv) == (512, "q8_0")
@@ -66,7 +67,7 @@ def test_a_plan_of_smaller_files_is_refused(path: Path, smollm2_path: Path) -> N
 
 
 def test_a_plan_runs_on_another_day_only_where_there_is_room(path: Path) -> None:
-    plan = MemoryPlan.from_json(json.loads(json.dumps(planned(path).to_json())))
+    plan = plan_from_json(json.loads(json.dumps(planned(path).to_json())))
     with pytest.raises(DoesNotFit, match="end other programs"):
         load(path, options=EngineOptions(budget_bytes=plan.process_bytes * 85 // 100), plan=plan)
     with load(path, plan=plan) as engine:

@@ -14,7 +14,7 @@ from edgellm.memory.gguf import read_header
 from edgellm.memory.kv import UnsupportedCache, cache_bytes
 from edgellm.memory.shape import from_header
 from edgellm.runtime.backends.base import LoadError
-from edgellm.runtime.probe import accelerators, probe
+from edgellm.runtime.bringup.probe import accelerators, probe
 
 # Proportions of real models, few layers, weights left out of the file.
 REAL: dict[str, tuple[str, dict[str, Any]]] = {

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from tiny_gguf import write_tiny
 
 from edgellm.runtime import ChatSession, Engine, EngineOptions, Sampling, load
-from edgellm.runtime.markers import Markers, find_markers, marker_ids, opens_thought
-from edgellm.runtime.reasoning import AnswerStream, Thinking, ThoughtStream
-from edgellm.runtime.template import Message
-from edgellm.runtime.vocabulary import Vocabulary
+from edgellm.runtime.text.markers import Markers, find_markers, marker_ids, opens_thought
+from edgellm.runtime.text.reasoning import AnswerStream, Thinking, ThoughtStream
+from edgellm.runtime.text.template import Message
+from edgellm.runtime.text.vocabulary import Vocabulary
 
 TAGS = Markers("<think>", "</think>", "\n</think>\n\n")
 HARMONY = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>")

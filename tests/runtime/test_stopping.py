@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgellm.runtime.stopping import TextStream
+from edgellm.runtime.text.stopping import TextStream
 
 portions = st.lists(st.integers(1, 7), min_size=1)
 

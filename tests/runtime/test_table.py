@@ -15,18 +15,18 @@ from tiny_gguf import write_tiny
 from edgellm.memory.gguf import read_header
 from edgellm.runtime import engine as engine_module
 from edgellm.runtime.backends.llama_cpp import engine_name
+from edgellm.runtime.bringup.planning import EngineOptions
 from edgellm.runtime.engine import load
-from edgellm.runtime.pairing import match, overlap
-from edgellm.runtime.planning import EngineOptions
-from edgellm.runtime.table import BadTable, TranslationTable, find
+from edgellm.runtime.text.vocabulary_map import BadTable, VocabularyMap, find
+from edgellm.runtime.text.vocabulary_match import match, overlap
 
 TARGET = byte_vocabulary(b"the", b"other", b"harbour", " 🙂".encode())
 DRAFT = byte_vocabulary(b"the", b"har", b"bour", b"ot", b"her")
 KEYS = {"target_key": "t" * 64, "draft_key": "d" * 64, "engine": "some engine"}
 
 
-def table() -> TranslationTable:
-    return TranslationTable.build(TARGET, DRAFT, **KEYS)
+def table() -> VocabularyMap:
+    return VocabularyMap.build(TARGET, DRAFT, **KEYS)
 
 
 def written(folder: Path, data: bytes, name: str = "draft.pair") -> Path:
@@ -37,7 +37,7 @@ def written(folder: Path, data: bytes, name: str = "draft.pair") -> Path:
 def test_a_table_comes_back_as_it_was_and_is_the_same_twice(tmp_path: Path) -> None:
     made = table()
     assert made.to_bytes() == table().to_bytes()
-    back = TranslationTable.load(written(tmp_path, made.to_bytes()))
+    back = VocabularyMap.load(written(tmp_path, made.to_bytes()))
     assert back.to_bytes() == made.to_bytes()
     assert back.match == match(TARGET, DRAFT)
     assert back.overlap() == overlap(TARGET, DRAFT)
@@ -88,7 +88,7 @@ def test_a_table_that_lies_about_itself_is_refused_although_its_checksum_is_righ
     header, arrays = parts_of(table().to_bytes())
     assert sealed(header, arrays) == table().to_bytes()
     with pytest.raises(BadTable):
-        TranslationTable.load(written(tmp_path, sealed(header | change, arrays)))
+        VocabularyMap.load(written(tmp_path, sealed(header | change, arrays)))
 
 
 def test_ids_outside_the_vocabularies_are_refused_although_the_checksum_is_right(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_ids_outside_the_vocabularies_are_refused_although_the_checksum_is_right
         for value in (-2, 2**30):
             changed = arrays[:at] + struct.pack("<i", value) + arrays[at + 4 :]
             with pytest.raises(BadTable):
-                TranslationTable.load(written(tmp_path, sealed(header, changed)))
+                VocabularyMap.load(written(tmp_path, sealed(header, changed)))
 
 
 def test_500_mutations_are_refused(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_500_mutations_are_refused(tmp_path: Path) -> None:
         else:
             data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         with pytest.raises(BadTable):
-            TranslationTable.load(written(tmp_path, bytes(data)))
+            VocabularyMap.load(written(tmp_path, bytes(data)))
 
 
 def test_the_table_of_the_pair_is_found_among_foreign_and_damaged_ones(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_the_table_of_the_pair_is_found_among_foreign_and_damaged_ones(tmp_path:
     found, note = find(tmp_path, **KEYS)
     assert found is None
     assert note.startswith("a.pair is not used: a.pair is damaged")
-    written(tmp_path, TranslationTable.build(TARGET, DRAFT, **{**KEYS, "draft_key": "x"}).to_bytes(), "b.pair")
+    written(tmp_path, VocabularyMap.build(TARGET, DRAFT, **{**KEYS, "draft_key": "x"}).to_bytes(), "b.pair")
     assert find(tmp_path, **KEYS)[1].startswith("b.pair is not used: it is of another pair")
     written(tmp_path, table().to_bytes(), "c.pair")
     found, note = find(tmp_path, **KEYS)

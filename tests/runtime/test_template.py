@@ -13,8 +13,8 @@ from fakes import PieceTokenizer, byte_vocabulary
 from tiny_gguf import write_tiny
 
 from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
-from edgellm.runtime.template import DOCUMENT, ChatTemplate, Message, TemplateError, usable
-from edgellm.runtime.vocabulary import TokenKind, Vocabulary
+from edgellm.runtime.text.template import DOCUMENT, ChatTemplate, Message, TemplateError, usable
+from edgellm.runtime.text.vocabulary import TokenKind, Vocabulary
 
 FAMILIES = ("smollm2", "llama2", "llama3", "gemma3", "qwen3")  # Llama 2's vocabulary comes without a template
 CHATML = (

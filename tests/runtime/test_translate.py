@@ -7,8 +7,8 @@ from fakes import PieceTokenizer, byte_vocabulary
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgellm.runtime.translate import WINDOW, GrowingText, continuation, safe_start
-from edgellm.runtime.vocabulary import Vocabulary, incomplete_tail
+from edgellm.runtime.text.translate import WINDOW, GrowingText, continuation, safe_start
+from edgellm.runtime.text.vocabulary import Vocabulary, incomplete_tail
 
 WORDS = [b" the", b"the", b"he", b" a", b"\n\n", b".\n", b"    ", "é".encode(), "日本".encode(), b"\xf0\x9f", b"<end>"]
 texts = st.lists(st.sampled_from([b" the", b"he", b" ", b"\n", b".", "é日🙂".encode(), b"\xff", b"\x80", b"<end>"]))

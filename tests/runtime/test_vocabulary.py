@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vocabularies import NAMES, NASTY, vocabulary_gguf
 
-from edgellm.export import gguf_writer
+from edgellm.export.convert import gguf_writer
 from edgellm.runtime.backends.base import LoadError
 from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
-from edgellm.runtime.translate import GrowingText
-from edgellm.runtime.vocabulary import MAX_WORD_BYTES, MAX_WORDS, CannotEncode, Vocabulary, incomplete_tail
+from edgellm.runtime.text.translate import GrowingText
+from edgellm.runtime.text.vocabulary import MAX_WORD_BYTES, MAX_WORDS, CannotEncode, Vocabulary, incomplete_tail
 
 REAL = ("smollm2", *NAMES)
 N_STRINGS = 10_000

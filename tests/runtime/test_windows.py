@@ -14,7 +14,7 @@ from edgellm.memory.gguf import read_header
 from edgellm.memory.kv import cache_bytes
 from edgellm.memory.shape import UnknownShape, from_header
 from edgellm.runtime.backends.base import LoadError
-from edgellm.runtime.probe import probe
+from edgellm.runtime.bringup.probe import probe
 
 SETTINGS = [ContextSettings(8192, 64, 3), ContextSettings(300, 32, 3)]
 

@@ -113,18 +113,18 @@ def test_what_is_no_curve_is_refused(change: dict[str, Any]) -> None:
 
 
 def test_measuring_takes_every_width_and_leaves_nothing_behind() -> None:
-    backend = TableBackend(random_table(5), n_ctx=1024, max_keep=9)
+    backend = TableBackend(random_table(5), n_ctx=1024, max_outputs=9)
     found = measure(backend)
     assert found.widths == tuple(n for n in WIDTHS if n <= 9)
     assert found.contexts == CONTEXTS
     assert backend.tokens == []
-    small = measure(TableBackend(random_table(5), n_ctx=128, max_keep=1), DRAFT_WIDTHS)
+    small = measure(TableBackend(random_table(5), n_ctx=128, max_outputs=1), DRAFT_WIDTHS)
     assert small.widths == DRAFT_WIDTHS
     assert small.contexts == (CONTEXTS[0],)
 
 
 def test_a_busy_machine_is_measured_at_fewer_widths_and_not_for_longer() -> None:
-    found = measure(TableBackend(random_table(5), n_ctx=1024, max_keep=16), budget_s=0.0)
+    found = measure(TableBackend(random_table(5), n_ctx=1024, max_outputs=16), budget_s=0.0)
     assert found.widths == (1, 16)
     assert found.contexts == (CONTEXTS[0],)
     assert found(8) > 0.0

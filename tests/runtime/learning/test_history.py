@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgellm.memory.learnt import STORE_BYTES, STORE_TOKENS, conversation_bytes
+from edgellm.memory.drafting_budgets import STORE_BYTES, STORE_TOKENS, conversation_bytes
 from edgellm.runtime.learning.history import GAP, MAX_MATCH, ORDERS, History, n_bytes
 from edgellm.runtime.learning.recall import Recall
 

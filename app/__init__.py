@@ -1,0 +1,1 @@
+"""Between commands and engines: names to files, pairs chosen and judged, loading, defaults. It prints nothing."""

@@ -1,0 +1,1 @@
+"""Adapters: a PEFT folder as a GGUF adapter, or merged into its base."""

@@ -1,0 +1,1 @@
+"""Getting models: names, the Hub, packages, and where they lie on this machine."""

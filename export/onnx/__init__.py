@@ -1,0 +1,1 @@
+"""Making ONNX graphs of a checkpoint, and what an app's build needs beside them."""

@@ -1,0 +1,26 @@
+"""What a plan is asked to keep to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgellm.memory.context import KvType
+from edgellm.memory.plan import Loading
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """What a plan must keep to. None leaves a choice to the solver."""
+
+    n_ctx: int | None = None
+    kv: KvType | None = None
+    n_draft: int | None = None
+    n_ubatch: int | None = None
+    copy: bool = True
+    loading: Loading = "mapped"
+    repack: bool = False
+    n_threads: int = 2
+    keep_drafter: bool = False  # the drafter was asked for: drop it only to fit
+
+
+ANYTHING = PlanRequest()

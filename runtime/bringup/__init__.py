@@ -1,0 +1,1 @@
+"""An engine comes up: memory planned, libraries tried, models opened."""

@@ -1,0 +1,206 @@
+"""From what a user fixes to a plan that holds on this machine, before anything is loaded."""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from edgellm.memory.adapter import AdapterError, Lora, adapted, refuse_adapter
+from edgellm.memory.context import N_DRAFT_MOST, ContextSettings, KvType
+from edgellm.memory.cpu import usable_cores
+from edgellm.memory.device import Device, budget_device, this_machine
+from edgellm.memory.gguf import GgufError
+from edgellm.memory.onnx_graph import OnnxError, is_onnx
+from edgellm.memory.onnx_plan import read_shape
+from edgellm.memory.plan import DoesNotFit, Loading, MemoryPlan, PairSettings, PlanError
+from edgellm.memory.plan import plan as lines_of
+from edgellm.memory.plan_request import PlanRequest
+from edgellm.memory.shape import ModelShape, UnknownShape, from_header
+from edgellm.memory.solve import DEFAULT_N_CTX, N_UBATCH, refusal, solve
+from edgellm.memory.split import read_model
+from edgellm.memory.units import format_bytes
+from edgellm.runtime.backends.base import LoadError, OutOfMemory
+from edgellm.runtime.backends.llama_cpp import has_extra_buffers, kernels, offloads
+from edgellm.runtime.drafters.adaptive import Stop
+
+TOLERANCE = (
+    0.02  # of a stored plan against the same plan made anew: another machine may size buffers a little otherwise
+)
+_NOT_ASKED_FOR = ("runtime", "system reserve", "margin")  # lines that are there already, or not this program's
+UNTOUCHED_BYTES = 72 * 2**20  # a context's: threads' stacks and tables that are reserved and never filled
+
+
+Learn = Literal["kept", "fresh", "off"]
+"""kept: go on with what earlier runs learnt; fresh: begin with nothing and keep nothing; off: do not learn."""
+Spelling = Literal["merged", "text", "omnidraft", "direct", "tli"]
+"""merged: text tokenised again, its end judged by OmniDraft's cache; text: without the cache; omnidraft: token by token
+and by the cache's entries; direct: token by token; tli: likewise, and nothing else is drafted."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What is fixed of how a pair runs; None leaves it to the plan. Sizes are in tokens."""
+
+    n_ctx: int | None = None  # 4,096, or less where memory is short
+    n_draft: int = N_DRAFT_MOST
+    copy: bool = True  # propose what followed the same words before
+    fixed: bool = False  # draft `n_draft` tokens a round whatever they cost
+    stop: Stop = "cost"  # what ends a draft of a fixed length earlier
+    spelling: Spelling = "merged"  # how a draft of another vocabulary is said in the target's
+    warm_start: bool = False  # with spelling "omnidraft": a cache that knows nothing begins with the vocabularies alone
+    merged_probs: bool = False  # with spelling "omnidraft", when sampling: accept more, follow the target approximately
+    learn: Learn = "kept"  # from what the target says: for later answers, and how two vocabularies spell each other
+    learned: Path | None = None  # where that and measured costs are kept between runs; None: nowhere
+    assume_cost: float | None = None  # choose lengths as if a pass over n tokens took 1 + this (n - 1) times one's
+    exact: bool = False  # prove at load which widths agree bit for bit, and keep to those
+    kv: KvType | None = None  # f16, or less where memory is short
+    n_ubatch: int | None = None
+    n_threads: int | None = None  # the physical cores that this process may use
+    n_gpu_layers: int = -1
+    main_gpu: int = 0
+    mmap: bool = False  # weights are read once; mapped, llama.cpp would keep what it repacks a second time
+    loras: tuple[Lora, ...] = ()  # adapters of the target
+    budget_bytes: int | None = None  # this program's own; what the machine has free
+
+
+DEFAULTS = EngineOptions()
+
+
+def plan_here(
+    target: Path, draft: Path | None, options: EngineOptions, plan: MemoryPlan | None = None
+) -> tuple[MemoryPlan | None, str]:
+    """A plan that fits, and a sentence on it: the one given, if there is room for it, or one of our own.
+
+    No plan where the planner does not know a model's cache, or where a file is for the engine to refuse.
+
+    Raises:
+        PlanError: the plan given was made for smaller files.
+        DoesNotFit: nothing that keeps to `options` fits; the message names what would.
+        LoadError: an adapter is for another model.
+    """
+    device = _device(options)
+    if plan is not None:
+        _check_files(plan, target, draft, options)
+        if plan.required_bytes > device.usable_bytes:
+            raise DoesNotFit(
+                f"the plan needs {format_bytes(plan.required_bytes)} and {device.name} has "
+                f"{format_bytes(device.usable_bytes)} for it: end other programs, or plan again with a smaller --mem"
+            )
+        return plan, f"planned: {format_bytes(plan.process_bytes)}"
+    try:
+        shapes = _adapted(target, options), _shape(draft) if draft else None
+    except AdapterError as error:
+        raise LoadError(str(error)) from error
+    except (UnknownShape, GgufError, OnnxError, OSError) as error:
+        return None, f"memory is not planned: {error}"
+    solution = solve(*shapes, device, _ask(options))
+    if not solution.plan.fits:
+        raise DoesNotFit(refusal(solution))
+    room = f"{format_bytes(device.usable_bytes)} that {device.name} has for it"
+    return solution.plan, f"planned: {format_bytes(solution.plan.process_bytes)} of {room}"
+
+
+def _check_files(plan: MemoryPlan, target: Path, draft: Path | None, options: EngineOptions) -> None:
+    """A plan holds for the files that it was made from, or for others that take no more."""
+    try:
+        shapes = _adapted(target, options), _shape(draft) if draft and plan.settings.drafter else None
+    except (UnknownShape, GgufError, OnnxError, AdapterError, OSError):
+        return  # a plan by the engine's own sizes, or a file that the engine will refuse
+    needed = lines_of(*shapes, plan.settings, plan.limit).process_bytes
+    if needed > plan.process_bytes * (1 + TOLERANCE):
+        raise PlanError(
+            f"the plan is of {plan.target} {plan.quantisation} with {plan.drafter or 'no drafter'}, and these files "
+            f"need {format_bytes(needed)} where it has {format_bytes(plan.process_bytes)}: plan again"
+        )
+
+
+def trimmed(plan: MemoryPlan) -> list[str]:
+    """What the plan gave up that a user may notice."""
+    return [step.name for step in plan.steps if not step.cost.startswith("none")]
+
+
+def reserve(plan: MemoryPlan) -> None:
+    """Ask the system for all that the plan will take, and give it back.
+
+    The engine refuses a cache that it cannot have, and ends the process where a small allocation fails: limits on a
+    process are found here instead.
+
+    Raises:
+        OutOfMemory: it is not to be had.
+    """
+    n_bytes = sum(line.n_bytes for line in plan.lines if line.name not in _NOT_ASKED_FOR)
+    n_bytes += UNTOUCHED_BYTES * (2 if plan.settings.drafter else 1)
+    try:
+        if sys.platform == "win32":
+            mmap.mmap(-1, n_bytes).close()
+        else:  # private, as the engine's own memory: shared pages are under other limits
+            mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    except OSError as error:
+        raise OutOfMemory(f"{format_bytes(n_bytes)} could not be had: not enough memory") from error
+
+
+def plan_next(target: Path, draft: Path | None, options: EngineOptions, plan: MemoryPlan) -> MemoryPlan | None:
+    """The largest plan that is smaller than one whose memory could not be had; None where nothing is left to trim."""
+    drafter = _shape(draft) if draft and plan.settings.drafter else None
+    device = replace(_device(options), total_bytes=plan.required_bytes - 1, usable_bytes=plan.required_bytes - 1)
+    found = solve(_adapted(target, options), drafter, device, _ask(options)).plan
+    return found if found.fits else None
+
+
+def unplanned(options: EngineOptions) -> PairSettings:
+    """The settings of a model whose memory nobody planned."""
+    main = ContextSettings(
+        n_ctx=options.n_ctx or DEFAULT_N_CTX,
+        n_ubatch=options.n_ubatch or N_UBATCH,
+        n_outputs=options.n_draft + 1,
+        kv=options.kv or "f16",
+        n_threads=options.n_threads or usable_cores(),
+    )
+    return PairSettings(main, options.n_draft, None, options.copy, _loading(options), not options.exact)
+
+
+def _ask(options: EngineOptions) -> PlanRequest:
+    return PlanRequest(
+        n_ctx=options.n_ctx,
+        kv=options.kv,
+        n_draft=options.n_draft if options.fixed or options.n_draft != N_DRAFT_MOST else None,
+        n_ubatch=options.n_ubatch,
+        copy=options.copy,
+        loading=_loading(options),
+        repack=not options.exact and not kernels().active and has_extra_buffers(),
+        n_threads=options.n_threads or usable_cores(),
+        keep_drafter=True,
+    )
+
+
+def _loading(options: EngineOptions) -> Loading:
+    return "mapped" if options.mmap else "packed" if kernels().active else "copied"
+
+
+def _device(options: EngineOptions) -> Device:
+    if options.budget_bytes is not None:
+        return budget_device(options.budget_bytes)
+    here = this_machine()
+    if options.n_gpu_layers and offloads() and not here.unified:
+        # Weights and caches go to a card of its own, whose memory the engine itself minds.
+        return replace(here, name="this machine and its GPU", total_bytes=2**62, usable_bytes=2**62)
+    # What this process holds already (the interpreter, the engine's libraries) is part of its plan.
+    resident = psutil.Process().memory_info().rss
+    return replace(here, usable_bytes=min(here.usable_bytes + resident, here.total_bytes))
+
+
+def _adapted(target: Path, options: EngineOptions) -> ModelShape:
+    if is_onnx(target):
+        return adapted(_shape(target), options.loras)
+    header = read_model(target)
+    refuse_adapter(header)
+    return adapted(from_header(header, target.stem), options.loras, header)
+
+
+def _shape(path: Path) -> ModelShape:
+    return read_shape(path) if is_onnx(path) else from_header(read_model(path), path.stem)

@@ -1,0 +1,1 @@
+"""Text and vocabularies: chat templates, tokens to text, and one vocabulary in terms of another."""
