@@ -9,7 +9,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal
 CPP := $(wildcard runtime/kernels/src/*.cpp runtime/kernels/src/*.h tests/runtime/kernels/*.cpp)
 
-.PHONY: chat test test-model test-slow test-export check dist lock clean
+.PHONY: chat test test-model test-slow test-export check dist lock hooks clean
 .DELETE_ON_ERROR:
 
 chat: $(VENV)/.installed
@@ -42,6 +42,11 @@ lock: $(VENV)/.installed
 	$(PIP) uv
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --generate-hashes \
 		--no-header --no-annotate --no-emit-index-url --output-file requirements.lock pyproject.toml
+
+# The checks that git makes before a commit (.pre-commit-config.yaml).
+hooks: $(VENV)/.installed-dev
+	$(PIP) pre-commit
+	$(BIN)/pre-commit install
 
 $(VENV)/.installed: pyproject.toml
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
