@@ -49,6 +49,7 @@ def build(compiler: str, sources: list[str], options: list[str], program: Path) 
     subprocess.run([compiler, *options, *objects, "-o", program, "-pthread"], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (shutil.which("aarch64-linux-gnu-g++") and shutil.which("qemu-aarch64")),
     reason="needs an ARM compiler and qemu",
