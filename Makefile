@@ -1,5 +1,5 @@
 # Two commands matter: `make chat` (set up, then talk) and `make test` (set up, then prove).
-# `make test JOBS=0` runs the tests in one process; `make test LOCKED=1` (or any target) installs what requirements.lock says.
+# `make test JOBS=0` runs the tests in one process; LOCKED=1, with any target, installs the versions of requirements.lock.
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= auto
@@ -48,7 +48,7 @@ hooks: $(VENV)/.installed-dev
 	$(PIP) pre-commit
 	$(BIN)/pre-commit install
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml $(if $(LOCKED),requirements.lock)
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(if $(LOCKED),$(PIP) --require-hashes --requirement requirements.lock)
 	$(PIP) --editable .
