@@ -28,7 +28,7 @@ from edgellm.app.export_options import (
     way_of,
 )
 from edgellm.export import manifest, pipeline
-from edgellm.export.convert import imatrix
+from edgellm.export.convert import imatrix, imatrix_file
 from edgellm.export.environments import EXPORTERS, Exporter, environment
 from edgellm.export.lora import adapter_export, adapter_source
 from edgellm.export.manifest import Manifest, ManifestError
@@ -101,7 +101,7 @@ def _refuse_early(asked: ExportRequest) -> None:
     drafts = (gguf_types(asked.draft_quant or "") or wanted) if asked.draft else ()
     imatrix.refuse_without(wanted if asked.mem is None else (), drafts, has_matrix=asked.imatrix is not None)
     if asked.imatrix is not None:
-        imatrix.read(asked.imatrix)
+        imatrix_file.read(asked.imatrix)
 
 
 def _folder(asked: ExportRequest, suffix: str = "export") -> Path:

@@ -10,7 +10,8 @@ from typing import Any, BinaryIO
 from edgellm.app.export_options import BadOption
 from edgellm.export import manifest
 from edgellm.export.convert import imatrix
-from edgellm.export.convert.imatrix import MAX_TEXT_BYTES, BadImatrix, Made
+from edgellm.export.convert.imatrix import MAX_TEXT_BYTES, Made
+from edgellm.export.convert.imatrix_file import BadImatrix
 from edgellm.export.obtain import store
 from edgellm.export.obtain.download import Progress
 from edgellm.memory.units import format_bytes

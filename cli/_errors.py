@@ -26,7 +26,7 @@ _KNOWN: dict[str, int] = {
     "edgellm.memory.onnx_graph.OnnxError": FAILED,
     "edgellm.export.obtain.download.SourceError": FAILED,
     "edgellm.export.environments.ExporterError": FAILED,
-    "edgellm.export.convert.imatrix.BadImatrix": FAILED,
+    "edgellm.export.convert.imatrix_file.BadImatrix": FAILED,
     "edgellm.export.manifest.ManifestError": FAILED,
     "edgellm.export.staging.ExportError": FAILED,
     "edgellm.export.convert.trim.TrimError": FAILED,

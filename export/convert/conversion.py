@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 from edgellm.export.convert import hf_to_gguf
 from edgellm.export.read.facts import (
-    FAMILIES,
     MIN_CONTEXT,
     UnsupportedModel,
     read_document,
@@ -25,6 +24,7 @@ from edgellm.export.read.facts import (
     text_settings,
     window_remark,
 )
+from edgellm.export.read.families import FAMILIES
 from edgellm.export.read.tokenizer import account_model_file
 
 Choice = Literal["own", "llama.cpp"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgellm.export.convert.hf_to_gguf import gguf_name
+from edgellm.export.convert.tensors import gguf_name
 from edgellm.export.lora.adapters import EMBEDDING, HEAD, Adapter, Floats, Pair, floats_of, read_floats
 from edgellm.export.obtain.source import TOKENIZER_FILES
 from edgellm.export.read.checkpoint import CHUNK_BYTES, StoredTensor, read_checkpoint

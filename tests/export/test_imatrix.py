@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from tiny_gguf import write_tiny
 
 from edgellm.export import pipeline
-from edgellm.export.convert import engine_jobs, imatrix
+from edgellm.export.convert import engine_jobs, imatrix, imatrix_file
 from edgellm.export.convert.engine_jobs import EngineJobError
 from edgellm.export.convert.hf_to_gguf import to_gguf
-from edgellm.export.convert.imatrix import BadImatrix, Collected
+from edgellm.export.convert.imatrix_file import BadImatrix, Collected
 from edgellm.export.obtain.source import resolve, sha256_of
 from edgellm.export.pipeline import Options, Request
 from edgellm.export.staging import ExportError
@@ -80,7 +80,7 @@ def test_every_way_of_keeping_a_cache_gives_statistics_of_every_token(tmp_path: 
     made = make(model, tmp_path / "imatrix.gguf", chunks=2)
     header = read_header(model)
     matrices = {t.name: t for t in header.tensors if t.name.startswith("blk.") and len(t.shape) > 1}
-    found = imatrix.read(tmp_path / "imatrix.gguf")
+    found = imatrix_file.read(tmp_path / "imatrix.gguf")
     assert found.means.keys() <= matrices.keys()
     assert len(found.means) > len(matrices) / 2
     for name in found.means:
@@ -169,7 +169,7 @@ def collected(path: Path, changes: Mapping[str, tuple[Any, Any]]) -> Path:
         else:
             sums[name], counts[name] = np.array([changed], np.float32), np.array([number], np.float32)
     facts = {"model": "m", "fingerprint": None, "datasets": []}
-    imatrix.write_state(path, Collected(sums, counts, 64, 1, 0.0, 0, "key"), facts)
+    imatrix_file.write_state(path, Collected(sums, counts, 64, 1, 0.0, 0, "key"), facts)
     return path
 
 
@@ -209,7 +209,7 @@ def test_experts_that_were_never_chosen_count_alike_and_are_told(tmp_path: Path)
         at = header.data_offset + found.offset
         data[at : at + n_bytes] = bytes(n_bytes)
     path.write_bytes(data)
-    assert (imatrix.read(path).means[name][0] == 1).all()
+    assert (imatrix_file.read(path).means[name][0] == 1).all()
     (remark,) = (remark for remark in imatrix.check(path, model, ("Q4_0",)) if "never seen" in remark)
     assert name in remark or "more: their columns" in remark
 
@@ -217,19 +217,19 @@ def test_experts_that_were_never_chosen_count_alike_and_are_told(tmp_path: Path)
 def test_llama_cpps_older_format_is_read(tmp_path: Path, llama: Path) -> None:
     whole = collected(tmp_path / "i.gguf", {})
     entries = []
-    for name, mean in imatrix.read(whole).means.items():
+    for name, mean in imatrix_file.read(whole).means.items():
         values = (mean.ravel() * 3).astype("<f4")
         head = struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", 3, len(values))
         entries.append(head + values.tobytes())
     old = tmp_path / "imatrix.dat"
     old.write_bytes(struct.pack("<i", len(entries)) + b"".join(entries) + struct.pack("<ii", 3, 0))
     assert imatrix.check(old, llama, ("IQ2_XS",)) == []
-    for name, mean in imatrix.read(whole).means.items():
-        assert np.array_equal(imatrix.read(old).means[name], mean)
+    for name, mean in imatrix_file.read(whole).means.items():
+        assert np.array_equal(imatrix_file.read(old).means[name], mean)
     for data in (b"", b"no matrix at all", old.read_bytes()[:500], struct.pack("<ii", 2**30, 2**30) * 9):
         old.write_bytes(data)
         with pytest.raises(BadImatrix, match="is no importance matrix"):
-            imatrix.read(old)
+            imatrix_file.read(old)
 
 
 @pytest.fixture(scope="module")
