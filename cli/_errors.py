@@ -22,7 +22,7 @@ _KNOWN: dict[str, int] = {
     "edgellm.export.read.checkpoint.CheckpointError": FAILED,
     "edgellm.export.convert.engine_jobs.EngineJobError": FAILED,
     "edgellm.export.read.facts.UnsupportedModel": FAILED,
-    "edgellm.export.read.tokenizer.TokenizerError": FAILED,
+    "edgellm.export.read.tokenizer_facts.TokenizerError": FAILED,
     "edgellm.memory.onnx_graph.OnnxError": FAILED,
     "edgellm.export.obtain.download.SourceError": FAILED,
     "edgellm.export.environments.ExporterError": FAILED,

@@ -14,8 +14,9 @@ from edgellm.export.convert import gguf_writer as gguf
 from edgellm.export.convert.dtypes import FILE_TYPES, FloatType
 from edgellm.export.read.facts import UnsupportedModel
 from edgellm.export.read.families import Family
+from edgellm.export.read.gguf_vocabulary import GgufVocabulary
 from edgellm.export.read.rope import Rope, rope_entries
-from edgellm.export.read.tokenizer import GgufVocabulary, TokenizerError
+from edgellm.export.read.tokenizer_facts import TokenizerError
 
 MAX_LAYERS = 1024
 _NO_CAP = 65_536.0  # cap * tanh(x / cap) is x to a millionth for any x up to a hundred

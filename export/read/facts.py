@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.export.read.families import FAMILIES, IDLE, READ, Family
+from edgellm.export.read.json_file import read_json
 from edgellm.export.read.kinds import wanted
-from edgellm.export.read.tokenizer import TokenizerError, read_json
-from edgellm.export.read.tokenizer_facts import WAY_OUT
+from edgellm.export.read.tokenizer_facts import WAY_OUT, TokenizerError
 
 QUANTISED_BESIDE = "hf_quant_config.json"
 MIN_CONTEXT = 512  # tokens; a window below is no context to ship
