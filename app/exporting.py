@@ -36,8 +36,8 @@ from edgellm.export.obtain import source
 from edgellm.export.obtain.download import Progress
 from edgellm.export.obtain.source import ModelSource
 from edgellm.export.onnx import onnx_export, onnx_facts
-from edgellm.export.pipeline import Event, Judge, Tabulator
 from edgellm.export.read.facts import IsAdapter
+from edgellm.export.request import Event, Judge, Options, Request, Tabulator
 from edgellm.export.sizing import DRAFT_QUANT, best_quant
 from edgellm.memory.plan import MemoryPlan
 from edgellm.memory.units import format_bytes, parse_memory
@@ -161,10 +161,10 @@ def _to_gguf(asked: ExportRequest, hooks: Hooks) -> Exported:
     plan = None
     if asked.mem is not None:
         asked, plan = _sized(asked, target, draft, hooks.progress)
-    request = pipeline.Request(
+    request = Request(
         target,
         draft,
-        pipeline.Options.of(there.options) if there else _options(asked, converters),
+        Options.of(there.options) if there else _options(asked, converters),
         folder,
         imatrix=asked.imatrix,
         corpus=asked.trim_corpus,
@@ -196,8 +196,8 @@ def _sized(
     return replace(asked, quant=quant, draft_quant=asked.draft_quant or DRAFT_QUANT), plan
 
 
-def _options(asked: ExportRequest, converters: Converters) -> pipeline.Options:
-    return pipeline.Options(
+def _options(asked: ExportRequest, converters: Converters) -> Options:
+    return Options(
         quants=gguf_types(asked.quant or DEFAULT_QUANT),
         draft_quants=gguf_types(asked.draft_quant or ""),
         keep_vocab=asked.trim_vocab,

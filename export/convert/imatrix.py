@@ -167,8 +167,8 @@ def refuse_without(quants: Sequence[str], draft_quants: Sequence[str], *, has_ma
         )
 
 
-def check(path: Path, base: Path, quants: Sequence[str]) -> list[str]:
-    """Whether an importance matrix is of the model `base`: what it lacks, in sentences.
+def check(path: Path, header: GgufHeader, quants: Sequence[str]) -> list[str]:
+    """Whether an importance matrix is of the model whose file has that header: what it lacks, in sentences.
 
     llama.cpp takes of it what it finds by name, and nothing where it finds nothing.
 
@@ -176,10 +176,10 @@ def check(path: Path, base: Path, quants: Sequence[str]) -> list[str]:
         ExportError: it is another model's, or lacks what one of `quants` needs.
         BadImatrix, GgufError: it is none.
     """
-    matrix, header = read(path), read_header(base)
+    matrix, file_name = read(path), header.path.name
     if matrix.fingerprint is not None and (own := fingerprint_of(header)) and own != matrix.fingerprint:
         raise ExportError(
-            f"{path} was made of another model ({matrix.model or 'unnamed'}), whose norms {base.name} does not have: "
+            f"{path} was made of another model ({matrix.model or 'unnamed'}), whose norms {file_name} does not have: "
             "`edgellm imatrix MODEL --text FILE` makes one of this model"
         )
     sizes = {t.name: t.shape[0] * (t.shape[2] if len(t.shape) > 2 else 1) for t in header.tensors if len(t.shape) > 1}
@@ -188,14 +188,14 @@ def check(path: Path, base: Path, quants: Sequence[str]) -> list[str]:
     if foreign:
         raise ExportError(
             f"{path} is of another model: {len(foreign)} of its {len(matrix.means)} matrices, {foreign[0]} among "
-            f"them, are not in {base.name}, or are of another width"
+            f"them, are not in {file_name}, or are of another width"
         )
     quantised = [name for name in sizes if name.startswith("blk.") and name.endswith("weight")]
     quantised = [name for name in quantised if not _NOT_QUANTISED.search(name)]
     missing = [name for name in quantised if name not in matrix.means]
     if missing and (needy := [quant for quant in quants if quant in NEEDY]):
         raise ExportError(
-            f"{path} has nothing on {_listed(missing)} of {base.name}, which {needy[0]} needs: make one that has, with "
+            f"{path} has nothing on {_listed(missing)} of {file_name}, which {needy[0]} needs: make one that has, with "
             "`edgellm imatrix`, or choose a larger type"
         )
     remarks = []

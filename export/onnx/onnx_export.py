@@ -16,8 +16,8 @@ from edgellm.export.check.fidelity import TEXT, VerificationFailed
 from edgellm.export.environments import Exporter, run_job
 from edgellm.export.manifest import Manifest
 from edgellm.export.obtain.source import TOKENIZER_FILES, ModelSource, fingerprint
-from edgellm.export.pipeline import SMALL_PARAMS, Event, Judge
 from edgellm.export.read.checkpoint import READABLE, read_checkpoint
+from edgellm.export.request import SMALL_PARAMS, Event, Judge
 from edgellm.export.staging import ExportError, publish
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.files import discard, settle, write

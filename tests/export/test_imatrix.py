@@ -23,7 +23,7 @@ from edgellm.export.convert.engine_jobs import EngineJobError
 from edgellm.export.convert.hf_to_gguf import to_gguf
 from edgellm.export.convert.imatrix_file import BadImatrix, Collected
 from edgellm.export.obtain.source import resolve, sha256_of
-from edgellm.export.pipeline import Options, Request
+from edgellm.export.request import Options, Request
 from edgellm.export.staging import ExportError
 from edgellm.memory import files
 from edgellm.memory.gguf import read_header
@@ -87,7 +87,7 @@ def test_every_way_of_keeping_a_cache_gives_statistics_of_every_token(tmp_path: 
         counts = tensor(tmp_path / "imatrix.gguf", f"{name}.counts").ravel()
         n_used = 2 if "exps" in name else 1  # experts of a token
         assert counts.sum() == 2 * N_CTX * n_used, name
-    assert imatrix.check(tmp_path / "imatrix.gguf", model, ("Q4_K_M",)) is not None
+    assert imatrix.check(tmp_path / "imatrix.gguf", read_header(model), ("Q4_K_M",)) is not None
     assert made.perplexity is not None
 
 
@@ -140,10 +140,10 @@ def test_what_cannot_be_collected_is_one_sentence_and_leaves_nothing(tmp_path: P
 def test_a_matrix_of_another_model_of_the_same_shape_is_refused(tmp_path: Path) -> None:
     first, second = (write_tiny(tmp_path / f"{seed}.gguf", "llama", seed=seed) for seed in (1, 2))
     make(first, tmp_path / "imatrix.gguf", chunks=1)
-    assert imatrix.check(tmp_path / "imatrix.gguf", first, ("Q2_K",)) == []
+    assert imatrix.check(tmp_path / "imatrix.gguf", read_header(first), ("Q2_K",)) == []
     assert imatrix.fingerprint_of(read_header(first)) is not None
     with pytest.raises(ExportError, match=r"made of another model \(tiny\)"):
-        imatrix.check(tmp_path / "imatrix.gguf", second, ("Q2_K",))
+        imatrix.check(tmp_path / "imatrix.gguf", read_header(second), ("Q2_K",))
 
 
 def test_a_models_fingerprint_is_the_same_in_every_type(tmp_path: Path) -> None:
@@ -187,15 +187,15 @@ def test_numbers_that_no_run_gives_are_refused(
 ) -> None:
     path = collected(tmp_path / "i.gguf", {"blk.0.attn_q.weight": (values, count)})
     with pytest.raises(BadImatrix, match=sentence):
-        imatrix.check(path, llama, ("Q4_0",))
+        imatrix.check(path, read_header(llama), ("Q4_0",))
 
 
 def test_what_a_matrix_lacks_is_told_or_refused_where_a_type_needs_it(tmp_path: Path, llama: Path) -> None:
     path = collected(tmp_path / "i.gguf", {"blk.1.ffn_up.weight": (None, 0)})
-    (remark,) = imatrix.check(path, llama, ("Q4_0",))
+    (remark,) = imatrix.check(path, read_header(llama), ("Q4_0",))
     assert "nothing on 1 of 14 matrices (blk.1.ffn_up.weight)" in remark
     with pytest.raises(ExportError, match=r"has nothing on blk\.1\.ffn_up\.weight .*, which IQ2_XS needs"):
-        imatrix.check(path, llama, ("Q4_0", "IQ2_XS"))
+        imatrix.check(path, read_header(llama), ("Q4_0", "IQ2_XS"))
 
 
 def test_experts_that_were_never_chosen_count_alike_and_are_told(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_experts_that_were_never_chosen_count_alike_and_are_told(tmp_path: Path)
         data[at : at + n_bytes] = bytes(n_bytes)
     path.write_bytes(data)
     assert (imatrix_file.read(path).means[name][0] == 1).all()
-    (remark,) = (remark for remark in imatrix.check(path, model, ("Q4_0",)) if "never seen" in remark)
+    (remark,) = (remark for remark in imatrix.check(path, read_header(model), ("Q4_0",)) if "never seen" in remark)
     assert name in remark or "more: their columns" in remark
 
 
@@ -223,7 +223,7 @@ def test_llama_cpps_older_format_is_read(tmp_path: Path, llama: Path) -> None:
         entries.append(head + values.tobytes())
     old = tmp_path / "imatrix.dat"
     old.write_bytes(struct.pack("<i", len(entries)) + b"".join(entries) + struct.pack("<ii", 3, 0))
-    assert imatrix.check(old, llama, ("IQ2_XS",)) == []
+    assert imatrix.check(old, read_header(llama), ("IQ2_XS",)) == []
     for name, mean in imatrix_file.read(whole).means.items():
         assert np.array_equal(imatrix_file.read(old).means[name], mean)
     for data in (b"", b"no matrix at all", old.read_bytes()[:500], struct.pack("<ii", 2**30, 2**30) * 9):
