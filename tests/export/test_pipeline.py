@@ -27,8 +27,8 @@ from edgellm.export.convert.gguf_writer import PlannedTensor, string, u32, write
 from edgellm.export.convert.trim import TrimError, _raw_entries, trim_vocabulary
 from edgellm.export.manifest import ManifestError
 from edgellm.export.obtain.source import resolve, sha256_of
-from edgellm.export.pipeline import Options, Request
 from edgellm.export.read.facts import UnsupportedModel
+from edgellm.export.request import Options, Request
 from edgellm.export.staging import ExportError
 from edgellm.memory.gguf import TensorInfo, read_header
 from edgellm.runtime.engine import load
