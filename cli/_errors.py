@@ -37,6 +37,7 @@ _KNOWN: dict[str, int] = {
     "edgellm.export.obtain.store.PullError": FAILED,
     "edgellm.cli._conversation.BadConversation": FAILED,
     "edgellm.runtime.learning.keep.BadArchive": FAILED,
+    "edgellm.runtime.request.BadRequest": USAGE,
     "edgellm.runtime.sampling.BadSampling": USAGE,
     "edgellm.runtime.text.steps.TemplateError": FAILED,
     "edgellm.runtime.backends.base.LoadError": FAILED,

@@ -8,6 +8,7 @@ import os
 import select
 import stat
 import sys
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -206,13 +207,14 @@ def _answer_once(session: ChatSession, question: str, max_tokens: int | None, fo
     from edgellm.cli._terminal import dim, interrupts, waiting
 
     form.start()
-    with interrupts(session.engine.stop_asked), waiting("…") as erase:
+    cancel = threading.Event()
+    with interrupts(cancel), waiting("…") as erase:
 
         def on_thought(piece: str) -> None:
             erase()
             form.thought(piece)
 
-        for piece in session.reply(question, max_tokens=max_tokens, on_thought=on_thought):
+        for piece in session.reply(question, max_tokens=max_tokens, cancel=cancel, on_thought=on_thought):
             erase()
             form.text(piece)
     answer = session.last

@@ -88,8 +88,9 @@ def _measured(target: ModelFile, draft: ModelFile) -> dict[str, Any]:
     """What becomes of the drafter's proposals alone (nothing is copied), greedily and with the default length."""
     from edgellm.cli._terminal import waiting
     from edgellm.runtime.bringup.planning import EngineOptions
-    from edgellm.runtime.conversation import ChatSession, Stats
+    from edgellm.runtime.conversation import ChatSession
     from edgellm.runtime.engine import load
+    from edgellm.runtime.request import Stats
 
     total = Stats()
     with (

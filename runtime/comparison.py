@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from edgellm.runtime.backends.base import Backend, keep_common_prefix
-from edgellm.runtime.conversation import ChatSession, Stats
+from edgellm.runtime.conversation import ChatSession
 from edgellm.runtime.engine import Engine, with_drafter
+from edgellm.runtime.request import Stats
 from edgellm.runtime.sampling import GREEDY, Sampling
 from edgellm.runtime.text.template import Message
 
@@ -88,7 +89,7 @@ class Report:
         ids = {run.prompt.id for run in runs}
         total = Stats()
         for run in runs:
-            add(total, run.stats)
+            total.add(run.stats)
         return {
             "n_prompts": len(ids),
             "n_new": total.n_new,
@@ -239,19 +240,9 @@ def run_one(name: str, engine: Engine, prompt: Prompt, max_tokens: int, sampling
         assert session.last is not None
         stats = session.last.stats
         turns.append(session.last.tokens)
-        add(total, stats)
+        total.add(stats)
         rest_s += stats.decode_s - stats.draft_s - stats.translate_s - stats.verify_s - stats.sample_s
     return Run(name, prompt, turns, total, rest_s)
-
-
-def add(total: Stats, other: Stats) -> None:
-    """Sum every figure of `other` into `total`."""
-    for name in Stats.__dataclass_fields__:
-        value = getattr(other, name)
-        if isinstance(value, dict):
-            getattr(total, name).update(value)
-        else:
-            setattr(total, name, getattr(total, name) + value)
 
 
 def _compare(report: Report, plain_engine: Engine) -> None:
