@@ -127,11 +127,8 @@ class Json(Plain):
 
     def _result(self, answer: Answer) -> dict[str, Any]:
         result = answer.to_json()
-        return (
-            {name: value for name, value in result.items() if name != "stats"}
-            | self._models
-            | {"stats": result["stats"]}
-        )
+        stats = result.pop("stats")  # the longest part comes last
+        return result | self._models | {"stats": stats}
 
 
 class JsonLines(Json):
