@@ -7,7 +7,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
-from edgellm.cli._lora import adapters_json
+from edgellm.app.adapters import adapters_json
 from edgellm.cli._output import out, wants_colour
 from edgellm.cli._terminal import WordWrap, printable
 

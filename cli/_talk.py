@@ -170,10 +170,10 @@ class Talk:
         out.note(dim(f"(system prompt: {self.session.system or 'none'})"))
 
     def _save(self, name: str) -> None:
-        from edgellm.cli import _conversation
+        from edgellm.app import conversations
 
         session, path = self.session, Path(name).expanduser()
-        _conversation.save(
+        conversations.save(
             path,
             session.messages,
             system=session.system,
@@ -197,10 +197,10 @@ class Talk:
         self._take_up(self.kept, "the conversation left last", keeps_system=self.session.system is not None)
 
     def _take_up(self, path: Path, what: str, *, keeps_system: bool = False) -> None:
-        from edgellm.cli import _conversation
+        from edgellm.app import conversations
 
         session = self.session
-        loaded = _conversation.read(path, session.engine.model.vocabulary)
+        loaded = conversations.read(path, session.engine.model.vocabulary)
         session.clear()
         if not keeps_system:
             session.system = loaded.system
@@ -214,12 +214,12 @@ class Talk:
 
     def keep(self) -> bool:
         """Keep what was said for `resume`. A disk that refuses is a warning: the conversation ends all the same."""
-        from edgellm.cli import _conversation
+        from edgellm.app import conversations
 
         if self.kept is None or not self.session.messages:
             return False
         try:
-            _conversation.keep(
+            conversations.keep(
                 self.kept,
                 self.session.messages,
                 system=self.session.system,
