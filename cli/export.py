@@ -70,10 +70,10 @@ def export(
     An interrupted export goes on where it stopped. The folder appears when all of it is there.
     """
     from edgellm.app import exporting
+    from edgellm.app.defaults import asked_bytes
+    from edgellm.app.evaluation import judge, tabulate
     from edgellm.app.export_options import ExportRequest
     from edgellm.cli import _export_view as view
-    from edgellm.cli._models import asked_bytes
-    from edgellm.cli._pair import judge, tabulate
     from edgellm.cli._progress import DownloadBar
 
     asked_bytes(mem)  # answers are in its units
