@@ -13,13 +13,17 @@ from collections.abc import Callable, Sequence
 
 import typer
 
+from edgellm.memory.errors import USAGE, EdgellmError
+
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", '"': '"', "'": "'"}
 _ESCAPE = re.compile(r"""\\([ntr\\"'])""")
 _QUOTED = re.compile(r"""\s*(?:"((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)')(?=\s|$)""", re.DOTALL)
 
 
-class BadTexts(ValueError):
+class BadTexts(EdgellmError, ValueError):
     """Quotes that do not close."""
+
+    exit_code = USAGE
 
 
 def unescaped(text: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from edgellm.export.obtain.source import sha256_of
 from edgellm.export.read.tokenizer import TokenizerError, read_json
 from edgellm.memory import files
+from edgellm.memory.errors import EdgellmError
 from edgellm.memory.gguf import GgufError, read_header
 from edgellm.memory.onnx_graph import OnnxError, read_graph
 
@@ -35,7 +36,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 _MAX_NAME_BYTES = 255  # of every file system there is
 
 
-class ManifestError(ValueError):
+class ManifestError(EdgellmError, ValueError):
     """A folder whose manifest is missing or damaged, or whose files are not what it says."""
 
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.memory.errors import USAGE, EdgellmError
+
 
 class Distribution(NamedTuple):
     """Probabilities that sum to 1 over a few ids; every other id has 0."""
@@ -47,8 +49,10 @@ def certain(token: int) -> Distribution:
 RANDOM_SEED = -1  # what people write for "another one each time"; None in `Sampling`
 
 
-class BadSampling(ValueError):
+class BadSampling(EdgellmError, ValueError):
     """A sampling setting out of its range."""
+
+    exit_code = USAGE
 
 
 @dataclass(frozen=True, slots=True)

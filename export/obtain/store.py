@@ -19,15 +19,16 @@ from edgellm.export.obtain.catalogue import FileEntry, HfSource, ModelEntry, Sou
 from edgellm.export.obtain.download import ChecksumError, Progress, SourceError, Unwatched, digest
 from edgellm.export.obtain.naming import BadReference
 from edgellm.memory import files
+from edgellm.memory.errors import EdgellmError
 from edgellm.memory.folders import home
 from edgellm.memory.units import format_bytes
 
 
-class PullError(RuntimeError):
+class PullError(EdgellmError, RuntimeError):
     """A model could not be brought here; the message gives each source's reason."""
 
 
-class NotHere(FileNotFoundError):
+class NotHere(EdgellmError, FileNotFoundError):
     """The model is not on this machine and may not be fetched; the message names the command that fetches it."""
 
 

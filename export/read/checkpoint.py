@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.export.read.tokenizer import LFS_POINTER, TokenizerError, read_json
+from edgellm.memory.errors import EdgellmError
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
 MAX_PICKLE_BYTES = 64 * 2**20
@@ -39,7 +40,7 @@ ITEM_BYTES = {
 }  # fmt: skip
 
 
-class CheckpointError(ValueError):
+class CheckpointError(EdgellmError, ValueError):
     """A checkpoint that is damaged, incomplete, or of a kind that cannot be read; the message names the remedy."""
 
 
