@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,23 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from edgellm.cli._texts import BadTexts, split_texts
-
 if TYPE_CHECKING:
     from edgellm.export.lora.adapter_export import Merging
     from edgellm.export.manifest import Manifest
     from edgellm.export.obtain.source import ModelSource
     from edgellm.memory.adapter import Lora
-
-VARIABLE = "EDGELLM_LORA"
-
-
-def lora_option(value: list[str]) -> list[str]:
-    """What was typed, else what the environment says: one adapter, or several in quotes."""
-    try:
-        return value or split_texts(os.environ.get(VARIABLE, ""))
-    except BadTexts as error:
-        raise typer.BadParameter(f"{VARIABLE}: {error}") from error
 
 
 def loras(given: Sequence[str]) -> tuple[Lora, ...]:
