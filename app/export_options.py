@@ -33,7 +33,7 @@ class ExportRequest:
     quant: str | None = None  # types, with commas
     draft_quant: str | None = None
     mem: str | None = None  # of the device that the type is chosen for, as in 6GB
-    ctx: int = 4096  # tokens that `mem` plans for
+    ctx: int | None = None  # tokens that `mem` plans for; N_CTX if None
     trim_vocab: float | None = None  # share of the drafter's vocabulary that is kept
     trim_corpus: Path | None = None
     trim_input: bool = False

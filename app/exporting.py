@@ -39,6 +39,7 @@ from edgellm.export.onnx import onnx_export, onnx_facts
 from edgellm.export.read.facts import IsAdapter
 from edgellm.export.request import Event, Judge, Options, Request, Tabulator
 from edgellm.export.sizing import DRAFT_QUANT, best_quant
+from edgellm.memory.limits import N_CTX
 from edgellm.memory.plan import MemoryPlan
 from edgellm.memory.units import format_bytes, parse_memory
 
@@ -191,7 +192,7 @@ def _sized(
 ) -> tuple[ExportRequest, MemoryPlan]:
     """The request with the types that fit the device."""
     assert asked.mem is not None
-    quant, plan = best_quant(target, draft, parse_memory(asked.mem), asked.ctx)
+    quant, plan = best_quant(target, draft, parse_memory(asked.mem), asked.ctx or N_CTX)
     progress.note(f"{quant} is the most exact type that fits {asked.mem} ({format_bytes(plan.required_bytes)})")
     return replace(asked, quant=quant, draft_quant=asked.draft_quant or DRAFT_QUANT), plan
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from edgellm.cli._output import out
+from edgellm.memory.limits import N_CTX
 
 if TYPE_CHECKING:
     from edgellm.app.matrix import Matrix
@@ -67,7 +68,7 @@ def _word(target: ModelShape, plan: MemoryPlan) -> str:
     marks = [] if plan.drafter else ["c"]
     if plan.settings.target.kv != "f16":
         marks.append(plan.settings.target.kv[:2])
-    if plan.n_ctx < min(4096, target.n_ctx_train):
+    if plan.n_ctx < min(N_CTX, target.n_ctx_train):
         marks.append(f"{plan.n_ctx}")
     if plan.quantisation != target.quantisation:
         marks.append(plan.quantisation)

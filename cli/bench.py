@@ -5,72 +5,56 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from edgellm.cli._lora import lora_option
+from edgellm.cli import _options as opt
 from edgellm.cli._output import out
 
 if TYPE_CHECKING:
     from edgellm.app.benchmark import Measured
     from edgellm.runtime.comparison import Run
 
+_MAX_TOKENS = 128  # an answer
 
+
+@opt.takes_sampling("temperature", "seed", seed=0)
 def bench(
-    model: str = typer.Argument(
-        None, help="Target: a catalogue name, user/repo[:QUANT] or a file.", show_default=False
-    ),
-    draft: list[str] = typer.Option(
-        [], "--draft", "-d", help="Drafter: a model, 'copy', or MODEL+copy. Several are compared.", show_default=False
-    ),
-    lora: list[str] = typer.Option(
-        [], "--lora", help="Apply an adapter to the target.", metavar="FILE[:SCALE]", callback=lora_option
-    ),
-    prompts: Path = typer.Option(
-        None, "--prompts", "-f", envvar="EDGELLM_PROMPTS", help="JSON lines of {id, task, turns}.", show_default=False
-    ),
-    limit: int = typer.Option(None, min=1, help="Only the first N prompts of the file.", show_default=False),
-    max_tokens: int = typer.Option(128, min=1, envvar="EDGELLM_MAX_TOKENS", help="Tokens an answer, at most."),
-    draft_tokens: int = typer.Option(
-        None, min=0, envvar="EDGELLM_DRAFT_TOKENS", help="Draft so many a round, not what pays.", show_default=False
-    ),
-    ctx: int = typer.Option(
-        None, min=64, envvar="EDGELLM_CTX", help="Context, tokens; 4096 if memory allows.", show_default=False
-    ),
-    no_learn: bool = typer.Option(
-        False, "--no-learn", envvar="EDGELLM_NO_LEARN", help="Do not draft from earlier answers of the run."
-    ),
-    assume_cost: float = typer.Option(
-        None,
-        "--assume-cost",
-        min=0.0,
-        envvar="EDGELLM_ASSUME_COST",
-        help="Choose lengths as if n tokens took 1 + X (n - 1) times the pass of one.",
-        metavar="X",
-        show_default=False,
-    ),
-    ablate: bool = typer.Option(False, "--ablate", help="Compare each part of drafting, from none to all of them."),
-    exact: bool = typer.Option(
-        False, "--exact", envvar="EDGELLM_EXACT", help="Only pass widths that agree bit for bit."
-    ),
-    temperature: float = typer.Option(0.0, "--temp", min=0.0, help="0 is greedy; only then outputs can be compared."),
-    seed: int = typer.Option(0, help="Of sampling."),
-    repeat: int = typer.Option(1, min=1, help="Measure every prompt so many times."),
-    threads: int = typer.Option(
-        None, min=1, envvar="EDGELLM_THREADS", help="Default: the physical cores.", show_default=False
-    ),
-    kv: str = typer.Option(
-        None, envvar="EDGELLM_KV", help="Type of the KV cache: f16 (default), q8_0, q4_0 ...", show_default=False
-    ),
-    budget: str = typer.Option(
-        None, "--budget", envvar="EDGELLM_BUDGET", help="Most memory of this program.", metavar="SIZE"
-    ),
-    plan: Path = typer.Option(
-        None, "--plan", envvar="EDGELLM_PLAN", help="Run what `edgellm plan --save FILE` planned.", metavar="FILE"
-    ),
-    offline: bool = typer.Option(False, "--offline", envvar="EDGELLM_OFFLINE", help="Use only what is on this disk."),
-    json: bool = typer.Option(False, "--json", help="Every prompt's figures and the machine, as one object."),
+    model: opt.Model = None,
+    draft: Annotated[
+        list[str],
+        opt.option(
+            "--draft",
+            "-d",
+            help="Drafter: a model, `copy`, or MODEL+copy. May be repeated: all are compared.",
+            metavar="MODEL",
+            panel=opt.DRAFTING,
+        ),
+    ] = [],  # noqa: B006
+    lora: opt.Lora = [],  # noqa: B006
+    prompts: Annotated[
+        Path | None, opt.option("--prompts", "-f", help="JSON lines of {id, task, turns}.", metavar="FILE")
+    ] = None,
+    limit: Annotated[
+        int | None, opt.option("--limit", min=1, help="Only the first N prompts of the file.", metavar="N")
+    ] = None,
+    max_tokens: opt.MaxTokens = _MAX_TOKENS,
+    draft_tokens: opt.DraftTokens = None,
+    ctx: opt.Ctx = None,
+    no_learn: opt.NoLearn = False,
+    assume_cost: opt.AssumeCost = None,
+    ablate: Annotated[
+        bool,
+        opt.option("--ablate", help="Compare each part of drafting, from none to all of them.", panel=opt.DRAFTING),
+    ] = False,
+    exact: opt.Exact = False,
+    sampling: opt.Sampling = {},  # noqa: B006
+    repeat: Annotated[int, opt.option("--repeat", min=1, help="Measure every prompt so many times.", metavar="N")] = 1,
+    threads: opt.Threads = None,
+    kv: opt.Kv = None,
+    budget: opt.Budget = None,
+    plan: opt.Plan = None,
+    offline: opt.Offline = False,
+    json_: opt.Json = False,
 ) -> None:
     """Measure plain and speculative decoding in turn over the same prompts, and compare their outputs."""
     from edgellm.app import benchmark
@@ -92,8 +76,8 @@ def bench(
         drafts=draft,
         options=options,
         prompts=benchmark.prompts_of(prompts, limit),
-        sampling=Sampling(temperature=temperature, seed=seed),
-        max_tokens=max_tokens,
+        sampling=Sampling(**sampling),
+        max_tokens=max_tokens or _MAX_TOKENS,
         plan=plan,
         loras=lora,
         repeat=repeat,
@@ -101,7 +85,7 @@ def bench(
         offline=offline,
     )
     measured = benchmark.measure(asked, watch=_Progress, listener=TERMINAL)
-    if json:
+    if json_:
         out.json(measured.to_json())
     else:
         (_show_ablation if ablate else _show)(measured)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgellm.cli import _options as opt
 from edgellm.cli._output import out
 
 if TYPE_CHECKING:
@@ -14,13 +15,18 @@ if TYPE_CHECKING:
 
 
 def check(
-    target: str = typer.Argument(help="Target: a catalogue name, user/repo[:QUANT], or a file."),
-    draft: str = typer.Argument(help="Drafter, of any vocabulary."),
-    measure: bool = typer.Option(
-        False, "--measure", envvar="EDGELLM_MEASURE", help="Let the pair answer four short questions."
-    ),
-    offline: bool = typer.Option(False, "--offline", envvar="EDGELLM_OFFLINE", help="Use only what is on this disk."),
-    json_: bool = typer.Option(False, "--json", help="Print one JSON object."),
+    target: Annotated[
+        str,
+        typer.Argument(
+            envvar="EDGELLM_MODEL", show_envvar=False, help="Target: a catalogue name, user/repo[:QUANT], or a file."
+        ),
+    ],
+    draft: Annotated[
+        str, typer.Argument(envvar="EDGELLM_DRAFT", show_envvar=False, help="Drafter, of any vocabulary.")
+    ],
+    measure: Annotated[bool, opt.option("--measure", help="Let the pair answer four short questions.")] = False,
+    offline: opt.Offline = False,
+    json_: opt.Json = False,
 ) -> None:
     """Say how well a drafter fits a target: their vocabularies, their sizes and, if measured, what is accepted."""
     from edgellm.app.evaluation import evaluate

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from edgellm.cli import _options as opt
 from edgellm.cli._completion import model_names
 from edgellm.cli._output import out
 
 
 def list_(
-    all_: bool = typer.Option(False, "--all", "-a", help="Also the models of the catalogue that are not here."),
-    json_: bool = typer.Option(False, "--json", help="Print a JSON array."),
+    all_: Annotated[
+        bool, opt.option("--all", "-a", help="Also the models of the catalogue that are not here.")
+    ] = False,
+    json_: opt.Json = False,
 ) -> None:
     """List the models on this machine."""
     from edgellm.app.inventory import model_rows
@@ -34,9 +37,11 @@ def list_(
 
 
 def show(
-    reference: str = typer.Argument(help="A catalogue name, user/repo[:QUANT], or a path.", autocompletion=model_names),
-    template: bool = typer.Option(False, "--template", help="Print the chat template and nothing else."),
-    json_: bool = typer.Option(False, "--json", help="Print one JSON object."),
+    reference: Annotated[
+        str, typer.Argument(help="A catalogue name, user/repo[:QUANT], or a path.", autocompletion=model_names)
+    ],
+    template: Annotated[bool, opt.option("--template", help="Print the chat template and nothing else.")] = False,
+    json_: opt.Json = False,
 ) -> None:
     """Show what a model is: its shape, vocabulary, context, quantisation, licence and place."""
     from edgellm.app import inventory
@@ -55,11 +60,12 @@ def show(
 
 
 def rm(
-    reference: str = typer.Argument(
-        help="As it was pulled: a catalogue name, or user/repo[:QUANT].", autocompletion=model_names
-    ),
-    yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask."),
-    json_: bool = typer.Option(False, "--json", help="Print one JSON object."),
+    reference: Annotated[
+        str,
+        typer.Argument(help="As it was pulled: a catalogue name, or user/repo[:QUANT].", autocompletion=model_names),
+    ],
+    yes: opt.Yes = False,
+    json_: opt.Json = False,
 ) -> None:
     """Delete a model from this machine, and what an interrupted download of it left."""
     from edgellm.export.obtain import store

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
-from edgellm.cli._lora import lora_option
+from edgellm.cli import _options as opt
 from edgellm.cli._output import out
+from edgellm.cli._variables import Command
 
 if TYPE_CHECKING:
     from edgellm.app.plans import PlannedPair
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 CONTEXTS = "contexts"  # what `--matrix` without a value shows
 
 
-class PlanCommand(TyperCommand):
+class PlanCommand(Command):
     """`--matrix` may stand without a value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -33,68 +33,76 @@ class PlanCommand(TyperCommand):
 
 
 def plan(
-    model: str = typer.Argument(
-        None,
-        envvar="EDGELLM_MODEL",
-        show_envvar=False,
-        show_default=False,
-        help="Target: a catalogue name[:QUANT], a GGUF file, or a checkpoint's folder. Without one: the best pairs.",
-    ),
-    draft: str = typer.Option(
-        None, "--draft", "-d", envvar="EDGELLM_DRAFT", help="Drafter, or `none`.", metavar="MODEL"
-    ),
-    lora: list[str] = typer.Option(
-        [], "--lora", help="Count an adapter of the target too.", metavar="FILE[:SCALE]", callback=lora_option
-    ),
-    mem: str = typer.Option(
-        None,
-        "--mem",
-        envvar="EDGELLM_MEM",
-        help="Plan for a device with this memory (6GB, 6GiB), half of it a program's.",
-        metavar="SIZE",
-    ),
-    budget: str = typer.Option(
-        None, "--budget", envvar="EDGELLM_BUDGET", help="Plan for a program of this size.", metavar="SIZE"
-    ),
-    device: str = typer.Option(
-        None, "--device", envvar="EDGELLM_DEVICE", help="Plan for a device of `edgellm devices`.", metavar="NAME"
-    ),
-    ctx: int = typer.Option(
-        None, "--ctx", "-c", envvar="EDGELLM_CTX", min=16, max=2**24, help="Context in tokens.", metavar="N"
-    ),
-    kv: str = typer.Option(None, "--kv", envvar="EDGELLM_KV", help="Type of the cache: f16, q8_0 or q4_0."),
-    n_draft: int = typer.Option(
-        None, "--n-draft", "-k", envvar="EDGELLM_N_DRAFT", min=0, max=64, help="Draft length, at most.", metavar="N"
-    ),
-    n_ubatch: int = typer.Option(
-        None, "--ubatch", envvar="EDGELLM_UBATCH", min=1, max=4096, help="Tokens computed at once.", metavar="N"
-    ),
-    loading: str = typer.Option(
-        None,
-        "--load",
-        envvar="EDGELLM_LOAD",
-        help="Weights: packed by our kernels (the default), copied, or mapped.",
-        show_default=False,
-    ),
-    probe: bool = typer.Option(False, "--probe", help="Ask llama.cpp for exact sizes; the files must be here."),
-    explain: bool = typer.Option(False, "--explain", help="Show each trim: what it saved and what it cost."),
-    matrix: str = typer.Option(
-        None,
-        "--matrix",
-        help="Memory against context; or, with devices' names and commas between (or `all`), models against devices.",
-        metavar="[DEVICES]",
-    ),
-    calibrate: bool = typer.Option(
-        False, "--calibrate", help="Run the plan here: measured memory and speed, kept for later plans."
-    ),
-    offline: bool = typer.Option(False, "--offline", envvar="EDGELLM_OFFLINE", help="Ask no server for a header."),
-    save: Path = typer.Option(
-        None, "--save", help="Write the plan as JSON, for `chat --plan`; `-` for stdout.", metavar="FILE"
-    ),
-    output: Path = typer.Option(
-        None, "--output", "-o", help="Write the matrix to a .png, .svg, .csv or .json file.", metavar="FILE"
-    ),
-    json_: bool = typer.Option(False, "--json", help="Print one JSON object."),
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            envvar="EDGELLM_MODEL",
+            show_envvar=False,
+            show_default=False,
+            help="Target: a catalogue name[:QUANT], a GGUF file, or a checkpoint's folder; none: the best pairs.",
+        ),
+    ] = None,
+    draft: opt.Draft = None,
+    lora: opt.Lora = [],  # noqa: B006
+    mem: opt.Mem = None,
+    budget: opt.Budget = None,
+    device: Annotated[
+        str | None,
+        opt.option("--device", help="Plan for a device of `edgellm devices`.", metavar="NAME", panel=opt.ENGINE),
+    ] = None,
+    ctx: opt.Ctx = None,
+    kv: opt.Kv = None,
+    draft_tokens: opt.DraftTokens = None,
+    n_ubatch: opt.Ubatch = None,
+    loading: Annotated[
+        str | None,
+        opt.option(
+            "--load",
+            help="Weights: packed by our kernels (the default), copied, or mapped.",
+            metavar="packed|copied|mapped",
+            panel=opt.ENGINE,
+        ),
+    ] = None,
+    probe: Annotated[
+        bool, opt.option("--probe", help="Ask llama.cpp for exact sizes; the files must be here.")
+    ] = False,
+    explain: Annotated[
+        bool, opt.option("--explain", help="Show each trim: what it saved and what it cost.", panel=opt.OUTPUT)
+    ] = False,
+    matrix: Annotated[
+        str | None,
+        opt.option(
+            "--matrix",
+            help="Memory against context; or, with devices' names and commas between (or `all`), models against "
+            "devices.",
+            metavar="[DEVICES]",
+            panel=opt.OUTPUT,
+        ),
+    ] = None,
+    calibrate: Annotated[
+        bool, opt.option("--calibrate", help="Run the plan here: measured memory and speed, kept for later plans.")
+    ] = False,
+    offline: opt.Offline = False,
+    save: Annotated[
+        Path | None,
+        opt.option(
+            "--save",
+            help="Write the plan as JSON, for `chat --plan`; `-` for stdout.",
+            metavar="FILE",
+            panel=opt.OUTPUT,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        opt.option(
+            "--output",
+            "-o",
+            help="Write the matrix to a .png, .svg, .csv or .json file.",
+            metavar="FILE",
+            panel=opt.OUTPUT,
+        ),
+    ] = None,
+    json_: opt.Json = False,
 ) -> None:
     """Plan memory: what fits, what each part takes, and how fast it will roughly be. Exit 0 fits, 3 does not."""
     from edgellm.app import plans
@@ -116,7 +124,7 @@ def plan(
     ask = plans.plan_request(
         n_ctx=ctx,
         kv=kv,
-        n_draft=n_draft,
+        n_draft=draft_tokens,
         n_ubatch=n_ubatch,
         loading=loading,
         here=mem is None and device is None,

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from edgellm.cli import _options as opt
 from edgellm.cli._completion import model_names
 from edgellm.cli._output import out
 
 
 def pull(
-    reference: str = typer.Argument(
-        help="A catalogue name, user/repo[:QUANT], hf.co/user/repo[:QUANT], or a path.", autocompletion=model_names
-    ),
-    offline: bool = typer.Option(False, "--offline", envvar="EDGELLM_OFFLINE", help="Ask no server: be here, or fail."),
-    token: str | None = typer.Option(None, help="For gated repositories of the Hub.  [default: HF_TOKEN]"),
-    json_: bool = typer.Option(False, "--json", help="Print one JSON object."),
+    reference: Annotated[
+        str,
+        typer.Argument(
+            help="A catalogue name, user/repo[:QUANT], hf.co/user/repo[:QUANT], or a path.", autocompletion=model_names
+        ),
+    ],
+    offline: opt.Offline = False,
+    token: opt.Token = None,
+    json_: opt.Json = False,
 ) -> None:
     """Bring a model to this machine and print where it lies.
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from edgellm.memory.errors import USAGE, EdgellmError
 from edgellm.runtime.backends.base import Backend, keep_common_prefix
 from edgellm.runtime.conversation import ChatSession
 from edgellm.runtime.engine import Engine
@@ -29,8 +30,10 @@ WIDEST = 17  # tokens of a pass that noise is looked for at: drafts are no longe
 N_RIVALS = 10  # likeliest tokens whose differences count as noise
 
 
-class BadPrompts(ValueError):
+class BadPrompts(EdgellmError, ValueError):
     """A prompt file that cannot be used; the message names the line."""
+
+    exit_code = USAGE
 
 
 @dataclass(frozen=True, slots=True)

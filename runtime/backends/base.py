@@ -8,10 +8,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.memory.errors import EdgellmError
+
 Logits = NDArray[np.float32]
 
 
-class LoadError(RuntimeError):
+class LoadError(EdgellmError, RuntimeError):
     """A model that cannot be loaded; the message says why and what to do."""
 
 
@@ -19,7 +21,7 @@ class OutOfMemory(LoadError):
     """The memory for a model or its context could not be had; less of it might be."""
 
 
-class EngineError(RuntimeError):
+class EngineError(EdgellmError, RuntimeError):
     """The engine failed on a model that had loaded."""
 
 

@@ -19,7 +19,8 @@ from tiny_gguf import CONTROL, write_tiny
 
 from edgellm.app import conversations
 from edgellm.app.conversations import BadConversation, read, save
-from edgellm.cli._talk import Talk, status_line
+from edgellm.cli._status import status_line
+from edgellm.cli._talk import Talk
 from edgellm.cli._terminal import WordWrap, leaving, printable
 from edgellm.export.obtain.store import ModelFile, locate
 from edgellm.runtime import ChatSession, EngineOptions, load
