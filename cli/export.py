@@ -175,30 +175,11 @@ def export(
 
     asked_bytes(mem)  # answers are in its units
     request = ExportRequest(
-        model=model,
-        format=format_,
-        output=output,
-        draft=draft,
-        quant=quant,
-        draft_quant=draft_quant,
-        mem=mem,
-        ctx=ctx,
-        trim_vocab=trim_vocab,
-        trim_corpus=trim_corpus,
-        trim_input=trim_input,
-        drop_layers=drop_layers,
-        draft_head=draft_head,
-        imatrix=imatrix,
-        converter=converter,
-        base=base,
-        merge=merge,
-        exporter=exporter,
-        exporter_python=exporter_python,
-        locked=locked,
-        verify=verify,
-        revision=revision,
-        token=token,
-    )
+        model, format=format_, output=output, draft=draft, quant=quant, draft_quant=draft_quant, mem=mem, ctx=ctx,
+        trim_vocab=trim_vocab, trim_corpus=trim_corpus, trim_input=trim_input, drop_layers=drop_layers,
+        draft_head=draft_head, imatrix=imatrix, converter=converter, base=base, merge=merge, exporter=exporter,
+        exporter_python=exporter_python, locked=locked, verify=verify, revision=revision, token=token,
+    )  # fmt: skip
     hooks = exporting.Hooks(view.Watch(jsonl), DownloadBar(), view.consent(yes=yes), judge, tabulate)
     with view.usage():
         done = exporting.export(request, hooks, view.typed(context))

@@ -95,3 +95,9 @@ def model_path() -> Callable[[str], Path]:
 def smollm2_path(model_path: Callable[[str], Path]) -> Path:
     """SmolLM2-135M-Instruct Q4_1, 94 MiB: small enough for the default tests."""
     return model_path("smollm2-135m-instruct")
+
+
+@pytest.fixture
+def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A download that failed is tried again at once."""
+    monkeypatch.setattr("edgellm.export.obtain.download.RETRY_WAIT_S", 0.01)
