@@ -1,13 +1,4 @@
-"""Token ids in, token ids out; chat on top. Imports `memory` alone of the other rooms.
-
-The Python API in five lines:
-
-    from edgellm.runtime import ChatSession, load
-
-    with load("target.gguf", "drafter.gguf") as engine:
-        for text in ChatSession(engine).reply("Why is the sky blue?"):
-            print(text, end="", flush=True)
-"""
+"""Token ids in, token ids out; answers to requests on top. Imports `memory` alone of the other rooms."""
 
 from __future__ import annotations
 
