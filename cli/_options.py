@@ -62,10 +62,18 @@ def exclusive(**given: bool) -> None:
         raise typer.BadParameter(f"take one of {' and '.join(f'--{name}' for name in given)}")
 
 
-def ignored(context: typer.Context, panel: str, *names: str) -> list[str]:
-    """Those options of a panel, and of these names, that were typed: what is set for all is no wish for this one."""
-    options = [it for it in context.command.params if getattr(it, "rich_help_panel", None) == panel or it.name in names]
-    return [f"--{long_name(it)}" for it in options if is_typed(context, str(it.name))]
+def typed_of(context: typer.Context, panel: str, *names: str, but: tuple[str, ...] = ()) -> list[str]:
+    """Those options of a panel, and of these names, that were typed: what is set for all is no wish for this one.
+
+    By it, what a format does not take is refused rather than ignored.
+    """
+    return [
+        f"--{long_name(it)}"
+        for it in context.command.params
+        if (getattr(it, "rich_help_panel", None) == panel or it.name in names)
+        and it.name not in but
+        and is_typed(context, str(it.name))
+    ]
 
 
 def _kv_type(word: str) -> str:

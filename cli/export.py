@@ -193,10 +193,10 @@ def export(
         if imatrix is not None:
             read(imatrix)  # a file that is none is told before anything is fetched
     if format_ == "onnx":
-        for name in [*opt.ignored(context, opt.OF_GGUF, "mem", "ctx"), *(["--draft self"] if draft == "self" else [])]:
+        for name in [*opt.typed_of(context, opt.OF_GGUF, "mem", "ctx"), *(["--draft self"] if draft == "self" else [])]:
             raise typer.BadParameter(f"{name} goes with --format gguf")
     else:
-        for name in opt.ignored(context, opt.OF_ONNX):
+        for name in opt.typed_of(context, opt.OF_ONNX):
             raise typer.BadParameter(f"{name} goes with --format onnx")
     folder = output or Path(f"{_stem(model)}-export")
     there = manifest.read(folder) if locked and format_ == "gguf" else None
@@ -224,10 +224,8 @@ def export(
             jsonl=jsonl,
         )
     adapter = AdapterJob(model, base, revision, token, folder=output, locked=locked)
-    given = {
-        "--draft": draft, "--mem": mem, "--trim-vocab": trim_vocab, "--drop-layers": drop_layers,
-        "--draft-head": draft_head, "--imatrix": imatrix, "--converter": converter, "--draft-quant": draft_quant,
-    }  # fmt: skip
+    others = opt.typed_of(context, opt.OF_GGUF, "draft", "draft_quant", "mem", "ctx", but=("base", "merge", "locked"))
+    given = dict.fromkeys(others, True)
     if (base or is_adapter(model)) and not merge:
         return adapter.export(quant, given, _Watch(jsonl), verify=verify, json_=json_, jsonl=jsonl)
     types_of_adapter, quant = quant, quant or "Q4_K_M"

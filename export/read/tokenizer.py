@@ -22,10 +22,10 @@ from edgellm.export.read.kinds import wanted
 from edgellm.export.read.tokenizer_facts import TokenizerError as TokenizerError
 from edgellm.export.read.tokenizer_facts import parts
 from edgellm.memory.byte_encoder import SPACE, looks_special
+from edgellm.memory.limits import TOKENIZER_JSON_MAX_BYTES
 from edgellm.memory.protobuf import ProtobufError, fields
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's `llama_token_type`
-MAX_JSON_BYTES = 256 * 2**20
 MAX_TOKENS = 2**22
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 # llama.cpp prefers a token of any type where two symbols join to its text; this keeps added ones last.
@@ -147,7 +147,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         TokenizerError: not an object, damaged, or absurdly large.
     """
-    if path.stat().st_size > MAX_JSON_BYTES:
+    if path.stat().st_size > TOKENIZER_JSON_MAX_BYTES:
         raise TokenizerError(f"{path} has {path.stat().st_size:,} bytes, which no configuration needs: is it damaged?")
     data = path.read_bytes()
     if data.startswith(LFS_POINTER):
