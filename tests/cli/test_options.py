@@ -282,7 +282,7 @@ def test_what_is_set_for_all_exports_is_not_refused(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_sampling_options_are_the_tables_rows() -> None:
-    from edgellm.runtime.sampling_parameters import PARAMETERS
+    from edgellm.memory.sampling_parameters import PARAMETERS
 
     chat = {long_name(option): option for words, option in OPTIONS if words == "chat"}
     for row in PARAMETERS.values():
