@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgellm.memory.errors import USAGE, EdgellmError
+
 if TYPE_CHECKING:
     from edgellm.memory.context import KvType
 
@@ -21,8 +23,10 @@ MIN_TOKENS_PER_ROUND = 1.5
 """Below so many tokens a pass of the target, a pair agrees too seldom, however small the drafter is."""
 
 
-class BadSetting(ValueError):
+class BadSetting(EdgellmError, ValueError):
     """A setting that cannot be taken as it is given; the message says which one would."""
+
+    exit_code = USAGE
 
 
 def learned_folder() -> Path:

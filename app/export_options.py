@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from edgellm.memory.errors import USAGE, EdgellmError
+
 # A checkpoint or GGUF file to GGUF; a checkpoint to ONNX; an adapter (LoRA) to GGUF; an adapter and its base to GGUF.
 Way = Literal["gguf", "onnx", "adapter", "merge"]
 WAYS: tuple[Way, ...] = ("gguf", "onnx", "adapter", "merge")
@@ -18,8 +20,10 @@ DEFAULT_QUANT = "Q4_K_M"
 DEFAULT_ONNX_QUANT = "int4"
 
 
-class BadOption(ValueError):
+class BadOption(EdgellmError, ValueError):
     """An option without effect, or a value that it does not take; the message says what to write instead."""
+
+    exit_code = USAGE
 
 
 @dataclass(frozen=True, slots=True)

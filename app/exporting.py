@@ -39,6 +39,7 @@ from edgellm.export.onnx import onnx_export, onnx_facts
 from edgellm.export.read.facts import IsAdapter
 from edgellm.export.request import Event, Judge, Options, Request, Tabulator
 from edgellm.export.sizing import DRAFT_QUANT, best_quant
+from edgellm.memory.errors import EdgellmError
 from edgellm.memory.limits import N_CTX
 from edgellm.memory.plan import MemoryPlan
 from edgellm.memory.units import format_bytes, parse_memory
@@ -88,7 +89,7 @@ def export(request: ExportRequest, hooks: Hooks, typed: Collection[str] | None =
         return _adapter(settled(request, "adapter", typed), hooks)
 
 
-class _FoundAdapter(Exception):
+class _FoundAdapter(EdgellmError):
     """The repository that was named as a model holds an adapter, which only its list of files shows."""
 
 

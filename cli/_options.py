@@ -17,7 +17,7 @@ from edgellm.cli._texts import unescaped
 from edgellm.cli._variables import is_typed
 from edgellm.memory.errors import EdgellmError
 from edgellm.memory.limits import N_CTX, N_CTX_MAX, N_CTX_MIN, N_DRAFT_MAX, N_UBATCH_MAX
-from edgellm.runtime.sampling_parameters import PARAMETERS, Parameter
+from edgellm.memory.sampling_parameters import PARAMETERS, Parameter
 
 # Panels of --help.
 SAMPLING, DRAFTING, ENGINE, OUTPUT, THINKING = "Sampling", "Drafting", "Engine", "Output", "Thinking"

@@ -12,7 +12,7 @@ from edgellm.cli import _errors
 from edgellm.cli._output import out
 from edgellm.cli._terminal import dim
 from edgellm.cli._texts import quoted, split_texts, unescaped
-from edgellm.runtime.sampling_parameters import PARAMETERS, Parameter
+from edgellm.memory.sampling_parameters import PARAMETERS, Parameter
 
 if TYPE_CHECKING:
     from edgellm.runtime.conversation import ChatSession

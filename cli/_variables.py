@@ -50,7 +50,7 @@ def long_name(option: Any) -> str:
 
 def variable(command: str | None, option: Any) -> str | None:
     """The variable of an option, None for one that prints and leaves."""
-    if option.param_type_name != "option" or option.is_eager:
+    if option.param_type_name != "option" or option.is_eager or not option.expose_value:
         return None
     name = long_name(option)
     words = [PREFIX, command or "", name] if name in OWN.get(command or "", ()) else [PREFIX, name]

@@ -16,7 +16,7 @@ from edgellm.memory.buffers import compute_bytes, estimate
 from edgellm.memory.context import N_DRAFT_MOST, ContextSettings
 from edgellm.memory.device import Device
 from edgellm.memory.kv import check_cache, fits_cache
-from edgellm.memory.limits import N_CTX
+from edgellm.memory.limits import N_CTX, N_UBATCH, N_UBATCH_DRAFT
 from edgellm.memory.plan import MemoryPlan, PairSettings, Trim, plan
 from edgellm.memory.plan_request import ANYTHING, PlanRequest
 from edgellm.memory.shape import ModelShape
@@ -31,7 +31,6 @@ from edgellm.memory.trim_steps import (
 )
 from edgellm.memory.units import format_bytes
 
-N_UBATCH, N_UBATCH_DRAFT = 128, 64  # tokens; more buys no prompt speed on a CPU (architecture decision 7)
 ENGINE_N_UBATCH = 512  # what llama.cpp takes, with logits reserved for each token, if it is not told otherwise
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from types import TracebackType
 
 from edgellm.memory.context import DRAFT_TOKENS_MOST, ContextSettings
+from edgellm.memory.limits import N_UBATCH_DRAFT
 from edgellm.memory.plan import MemoryPlan, PairSettings
-from edgellm.memory.solve import N_UBATCH_DRAFT
 from edgellm.memory.units import format_bytes
 from edgellm.runtime.backends.base import Backend, OutOfMemory, StopSwitch
 from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions, engine_name, kernels

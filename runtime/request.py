@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
+from edgellm.memory.errors import USAGE, EdgellmError
 from edgellm.runtime.sampling import GREEDY, Sampling
 from edgellm.runtime.text.template import Message, Role
 
@@ -21,8 +22,10 @@ Messages: TypeAlias = "str | Sequence[Message | Mapping[str, Any]]"
 _ROLES: dict[str, Role] = {**{role: role for role in get_args(Role)}, "developer": "system"}
 
 
-class BadRequest(ValueError):
+class BadRequest(EdgellmError, ValueError):
     """A request that cannot be answered as it stands; the message says what to change."""
+
+    exit_code = USAGE
 
 
 @dataclass(frozen=True, slots=True)

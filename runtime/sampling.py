@@ -2,7 +2,7 @@
 
 Stages narrow the candidates down, in llama.cpp's order: penalty, top-k, top-p, min-p, temperature. A distribution is
 kept sparse (the ids that survive, and their probabilities), so greedy decoding is the distribution with one id and
-costs one argmax. What can be set is the table of `sampling_parameters.py`.
+costs one argmax. What can be set is the table of `memory/sampling_parameters.py`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.runtime.sampling_parameters import BadSampling as BadSampling
-from edgellm.runtime.sampling_parameters import SamplingParameters
+from edgellm.memory.sampling_parameters import BadSampling as BadSampling
+from edgellm.memory.sampling_parameters import SamplingParameters
 
 
 class Distribution(NamedTuple):

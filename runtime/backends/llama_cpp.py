@@ -29,6 +29,7 @@ from edgellm.memory.adapter import AdapterError, Lora, check_fits, read_adapter,
 from edgellm.memory.children import REPORT, without_folder
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.gguf import TYPE_IDS, GgufError, GgufHeader
+from edgellm.memory.hparams import MAX_LAYERS
 from edgellm.memory.split import read_model
 from edgellm.runtime.backends.base import (
     CannotTruncate,
@@ -49,7 +50,6 @@ from edgellm.runtime.text.vocabulary import Vocabulary
 
 _SHORT_OF_MEMORY = "not enough memory"
 MAX_JOINED = 24  # tokens that are read in the pass of those whose logits are wanted
-MAX_LAYERS = 512  # that the engine was built for
 
 log = logging.getLogger("edgellm.llama_cpp")
 _WHERE = re.compile(r"^(\w+: )?(error loading model( [a-z]+)?: )*")  # before the words that say why

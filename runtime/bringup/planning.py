@@ -15,14 +15,14 @@ from edgellm.memory.context import N_DRAFT_MOST, ContextSettings, KvType
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.device import Device, budget_device, this_machine
 from edgellm.memory.gguf import GgufError
-from edgellm.memory.limits import N_CTX
+from edgellm.memory.limits import N_CTX, N_UBATCH
 from edgellm.memory.onnx_graph import OnnxError, is_onnx
 from edgellm.memory.onnx_plan import read_shape
 from edgellm.memory.plan import DoesNotFit, Loading, MemoryPlan, PairSettings, PlanError
 from edgellm.memory.plan import plan as lines_of
 from edgellm.memory.plan_request import PlanRequest
 from edgellm.memory.shape import ModelShape, UnknownShape, from_header
-from edgellm.memory.solve import N_UBATCH, refusal, solve
+from edgellm.memory.solve import refusal, solve
 from edgellm.memory.split import read_model
 from edgellm.memory.units import format_bytes
 from edgellm.runtime.backends.base import LoadError, OutOfMemory

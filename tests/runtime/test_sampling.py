@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from edgellm.memory.sampling_parameters import PARAMETERS
 from edgellm.runtime.sampling import BadSampling, Sampling
-from edgellm.runtime.sampling_parameters import PARAMETERS
 
 
 def in_one_piece(sampling: Sampling, logits: NDArray[np.float32], history: list[int]) -> tuple[Any, Any]:
@@ -134,5 +134,5 @@ def test_the_table_is_read_without_numpy() -> None:
     import subprocess
     import sys
 
-    code = "import sys; import edgellm.runtime.sampling_parameters; sys.exit('numpy' in sys.modules)"
+    code = "import sys; import edgellm.memory.sampling_parameters; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -1,6 +1,6 @@
 """What can be set about sampling: the table that options, `/set`, JSON and the documentation are made from.
 
-Nothing heavy is imported here, so that `--help` can read the table; `sampling.py` says what the values do.
+Nothing heavy is imported here, so that `--help` can read the table; `runtime/sampling.py` says what the values do.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class Parameter:
             raise BadSampling(f"{self.name} must be {_WORDS[self.kind]}{or_none}, not {value!r}")
         if not self.low <= value <= self.high:
             to = f"{self.low:g} or more" if self.high == math.inf else f"{self.low:g} to {self.high:g}"
+            to += "" if self.stands_for_none is None else f", or {self.stands_for_none} for none"
             raise BadSampling(f"{self.name} {value} is out of range: {to}")
         return int(value) if self.kind is int else float(value)
 
@@ -94,7 +95,7 @@ def _parameter(
 class SamplingParameters:
     """How the next token is chosen. The default is greedy.
 
-    A new parameter is one entry here and, in `sampling.py`, a stage that reads it.
+    A new parameter is one entry here and, in `runtime/sampling.py`, a stage that reads it.
     """
 
     temperature: float = _parameter(0.0, "0 is greedy.", low=0, high=100, metavar="T", option="temp", short="-t")
