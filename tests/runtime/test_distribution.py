@@ -65,6 +65,7 @@ PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 SETTINGS: dict[str, dict[str, float]] = {
     "plain": PLAIN,
     "temperature": PLAIN | {"temperature": 0.6},
+    "top-n-sigma": PLAIN | {"top_n_sigma": 1.2},
     "top-k": PLAIN | {"top_k": 3},
     "top-p": PLAIN | {"top_p": 0.8},
     "min-p": PLAIN | {"min_p": 0.15},
@@ -80,6 +81,10 @@ def reference(logits: NDArray[np.float32], history: tuple[int, int], settings: d
     for token in set(history):
         values[token] = values[token] / penalty if values[token] > 0 else values[token] * penalty
     ranked = sorted(range(len(values)), key=lambda i: -values[i])
+    if n := settings.get("top_n_sigma"):
+        mean = sum(values) / len(values)
+        deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
+        ranked = [i for i in ranked if values[i] >= max(values) - n * deviation]
     if settings["top_k"]:
         ranked = ranked[: int(settings["top_k"])]
     weights = {i: math.exp(values[i]) for i in ranked}
