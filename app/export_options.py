@@ -16,6 +16,7 @@ Way = Literal["gguf", "onnx", "adapter", "merge"]
 WAYS: tuple[Way, ...] = ("gguf", "onnx", "adapter", "merge")
 DEFAULT_QUANT = "Q4_K_M"
 DEFAULT_ONNX_QUANT = "int4"
+DEFAULT_CTX = 4096  # tokens that --mem plans for
 
 
 class BadOption(ValueError):
@@ -33,7 +34,7 @@ class ExportRequest:
     quant: str | None = None  # types, with commas
     draft_quant: str | None = None
     mem: str | None = None  # of the device that the type is chosen for, as in 6GB
-    ctx: int = 4096  # tokens that `mem` plans for
+    ctx: int | None = None  # tokens that `mem` plans for
     trim_vocab: float | None = None  # share of the drafter's vocabulary that is kept
     trim_corpus: Path | None = None
     trim_input: bool = False

@@ -14,6 +14,7 @@ from typing import Any
 
 from edgellm.app.converters import Converters
 from edgellm.app.export_options import (
+    DEFAULT_CTX,
     DEFAULT_ONNX_QUANT,
     DEFAULT_QUANT,
     BadOption,
@@ -191,7 +192,7 @@ def _sized(
 ) -> tuple[ExportRequest, MemoryPlan]:
     """The request with the types that fit the device."""
     assert asked.mem is not None
-    quant, plan = best_quant(target, draft, parse_memory(asked.mem), asked.ctx)
+    quant, plan = best_quant(target, draft, parse_memory(asked.mem), asked.ctx or DEFAULT_CTX)
     progress.note(f"{quant} is the most exact type that fits {asked.mem} ({format_bytes(plan.required_bytes)})")
     return replace(asked, quant=quant, draft_quant=asked.draft_quant or DRAFT_QUANT), plan
 
