@@ -11,16 +11,19 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from edgellm.memory.errors import USAGE, EdgellmError
+
 # A checkpoint or GGUF file to GGUF; a checkpoint to ONNX; an adapter (LoRA) to GGUF; an adapter and its base to GGUF.
 Way = Literal["gguf", "onnx", "adapter", "merge"]
 WAYS: tuple[Way, ...] = ("gguf", "onnx", "adapter", "merge")
 DEFAULT_QUANT = "Q4_K_M"
 DEFAULT_ONNX_QUANT = "int4"
-DEFAULT_CTX = 4096  # tokens that --mem plans for
 
 
-class BadOption(ValueError):
+class BadOption(EdgellmError, ValueError):
     """An option without effect, or a value that it does not take; the message says what to write instead."""
+
+    exit_code = USAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,7 @@ class ExportRequest:
     quant: str | None = None  # types, with commas
     draft_quant: str | None = None
     mem: str | None = None  # of the device that the type is chosen for, as in 6GB
-    ctx: int | None = None  # tokens that `mem` plans for
+    ctx: int | None = None  # tokens that `mem` plans for; N_CTX if None
     trim_vocab: float | None = None  # share of the drafter's vocabulary that is kept
     trim_corpus: Path | None = None
     trim_input: bool = False

@@ -14,7 +14,6 @@ from typing import Any
 
 from edgellm.app.converters import Converters
 from edgellm.app.export_options import (
-    DEFAULT_CTX,
     DEFAULT_ONNX_QUANT,
     DEFAULT_QUANT,
     BadOption,
@@ -40,6 +39,8 @@ from edgellm.export.onnx import onnx_export, onnx_facts
 from edgellm.export.read.facts import IsAdapter
 from edgellm.export.request import Event, Judge, Options, Request, Tabulator
 from edgellm.export.sizing import DRAFT_QUANT, best_quant
+from edgellm.memory.errors import EdgellmError
+from edgellm.memory.limits import N_CTX
 from edgellm.memory.plan import MemoryPlan
 from edgellm.memory.units import format_bytes, parse_memory
 
@@ -88,7 +89,7 @@ def export(request: ExportRequest, hooks: Hooks, typed: Collection[str] | None =
         return _adapter(settled(request, "adapter", typed), hooks)
 
 
-class _FoundAdapter(Exception):
+class _FoundAdapter(EdgellmError):
     """The repository that was named as a model holds an adapter, which only its list of files shows."""
 
 
@@ -192,7 +193,7 @@ def _sized(
 ) -> tuple[ExportRequest, MemoryPlan]:
     """The request with the types that fit the device."""
     assert asked.mem is not None
-    quant, plan = best_quant(target, draft, parse_memory(asked.mem), asked.ctx or DEFAULT_CTX)
+    quant, plan = best_quant(target, draft, parse_memory(asked.mem), asked.ctx or N_CTX)
     progress.note(f"{quant} is the most exact type that fits {asked.mem} ({format_bytes(plan.required_bytes)})")
     return replace(asked, quant=quant, draft_quant=asked.draft_quant or DRAFT_QUANT), plan
 

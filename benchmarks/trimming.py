@@ -25,7 +25,7 @@ from edgellm.export.convert import engine_jobs, trim
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.gguf import read_header
-from edgellm.memory.solve import N_UBATCH_DRAFT
+from edgellm.memory.limits import N_UBATCH_DRAFT
 from edgellm.runtime.backends.base import Logits
 from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, ModelOptions
 from edgellm.runtime.bringup.planning import EngineOptions

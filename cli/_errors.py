@@ -3,54 +3,21 @@
 from __future__ import annotations
 
 import errno
-import importlib
-import sys
 
-DONE, FAILED, USAGE, DOES_NOT_FIT, INTERRUPTED = 0, 1, 2, 3, 130
+from edgellm.memory.errors import DOES_NOT_FIT, DONE, FAILED, INTERRUPTED, USAGE, EdgellmError
 
-# Class -> exit code. By name, so that `--help` need not import the rooms; only a module that is loaded can have raised.
-_KNOWN: dict[str, int] = {
-    "edgellm.memory.units.BadSize": USAGE,
-    "edgellm.memory.gguf.GgufError": FAILED,
-    "edgellm.memory.adapter.AdapterError": FAILED,
-    "edgellm.runtime.comparison.BadPrompts": USAGE,
-    "edgellm.memory.shape.UnknownShape": FAILED,
-    "edgellm.memory.kv.UnsupportedCache": USAGE,
-    "edgellm.memory.device.UnknownDevice": USAGE,
-    "edgellm.memory.plan.PlanError": FAILED,
-    "edgellm.memory.plan.DoesNotFit": DOES_NOT_FIT,
-    "edgellm.export.read.checkpoint.CheckpointError": FAILED,
-    "edgellm.export.convert.engine_jobs.EngineJobError": FAILED,
-    "edgellm.export.read.facts.UnsupportedModel": FAILED,
-    "edgellm.export.read.tokenizer_facts.TokenizerError": FAILED,
-    "edgellm.memory.onnx_graph.OnnxError": FAILED,
-    "edgellm.export.obtain.download.SourceError": FAILED,
-    "edgellm.export.environments.ExporterError": FAILED,
-    "edgellm.export.convert.imatrix_file.BadImatrix": FAILED,
-    "edgellm.export.manifest.ManifestError": FAILED,
-    "edgellm.export.staging.ExportError": FAILED,
-    "edgellm.export.convert.trim.TrimError": FAILED,
-    "edgellm.export.check.fidelity.VerificationFailed": FAILED,
-    "edgellm.export.obtain.catalogue.UnknownModel": USAGE,
-    "edgellm.export.obtain.catalogue.CatalogueError": FAILED,
-    "edgellm.export.obtain.naming.BadReference": USAGE,
-    "edgellm.export.obtain.store.PullError": FAILED,
-    "edgellm.cli._conversation.BadConversation": FAILED,
-    "edgellm.runtime.learning.keep.BadArchive": FAILED,
-    "edgellm.runtime.sampling.BadSampling": USAGE,
-    "edgellm.runtime.text.steps.TemplateError": FAILED,
-    "edgellm.runtime.backends.base.LoadError": FAILED,
-    "edgellm.runtime.backends.base.EngineError": FAILED,
-}
+__all__ = ["DOES_NOT_FIT", "DONE", "FAILED", "INTERRUPTED", "USAGE", "exit_code", "sentence"]
+
+# What these libraries raise says what is wrong with a network, a file or a setting. Their callers make better sentences
+# of what is expected; this is for the rest.
+_LIBRARIES = frozenset({"filelock", "httpx2", "huggingface_hub", "jinja2", "onnxruntime", "yaml"})
 
 
 def exit_code(error: BaseException) -> int | None:
     """The documented code of a known failure, None for a bug."""
-    for name, code in _KNOWN.items():
-        module, _, attribute = name.rpartition(".")
-        if module in sys.modules and isinstance(error, getattr(importlib.import_module(module), attribute)):
-            return code
-    return FAILED if isinstance(error, OSError) else None
+    if isinstance(error, EdgellmError):
+        return error.exit_code
+    return FAILED if isinstance(error, OSError) or _library(error) else None
 
 
 def sentence(error: BaseException) -> str:
@@ -59,4 +26,12 @@ def sentence(error: BaseException) -> str:
         place = f"{error.filename}: " if error.filename else ""
         remedy = " (free some space and run the same command again)" if error.errno == errno.ENOSPC else ""
         return f"{place}{error.strerror}{remedy}"
-    return " ".join(str(error).split())
+    text = " ".join(str(error).split())
+    library = None if isinstance(error, EdgellmError) else _library(error)
+    return f"{library}: {text or type(error).__name__}" if library else text or type(error).__name__
+
+
+def _library(error: BaseException) -> str | None:
+    """The package, of those above, whose class this is or derives from."""
+    roots = (kind.__module__.partition(".")[0] for kind in type(error).__mro__)
+    return next((root for root in roots if root in _LIBRARIES), None)

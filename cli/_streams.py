@@ -10,10 +10,12 @@ import os
 import sys
 from typing import Any
 
+from edgellm.memory.errors import EdgellmError
+
 _SHOWN = "edgellm-shown"
 
 
-class OutputError(OSError):
+class OutputError(EdgellmError, OSError):
     """Standard output cannot be written to; the message says so."""
 
 

@@ -5,22 +5,23 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-import shutil
-import textwrap
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgellm.cli import _errors
 from edgellm.cli._answers import Plain
 from edgellm.cli._output import out
+from edgellm.cli._settings import SETTINGS, show_or_change
+from edgellm.cli._status import cost_rows, forgotten_line, n_messages, status_line, unanswered_line
 from edgellm.cli._terminal import FENCE, LineEditor, dim, interrupts, leaving, printable, waiting
-from edgellm.cli._texts import quoted, split_texts, unescaped
 
 if TYPE_CHECKING:
     from edgellm.export.obtain.store import ModelFile
-    from edgellm.runtime.conversation import Answer, ChatSession
+    from edgellm.runtime.conversation import ChatSession
+    from edgellm.runtime.request import Answer
 
 _COMMANDS = {  # command -> (its arguments, what it does)
     "/help": ("", "show this list"),
@@ -34,7 +35,6 @@ _COMMANDS = {  # command -> (its arguments, what it does)
     "/exit": ("", "leave (also /quit, /bye, Ctrl-D)"),
 }
 _ALIASES = {"/quit": "/exit", "/bye": "/exit", "/?": "/help"}
-_NONE = "none"
 _TAKEN_BACK = "(stopped while reading: the question is taken back, arrow up brings it again)"
 
 
@@ -59,7 +59,7 @@ class Talk:
         editor = LineEditor(
             history,
             {name: about for name, (_, about) in _COMMANDS.items()},
-            {"/set": list(self._settings()), "/save": Path(), "/load": Path()},
+            {"/set": list(SETTINGS), "/save": Path(), "/load": Path()},
         )
         is_asked = False  # Ctrl-C came on an empty line: another one leaves
         while True:
@@ -95,7 +95,7 @@ class Talk:
         # "/usr/bin is what?" is a question; a command is one word of letters.
         if not re.match(r"/[A-Za-z?]+(\s|$)", text):
             question = text.encode("utf-8", "replace").decode()  # a terminal may send bytes that are no text
-            self._answer(lambda shown: self.session.reply(question, max_tokens=self.max_tokens, on_thought=shown))
+            self._answer(partial(self.session.reply, question))
             return True
         word, *following = text.split(None, 1)
         rest = following[0].strip() if following else ""
@@ -103,7 +103,7 @@ class Talk:
         if command == "/exit":
             return False
         if command not in _COMMANDS:
-            setting = f"/set {command[1:]}" if command[1:] in self._settings() else ""
+            setting = f"/set {command[1:]}" if command[1:] in SETTINGS else ""
             near = [setting] if setting else difflib.get_close_matches(command, [*_COMMANDS, *_ALIASES], 1, 0.6)
             hint = f"did you mean {near[0]}? " if near else ""
             out.error(f"there is no command {word}: {hint}/help lists them")
@@ -113,17 +113,17 @@ class Talk:
             getattr(self, f"_{command[1:]}")(rest)
         return True
 
-    def _answer(self, pieces: Callable[[Callable[[str], None]], Iterator[str]]) -> None:
-        """Show an answer as it comes, then what it cost. `pieces` is given what shows a thought."""
-        shown, n_forgotten = Plain(), self.session.n_forgotten
-        with interrupts(self.session.engine.stop_asked), waiting("…") as erase:
+    def _answer(self, say: Callable[..., Iterator[str]]) -> None:
+        """Show an answer as it comes, then what it cost. `say`: a session's `reply` or `regenerate`."""
+        shown, n_forgotten, cancel = Plain(), self.session.n_forgotten, threading.Event()
+        with interrupts(cancel), waiting("…") as erase:
 
             def on_thought(piece: str) -> None:
                 erase()
                 shown.thought(piece)
 
             try:
-                for piece in pieces(on_thought):
+                for piece in say(max_tokens=self.max_tokens, cancel=cancel, on_thought=on_thought):
                     erase()
                     shown.text(piece)
             finally:
@@ -156,7 +156,7 @@ class Talk:
             return
         if self.session.sampling.greedy:
             out.note(dim("(temperature is 0, which gives the same answer: /set temperature 0.8 gives others)"))
-        self._answer(lambda shown: self.session.regenerate(max_tokens=self.max_tokens, on_thought=shown))
+        self._answer(self.session.regenerate)
 
     def _clear(self, _: str) -> None:
         self.session.clear()
@@ -168,10 +168,10 @@ class Talk:
         out.note(dim(f"(system prompt: {self.session.system or 'none'})"))
 
     def _save(self, name: str) -> None:
-        from edgellm.cli import _conversation
+        from edgellm.app import conversations
 
         session, path = self.session, Path(name).expanduser()
-        _conversation.save(
+        conversations.save(
             path,
             session.messages,
             system=session.system,
@@ -179,7 +179,7 @@ class Talk:
             draft=self.draft,
             vocabulary=session.engine.model.vocabulary,
         )
-        out.note(dim(f"({_n_messages(len(session.messages))} saved in {path})"))
+        out.note(dim(f"({n_messages(len(session.messages))} saved in {path})"))
 
     def _load(self, name: str) -> None:
         path = Path(name).expanduser()
@@ -195,16 +195,16 @@ class Talk:
         self._take_up(self.kept, "the conversation left last", keeps_system=self.session.system is not None)
 
     def _take_up(self, path: Path, what: str, *, keeps_system: bool = False) -> None:
-        from edgellm.cli import _conversation
+        from edgellm.app import conversations
 
         session = self.session
-        loaded = _conversation.read(path, session.engine.model.vocabulary)
+        loaded = conversations.read(path, session.engine.model.vocabulary)
         session.clear()
         if not keeps_system:
             session.system = loaded.system
         session.messages.extend(loaded.messages)
         by = "" if loaded.target == self.target.name else f", which {loaded.target[:80]} answered"
-        out.note(dim(printable(f"({_n_messages(len(session.messages))} from {what}{by}: the conversation goes on)")))
+        out.note(dim(printable(f"({n_messages(len(session.messages))} from {what}{by}: the conversation goes on)")))
 
     def _leave(self) -> None:
         if self.keep():
@@ -212,12 +212,12 @@ class Talk:
 
     def keep(self) -> bool:
         """Keep what was said for `resume`. A disk that refuses is a warning: the conversation ends all the same."""
-        from edgellm.cli import _conversation
+        from edgellm.app import conversations
 
         if self.kept is None or not self.session.messages:
             return False
         try:
-            _conversation.keep(
+            conversations.keep(
                 self.kept,
                 self.session.messages,
                 system=self.session.system,
@@ -234,144 +234,8 @@ class Talk:
         if not self.answers:
             out.note(dim("(no answer yet)"))
             return
-        stats = self.answers[-1].stats
-        rows = [
-            (
-                "prompt",
-                f"{stats.n_prompt:,} tokens, {stats.n_cached:,} of them cached, read in {stats.prefill_s:.2f} s",
-            ),
-            ("answer", f"{stats.n_new:,} tokens in {stats.decode_s:.2f} s: {stats.tokens_per_s:.1f} tok/s"),
-            *([("thought", f"{stats.n_thought:,} of these tokens")] if stats.n_thought else []),
-            ("rounds", f"{stats.n_rounds:,}, {stats.tokens_per_round:.2f} tokens each"),
-        ]
-        for source, n_drafted in stats.drafted_by.items():
-            n_accepted = stats.accepted_by[source]
-            rows.append(
-                (f"by {source}", f"{n_drafted:,} drafted, {n_accepted:,} accepted ({n_accepted / n_drafted:.0%})")
-            )
-        times = {
-            "drafting": stats.draft_s,
-            "translating": stats.translate_s,
-            "verifying": stats.verify_s,
-            "choosing": stats.sample_s,
-        }
-        rows.append(("time", ", ".join(f"{name} {seconds:.2f} s" for name, seconds in times.items())))
-        n_new, decode_s = sum(a.stats.n_new for a in self.answers), sum(a.stats.decode_s for a in self.answers)
-        speed = f": {n_new / decode_s:.1f} tok/s" if decode_s else ""
-        rows.append(("so far", f"{_n('answer', len(self.answers))}, {n_new:,} tokens in {decode_s:.2f} s{speed}"))
-        for label, value in rows:
+        for label, value in cost_rows(self.answers):
             out.text(f"  {label:<10}{value}")
 
-    def _settings(self) -> dict[str, Any]:
-        sampling = self.session.sampling
-        names = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
-        values: dict[str, Any] = {name: getattr(sampling, name) for name in names}
-        return values | {
-            "max_tokens": self.max_tokens,
-            "draft_tokens": self.session.engine.n_draft,
-            "stop": quoted(self.session.stop) or None,
-            "think": {True: "on", False: "off", None: "auto"}[self.session.thinking.think],
-            "think_budget": self.session.thinking.budget,
-        }
-
     def _set(self, text: str) -> None:
-        name, _, value = text.partition(" ")
-        name, value = name.lower().replace("-", "_"), value.strip()
-        name = {"temp": "temperature"}.get(name, name)
-        settings = self._settings()
-        if name and name not in settings:
-            near = difflib.get_close_matches(name, settings, 1, 0.4)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(settings)}"
-            out.error(f"there is no setting {name}: {hint}")
-            return
-        if value:
-            try:
-                self._change(name, value)
-            except (ValueError, OverflowError, KeyError) as error:
-                out.error(_errors.sentence(error) if _errors.exit_code(error) else f"{name} cannot be {value!r}")
-                return
-            if name.startswith("think") and (note := self.session.thinking.about()):
-                out.warning(note)
-            settings = self._settings()
-        for shown in [name] if name else settings:
-            out.text(f"  {shown:<16}{_NONE if settings[shown] is None else settings[shown]}")
-
-    def _change(self, name: str, value: str) -> None:
-        """Raises ValueError where the value is no value for that."""
-        from edgellm.runtime.sampling import RANDOM_SEED
-
-        engine, number = self.session.engine, None if value.lower() == _NONE else value
-        if name == "stop":
-            self.session.stop = tuple(map(unescaped, split_texts(value))) if number else ()
-        elif name == "think":
-            self.session.thinking.think = {"on": True, "off": False, "auto": None}[value.lower()]
-        elif name == "think_budget":
-            self.session.thinking.budget = None if number is None else _at_least(int(number), 0)
-        elif name == "max_tokens":
-            self.max_tokens = None if number is None else _at_least(int(number), 1)
-        elif name == "draft_tokens":
-            most = min(engine.settings.n_draft, engine.backend.max_outputs - 1)
-            engine.n_draft = _at_least(int(value), 0)
-            if engine.n_draft > most:
-                engine.n_draft = most
-                out.note(dim(f"(at most {most} here: `edgellm chat --draft-tokens N` makes room for more)"))
-        else:
-            kind = int if name in ("top_k", "seed") else float
-            if number is None and name != "seed":
-                raise ValueError(name)
-            changed: dict[str, Any] = {name: None if number is None else kind(number)}
-            if name == "seed" and number is not None:
-                changed[name] = None if changed[name] == RANDOM_SEED else _at_least(changed[name], 0)
-            self.session.sampling = dataclasses.replace(self.session.sampling, **changed)
-
-
-def status_line(answer: Answer, session: ChatSession) -> str:
-    """Speed, tokens a round, acceptance and context, and why the answer ended where that is not plain."""
-    stats, n_ctx = answer.stats, session.engine.backend.n_ctx
-    parts = [f"{stats.tokens_per_s:.1f} tok/s"]
-    if session.engine.draft_model is not None and stats.n_drafted:
-        parts += [f"{stats.tokens_per_round:.1f} tokens a round", f"{stats.acceptance:.0%} of drafts accepted"]
-    elif stats.n_accepted:  # from what was said before, without a draft model
-        parts += [f"{stats.tokens_per_round:.1f} tokens a round", f"{stats.n_accepted:,} tokens copied"]
-    if stats.n_thought:
-        parts.append(f"{stats.n_thought:,} of {stats.n_new:,} tokens thought")
-    parts.append(f"context {session.n_context:,} of {n_ctx:,}")
-    alone = len(session.messages) <= 2  # to forget what was said before would not help
-    why = {
-        "interrupted": "stopped",
-        "length": f"stopped after {stats.n_new:,} tokens",
-        "context": "the context is full: start again with a larger --ctx"
-        if alone
-        else "the context is full: /clear, or start again with a larger --ctx or with --on-full shift",
-    }
-    if answer.finish_reason in why:
-        parts.append(why[answer.finish_reason])
-    return textwrap.fill(f"[{' · '.join(parts)}]", shutil.get_terminal_size().columns, break_on_hyphens=False)
-
-
-def forgotten_line(answer: Answer) -> str:
-    """What the model no longer knows."""
-    return f"(the context was full: the first {_n_messages(answer.n_forgotten)} are forgotten, /save still writes them)"
-
-
-def unanswered_line(answer: Answer) -> str:
-    """Why there is no text; empty where there is."""
-    if answer.text.strip() or not answer.reasoning:
-        return ""
-    if answer.finish_reason == "stop":
-        return "(the model ended inside its thought, without an answer)"
-    return "(it was stopped inside its thought: limit that with --think-budget, or allow more with --max-tokens)"
-
-
-def _at_least(value: int, least: int) -> int:
-    if value < least:
-        raise ValueError(value)
-    return value
-
-
-def _n(noun: str, count: int) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def _n_messages(count: int) -> str:
-    return _n("message", count)
+        show_or_change(self, text)

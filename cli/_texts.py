@@ -7,19 +7,20 @@ A value is one text, spaces and all: `END OF`. Where it begins with a quote it i
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import typer
+from edgellm.memory.errors import USAGE, EdgellmError
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", '"': '"', "'": "'"}
 _ESCAPE = re.compile(r"""\\([ntr\\"'])""")
 _QUOTED = re.compile(r"""\s*(?:"((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)')(?=\s|$)""", re.DOTALL)
 
 
-class BadTexts(ValueError):
+class BadTexts(EdgellmError, ValueError):
     """Quotes that do not close."""
+
+    exit_code = USAGE
 
 
 def unescaped(text: str) -> str:
@@ -48,15 +49,3 @@ def split_texts(value: str) -> list[str]:
 def quoted(texts: Sequence[str]) -> str:
     """A value that means these texts."""
     return " ".join(json.dumps(text, ensure_ascii=False) for text in texts)
-
-
-def texts_option(variable: str) -> Callable[[list[str]], list[str]]:
-    """The callback of a repeatable option: what was typed, else what the environment says, with its escapes read."""
-
-    def read(typed: list[str]) -> list[str]:
-        try:
-            return [unescaped(text) for text in typed or split_texts(os.environ.get(variable, ""))]
-        except BadTexts as error:
-            raise typer.BadParameter(f"{variable}: {error}") from error
-
-    return read

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
+from edgellm.cli import _options as opt
 from edgellm.cli._output import out
+from edgellm.cli._variables import Command
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,15 +23,15 @@ _MEANING = {
 }
 
 
-@app.command()
-def show(json: bool = typer.Option(False, "--json", help="As one object; sizes in bytes.")) -> None:
+@app.command(cls=Command)
+def show(json_: opt.Json = False) -> None:
     """List what is kept, and where."""
     from edgellm.memory.units import format_bytes
     from edgellm.runtime.learning.keep import listing
 
     folder = _folder()
     files = listing(folder)
-    if json:
+    if json_:
         out.json(
             {
                 "folder": str(folder),
@@ -47,7 +50,7 @@ def show(json: bool = typer.Option(False, "--json", help="As one object; sizes i
     out.note(f"in {folder}, readable by you alone; `edgellm chat --no-learn` neither uses nor adds to it")
 
 
-@app.command()
+@app.command(cls=Command)
 def clear() -> None:
     """Delete all of it."""
     from edgellm.runtime.learning import keep
@@ -56,8 +59,10 @@ def clear() -> None:
     out.note(f"{n} files deleted" if n else "there was nothing to delete")
 
 
-@app.command("export")
-def export_(archive: Path = typer.Argument(help="File to write; it holds what was said to your models.")) -> None:
+@app.command("export", cls=Command)
+def export_(
+    archive: Annotated[Path, typer.Argument(help="File to write; it holds what was said to your models.")],
+) -> None:
     """Write all of it into one archive."""
     from edgellm.runtime.learning.keep import export_to
 
@@ -65,8 +70,8 @@ def export_(archive: Path = typer.Argument(help="File to write; it holds what wa
     out.note(f"{n} files in {archive}, readable by you alone: it holds parts of your conversations")
 
 
-@app.command("import")
-def import_(archive: Path = typer.Argument(help="What `cache export` wrote.")) -> None:
+@app.command("import", cls=Command)
+def import_(archive: Annotated[Path, typer.Argument(help="What `cache export` wrote.")]) -> None:
     """Add an archive's contents to what is here."""
     from edgellm.runtime.learning.keep import import_from
 
@@ -75,6 +80,6 @@ def import_(archive: Path = typer.Argument(help="What `cache export` wrote.")) -
 
 
 def _folder() -> Path:
-    from edgellm.memory.folders import home
+    from edgellm.app.defaults import learned_folder
 
-    return home() / "learned"
+    return learned_folder()

@@ -8,24 +8,25 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from edgellm.cli import _chat_options as opt
+from edgellm.cli import _options as opt
 from edgellm.cli._output import out
 
 if TYPE_CHECKING:
+    from edgellm.app.loading import Pair
     from edgellm.cli._answers import Plain
     from edgellm.cli._talk import Talk
-    from edgellm.export.obtain.store import ModelFile
-    from edgellm.memory.plan import MemoryPlan
-    from edgellm.runtime.bringup.planning import EngineOptions
     from edgellm.runtime.conversation import ChatSession
     from edgellm.runtime.engine import Engine
 
 
+@opt.takes_sampling()
 def chat(
     model: opt.Model = None,
     prompt: opt.Prompt = None,
@@ -43,12 +44,7 @@ def chat(
     no_copy: opt.NoCopy = False,
     merged_probs: opt.MergedProbs = False,
     exact: opt.Exact = False,
-    temp: opt.Temp = 0.0,
-    top_k: opt.TopK = 40,
-    top_p: opt.TopP = 0.95,
-    min_p: opt.MinP = 0.05,
-    repeat_penalty: opt.RepeatPenalty = 1.0,
-    seed: opt.Seed = None,
+    sampling: opt.Sampling = {},  # noqa: B006
     ctx: opt.Ctx = None,
     on_full: opt.OnFull = "stop",
     kv: opt.Kv = None,
@@ -63,80 +59,95 @@ def chat(
     """Talk with a model while a small one drafts ahead; the text is what the model alone would write.
 
     With --prompt, or with text piped in, it answers once: the answer on stdout, all else on stderr.
-
-    Every option can be set in the environment too: EDGELLM_TOP_K=20 is --top-k 20.
     """
-    from edgellm.cli._answers import Json, JsonLines, Plain
-    from edgellm.cli._conversation import BadConversation, kept_path
-    from edgellm.cli._lora import loras
-    from edgellm.cli._models import asked_bytes, check_kv, drafting_options, resolve_pair
-    from edgellm.cli._plans import models_of, read_plan
-    from edgellm.cli._talk import Talk
+    from edgellm.app.defaults import asked_bytes, cache_type, drafting_options
+    from edgellm.app.loading import prepare
+    from edgellm.cli._listener import TERMINAL
     from edgellm.cli._terminal import silent_keys
     from edgellm.runtime.bringup.planning import EngineOptions
-    from edgellm.runtime.conversation import ChatSession
-    from edgellm.runtime.sampling import RANDOM_SEED, Sampling
 
-    if json_ and jsonl:
-        raise typer.BadParameter("take one of --json and --jsonl")
-    if on_full not in ("stop", "shift"):
-        raise typer.BadParameter(f"{on_full!r} is no policy for a full context: take stop or shift")
-    planned = read_plan(plan, ctx=ctx, kv=kv, draft_tokens=draft_tokens) if plan else None
-    if planned is not None:
-        model, draft = models_of(planned, model, draft)
-        lora = lora or list(planned.loras)
+    opt.exclusive(json=json_, jsonl=jsonl)
     question = _question(prompt)
     if question is None and (json_ or jsonl or not sys.stdout.isatty()):
         raise typer.BadParameter("a conversation needs a terminal: give --prompt TEXT, or pipe the text in")
-    if resume and not kept_path().exists():
-        raise BadConversation("there is no conversation to resume: one is kept when a chat in a terminal is left")
-    sampling = Sampling(
-        temperature=temp,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repeat_penalty=repeat_penalty,
-        seed=seed if seed != RANDOM_SEED else None,
-    )
+    _check_resumable(resume)
     options = EngineOptions(
         n_ctx=ctx,
         copy=not no_copy,
         **drafting_options(draft_tokens, learn=not no_learn, assume_cost=assume_cost, merged_probs=merged_probs),
         exact=exact,
-        kv=check_kv(kv) if kv is not None else None,
+        kv=cache_type(kv) if kv is not None else None,
         n_threads=threads,
         n_gpu_layers=gpu_layers,
         budget_bytes=asked_bytes(budget),
-        loras=loras(lora),
     )
-    target, drafter = resolve_pair(model, draft, offline=offline)
-    with silent_keys(), _load(target, drafter, options, planned) as engine:
-        session = ChatSession(
-            engine,
-            system=system,
-            sampling=sampling,
-            stop=stop,
-            on_full="shift" if on_full == "shift" else "stop",
-            think=think,
-            think_budget=think_budget,
-        )
-        if note := session.thinking.about():
-            out.warning(note)
-        talk = Talk(session, target, drafter, max_tokens, kept=kept_path())
-        if question is None:
-            _talk(talk, resume=resume)
-        else:
-            kind = Json if json_ else JsonLines if jsonl else None
-            form = kind(target, drafter, options.loras) if kind is not None else Plain()
-            if resume:
-                talk.resume()
-            try:
-                _answer_once(session, question, max_tokens, form)
-            finally:
-                if resume:
-                    talk.keep()
-        if engine.controller is not None:
-            out.detail(f"drafting: {engine.controller.explain()}")
+    pair = prepare(model, draft, options, plan=plan, loras=lora, offline=offline, listener=TERMINAL)
+    _log_engine()
+    asked = _Asked(question, system, max_tokens, stop, on_full == "shift", think, think_budget, sampling, resume)
+    with silent_keys(), pair.open(TERMINAL) as engine:
+        _converse(engine, pair, asked, form=_form(json_, jsonl, pair))
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What is said to the model, and how it is to answer."""
+
+    question: str | None  # None: a conversation in the terminal
+    system: str | None
+    max_tokens: int | None
+    stop: list[str]
+    shift: bool  # forget the oldest turns where the context is full
+    think: bool | None
+    think_budget: int | None
+    sampling: Mapping[str, Any]
+    resume: bool
+
+
+def _check_resumable(resume: bool) -> None:
+    from edgellm.app.conversations import BadConversation, kept_path
+
+    if resume and not kept_path().exists():
+        raise BadConversation("there is no conversation to resume: one is kept when a chat in a terminal is left")
+
+
+def _form(json_: bool, jsonl: bool, pair: Pair) -> Plain:
+    """How an answer is shown."""
+    from edgellm.cli._answers import Json, JsonLines, Plain
+
+    kind = Json if json_ else JsonLines if jsonl else None
+    return kind(pair.target, pair.draft, pair.options.loras) if kind is not None else Plain()
+
+
+def _converse(engine: Engine, pair: Pair, asked: _Asked, *, form: Plain) -> None:
+    from edgellm.app.conversations import kept_path
+    from edgellm.cli._talk import Talk
+    from edgellm.runtime.conversation import ChatSession
+    from edgellm.runtime.sampling import Sampling
+
+    session = ChatSession(
+        engine,
+        system=asked.system,
+        sampling=Sampling(**asked.sampling),
+        stop=asked.stop,
+        on_full="shift" if asked.shift else "stop",
+        think=asked.think,
+        think_budget=asked.think_budget,
+    )
+    if note := session.thinking.about():
+        out.warning(note)
+    talk = Talk(session, pair.target, pair.draft, asked.max_tokens, kept=kept_path())
+    if asked.question is None:
+        _talk(talk, resume=asked.resume)
+    else:
+        if asked.resume:
+            talk.resume()
+        try:
+            _answer_once(session, asked.question, asked.max_tokens, form)
+        finally:
+            if asked.resume:
+                talk.keep()
+    if engine.controller is not None:
+        out.detail(f"drafting: {engine.controller.explain()}")
 
 
 def _question(prompt: str | None) -> str | None:
@@ -166,27 +177,12 @@ def _is_piped() -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
 
 
-@contextlib.contextmanager
-def _load(
-    target: ModelFile, drafter: ModelFile | None, options: EngineOptions, plan: MemoryPlan | None
-) -> Iterator[Engine]:
-    from edgellm.cli._terminal import waiting
-    from edgellm.runtime.backends.llama_cpp import kernels
-    from edgellm.runtime.engine import load
-
+def _log_engine() -> None:
+    """With --verbose, the engine's own log on stderr."""
     if out.verbose:
         log = logging.getLogger("edgellm.llama_cpp")
         log.setLevel(logging.DEBUG)
         log.addHandler(logging.StreamHandler())
-    if options.exact and not kernels().active:
-        out.note("--exact compares passes of every width first, which can take a minute on the engine's own kernels")
-    with waiting(f"loading {target.name} …"):
-        engine = load(target.path, drafter.path if drafter else None, options, plan=plan)
-    with engine:
-        for note in engine.notes:
-            out.detail(note)
-        out.warnings(engine.warnings)
-        yield engine
 
 
 def _talk(talk: Talk, *, resume: bool) -> None:
@@ -202,17 +198,18 @@ def _talk(talk: Talk, *, resume: bool) -> None:
 
 
 def _answer_once(session: ChatSession, question: str, max_tokens: int | None, form: Plain) -> None:
-    from edgellm.cli._talk import forgotten_line, status_line, unanswered_line
+    from edgellm.cli._status import forgotten_line, status_line, unanswered_line
     from edgellm.cli._terminal import dim, interrupts, waiting
 
     form.start()
-    with interrupts(session.engine.stop_asked), waiting("…") as erase:
+    cancel = threading.Event()
+    with interrupts(cancel), waiting("…") as erase:
 
         def on_thought(piece: str) -> None:
             erase()
             form.thought(piece)
 
-        for piece in session.reply(question, max_tokens=max_tokens, on_thought=on_thought):
+        for piece in session.reply(question, max_tokens=max_tokens, cancel=cancel, on_thought=on_thought):
             erase()
             form.text(piece)
     answer = session.last

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Annotated
 
-import typer
-
+from edgellm.cli import _options as opt
 from edgellm.cli._output import out
 
 
 def devices(
-    probe: bool = typer.Option(False, "--probe", help="Also ask llama.cpp which GPUs it can use here."),
-    sources: bool = typer.Option(False, "--sources", help="Say where each figure is from."),
-    json_: bool = typer.Option(False, "--json", help="Print a JSON array."),
+    probe: Annotated[bool, opt.option("--probe", help="Also ask llama.cpp which GPUs it can use here.")] = False,
+    sources: Annotated[bool, opt.option("--sources", help="Say where each figure is from.")] = False,
+    json_: opt.Json = False,
 ) -> None:
     """List the devices that `plan --device` knows: memory, what a program may take of it, bandwidth."""
     from edgellm.memory.device import known_devices, this_machine

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-import typer
-
+from edgellm.cli import _options as opt
 from edgellm.cli._output import out
 
 
 def doctor(
-    json_: bool = typer.Option(False, "--json", envvar="EDGELLM_JSON", help="Facts as JSON: bytes and seconds."),
-    measure: bool = typer.Option(
-        True,
-        "--measure/--no-measure",
-        envvar="EDGELLM_MEASURE",
-        help="Time this machine's memory and multipliers, which takes a second.",
-    ),
+    json_: opt.Json = False,
+    measure: Annotated[
+        bool,
+        opt.option("--measure/--no-measure", help="Time this machine's memory and multipliers, which takes a second."),
+    ] = True,
 ) -> None:
     """Show versions, library, kernels, memory, folders and models, and say what is wrong with any of them."""
-    from edgellm.cli._facts import Facts
+    from edgellm.app.facts import Facts
 
     facts = Facts(measured=measure)
     if json_:

@@ -3,65 +3,162 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from edgellm.cli import _options as opt
+
+if TYPE_CHECKING:
+    pass
 
 
 def export(
     context: typer.Context,
-    model: str = typer.Argument(help="A catalogue name, user/repo, a Hub folder, or a GGUF file."),
-    draft: str | None = typer.Option(None, help="The drafter, named alike; `self` cuts one out of the model."),
-    format_: str = typer.Option("gguf", "--format", envvar="EDGELLM_FORMAT", help="gguf, or onnx for onnxruntime."),
-    quant: str = typer.Option(
-        None, envvar="EDGELLM_QUANT", help="Types to make, with commas: Q4_K_M,Q8_0,F16; of ONNX int4,int8,fp16,fp32."
-    ),
-    draft_quant: str | None = typer.Option(None, help="Types of the drafter.  [default: as --quant]"),
-    output: Path | None = typer.Option(None, "--output", "-o", help="The folder to make.  [default: NAME-export]"),
-    mem: str | None = typer.Option(None, help="The device's memory (6GB): choose the best type that fits it."),
-    ctx: int = typer.Option(4096, help="Tokens of context that --mem plans for."),
-    trim_vocab: float | None = typer.Option(
-        None, min=0.001, max=1.0, help="Share of the drafter's vocabulary to keep."
-    ),
-    trim_corpus: Path | None = typer.Option(
-        None, exists=True, dir_okay=False, help="Text whose tokens are kept first."
-    ),
-    trim_input: bool = typer.Option(
-        False, "--trim-input", help="Trim what the drafter reads too: a smaller file, fewer drafts accepted."
-    ),
-    drop_layers: str | None = typer.Option(None, help="Layers to leave out of the drafter, as in 4,8-11."),
-    draft_head: str | None = typer.Option(
-        None, help="Type of the drafter's last matrix, as in Q4_0.  [default: as is]"
-    ),
-    imatrix: Path | None = typer.Option(
-        None, exists=True, dir_okay=False, help="Importance matrix of the model (GGUF)."
-    ),
-    converter: str | None = typer.Option(
-        None,
-        envvar="EDGELLM_CONVERTER",
-        metavar="own|llama.cpp|PATH",
-        help="Who converts: edgellm, llama.cpp's own script, or that of a checkout.  [default: own where it knows the "
-        "family, else llama.cpp]",
-    ),
-    base: str | None = typer.Option(
-        None, help="MODEL is an adapter (LoRA) for this one.  [default: as it says itself]"
-    ),
-    merge: bool = typer.Option(False, "--merge", help="One model of an adapter and its base, not an adapter's file."),
-    exporter: str = typer.Option(
-        "builder", envvar="EDGELLM_EXPORTER", help="Of ONNX: onnxruntime-genai's builder, or optimum."
-    ),
-    exporter_python: Path | None = typer.Option(
-        None,
-        envvar="EDGELLM_EXPORTER_PYTHON",
-        exists=True,
-        help="A Python that has the exporter's (or the converter's) packages.",
-    ),
-    yes: bool = typer.Option(False, "--yes", "-y", envvar="EDGELLM_YES", help="Install the exporter without asking."),
-    locked: bool = typer.Option(False, "--locked", help="Repeat the export in --output; fail if a bit differs."),
-    verify: bool | None = typer.Option(None, "--verify/--no-verify", help="Check the result.  [default: small models]"),
-    revision: str | None = typer.Option(None, help="Commit, branch or tag of the model's repository."),
-    token: str | None = typer.Option(None, help="For gated repositories of the Hub.  [default: HF_TOKEN]"),
-    json_: bool = typer.Option(False, "--json", help="Print the manifest."),
-    jsonl: bool = typer.Option(False, "--jsonl", help="Print each step as one line of JSON."),
+    model: Annotated[str, typer.Argument(help="A catalogue name, user/repo, a Hub folder, or a GGUF file.")],
+    draft: Annotated[
+        str | None,
+        opt.option(
+            "--draft", "-d", help="The drafter, named alike; `self` cuts one out of the model.", metavar="MODEL"
+        ),
+    ] = None,
+    format_: Annotated[
+        str, opt.option("--format", help="gguf, or onnx for onnxruntime.", metavar="gguf|onnx", callback=opt.FORMAT)
+    ] = "gguf",
+    quant: Annotated[
+        str | None,
+        opt.option(
+            "--quant", help="Types to make, with commas: Q4_K_M,Q8_0,F16; of ONNX int4,int8,fp16,fp32.", metavar="TYPES"
+        ),
+    ] = None,
+    draft_quant: Annotated[
+        str | None,
+        opt.option("--draft-quant", help="Types of the drafter.", show_default="as --quant", metavar="TYPES"),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        opt.option("--output", "-o", help="The folder to make.", show_default="NAME-export", metavar="FOLDER"),
+    ] = None,
+    mem: opt.Mem = None,
+    ctx: opt.Ctx = None,
+    trim_vocab: Annotated[
+        float | None,
+        opt.option(
+            "--trim-vocab",
+            min=0.001,
+            max=1.0,
+            help="Share of the drafter's vocabulary to keep.",
+            metavar="X",
+            panel=opt.OF_GGUF,
+        ),
+    ] = None,
+    trim_corpus: Annotated[
+        Path | None,
+        opt.option(
+            "--trim-corpus",
+            exists=True,
+            dir_okay=False,
+            help="Text whose tokens are kept first.",
+            metavar="FILE",
+            panel=opt.OF_GGUF,
+        ),
+    ] = None,
+    trim_input: Annotated[
+        bool,
+        opt.option(
+            "--trim-input",
+            help="Trim what the drafter reads too: a smaller file, fewer drafts accepted.",
+            panel=opt.OF_GGUF,
+        ),
+    ] = False,
+    drop_layers: Annotated[
+        str | None,
+        opt.option(
+            "--drop-layers",
+            help="Layers to leave out of the drafter, as in 4,8-11.",
+            metavar="LAYERS",
+            panel=opt.OF_GGUF,
+        ),
+    ] = None,
+    draft_head: Annotated[
+        str | None,
+        opt.option(
+            "--draft-head",
+            help="Type of the drafter's last matrix, as in Q4_0.",
+            show_default="as is",
+            metavar="TYPE",
+            panel=opt.OF_GGUF,
+        ),
+    ] = None,
+    imatrix: Annotated[
+        Path | None,
+        opt.option(
+            "--imatrix",
+            exists=True,
+            dir_okay=False,
+            help="Importance matrix of the model (GGUF).",
+            metavar="FILE",
+            panel=opt.OF_GGUF,
+        ),
+    ] = None,
+    converter: Annotated[
+        str | None,
+        opt.option(
+            "--converter",
+            metavar="own|llama.cpp|PATH",
+            help="Who converts: edgellm, llama.cpp's own script, or that of a checkout.",
+            show_default="own where it knows the family, else llama.cpp",
+            panel=opt.OF_GGUF,
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        opt.option(
+            "--base",
+            help="MODEL is an adapter (LoRA) for this one.",
+            show_default="as it says itself",
+            metavar="MODEL",
+            panel=opt.OF_GGUF,
+        ),
+    ] = None,
+    merge: Annotated[
+        bool,
+        opt.option("--merge", help="One model of an adapter and its base, not an adapter's file.", panel=opt.OF_GGUF),
+    ] = False,
+    exporter: Annotated[
+        str,
+        opt.option(
+            "--exporter",
+            help="Of ONNX: onnxruntime-genai's builder, or optimum.",
+            metavar="builder|optimum",
+            panel=opt.OF_ONNX,
+        ),
+    ] = "builder",
+    exporter_python: Annotated[
+        Path | None,
+        opt.option(
+            "--exporter-python",
+            exists=True,
+            help="A Python that has the exporter's (or the converter's) packages.",
+            metavar="FILE",
+        ),
+    ] = None,
+    yes: opt.Yes = False,
+    locked: Annotated[
+        bool,
+        opt.option("--locked", help="Repeat the export in --output; fail if a bit differs.", panel=opt.OF_GGUF),
+    ] = False,
+    verify: Annotated[
+        bool | None,
+        opt.option("--verify/--no-verify", help="Check the result.", show_default="small models"),
+    ] = None,
+    revision: Annotated[
+        str | None,
+        opt.option("--revision", help="Commit, branch or tag of the model's repository.", metavar="REVISION"),
+    ] = None,
+    token: opt.Token = None,
+    json_: opt.Json = False,
+    jsonl: opt.Jsonl = False,
 ) -> None:
     """Make checked files for a device: a model, its drafter, and a manifest that an app's build can trust.
 
@@ -70,10 +167,10 @@ def export(
     An interrupted export goes on where it stopped. The folder appears when all of it is there.
     """
     from edgellm.app import exporting
+    from edgellm.app.defaults import asked_bytes
+    from edgellm.app.evaluation import judge, tabulate
     from edgellm.app.export_options import ExportRequest
     from edgellm.cli import _export_view as view
-    from edgellm.cli._models import asked_bytes
-    from edgellm.cli._pair import judge, tabulate
     from edgellm.cli._progress import DownloadBar
 
     asked_bytes(mem)  # answers are in its units
@@ -90,8 +187,10 @@ def export(
 
 
 def verify(
-    folder: Path = typer.Argument(exists=True, file_okay=False, help="A folder made by `export` or `bundle`."),
-    json_: bool = typer.Option(False, "--json", help="Print the manifest."),
+    folder: Annotated[
+        Path, typer.Argument(exists=True, file_okay=False, help="A folder made by `export` or `bundle`.")
+    ],
+    json_: opt.Json = False,
 ) -> None:
     """Check every file of an exported folder against its manifest."""
     from edgellm.cli import _export_view as view
@@ -101,15 +200,35 @@ def verify(
 
 
 def bundle(
-    folder: Path = typer.Argument(exists=True, file_okay=False, help="A folder made by `export`."),
-    output: Path = typer.Option(..., "--output", "-o", help="A folder to make, or a .tar, .tar.gz or .zip file."),
-    quant: str | None = typer.Option(None, help="The one type of the model to pack.  [default: the first]"),
-    draft_quant: str | None = typer.Option(None, help="The one type of the drafter to pack.  [default: the first]"),
-    format_: str | None = typer.Option(
-        None, "--format", envvar="EDGELLM_FORMAT", help="What the export must be of: gguf or onnx.  [default: either]"
-    ),
-    ort: bool = typer.Option(False, "--ort", help="ONNX models in onnxruntime's own format, for reduced builds."),
-    json_: bool = typer.Option(False, "--json", help="Print the bundle's manifest."),
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A folder made by `export`.")],
+    output: Annotated[
+        Path,
+        opt.option("--output", "-o", help="A folder to make, or a .tar, .tar.gz or .zip file.", metavar="PATH"),
+    ],
+    quant: Annotated[
+        str | None,
+        opt.option("--quant", help="The one type of the model to pack.", show_default="the first", metavar="TYPE"),
+    ] = None,
+    draft_quant: Annotated[
+        str | None,
+        opt.option(
+            "--draft-quant", help="The one type of the drafter to pack.", show_default="the first", metavar="TYPE"
+        ),
+    ] = None,
+    format_: Annotated[
+        str | None,
+        opt.option(
+            "--format",
+            help="What the export must be of.",
+            show_default="either",
+            metavar="gguf|onnx",
+            callback=opt.FORMAT,
+        ),
+    ] = None,
+    ort: Annotated[
+        bool, opt.option("--ort", help="ONNX models in onnxruntime's own format, for reduced builds.")
+    ] = False,
+    json_: opt.Json = False,
 ) -> None:
     """Pack one model, one drafter and their manifest into a folder or tar for an app's assets."""
     from edgellm.cli import _export_view as view

@@ -6,10 +6,11 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgellm.cli import _options as opt
 from edgellm.cli._completion import model_names
 from edgellm.cli._output import out
 
@@ -18,33 +19,38 @@ if TYPE_CHECKING:
 
 
 def imatrix(
-    model: str = typer.Argument(
-        help="A GGUF file (F16 or Q8_0 do best), an exported folder, a catalogue name, or user/repo[:QUANT].",
-        autocompletion=model_names,
-    ),
-    text: list[str] = typer.Option(
-        ...,
-        "--text",
-        "-f",
-        envvar="EDGELLM_IMATRIX_TEXT",
-        help="Text of the kind that the model is for; - is stdin. Repeatable.",
-    ),
-    output: Path | None = typer.Option(
-        None, "--output", "-o", envvar="EDGELLM_IMATRIX_OUTPUT", help="The file to write.  [default: NAME-imatrix.gguf]"
-    ),
-    ctx: int = typer.Option(512, min=32, max=32_768, envvar="EDGELLM_IMATRIX_CTX", help="Tokens of a chunk."),
-    chunks: int | None = typer.Option(
-        None, min=1, envvar="EDGELLM_IMATRIX_CHUNKS", help="Read so many chunks at most.", show_default=False
-    ),
-    max_tokens: int | None = typer.Option(
-        None, min=32, envvar="EDGELLM_IMATRIX_MAX_TOKENS", help="Read so many tokens at most.", show_default=False
-    ),
-    threads: int | None = typer.Option(
-        None, min=1, envvar="EDGELLM_THREADS", help="Default: the physical cores.", show_default=False
-    ),
-    offline: bool = typer.Option(False, "--offline", envvar="EDGELLM_OFFLINE", help="Use only what is on this disk."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", envvar="EDGELLM_QUIET", help="No progress."),
-    json_: bool = typer.Option(False, "--json", help="Print one JSON object."),
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A GGUF file (F16 or Q8_0 do best), an exported folder, a catalogue name, or user/repo[:QUANT].",
+            autocompletion=model_names,
+        ),
+    ],
+    text: Annotated[
+        list[str],
+        opt.option(
+            "--text",
+            "-f",
+            help="Text of the kind that the model is for; - is stdin. May be repeated; several in the variable are "
+            "quoted each.",
+            metavar="FILE",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        opt.option("--output", "-o", help="The file to write.", show_default="NAME-imatrix.gguf", metavar="FILE"),
+    ] = None,
+    ctx: Annotated[int, opt.option("--ctx", "-c", min=32, max=32_768, help="Tokens of a chunk.", metavar="N")] = 512,
+    chunks: Annotated[
+        int | None, opt.option("--chunks", min=1, help="Read so many chunks at most.", metavar="N")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, opt.option("--max-tokens", "-n", min=32, help="Read so many tokens at most.", metavar="N")
+    ] = None,
+    threads: opt.Threads = None,
+    offline: opt.Offline = False,
+    quiet: opt.Quiet = False,
+    json_: opt.Json = False,
 ) -> None:
     """Make an importance matrix, which `export --imatrix` quantises by; types of less than 3 bits need one.
 

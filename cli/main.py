@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
@@ -22,10 +23,13 @@ from edgellm.cli import (
     plan,
     pull,
 )
+from edgellm.cli import _options as opt
 from edgellm.cli._output import out
+from edgellm.cli._variables import Command, Group
 
 app = typer.Typer(
     name="edgellm",
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -43,27 +47,29 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _global(
-    quiet: bool = typer.Option(False, "--quiet", "-q", envvar="EDGELLM_QUIET", help="Only data and errors."),
-    verbose: bool = typer.Option(False, "--verbose", "-v", envvar="EDGELLM_VERBOSE", help="Also the engine's own log."),
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    quiet: opt.Quiet = False,
+    verbose: Annotated[bool, opt.option("--verbose", "-v", help="Also the engine's own log.")] = False,
+    version: Annotated[
+        bool, opt.option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     out.begin(quiet=quiet, verbose=verbose)
 
 
-app.command()(chat.chat)
-app.command()(check.check)
-app.command()(bench.bench)
+app.command(cls=Command)(chat.chat)
+app.command(cls=Command)(check.check)
+app.command(cls=Command)(bench.bench)
 app.command(cls=plan.PlanCommand)(plan.plan)
-app.command()(devices.devices)
-app.command()(doctor.doctor)
-app.command()(pull.pull)
-app.command("list")(models.list_)
-app.command()(models.show)
-app.command()(models.rm)
-app.command()(export.export)
-app.command()(export.verify)
-app.command()(export.bundle)
-app.command()(imatrix.imatrix)
+app.command(cls=Command)(devices.devices)
+app.command(cls=Command)(doctor.doctor)
+app.command(cls=Command)(pull.pull)
+app.command("list", cls=Command)(models.list_)
+app.command(cls=Command)(models.show)
+app.command(cls=Command)(models.rm)
+app.command(cls=Command)(export.export)
+app.command(cls=Command)(export.verify)
+app.command(cls=Command)(export.bundle)
+app.command(cls=Command)(imatrix.imatrix)
 app.add_typer(cache.app, name="cache")
 
 

@@ -19,6 +19,7 @@ import filelock
 
 from edgellm.export.obtain.source import fingerprint
 from edgellm.memory.children import SHORT_OF_MEMORY, end_of
+from edgellm.memory.errors import EdgellmError
 from edgellm.memory.folders import home
 from edgellm.memory.units import format_bytes
 
@@ -31,7 +32,7 @@ DISK_BYTES: dict[Tool, int] = {"builder": 1_400_000_000, "optimum": 1_400_000_00
 _READY = ".ready"
 
 
-class ExporterError(RuntimeError):
+class ExporterError(EdgellmError, RuntimeError):
     """An exporter that is not there, could not be installed, or failed; the message has its last words."""
 
 

@@ -12,6 +12,7 @@ from edgellm.export.obtain.source import sha256_of
 from edgellm.export.read.json_file import read_json
 from edgellm.export.read.tokenizer_facts import TokenizerError
 from edgellm.memory import files
+from edgellm.memory.errors import EdgellmError
 from edgellm.memory.gguf import GgufError, read_header
 from edgellm.memory.onnx_graph import OnnxError, read_graph
 
@@ -36,7 +37,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 _MAX_NAME_BYTES = 255  # of every file system there is
 
 
-class ManifestError(ValueError):
+class ManifestError(EdgellmError, ValueError):
     """A folder whose manifest is missing or damaged, or whose files are not what it says."""
 
 

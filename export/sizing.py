@@ -11,6 +11,7 @@ from edgellm.memory.context import N_DRAFT_MOST, ContextSettings
 from edgellm.memory.counts import from_config
 from edgellm.memory.device import sized_device
 from edgellm.memory.gguf import read_header
+from edgellm.memory.limits import N_UBATCH_DRAFT
 from edgellm.memory.plan import MemoryPlan, PairSettings
 from edgellm.memory.shape import ModelShape, UnknownShape, from_header
 from edgellm.memory.units import format_bytes
@@ -31,7 +32,7 @@ def best_quant(target: ModelSource, draft: ModelSource | None, device_bytes: int
     settings = PairSettings(
         ContextSettings(n_ctx, n_outputs=N_DRAFT_MOST + 1),
         N_DRAFT_MOST,
-        ContextSettings(n_ctx, n_ubatch=64) if drafter else None,
+        ContextSettings(n_ctx, n_ubatch=N_UBATCH_DRAFT) if drafter else None,
     )
     plan = None
     for quant in CANDIDATES:

@@ -14,11 +14,12 @@ import filelock
 
 from edgellm.export import manifest
 from edgellm.export.manifest import Manifest, ManifestError
+from edgellm.memory.errors import EdgellmError
 from edgellm.memory.files import behind_links, beside, discard, settle
 from edgellm.memory.folders import home
 
 
-class ExportError(RuntimeError):
+class ExportError(EdgellmError, RuntimeError):
     """An export that cannot be carried out as asked; the message says what to change."""
 
 

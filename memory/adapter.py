@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgellm.memory.errors import EdgellmError
 from edgellm.memory.gguf import GgufHeader, TensorInfo, read_header, shown
 from edgellm.memory.shape import ModelShape
 
@@ -20,7 +21,7 @@ _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 _TYPES = {"F32", "F16", "BF16", "Q8_0"}  # whose products are the same however many tokens are read at once
 
 
-class AdapterError(ValueError):
+class AdapterError(EdgellmError, ValueError):
     """An adapter that is damaged, or not for this model; the message names the file and the remedy."""
 
 

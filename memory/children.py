@@ -19,6 +19,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
+from edgellm.memory.errors import EdgellmError
+
 _MARK = b"\x1eedgellm "  # begins a line of the answer; what else comes through the pipe is none
 REPORT = "report it with what `edgellm doctor` says"
 SHORT_OF_MEMORY = "most often for want of memory: end other programs, or take a smaller model"
@@ -28,7 +30,7 @@ _WINDOWS_STATUS = {0xC000001D: "illegal instruction", 0xC0000005: "access violat
 Send = Callable[[Mapping[str, Any]], None]
 
 
-class ChildFailed(RuntimeError):
+class ChildFailed(EdgellmError, RuntimeError):
     """A job that gave no answer.
 
     The message says how it ended, in the engine's own words where there are any, and what to do. `ended` is the signal

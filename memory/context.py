@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from edgellm.memory.gguf import TENSOR_TYPES, TYPE_IDS
+from edgellm.memory.limits import N_UBATCH
 
 KvType = Literal["f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
@@ -24,7 +25,7 @@ class ContextSettings:
     """
 
     n_ctx: int
-    n_ubatch: int = 128  # tokens computed at once; a prompt is cut into pieces of this size
+    n_ubatch: int = N_UBATCH  # tokens computed at once; a prompt is cut into pieces of this size
     n_outputs: int = 1  # rows of logits that one pass may return: draft length + 1 for a target, 1 for a drafter
     kv: KvType = "f16"
     n_rs_seq: int = 0  # snapshots of the recurrent state, which cutting back a hybrid model needs

@@ -20,6 +20,7 @@ import psutil
 from edgellm.memory import units
 from edgellm.memory.cpu import own_groups as _own_groups
 from edgellm.memory.cpu import upwards, usable_cores
+from edgellm.memory.errors import USAGE, EdgellmError
 from edgellm.memory.plan import Limit
 from edgellm.memory.units import MIB, format_bytes, is_decimal, parse_bytes
 
@@ -28,8 +29,10 @@ CATALOGUE = Path(__file__).with_name("devices.toml")
 SHARE = 0.5  # of a device's memory that one program may take, where nothing more is known: 2 GB of a 4 GB phone
 
 
-class UnknownDevice(LookupError):
+class UnknownDevice(EdgellmError, LookupError):
     """No device of that name; the message names the nearest ones."""
+
+    exit_code = USAGE
 
 
 @dataclass(frozen=True, slots=True)

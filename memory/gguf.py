@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgellm.memory.errors import EdgellmError
+
 MAGIC = b"GGUF"
 MAX_KEY_BYTES = 65_535
 MAX_DIMS = 4
@@ -49,7 +51,7 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 
 
-class GgufError(ValueError):
+class GgufError(EdgellmError, ValueError):
     """The file is no GGUF, or a damaged one. The message names the file and the remedy."""
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edgellm.memory.errors import EdgellmError
 from edgellm.memory.gguf import GgufArray, GgufHeader, shown
 
 MAX_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS
@@ -19,7 +20,7 @@ MAX_TOKENS = 2**31 - 1  # of a context or a window: llama.cpp counts them in 32 
 MAX_VOCABULARY = 2**24
 
 
-class UnknownShape(ValueError):
+class UnknownShape(EdgellmError, ValueError):
     """A model whose memory cannot be told from what is known; the message says what is missing and what to do."""
 
 

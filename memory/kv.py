@@ -6,11 +6,14 @@ Checked to the byte against llama.cpp 0.5.0 (as in llama-cpp-python 0.3.36) in t
 from __future__ import annotations
 
 from edgellm.memory.context import KV_BLOCKS, ContextSettings, KvType, kv_row_bytes, pad
+from edgellm.memory.errors import USAGE, EdgellmError
 from edgellm.memory.shape import AttentionLayers, ModelShape
 
 
-class UnsupportedCache(ValueError):
+class UnsupportedCache(EdgellmError, ValueError):
     """A cache type that the model's heads do not divide into; the message names one that works."""
+
+    exit_code = USAGE
 
 
 def cells(layers: AttentionLayers, settings: ContextSettings) -> int:

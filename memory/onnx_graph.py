@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgellm.memory.errors import EdgellmError
 from edgellm.memory.protobuf import ProtobufError, fields, varint
 
 # ONNX's `DataType` -> (name, bits an item)
@@ -26,7 +27,7 @@ MAX_NODES = 1_000_000
 MAX_ITEMS = 2**40  # of one tensor
 
 
-class OnnxError(ValueError):
+class OnnxError(EdgellmError, ValueError):
     """The file is no ONNX graph, a damaged one, or its data is; the message names the file and the remedy."""
 
 

@@ -15,6 +15,7 @@ from edgellm.memory.buffer_sizes import BufferSizes, Sizer
 from edgellm.memory.buffers import estimate
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.drafting_budgets import NGRAM_BYTES, STORE_BYTES, conversation_bytes
+from edgellm.memory.errors import DOES_NOT_FIT, EdgellmError
 from edgellm.memory.shape import ModelShape
 from edgellm.memory.units import MIB, format_bytes
 
@@ -34,12 +35,14 @@ ERROR_SHARE = 0.026  # the worst that a prediction was off (docs/memory.md); a p
 SLACK_BYTES = 5 * MIB  # a context's graph descriptions, and the heap's holes
 
 
-class PlanError(ValueError):
+class PlanError(EdgellmError, ValueError):
     """A stored plan that cannot be read."""
 
 
-class DoesNotFit(RuntimeError):
+class DoesNotFit(EdgellmError, RuntimeError):
     """The plan is larger than the budget; the message names the nearest plan that would fit."""
+
+    exit_code = DOES_NOT_FIT
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
+from edgellm.memory.errors import EdgellmError
+
 Data = TypeVar("Data", bytes, memoryview)
 
 
-class ProtobufError(ValueError):
+class ProtobufError(EdgellmError, ValueError):
     """Not a message, or a truncated one."""
 
 

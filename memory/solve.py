@@ -16,6 +16,7 @@ from edgellm.memory.buffers import compute_bytes, estimate
 from edgellm.memory.context import N_DRAFT_MOST, ContextSettings
 from edgellm.memory.device import Device
 from edgellm.memory.kv import check_cache, fits_cache
+from edgellm.memory.limits import N_CTX, N_UBATCH, N_UBATCH_DRAFT
 from edgellm.memory.plan import MemoryPlan, PairSettings, Trim, plan
 from edgellm.memory.plan_request import ANYTHING, PlanRequest
 from edgellm.memory.shape import ModelShape
@@ -30,8 +31,6 @@ from edgellm.memory.trim_steps import (
 )
 from edgellm.memory.units import format_bytes
 
-DEFAULT_N_CTX = 4096  # tokens
-N_UBATCH, N_UBATCH_DRAFT = 128, 64  # tokens; more buys no prompt speed on a CPU (architecture decision 7)
 ENGINE_N_UBATCH = 512  # what llama.cpp takes, with logits reserved for each token, if it is not told otherwise
 
 
@@ -124,7 +123,7 @@ def _start(
     target: ModelShape, drafter: ModelShape | None, device: Device, ask: PlanRequest
 ) -> tuple[State, list[Trim]]:
     """The settings before any trimming, with the two trims that cost nothing already made."""
-    n_ctx = ask.n_ctx or min(DEFAULT_N_CTX, target.n_ctx_train)
+    n_ctx = ask.n_ctx or min(N_CTX, target.n_ctx_train)
     n_draft = ask.n_draft if ask.n_draft is not None else (_longest(target) if drafter is not None or ask.copy else 0)
     kv, draft_kv = ask.kv or "f16", ask.kv or "f16"
     notes: list[Trim] = []

@@ -8,11 +8,9 @@ from typing import Any, Literal, cast
 
 from edgellm.memory.context import KV_BLOCKS, ContextSettings, KvType
 from edgellm.memory.gguf import shown
+from edgellm.memory.limits import N_CTX_MAX, N_DRAFT_MAX, N_UBATCH_MAX
 from edgellm.memory.plan import VERSION, Limit, Line, Loading, MemoryPlan, PairSettings, PlanError, Speed, Trim
 
-MOST_TOKENS = 2**24  # of a context
-MOST_BATCH = 4096  # tokens
-MOST_DRAFT = 64
 MOST_THREADS = 1024
 _CONTEXT_KEYS = ("n_ctx", "n_ubatch", "n_outputs", "kv", "n_rs_seq", "n_threads")
 
@@ -37,7 +35,7 @@ def _plan(data: Mapping[str, Any]) -> MemoryPlan:
     drafter = data["drafter_settings"]
     if (drafter is None) != (data["drafter"] is None):
         raise ValueError("a drafter and its settings go together")
-    n_draft = _count(data["n_draft"], most=MOST_DRAFT)
+    n_draft = _count(data["n_draft"], most=N_DRAFT_MAX)
     target = _context({key: data[key] for key in _CONTEXT_KEYS})
     if target.n_outputs <= n_draft and n_draft:
         raise ValueError(f"drafts of {n_draft} tokens need more than {target.n_outputs} rows of logits")
@@ -88,11 +86,11 @@ def _speed(data: Mapping[str, Any]) -> Speed:
 
 def _context(data: Mapping[str, Any]) -> ContextSettings:
     settings = ContextSettings(
-        n_ctx=_count(data["n_ctx"], least=1, most=MOST_TOKENS),
-        n_ubatch=_count(data["n_ubatch"], least=1, most=MOST_BATCH),
-        n_outputs=_count(data["n_outputs"], least=1, most=MOST_BATCH),
+        n_ctx=_count(data["n_ctx"], least=1, most=N_CTX_MAX),
+        n_ubatch=_count(data["n_ubatch"], least=1, most=N_UBATCH_MAX),
+        n_outputs=_count(data["n_outputs"], least=1, most=N_UBATCH_MAX),
         kv=cast(KvType, _one_of(data["kv"], tuple(KV_BLOCKS))),
-        n_rs_seq=_count(data["n_rs_seq"], most=MOST_BATCH),
+        n_rs_seq=_count(data["n_rs_seq"], most=N_UBATCH_MAX),
         n_threads=_count(data["n_threads"], least=1, most=MOST_THREADS),
     )
     if settings.n_outputs > settings.n_ubatch:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from contextvars import ContextVar
 
+from edgellm.memory.errors import USAGE, EdgellmError
+
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 MOST_BYTES = 2**60  # no memory is larger; more is a slip of the keyboard
 
@@ -20,8 +22,10 @@ _UNITS = {
 _decimal = ContextVar("decimal", default=False)  # of `format_bytes`: units of 1000
 
 
-class BadSize(ValueError):
+class BadSize(EdgellmError, ValueError):
     """Text that is no size."""
+
+    exit_code = USAGE
 
 
 def parse_bytes(text: str) -> int:

@@ -1,17 +1,21 @@
 """Logits to the distribution that the next token is drawn from.
 
-The order of the stages is llama.cpp's: penalty, top-k, top-p, min-p, temperature. A distribution is kept sparse (the
-ids that survive, and their probabilities), so greedy decoding is the distribution with one id and costs one argmax.
+Stages narrow the candidates down, in llama.cpp's order: penalty, top-k, top-p, min-p, temperature. A distribution is
+kept sparse (the ids that survive, and their probabilities), so greedy decoding is the distribution with one id and
+costs one argmax. What can be set is the table of `memory/sampling_parameters.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgellm.memory.sampling_parameters import BadSampling as BadSampling
+from edgellm.memory.sampling_parameters import SamplingParameters
 
 
 class Distribution(NamedTuple):
@@ -44,39 +48,81 @@ def certain(token: int) -> Distribution:
     return Distribution(np.array([token]), np.ones(1))
 
 
-RANDOM_SEED = -1  # what people write for "another one each time"; None in `Sampling`
+@dataclass(slots=True)
+class Candidates:
+    """The tokens that are still in, which the stages narrow down."""
+
+    logits: NDArray[np.float32]  # (n,)
+    history: Sequence[int]
+    ids: NDArray[np.int64] | None = None  # (n,); None: all, in order
+    _probs: NDArray[np.float64] | None = None  # (n,)
+
+    @property
+    def probs(self) -> NDArray[np.float64]:
+        """Before temperature, of those that were in when they were first asked for: later ones are not scaled up."""
+        if self._probs is None:
+            self._probs = _softmax(self.logits, 1.0)
+        return self._probs
+
+    def keep(self, which: NDArray[np.bool_]) -> None:
+        """Leave out those where the mask is not set."""
+        self.take(np.flatnonzero(which))
+
+    def take(self, places: NDArray[np.intp]) -> None:
+        """Leave out all but those at `places`, which are in this order from now on."""
+        self.ids = places.astype(np.int64, copy=False) if self.ids is None else self.ids[places]
+        self.logits = self.logits[places]
+        if self._probs is not None:
+            self._probs = self._probs[places]
 
 
-class BadSampling(ValueError):
-    """A sampling setting out of its range."""
+def penalise_repeats(candidates: Candidates, sampling: Sampling) -> None:
+    """What occurred lately is less likely (Keskar et al. 2019, arXiv:1909.05858)."""
+    penalty, last_n = sampling.repeat_penalty, sampling.repeat_last_n
+    if penalty == 1.0 or not last_n:
+        return
+    seen = np.unique(np.asarray(candidates.history[-last_n:], np.int64))
+    logits = candidates.logits.copy()  # the engine's own buffer stays as it is
+    logits[seen] = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
+    candidates.logits = logits
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the next token is chosen. The default is greedy."""
+def keep_top_k(candidates: Candidates, sampling: Sampling) -> None:
+    """The k likeliest."""
+    if 0 < sampling.top_k < len(candidates.logits):
+        candidates.take(np.argpartition(candidates.logits, -sampling.top_k)[-sampling.top_k :])
 
-    temperature: float = 0.0  # 0: greedy
-    top_k: int = 40  # 0: all
-    top_p: float = 0.95
-    min_p: float = 0.05
-    repeat_penalty: float = 1.0  # > 1 makes what occurred lately less likely (Keskar et al. 2019, arXiv:1909.05858)
-    repeat_last_n: int = 64  # tokens that the penalty looks back
-    seed: int | None = None
 
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("temperature", 0.0, 100.0),
-            ("top_k", 0, 10**9),
-            ("top_p", 1e-9, 1.0),
-            ("min_p", 0.0, 1.0),
-            ("repeat_penalty", 1e-9, 100.0),
-            ("repeat_last_n", 0, 10**9),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise BadSampling(f"{name} {value} is out of range: {low:g} to {high:g}")
-        if self.seed is not None and self.seed < 0:
-            raise BadSampling(f"seed {self.seed} is negative: leave it out for a random one")
+def keep_top_p(candidates: Candidates, sampling: Sampling) -> None:
+    """The fewest that together have a mass of `top_p` (nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751)."""
+    if sampling.top_p >= 1.0:
+        return
+    probs = candidates.probs
+    order = np.argsort(-probs, kind="stable")
+    before = np.cumsum(probs[order]) - probs[order]  # mass of the likelier ones
+    inside = np.ones(len(probs), bool)
+    inside[order[before >= sampling.top_p]] = False
+    candidates.keep(inside)
+
+
+def keep_min_p(candidates: Candidates, sampling: Sampling) -> None:
+    """Those at least `min_p` times as likely as the likeliest (Nguyen et al. 2024, arXiv:2407.01082)."""
+    if sampling.min_p > 0.0:
+        probs = candidates.probs
+        candidates.keep(probs >= sampling.min_p * probs.max())
+
+
+Stage = Callable[[Candidates, "Sampling"], None]
+
+# In llama.cpp's order; temperature comes last. A stage looks at its own parameters and does nothing where they are off.
+PENALTIES: tuple[Stage, ...] = (penalise_repeats,)  # change logits, so they count for greedy decoding too
+FILTERS: tuple[Stage, ...] = (keep_top_k, keep_top_p, keep_min_p)  # the likeliest always stays: greedy skips them
+
+
+class Sampling(SamplingParameters):
+    """How the next token is chosen: the parameters, and the distribution that they make of logits."""
+
+    __slots__ = ()
 
     @property
     def greedy(self) -> bool:
@@ -89,35 +135,23 @@ class Sampling:
             logits: (n_vocab,), not changed.
             history: the tokens so far, for the repetition penalty.
         """
-        if self.repeat_penalty != 1.0 and self.repeat_last_n:
-            seen = np.unique(np.asarray(history[-self.repeat_last_n :], np.int64))
-            logits = logits.copy()
-            logits[seen] = np.where(
-                logits[seen] > 0, logits[seen] / self.repeat_penalty, logits[seen] * self.repeat_penalty
-            )
+        candidates = Candidates(logits, history)
+        for stage in PENALTIES:
+            stage(candidates, self)
         if self.greedy:
-            return certain(int(logits.argmax()))
-        if 0 < self.top_k < len(logits):
-            ids = np.argpartition(logits, -self.top_k)[-self.top_k :].astype(np.int64)
-        else:
-            ids = np.arange(len(logits))
-        kept = logits[ids].astype(np.float64)
-        if self.top_p < 1.0 or self.min_p > 0.0:
-            probs = _softmax(kept, 1.0)
-            keep = probs >= self.min_p * probs.max()
-            if self.top_p < 1.0:
-                order = np.argsort(-probs, kind="stable")
-                before = np.cumsum(probs[order]) - probs[order]  # mass of the likelier ones
-                keep[order[before >= self.top_p]] = False
-            ids, kept = ids[keep], kept[keep]
-        return Distribution(ids, _softmax(kept, self.temperature))
+            return certain(int(candidates.logits.argmax()))
+        for stage in FILTERS:
+            stage(candidates, self)
+        ids = np.arange(len(candidates.logits)) if candidates.ids is None else candidates.ids
+        return Distribution(ids, _softmax(candidates.logits, self.temperature))
 
 
 GREEDY = Sampling()
 
 
-def _softmax(logits: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+def _softmax(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
+    exact = logits.astype(np.float64)
     with np.errstate(over="ignore"):  # a tiny temperature sends all but the likeliest to -inf, which is right
-        weights: NDArray[np.float64] = np.exp((logits - logits.max()) / temperature)
+        weights: NDArray[np.float64] = np.exp((exact - exact.max()) / temperature)
     weights /= weights.sum()
     return weights

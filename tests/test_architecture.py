@@ -83,6 +83,17 @@ def test_every_package_ships() -> None:
     assert listed == found | {"edgellm"}
 
 
-def test_no_python_file_lies_at_the_root() -> None:
+def test_no_python_file_but_the_api_lies_at_the_root() -> None:
     """It would ship inside the wheel as edgellm/<name>.py."""
-    assert [path.name for path in ROOT.glob("*.py") if path.name != "setup.py"] == []
+    assert {path.name for path in ROOT.glob("*.py")} == {"setup.py", "__init__.py"}
+
+
+def test_policy_prints_nothing_exits_never_and_reads_no_command_line() -> None:
+    for source in (ROOT / "app").rglob("*.py"):
+        libraries = {name.split(".")[0] for name in modules_imported_by(source)}
+        assert libraries.isdisjoint({"argparse", "click", "prompt_toolkit", "rich", "typer"}), source
+        tree = ast.parse(source.read_text(encoding="utf-8"))
+        called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        assert called.isdisjoint({"print", "input", "exit", "quit", "sys.exit", "os._exit"}), source
+        named = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert named.isdisjoint({"sys.stdout", "sys.stderr", "sys.stdin", "sys.argv", "SystemExit"}), source

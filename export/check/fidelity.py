@@ -16,6 +16,7 @@ from edgellm.export.convert import engine_jobs
 from edgellm.export.convert.script import n_compared, transformers_logits
 from edgellm.export.obtain.source import ModelSource
 from edgellm.export.read.tokenizer_facts import APPROXIMATE
+from edgellm.memory.errors import EdgellmError
 from edgellm.memory.gguf import read_header
 
 MAX_LOGITS_ERROR = 0.02  # half precision rounds activations; an exchanged or lost tensor is off by about 1
@@ -77,7 +78,7 @@ can be which only compares elements with one another.
 """
 
 
-class VerificationFailed(RuntimeError):
+class VerificationFailed(EdgellmError, RuntimeError):
     """The export is not the model it was made from; the message says how it differs."""
 
 

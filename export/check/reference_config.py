@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.memory.errors import EdgellmError
+
 Json = Mapping[str, Any]
 
 
-class NoReference(ValueError):
+class NoReference(EdgellmError, ValueError):
     """A model whose arithmetic is not known here; the message names what is unknown."""
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.memory.children import ChildFailed, answers
+from edgellm.memory.errors import EdgellmError
 from edgellm.memory.files import making
 from edgellm.memory.gguf import FILE_TYPES, TYPE_IDS
 
@@ -31,7 +32,7 @@ TIMEOUT_S = 6 * 3600.0  # a 70B model is quantised within; what takes longer han
 Event = Mapping[str, Any]
 
 
-class EngineJobError(RuntimeError):
+class EngineJobError(EdgellmError, RuntimeError):
     """llama.cpp refused a file or failed on it; the message has its own words."""
 
 

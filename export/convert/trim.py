@@ -31,6 +31,7 @@ from edgellm.export.convert import gguf_writer as gguf
 from edgellm.export.convert.gguf_writer import PlannedTensor, write_gguf
 from edgellm.export.read.gguf_vocabulary import BYTE, NORMAL, UNUSED
 from edgellm.memory.byte_encoder import SPACE, byte_alphabet
+from edgellm.memory.errors import EdgellmError
 from edgellm.memory.gguf import GgufHeader, TensorInfo, read_header
 
 FREQUENT = Path(__file__).with_name("frequent.txt")
@@ -44,7 +45,7 @@ _EMBEDDING_SCALES: dict[str, Callable[[int], float]] = {
 _VOCABULARY_TENSORS = ("token_embd.weight", "output.weight", "output.bias")
 
 
-class TrimError(ValueError):
+class TrimError(EdgellmError, ValueError):
     """A vocabulary that cannot be cut as asked."""
 
 

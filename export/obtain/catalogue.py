@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from edgellm.memory.errors import USAGE, EdgellmError
+
 SHIPPED = Path(__file__).resolve().parents[2] / "models.yaml"
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -20,11 +22,13 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PACKAGE = re.compile(r"([A-Za-z0-9][\w.-]*?)(?:\{(\d+)\.\.(\d+)\})?==([\w.!+-]+)")
 
 
-class UnknownModel(LookupError):
+class UnknownModel(EdgellmError, LookupError):
     """No model of that name; the message names the nearest ones."""
 
+    exit_code = USAGE
 
-class CatalogueError(ValueError):
+
+class CatalogueError(EdgellmError, ValueError):
     """A models.yaml that cannot be read; the message names the entry."""
 
 

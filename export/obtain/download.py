@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
+from edgellm.memory.errors import EdgellmError
 from edgellm.memory.files import settle
 from edgellm.memory.units import format_bytes
 
@@ -24,7 +25,7 @@ RETRY_WAIT_S = 0.5  # after the first of them, and as much longer after each fur
 _CHUNK_BYTES = 1 << 20
 
 
-class SourceError(RuntimeError):
+class SourceError(EdgellmError, RuntimeError):
     """A source cannot give the file; the message is a clause without a full stop.
 
     `status` is the HTTP status behind it, if any.

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from edgellm.export.obtain import naming
 from edgellm.export.obtain.catalogue import FileEntry, HfSource
 from edgellm.export.obtain.download import CONNECT_S, READ_S, ChecksumError, Progress, SourceError, check, fetch
+from edgellm.memory.errors import EdgellmError
 
 IMPATIENT_S = 5.0  # for the first answer, where another source is left to try
 
@@ -141,15 +142,19 @@ def discard(path: Path) -> None:
 
 
 def _cache_folder(repo: str) -> Path:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+    return Path(_constants().HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
 
 
 def endpoint() -> str:
-    from huggingface_hub import constants
+    return str(_constants().ENDPOINT)
 
-    return constants.ENDPOINT
+
+def _constants() -> Any:
+    try:
+        from huggingface_hub import constants
+    except ValueError as error:  # HF_ENDPOINT is parsed as the module is imported
+        raise SourceError(f"HF_ENDPOINT is no address: {error}") from error
+    return constants
 
 
 def _timeout() -> Any:
@@ -186,6 +191,10 @@ def plain_errors(repo: str) -> Iterator[None]:
         raise SourceError(f"{host} is out of reach{reason}") from error
     except errors.HFValidationError as error:
         raise SourceError(f"{repo} is not a repository's name") from error
+    except EdgellmError:
+        raise
+    except ValueError as error:  # of a proxy's address
+        raise SourceError(f"{host} cannot be asked: {error}; check HF_ENDPOINT and the proxy's variables") from error
 
 
 def _within(limit_s: float, call: Callable[[], T]) -> T:

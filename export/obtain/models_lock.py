@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.memory import files
+from edgellm.memory.errors import EdgellmError
 from edgellm.memory.folders import home
 
 
-class PullError(RuntimeError):
+class PullError(EdgellmError, RuntimeError):
     """A model could not be brought here; the message gives each source's reason."""
 
 

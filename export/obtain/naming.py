@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgellm.memory.errors import USAGE, EdgellmError
+
 _PREFIX = re.compile(r"(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/|hf://", re.IGNORECASE)
 _REPO = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9]([\w.-]*\w)?/[A-Za-z0-9]([\w.-]{,94}\w)?(?<!\.git)")
 _PAGE = re.compile(r"([^/]+/[^/]+)/(?:blob|resolve)/main/([^/?]+\.gguf)(?:\?.*)?")  # a file's address on the Hub
@@ -24,8 +26,10 @@ _NO_MODEL = re.compile(r"mmproj|imatrix", re.IGNORECASE)  # companions that lie 
 PREFERRED = ("Q4_K_M", "Q4_K_S", "Q4_0", "Q4_1", "Q5_K_M", "Q8_0")
 
 
-class BadReference(ValueError):
+class BadReference(EdgellmError, ValueError):
     """Text that names no model, or more than one; the message lists what it could mean."""
+
+    exit_code = USAGE
 
 
 @dataclass(frozen=True, slots=True)

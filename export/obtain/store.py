@@ -19,11 +19,12 @@ from edgellm.export.obtain.models_lock import ModelFile as ModelFile
 from edgellm.export.obtain.models_lock import PullError as PullError
 from edgellm.export.obtain.models_lock import lock_file, lock_path, model_of, read_lock
 from edgellm.export.obtain.naming import BadReference
+from edgellm.memory.errors import EdgellmError
 from edgellm.memory.folders import home
 from edgellm.memory.units import format_bytes
 
 
-class NotHere(FileNotFoundError):
+class NotHere(EdgellmError, FileNotFoundError):
     """The model is not on this machine and may not be fetched; the message names the command that fetches it."""
 
 

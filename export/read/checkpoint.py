@@ -23,6 +23,7 @@ from typing import Any
 
 from edgellm.export.read.json_file import LFS_POINTER, read_json
 from edgellm.export.read.tokenizer_facts import TokenizerError
+from edgellm.memory.errors import EdgellmError
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
 MAX_PICKLE_BYTES = 64 * 2**20
@@ -40,7 +41,7 @@ ITEM_BYTES = {
 }  # fmt: skip
 
 
-class CheckpointError(ValueError):
+class CheckpointError(EdgellmError, ValueError):
     """A checkpoint that is damaged, incomplete, or of a kind that cannot be read; the message names the remedy."""
 
 

@@ -17,12 +17,13 @@ from edgellm.export.read.families import FAMILIES, IDLE, READ, Family
 from edgellm.export.read.json_file import read_json
 from edgellm.export.read.kinds import wanted
 from edgellm.export.read.tokenizer_facts import WAY_OUT, TokenizerError
+from edgellm.memory.errors import EdgellmError
 
 QUANTISED_BESIDE = "hf_quant_config.json"
 MIN_CONTEXT = 512  # tokens; a window below is no context to ship
 
 
-class UnsupportedModel(ValueError):
+class UnsupportedModel(EdgellmError, ValueError):
     """A model that this package cannot export; the message says what can."""
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.export.read.tokenizer_facts import TokenizerError
+from edgellm.memory.limits import TOKENIZER_JSON_MAX_BYTES
 
-MAX_JSON_BYTES = 256 * 2**20
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -18,7 +18,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         TokenizerError: not an object, damaged, or absurdly large.
     """
-    if path.stat().st_size > MAX_JSON_BYTES:
+    if path.stat().st_size > TOKENIZER_JSON_MAX_BYTES:
         raise TokenizerError(f"{path} has {path.stat().st_size:,} bytes, which no configuration needs: is it damaged?")
     data = path.read_bytes()
     if data.startswith(LFS_POINTER):

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.memory.byte_encoder import SPACE
+from edgellm.memory.errors import EdgellmError
 
 Part = Mapping[str, Any]
 WAY_OUT = "let llama.cpp's own script convert it with --converter llama.cpp"
 NO_WAY = "a GGUF file of it would cut text otherwise, whoever makes it"
 
 
-class TokenizerError(ValueError):
+class TokenizerError(EdgellmError, ValueError):
     """A tokenizer that cannot be exported; the message says why and what to do."""
 
 

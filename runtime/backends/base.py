@@ -8,10 +8,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.memory.errors import EdgellmError
+
 Logits = NDArray[np.float32]
 
 
-class LoadError(RuntimeError):
+class LoadError(EdgellmError, RuntimeError):
     """A model that cannot be loaded; the message says why and what to do."""
 
 
@@ -19,7 +21,7 @@ class OutOfMemory(LoadError):
     """The memory for a model or its context could not be had; less of it might be."""
 
 
-class EngineError(RuntimeError):
+class EngineError(EdgellmError, RuntimeError):
     """The engine failed on a model that had loaded."""
 
 
@@ -37,6 +39,23 @@ class BadNumbers(EngineError):
 
 class CannotTruncate(EngineError):
     """The model's memory cannot be cut back (recurrent state), which speculation needs."""
+
+
+class StopSignal(Protocol):
+    """What a backend looks at while it reads text; a `threading.Event` is one."""
+
+    def is_set(self) -> bool: ...
+
+
+class StopSwitch:
+    """The stop signal of the request that runs: a context is made once and serves many requests."""
+
+    def __init__(self) -> None:
+        self.signal: StopSignal | None = None
+
+    def is_set(self) -> bool:
+        signal = self.signal
+        return signal is not None and signal.is_set()
 
 
 class Backend(Protocol):

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.memory.byte_encoder import SPACE, byte_alphabet, looks_special
+from edgellm.memory.limits import TOKENIZER_JSON_MAX_BYTES
 from edgellm.runtime.backends.base import LoadError
 from edgellm.runtime.text.vocabulary import TokenKind
 
-MAX_JSON_BYTES = 256 * 2**20
 MAX_BEYOND = 256  # tokens of a tokenizer that the model has no row for: Gemma 3 names an image token
 MIN_SHARE = 0.9  # of a model's rows that its tokenizer must know; the rest is padding
 
@@ -82,7 +82,7 @@ class HubFolder:
         path = self.folder / name
         if not path.is_file():
             return {}
-        if path.stat().st_size > MAX_JSON_BYTES:
+        if path.stat().st_size > TOKENIZER_JSON_MAX_BYTES:
             raise LoadError(f"{path} has {path.stat().st_size:,} bytes, which no such file needs: copy it again")
         try:
             value = json.loads(path.read_bytes())

@@ -29,6 +29,7 @@ from edgellm.memory.adapter import AdapterError, Lora, check_fits, read_adapter,
 from edgellm.memory.children import REPORT, without_folder
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.gguf import TYPE_IDS, GgufError, GgufHeader
+from edgellm.memory.hparams import MAX_LAYERS
 from edgellm.memory.split import read_model
 from edgellm.runtime.backends.base import (
     CannotTruncate,
@@ -38,6 +39,7 @@ from edgellm.runtime.backends.base import (
     LoadError,
     Logits,
     OutOfMemory,
+    StopSignal,
     checked,
 )
 from edgellm.runtime.backends.llama_tokenizer import LlamaTokenizer
@@ -48,7 +50,6 @@ from edgellm.runtime.text.vocabulary import Vocabulary
 
 _SHORT_OF_MEMORY = "not enough memory"
 MAX_JOINED = 24  # tokens that are read in the pass of those whose logits are wanted
-MAX_LAYERS = 512  # that the engine was built for
 
 log = logging.getLogger("edgellm.llama_cpp")
 _WHERE = re.compile(r"^(\w+: )?(error loading model( [a-z]+)?: )*")  # before the words that say why
@@ -279,7 +280,7 @@ class LlamaBackend:
         settings: ContextSettings,
         *,
         pad_single: bool = False,
-        stop_asked: threading.Event | None = None,
+        stop_asked: StopSignal | None = None,
     ) -> None:
         """
         Args:
@@ -315,7 +316,7 @@ class LlamaBackend:
                 "try a smaller --ctx or --kv q8_0"
             )
         model.adapt(self._ctx)
-        self._stop_asked = stop_asked or threading.Event()
+        self._stop_asked: StopSignal = stop_asked or threading.Event()
         self._abort = api.ggml_abort_callback(lambda _: self._stop_asked.is_set())
         self._memory = api.llama_get_memory(self._ctx)
         if not self._memory:

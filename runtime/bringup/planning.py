@@ -15,13 +15,14 @@ from edgellm.memory.context import N_DRAFT_MOST, ContextSettings, KvType
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.device import Device, budget_device, this_machine
 from edgellm.memory.gguf import GgufError
+from edgellm.memory.limits import N_CTX, N_UBATCH
 from edgellm.memory.onnx_graph import OnnxError, is_onnx
 from edgellm.memory.onnx_plan import read_shape
 from edgellm.memory.plan import DoesNotFit, Loading, MemoryPlan, PairSettings, PlanError
 from edgellm.memory.plan import plan as lines_of
 from edgellm.memory.plan_request import PlanRequest
 from edgellm.memory.shape import ModelShape, UnknownShape, from_header
-from edgellm.memory.solve import DEFAULT_N_CTX, N_UBATCH, refusal, solve
+from edgellm.memory.solve import refusal, solve
 from edgellm.memory.split import read_model
 from edgellm.memory.units import format_bytes
 from edgellm.runtime.backends.base import LoadError, OutOfMemory
@@ -155,7 +156,7 @@ def plan_next(target: Path, draft: Path | None, options: EngineOptions, plan: Me
 def unplanned(options: EngineOptions) -> PairSettings:
     """The settings of a model whose memory nobody planned."""
     main = ContextSettings(
-        n_ctx=options.n_ctx or DEFAULT_N_CTX,
+        n_ctx=options.n_ctx or N_CTX,
         n_ubatch=options.n_ubatch or N_UBATCH,
         n_outputs=options.n_draft + 1,
         kv=options.kv or "f16",

@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgellm.memory import files
+from edgellm.memory.errors import EdgellmError
 
 MAX_BYTES = 64 * 2**20  # no file of ours comes near it
 MAX_HEADER_BYTES = 4096
 LOCK_TIMEOUT_S = 5.0
 
 
-class Damaged(ValueError):
+class Damaged(EdgellmError, ValueError):
     """A file that is not what it should be; the message says what is wrong."""
 
 
-class Busy(OSError):
+class Busy(EdgellmError, OSError):
     """Another process holds the file for too long."""
 
 

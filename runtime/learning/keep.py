@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgellm.memory import files
 from edgellm.memory.drafting_budgets import NGRAM_BYTES, STORE_TOKENS
+from edgellm.memory.errors import EdgellmError
 from edgellm.runtime.learning.files import (
     MAX_BYTES,
     MAX_HEADER_BYTES,
@@ -33,7 +34,7 @@ _NAME = re.compile(rf"({'|'.join(KINDS)})-([0-9a-f]{{16}})\.bin")
 Warn = Callable[[str], None]
 
 
-class BadArchive(ValueError):
+class BadArchive(EdgellmError, ValueError):
     """An archive that cannot be imported; the message says why."""
 
 

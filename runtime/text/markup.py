@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
+from edgellm.memory.errors import EdgellmError
 from edgellm.runtime.text.vocabulary import Vocabulary
 
 # Lone surrogates are in no valid text, so nothing that anyone writes is taken for one of these.
@@ -24,7 +25,7 @@ _THOUGHT = re.compile(
 )
 
 
-class MarkupError(ValueError):
+class MarkupError(EdgellmError, ValueError):
     """A vocabulary whose control tokens cannot be kept apart from text."""
 
 

@@ -12,6 +12,8 @@ from contextvars import ContextVar
 from types import GeneratorType
 from typing import Any
 
+from edgellm.memory.errors import EdgellmError
+
 MAX_STEPS = 500_000
 STEPS_A_PAIR = 4  # of messages: some templates go over all of them for every one
 CALL_STEPS = 5
@@ -41,7 +43,7 @@ _SIZED: tuple[type[Any], ...] = (str, bytes, *_LISTS)
 _DIGITS = re.compile(r"[0-9]+")
 
 
-class TemplateError(ValueError):
+class TemplateError(EdgellmError, ValueError):
     """A chat template that cannot be used; the message says why."""
 
 

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Literal, Protocol, runtime_checkable
 
+from edgellm.memory.errors import EdgellmError
+
 # Before white space that follows something else, where every tokenizer's own splitting puts a border too; only newlines
 # join the punctuation before them in many vocabularies.
 _WORD = re.compile(rb"(?<=\S)(?=[ \t\v\f])|(?<=[0-9A-Za-z])(?=[\r\n])")
@@ -63,7 +65,7 @@ class MarkedTokenizer(Tokenizer, Protocol):
         ...
 
 
-class CannotEncode(ValueError):
+class CannotEncode(EdgellmError, ValueError):
     """A byte that this vocabulary has no token for."""
 
     def __init__(self, byte: int) -> None:

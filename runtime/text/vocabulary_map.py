@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.memory.errors import EdgellmError
 from edgellm.runtime.text.vocabulary import CannotEncode, Vocabulary
 from edgellm.runtime.text.vocabulary_match import Match, Overlap, match
 
@@ -34,7 +35,7 @@ _COUNTS = ("n_target", "n_draft", "n_different", "n_spelled", "n_parts", "n_targ
 _PREFIX = struct.Struct("<8s32sI")
 
 
-class BadTable(ValueError):
+class BadTable(EdgellmError, ValueError):
     """A file that is no table of this version, or a damaged one."""
 
 

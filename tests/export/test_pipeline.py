@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from checkpoints import tiny_model
 
-from edgellm.cli._pair import tabulate
+from edgellm.app.evaluation import tabulate
 from edgellm.export import bundle, manifest, pipeline
 from edgellm.export.convert import engine_jobs
 from edgellm.export.convert.gguf_writer import PlannedTensor, string, u32, write_gguf

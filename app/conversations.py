@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgellm.memory.errors import EdgellmError
+
 if TYPE_CHECKING:
     from edgellm.export.obtain.store import ModelFile
     from edgellm.runtime.text.template import Message
@@ -25,7 +27,7 @@ def kept_path() -> Path:
     return home() / "conversation.json"
 
 
-class BadConversation(ValueError):
+class BadConversation(EdgellmError, ValueError):
     """A file that is no conversation of ours; the message says what is wrong with it."""
 
 

@@ -1,0 +1,302 @@
+"""The options that several commands share, and those of `edgellm chat`, each declared once.
+
+`_variables.py` gives each its environment variable.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgellm.cli._texts import unescaped
+from edgellm.cli._variables import is_typed
+from edgellm.memory.errors import EdgellmError
+from edgellm.memory.limits import N_CTX, N_CTX_MAX, N_CTX_MIN, N_DRAFT_MAX, N_UBATCH_MAX
+from edgellm.memory.sampling_parameters import PARAMETERS, Parameter
+
+# Panels of --help.
+SAMPLING, DRAFTING, ENGINE, OUTPUT, THINKING = "Sampling", "Drafting", "Engine", "Output", "Thinking"
+OF_GGUF, OF_ONNX = "Of --format gguf", "Of --format onnx"
+
+
+def option(flag: str, *short: str, help: str, panel: str | None = None, **more: Any) -> Any:
+    return typer.Option(flag, *short, help=help, rich_help_panel=panel, **more)
+
+
+def checked(check: Callable[[Any], Any]) -> Callable[..., Any]:
+    """A callback that gives what `check` makes of the value; a failure names the variable that the value is from."""
+
+    def callback(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
+        try:
+            return None if value is None else check(value)
+        except EdgellmError as error:
+            if is_typed(ctx, str(param.name)):
+                raise
+            raise typer.BadParameter(str(error)) from error
+
+    return callback
+
+
+def one_of(*words: str, what: str) -> Callable[..., Any]:
+    """A callback that takes one of `words`."""
+
+    def check(value: str) -> str:
+        if value not in words:
+            raise typer.BadParameter(f"{value!r} is no {what}: take {' or '.join(words)}")
+        return value
+
+    return checked(check)
+
+
+FORMAT = one_of("gguf", "onnx", what="format")
+
+
+def exclusive(**given: bool) -> None:
+    """Raises typer.BadParameter: two of these were given, as `--json` and `--jsonl`."""
+    if sum(given.values()) > 1:
+        raise typer.BadParameter(f"take one of {' and '.join(f'--{name}' for name in given)}")
+
+
+def _kv_type(word: str) -> str:
+    from edgellm.memory.context import KV_BLOCKS
+
+    if word.casefold() not in KV_BLOCKS:
+        raise typer.BadParameter(f"{word!r} is no type of the KV cache: take one of {', '.join(KV_BLOCKS)}")
+    return word.casefold()
+
+
+def _size(text: str) -> str:
+    from edgellm.memory.units import parse_memory
+
+    parse_memory(text)
+    return text
+
+
+# Models.
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        envvar="EDGELLM_MODEL",
+        show_envvar=False,
+        show_default=False,
+        help="Target: a catalogue name, user/repo[:QUANT], or a file; qwen2.5-coder-1.5b-instruct if none is named.",
+    ),
+]
+Draft = Annotated[
+    str | None,
+    option(
+        "--draft",
+        "-d",
+        help="A small model of any vocabulary, or `none`; the one that the catalogue recommends if not given.",
+        metavar="MODEL",
+        panel=DRAFTING,
+    ),
+]
+Lora = Annotated[
+    list[str],
+    option(
+        "--lora",
+        metavar="FILE[:SCALE]",
+        help="Apply an adapter to the target, at SCALE times its strength. May be repeated; several in the variable "
+        "are quoted each.",
+        panel=ENGINE,
+    ),
+]
+Offline = Annotated[bool, option("--offline", help="Use only what is on this disk.", panel=ENGINE)]
+Token = Annotated[
+    str | None, option("--token", help="For gated repositories of the Hub.", show_default="HF_TOKEN", metavar="TOKEN")
+]
+
+# The engine and its memory.
+Ctx = Annotated[
+    int | None,
+    option(
+        "--ctx",
+        "-c",
+        min=N_CTX_MIN,
+        max=N_CTX_MAX,
+        metavar="N",
+        help=f"Context in tokens; {N_CTX}, or less where memory is short, if not given.",
+        panel=ENGINE,
+    ),
+]
+Kv = Annotated[
+    str | None,
+    option(
+        "--kv",
+        metavar="TYPE",
+        help="Type of the KV cache: f16, q8_0, q4_0 ...; f16, or less where memory is short, if not given.",
+        callback=checked(_kv_type),
+        panel=ENGINE,
+    ),
+]
+Budget = Annotated[
+    str | None,
+    option(
+        "--budget",
+        metavar="SIZE",
+        help="Most memory of this program; what the machine has free if not given.",
+        callback=checked(_size),
+        panel=ENGINE,
+    ),
+]
+Mem = Annotated[
+    str | None,
+    option(
+        "--mem",
+        metavar="SIZE",
+        help="Plan for a device with this memory (6GB, 6GiB), half of it a program's; an export then makes the most "
+        "exact type that fits.",
+        callback=checked(_size),
+        panel=ENGINE,
+    ),
+]
+Ubatch = Annotated[
+    int | None, option("--ubatch", min=1, max=N_UBATCH_MAX, help="Tokens computed at once.", metavar="N", panel=ENGINE)
+]
+Plan = Annotated[
+    Path | None, option("--plan", metavar="FILE", help="Run what `edgellm plan --save FILE` planned.", panel=ENGINE)
+]
+Threads = Annotated[
+    int | None, option("--threads", min=1, metavar="N", help="The physical cores if not given.", panel=ENGINE)
+]
+GpuLayers = Annotated[
+    int,
+    option("--gpu-layers", min=-1, metavar="N", help="Layers on the GPU; -1: all that it takes.", panel=ENGINE),
+]
+OnFull = Annotated[
+    str,
+    option(
+        "--on-full",
+        metavar="stop|shift",
+        help="A full context ends the answer, or forgets the oldest turns.",
+        callback=one_of("stop", "shift", what="policy for a full context"),
+        panel=ENGINE,
+    ),
+]
+
+# Drafting.
+DraftTokens = Annotated[
+    int | None,
+    option(
+        "--draft-tokens",
+        "-k",
+        min=0,
+        max=N_DRAFT_MAX,
+        metavar="N",
+        help="Draft so many tokens a round; what pays, by measured costs, if not given.",
+        panel=DRAFTING,
+    ),
+]
+NoLearn = Annotated[
+    bool, option("--no-learn", help="Neither use nor keep what was learnt from earlier answers.", panel=DRAFTING)
+]
+AssumeCost = Annotated[
+    float | None,
+    option(
+        "--assume-cost",
+        min=0.0,
+        metavar="X",
+        help="Choose lengths as if n tokens took 1 + X (n - 1) times the pass of one; 0.05: 5 % for each further one.",
+        panel=DRAFTING,
+    ),
+]
+NoCopy = Annotated[bool, option("--no-copy", help="Do not draft by copying from what was said before.", panel=DRAFTING)]
+MergedProbs = Annotated[
+    bool,
+    option(
+        "--merged-probs",
+        help="When sampling, use OmniDraft's merged probabilities: more is accepted, exact only approximately.",
+        panel=DRAFTING,
+    ),
+]
+Exact = Annotated[
+    bool, option("--exact", help="Use only batch sizes whose results agree in every bit.", panel=DRAFTING)
+]
+
+# The conversation.
+Prompt = Annotated[str | None, option("--prompt", "-p", help="Answer this once and leave.", metavar="TEXT")]
+System = Annotated[str | None, option("--system", "-s", help="System prompt.", metavar="TEXT")]
+MaxTokens = Annotated[
+    int | None, option("--max-tokens", "-n", min=1, metavar="N", help="Most tokens of an answer and its thought.")
+]
+Stop = Annotated[
+    list[str],
+    option(
+        "--stop",
+        metavar="TEXT",
+        help=r"End before this text; \n is a new line. May be repeated; several in the variable are quoted each.",
+        callback=checked(lambda texts: list(map(unescaped, texts))),
+    ),
+]
+Resume = Annotated[bool, option("--resume", help="Go on with the conversation that was left last.")]
+Think = Annotated[
+    bool | None,
+    option(
+        "--think/--no-think",
+        help="Whether the model thinks before it answers; as its template has it if neither is given.",
+        panel=THINKING,
+        show_default=False,
+    ),
+]
+ThinkBudget = Annotated[
+    int | None,
+    option("--think-budget", min=0, metavar="N", help="End a thought after so many tokens.", panel=THINKING),
+]
+
+# What is shown and written.
+Json = Annotated[bool, option("--json", help="Print one JSON document.", panel=OUTPUT)]
+Jsonl = Annotated[bool, option("--jsonl", help="Print a line of JSON for each event.", panel=OUTPUT)]
+Quiet = Annotated[bool, option("--quiet", "-q", help="Only data and errors.")]
+Yes = Annotated[bool, option("--yes", "-y", help="Do not ask.")]
+
+# Sampling: the options of a table's rows, which stand where a command has `sampling`.
+Sampling = dict[str, Any]
+
+
+def takes_sampling(*names: str, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of some sampling parameters, or of all; its `sampling` is then their values by name.
+
+    Args:
+        defaults: of this command, where they are not the table's.
+    """
+    rows = [PARAMETERS[name] for name in names] if names else list(PARAMETERS.values())
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def command(**given: Any) -> None:
+            chosen = {row.name: given.pop(_key(row)) for row in rows}
+            function(**given, sampling=chosen)
+
+        signature = inspect.signature(function, eval_str=True)
+        parameters: list[inspect.Parameter] = []
+        for it in signature.parameters.values():
+            parameters += [_of_row(row, defaults) for row in rows] if it.name == "sampling" else [it]
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {it.name: it.annotation for it in parameters}
+        return command
+
+    return decorate
+
+
+def _key(row: Parameter) -> str:
+    return row.option.replace("-", "_")
+
+
+def _of_row(row: Parameter, defaults: dict[str, Any]) -> inspect.Parameter:
+    kind: Any = row.kind | None if row.optional else row.kind
+    short = [row.short] if row.short else []
+    told = option(
+        f"--{row.option}", *short, help=row.help, metavar=row.metavar, callback=checked(row.said), panel=SAMPLING
+    )
+    return inspect.Parameter(
+        _key(row),
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        default=defaults.get(row.name, row.default),
+        annotation=Annotated[kind, told],
+    )
