@@ -1,168 +1,19 @@
-"""Adapters on the command line: `--lora FILE[:SCALE]`, and what `export` makes of one."""
+"""Adapters on the command line: `--lora FILE[:SCALE]`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import os
 
 import typer
 
-if TYPE_CHECKING:
-    from edgellm.export.lora.adapter_export import Merging
-    from edgellm.export.manifest import Manifest
-    from edgellm.export.obtain.source import ModelSource
-    from edgellm.memory.adapter import Lora
+from edgellm.cli._texts import BadTexts, split_texts
+
+VARIABLE = "EDGELLM_LORA"
 
 
-def loras(given: Sequence[str]) -> tuple[Lora, ...]:
-    """The adapters of `--lora` options.
-
-    Raises:
-        AdapterError: there is no such file, or a folder holds no adapter or several.
-    """
-    return tuple(map(_lora, given))
-
-
-def adapters_json(given: Sequence[Lora]) -> list[dict[str, Any]]:
-    """Adapters as a report names them."""
-    return [{"path": str(lora.path), "scale": lora.scale} for lora in given]
-
-
-def _lora(text: str) -> Lora:
-    from edgellm.memory.adapter import Lora
-
-    path, scale = Path(text).expanduser(), 1.0
-    head, colon, tail = text.rpartition(":")
-    if colon and head and not path.exists() and (number := _number(tail)) is not None:
-        path, scale = Path(head).expanduser(), number
-    return Lora(_file(path), scale)
-
-
-def _number(text: str) -> float | None:
+def lora_option(value: list[str]) -> list[str]:
+    """What was typed, else what the environment says: one adapter, or several in quotes."""
     try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _file(path: Path) -> Path:
-    """The adapter itself, where an export's folder is named."""
-    from edgellm.memory.adapter import AdapterError
-
-    if path.is_file():
-        return path
-    if not path.exists():
-        raise AdapterError(f"there is no adapter {path}")
-    if (path / "adapter_config.json").is_file():
-        raise AdapterError(f"{path} is an adapter as PEFT has it: `edgellm export {path}` makes a GGUF file of it")
-    found = sorted(path.glob("*-lora-*.gguf")) or sorted(path.glob("*.gguf"))
-    if len(found) != 1:
-        what = "several adapters" if found else "no adapter"
-        raise AdapterError(f"{path} holds {what}: name the GGUF file of one")
-    return found[0]
-
-
-def is_adapter(reference: str) -> bool:
-    from edgellm.export.lora.adapter_source import is_adapter as is_one
-
-    return is_one(reference)
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterJob:
-    """`edgellm export` of an adapter, alone or with its base."""
-
-    reference: str
-    base: str | None
-    revision: str | None
-    token: str | None
-    folder: Path | None
-    locked: bool
-
-    def export(
-        self,
-        types: str | None,
-        given: Mapping[str, Any],
-        watch: Callable[[Mapping[str, Any]], None],
-        *,
-        verify: bool | None,
-        json_: bool,
-        jsonl: bool,
-    ) -> None:
-        """A folder with GGUF adapters, or, where that is asked, the proof that it comes out the same again."""
-        from edgellm.cli._output import out
-        from edgellm.cli.export import _show, _stem
-        from edgellm.export import manifest
-        from edgellm.export.lora import adapter_export
-
-        for name in (name for name, value in given.items() if value):
-            raise typer.BadParameter(f"{name} does not go with an adapter; with --merge it goes with the model")
-        folder = self.folder or Path(f"{_stem(self.reference)}-export")
-        there = manifest.read(folder) if self.locked else None
-        told = (there.document.get("lora") or {}) if there else {}
-        source = self._source(_at(told.get("source")))
-        base = self._base(source, told.get("base"))
-        adapter_export.judged(source, base)
-        chosen = tuple(there.options["quants"]) if there else _types(types)
-        request = adapter_export.AdapterRequest(source.complete(), base, chosen, folder, verify)
-        if there is None:
-            made = adapter_export.export_adapter(request, watch)
-            _show(made, folder, json_=json_, silent=jsonl)
-            proof = made.document["lora"]["verification"]
-            for name, facts in proof.items() if isinstance(proof, dict) and not jsonl else ():
-                error, n_tokens = facts["max_relative_error"], facts["n_tokens"]
-                out.note(f"lora {name}: logits of {n_tokens} tokens within {error:.2g} of the merged checkpoint's")
-            return
-        if differences := adapter_export.reproduce_adapter(request, there, watch):
-            raise manifest.ManifestError(f"the export differs from {folder / manifest.NAME}: {'; '.join(differences)}")
-        out.note("identical to the bit")
-
-    def merged(
-        self, fetch: Callable[[str, str | None], ModelSource], there: Manifest | None, converter: str | None
-    ) -> tuple[Merging, ModelSource]:
-        """What merges the adapter, and the target, called after both."""
-        from edgellm.export.lora import adapter_export
-        from edgellm.export.lora.adapter_source import named_base
-
-        if converter not in (None, "own"):
-            raise typer.BadParameter("--merge goes with edgellm's own converter: leave --converter out")
-        told = (there.document.get("target") or {}) if there else {}
-        source = self._source(_at((told.get("adapter") or {}).get("source")))
-        base = self._base(source, told.get("source"))
-        adapter_export.judged(source, base, merge=True)
-        model = fetch(self.base or named_base(source), base.revision)
-        merging = adapter_export.Merging.of(source.complete(), model)
-        return merging, replace(model, name=f"{model.name}-{source.name}")
-
-    def _source(self, revision: str | None) -> Any:
-        from edgellm.cli._progress import DownloadBar
-        from edgellm.export.lora.adapter_source import resolve_adapter
-
-        return resolve_adapter(
-            self.reference, revision=revision or self.revision, token=self.token, progress=DownloadBar()
-        )
-
-    def _base(self, source: Any, told: Any) -> Any:
-        from edgellm.cli._progress import DownloadBar
-        from edgellm.export.lora.adapter_source import resolve_base, told_base
-
-        if self.base:
-            return resolve_base(self.base, revision=_at(told), token=self.token, progress=DownloadBar())
-        return told_base(source, revision=_at(told), token=self.token, progress=DownloadBar())
-
-
-def _at(told: Any) -> str | None:
-    """The commit of a manifest's source."""
-    return told.get("revision") if isinstance(told, dict) else None
-
-
-def _types(text: str | None) -> tuple[str, ...]:
-    from edgellm.export.lora.lora_gguf import TYPES
-
-    types = tuple(dict.fromkeys(word.strip().upper() for word in (text or TYPES[0]).split(",") if word.strip()))
-    for name in types:
-        if name not in TYPES:
-            raise typer.BadParameter(f"an adapter is written as {', '.join(TYPES)}, and not as {name}")
-    return types
+        return value or split_texts(os.environ.get(VARIABLE, ""))
+    except BadTexts as error:
+        raise typer.BadParameter(f"{VARIABLE}: {error}") from error

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from edgellm.cli._texts import unescaped
-from edgellm.cli._variables import is_typed, long_name
+from edgellm.cli._variables import is_typed
 from edgellm.memory.errors import EdgellmError
 from edgellm.memory.limits import N_CTX, N_CTX_MAX, N_CTX_MIN, N_DRAFT_MAX, N_UBATCH_MAX
 from edgellm.memory.sampling_parameters import PARAMETERS, Parameter
@@ -62,26 +62,10 @@ def exclusive(**given: bool) -> None:
         raise typer.BadParameter(f"take one of {' and '.join(f'--{name}' for name in given)}")
 
 
-def typed_of(context: typer.Context, panel: str, *names: str, but: tuple[str, ...] = ()) -> list[str]:
-    """Those options of a panel, and of these names, that were typed: what is set for all is no wish for this one.
-
-    By it, what a format does not take is refused rather than ignored.
-    """
-    return [
-        f"--{long_name(it)}"
-        for it in context.command.params
-        if (getattr(it, "rich_help_panel", None) == panel or it.name in names)
-        and it.name not in but
-        and is_typed(context, str(it.name))
-    ]
-
-
 def _kv_type(word: str) -> str:
-    from edgellm.memory.context import KV_BLOCKS
+    from edgellm.app.defaults import cache_type
 
-    if word.casefold() not in KV_BLOCKS:
-        raise typer.BadParameter(f"{word!r} is no type of the KV cache: take one of {', '.join(KV_BLOCKS)}")
-    return word.casefold()
+    return cache_type(word)
 
 
 def _size(text: str) -> str:

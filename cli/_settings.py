@@ -71,12 +71,15 @@ def _set_max_tokens(talk: Conversation, text: str) -> None:
     talk.max_tokens = _count(text, least=1)
 
 
+def _draft_tokens(talk: Conversation) -> int:
+    session = talk.session
+    return session.engine.n_draft if session.n_draft is None else session.n_draft
+
+
 def _set_draft_tokens(talk: Conversation, text: str) -> None:
-    engine = talk.session.engine
-    most = min(engine.settings.n_draft, engine.backend.max_outputs - 1)
-    engine.n_draft = _at_least(int(text), 0)
-    if engine.n_draft > most:
-        engine.n_draft = most
+    n_draft, most = _at_least(int(text), 0), talk.session.engine.n_draft
+    talk.session.n_draft = min(n_draft, most)
+    if n_draft > most:
         out.note(dim(f"(at most {most} here: `edgellm chat --draft-tokens N` makes room for more)"))
 
 
@@ -108,7 +111,7 @@ def _at_least(value: int, least: int) -> int:
 
 SETTINGS: dict[str, Setting] = {name: _sampling(row) for name, row in PARAMETERS.items()} | {
     "max_tokens": Setting(lambda talk: talk.max_tokens, _set_max_tokens),
-    "draft_tokens": Setting(lambda talk: talk.session.engine.n_draft, _set_draft_tokens),
+    "draft_tokens": Setting(_draft_tokens, _set_draft_tokens),
     "stop": Setting(lambda talk: quoted(talk.session.stop) or None, _set_stop),
     "think": Setting(_shown_think, _set_think),
     "think_budget": Setting(lambda talk: talk.session.thinking.budget, _set_think_budget),

@@ -80,6 +80,6 @@ def import_(archive: Annotated[Path, typer.Argument(help="What `cache export` wr
 
 
 def _folder() -> Path:
-    from edgellm.memory.folders import home
+    from edgellm.app.defaults import learned_folder
 
-    return home() / "learned"
+    return learned_folder()

@@ -8,7 +8,8 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,9 @@ from edgellm.cli import _options as opt
 from edgellm.cli._output import out
 
 if TYPE_CHECKING:
+    from edgellm.app.loading import Pair
     from edgellm.cli._answers import Plain
     from edgellm.cli._talk import Talk
-    from edgellm.export.obtain.store import ModelFile
-    from edgellm.memory.plan import MemoryPlan
-    from edgellm.runtime.bringup.planning import EngineOptions
     from edgellm.runtime.conversation import ChatSession
     from edgellm.runtime.engine import Engine
 
@@ -61,16 +60,13 @@ def chat(
 
     With --prompt, or with text piped in, it answers once: the answer on stdout, all else on stderr.
     """
-    from edgellm.cli._lora import loras
-    from edgellm.cli._models import asked_bytes, check_kv, drafting_options, resolve_pair
-    from edgellm.cli._plans import models_of, read_plan
+    from edgellm.app.defaults import asked_bytes, cache_type, drafting_options
+    from edgellm.app.loading import prepare
+    from edgellm.cli._listener import TERMINAL
+    from edgellm.cli._terminal import silent_keys
     from edgellm.runtime.bringup.planning import EngineOptions
 
     opt.exclusive(json=json_, jsonl=jsonl)
-    planned = read_plan(plan, ctx=ctx, kv=kv, draft_tokens=draft_tokens) if plan else None
-    if planned is not None:
-        model, draft = models_of(planned, model, draft)
-        lora = lora or list(planned.loras)
     question = _question(prompt)
     if question is None and (json_ or jsonl or not sys.stdout.isatty()):
         raise typer.BadParameter("a conversation needs a terminal: give --prompt TEXT, or pipe the text in")
@@ -80,16 +76,16 @@ def chat(
         copy=not no_copy,
         **drafting_options(draft_tokens, learn=not no_learn, assume_cost=assume_cost, merged_probs=merged_probs),
         exact=exact,
-        kv=check_kv(kv) if kv is not None else None,
+        kv=cache_type(kv) if kv is not None else None,
         n_threads=threads,
         n_gpu_layers=gpu_layers,
         budget_bytes=asked_bytes(budget),
-        loras=loras(lora),
     )
-    target, drafter = resolve_pair(model, draft, offline=offline)
+    pair = prepare(model, draft, options, plan=plan, loras=lora, offline=offline, listener=TERMINAL)
+    _log_engine()
     asked = _Asked(question, system, max_tokens, stop, on_full == "shift", think, think_budget, sampling, resume)
-    with _load(target, drafter, options, planned) as engine:
-        _converse(engine, target, drafter, asked, form=_form(json_, jsonl, target, drafter, options))
+    with silent_keys(), pair.open(TERMINAL) as engine:
+        _converse(engine, pair, asked, form=_form(json_, jsonl, pair))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,22 +104,22 @@ class _Asked:
 
 
 def _check_resumable(resume: bool) -> None:
-    from edgellm.cli._conversation import BadConversation, kept_path
+    from edgellm.app.conversations import BadConversation, kept_path
 
     if resume and not kept_path().exists():
         raise BadConversation("there is no conversation to resume: one is kept when a chat in a terminal is left")
 
 
-def _form(json_: bool, jsonl: bool, target: ModelFile, drafter: ModelFile | None, options: EngineOptions) -> Plain:
+def _form(json_: bool, jsonl: bool, pair: Pair) -> Plain:
     """How an answer is shown."""
     from edgellm.cli._answers import Json, JsonLines, Plain
 
     kind = Json if json_ else JsonLines if jsonl else None
-    return kind(target, drafter, options.loras) if kind is not None else Plain()
+    return kind(pair.target, pair.draft, pair.options.loras) if kind is not None else Plain()
 
 
-def _converse(engine: Engine, target: ModelFile, drafter: ModelFile | None, asked: _Asked, *, form: Plain) -> None:
-    from edgellm.cli._conversation import kept_path
+def _converse(engine: Engine, pair: Pair, asked: _Asked, *, form: Plain) -> None:
+    from edgellm.app.conversations import kept_path
     from edgellm.cli._talk import Talk
     from edgellm.runtime.conversation import ChatSession
     from edgellm.runtime.sampling import Sampling
@@ -139,7 +135,7 @@ def _converse(engine: Engine, target: ModelFile, drafter: ModelFile | None, aske
     )
     if note := session.thinking.about():
         out.warning(note)
-    talk = Talk(session, target, drafter, asked.max_tokens, kept=kept_path())
+    talk = Talk(session, pair.target, pair.draft, asked.max_tokens, kept=kept_path())
     if asked.question is None:
         _talk(talk, resume=asked.resume)
     else:
@@ -181,28 +177,12 @@ def _is_piped() -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
 
 
-@contextlib.contextmanager
-def _load(
-    target: ModelFile, drafter: ModelFile | None, options: EngineOptions, plan: MemoryPlan | None
-) -> Iterator[Engine]:
-    from edgellm.cli._terminal import silent_keys, waiting
-    from edgellm.runtime.backends.llama_cpp import kernels
-    from edgellm.runtime.engine import load
-
+def _log_engine() -> None:
+    """With --verbose, the engine's own log on stderr."""
     if out.verbose:
         log = logging.getLogger("edgellm.llama_cpp")
         log.setLevel(logging.DEBUG)
         log.addHandler(logging.StreamHandler())
-    if options.exact and not kernels().active:
-        out.note("--exact compares passes of every width first, which can take a minute on the engine's own kernels")
-    with silent_keys():
-        with waiting(f"loading {target.name} …"):
-            engine = load(target.path, drafter.path if drafter else None, options, plan=plan)
-        with engine:
-            for note in engine.notes:
-                out.detail(note)
-            out.warnings(engine.warnings)
-            yield engine
 
 
 def _talk(talk: Talk, *, resume: bool) -> None:
@@ -222,13 +202,14 @@ def _answer_once(session: ChatSession, question: str, max_tokens: int | None, fo
     from edgellm.cli._terminal import dim, interrupts, waiting
 
     form.start()
-    with interrupts(session.engine.stop_asked), waiting("…") as erase:
+    cancel = threading.Event()
+    with interrupts(cancel), waiting("…") as erase:
 
         def on_thought(piece: str) -> None:
             erase()
             form.thought(piece)
 
-        for piece in session.reply(question, max_tokens=max_tokens, on_thought=on_thought):
+        for piece in session.reply(question, max_tokens=max_tokens, cancel=cancel, on_thought=on_thought):
             erase()
             form.text(piece)
     answer = session.last

@@ -57,29 +57,28 @@ def imatrix(
     An interrupted run goes on where it stopped. The text should be like what the model will be asked, and not the one
     that it is judged by; some 100 chunks do well.
     """
-    from edgellm.export.convert import imatrix as importance
+    from edgellm.app import importances
+    from edgellm.cli._export_view import usage
+    from edgellm.cli._progress import DownloadBar
 
     out.quiet = out.quiet or quiet
-    most = [n for n in (chunks, max_tokens // ctx if max_tokens else None) if n is not None]
-    if most and not min(most):
-        raise typer.BadParameter(f"--max-tokens {max_tokens} is less than one chunk of {ctx} tokens: lower --ctx")
-    content, names = _read(text)
-    name, path = _file(model, offline=offline)
-    target = output or Path(f"{name}-imatrix.gguf")
-    progress = _Progress(target)
+    with usage():
+        job = importances.prepare(
+            model,
+            text,
+            stdin=sys.stdin.buffer,
+            progress=DownloadBar(),
+            output=output,
+            n_ctx=ctx,
+            chunks=chunks,
+            max_tokens=max_tokens,
+            n_threads=threads,
+            offline=offline,
+        )
+    progress = _Progress()
     try:
         with progress:
-            made = importance.make(
-                path,
-                name,
-                content,
-                target,
-                datasets=names,
-                n_ctx=ctx,
-                chunks=min(most) if most else None,
-                n_threads=threads,
-                on_chunk=progress.see,
-            )
+            made = job.run(progress.see)
     except KeyboardInterrupt:
         out.note(
             f"interrupted after {progress.n_done} of {progress.n_chunks} chunks; {progress.n_saved} are kept, and the "
@@ -89,68 +88,15 @@ def imatrix(
     _show(made, json_=json_, seconds=progress.seconds)
 
 
-def _read(texts: list[str]) -> tuple[str, list[str]]:
-    """All texts, and what to call them.
-
-    Raises:
-        typer.BadParameter: one is empty, no UTF-8, or too long.
-        OSError: one cannot be read.
-    """
-    from edgellm.export.convert.imatrix import MAX_TEXT_BYTES
-    from edgellm.memory.units import format_bytes
-
-    parts, names = [], []
-    for text in texts:
-        if text == "-":
-            data = sys.stdin.buffer.read(MAX_TEXT_BYTES + 1)
-        else:
-            with Path(text).expanduser().open("rb") as file:
-                data = file.read(MAX_TEXT_BYTES + 1)
-        try:
-            parts.append(data.decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise typer.BadParameter(f"--text {text} is no UTF-8 text (byte {error.start:,}): convert it") from error
-        names.append("stdin" if text == "-" else Path(text).name)
-        if sum(map(len, parts)) > MAX_TEXT_BYTES or len(data) > MAX_TEXT_BYTES:
-            raise typer.BadParameter(
-                f"--text {text} makes more than {format_bytes(MAX_TEXT_BYTES)}: a tenth is ample, cut it"
-            )
-    return "\n".join(parts), names
-
-
-def _file(model: str, *, offline: bool) -> tuple[str, Path]:
-    """Name and GGUF file of a model; of an exported folder's types the most exact one."""
-    from edgellm.cli._models import resolve
-    from edgellm.export import manifest
-    from edgellm.export.convert.imatrix import BadImatrix
-
-    folder = Path(model).expanduser()
-    if (folder / manifest.NAME).is_file():
-        made = manifest.read(folder)
-        files = [entry for entry in made.files() if entry["role"] == "target" and entry["path"].endswith(".gguf")]
-        if not files:
-            raise BadImatrix(f"{folder} holds no GGUF file: importances are collected of those")
-        best = folder / max(files, key=lambda entry: int(entry["n_bytes"]))["path"]
-        return str((made.document.get("target") or {}).get("name") or best.stem), best
-    if (folder / "config.json").is_file() and not (folder / "model.onnx").is_file():
-        raise BadImatrix(
-            f"{model} is a checkpoint: `edgellm export {model} --quant F16` makes the file to collect from"
-        )
-    found = resolve(model, offline=offline)
-    if found.path.suffix == ".onnx" or found.path.is_dir():
-        raise BadImatrix(f"{model} is an ONNX model: importances are collected of GGUF files")
-    return (found.path.stem if found.source == "path" else found.name.rpartition("/")[2]), found.path
-
-
 class _Progress:
     """A bar on stderr where that is a terminal, and a line now and then elsewhere."""
 
     EVERY_S = 30.0
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self) -> None:
         self.n_done = self.n_chunks = self.n_saved = 0
         self._bar: Any = None
-        self._output, self._began_s, self._told_s = output, time.monotonic(), time.monotonic()
+        self._began_s = self._told_s = time.monotonic()
 
     @property
     def seconds(self) -> float:

@@ -21,7 +21,13 @@ from edgellm.memory.files import appearing, behind_links, beside, copy, discard,
 
 
 def pack(
-    folder: Path, output: Path, *, quant: str | None = None, draft_quant: str | None = None, ort: bool = False
+    folder: Path,
+    output: Path,
+    *,
+    quant: str | None = None,
+    draft_quant: str | None = None,
+    ort: bool = False,
+    expected_format: str | None = None,
 ) -> Manifest:
     """Check an exported folder and pack one type of each role of it; `output` appears whole or not at all.
 
@@ -31,10 +37,15 @@ def pack(
 
     Args:
         ort: ONNX models in onnxruntime's own format.
+        expected_format: that the folder was exported to ("gguf", "onnx"). None: either.
 
     Raises:
         ManifestError: the folder is not what its manifest says, lacks the type, or `output` is there already.
     """
+    if expected_format is not None and expected_format != manifest.read(folder).options.get("format", "gguf"):
+        raise ManifestError(
+            f"{folder} was not exported to {expected_format}: `edgellm export MODEL --format {expected_format}`"
+        )
     output = behind_links(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(output):

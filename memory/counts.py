@@ -19,6 +19,33 @@ from edgellm.memory.shape import AttentionLayers, ModelShape, UnknownShape, unkn
 SAME_SIZE, SAME_HEADER_BYTES = 0.01, 30  # of the weights, and a token of the vocabulary
 
 
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What is known of a model before any file of it is here."""
+
+    architecture: str  # as GGUF names it
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    n_embd: int
+    n_ff: int
+    n_vocab: int
+    n_ctx_train: int  # tokens
+    n_params: int | None = None
+    window: int | None = None  # tokens that a sliding-window layer attends to
+    n_experts: int = 0
+    n_experts_used: int = 0
+    tied: bool | None = None  # the output matrix is the embedding
+    n_merges: int | None = None  # of a byte-pair tokenizer
+
+    def merges(self) -> int:
+        """As many as tokens where nobody says."""
+        if self.n_merges is not None:
+            return self.n_merges
+        return 0 if self.architecture.startswith("gemma") else self.n_vocab
+
+
 def from_config(config: Mapping[str, Any], quantisation: str, name: str, *, n_params: int | None = None) -> ModelShape:
     """The shape that a checkpoint will have once exported at `quantisation`, from its config.json.
 
@@ -39,9 +66,7 @@ def from_config(config: Mapping[str, Any], quantisation: str, name: str, *, n_pa
     n_embd = told.count("hidden_size", least=1)
     dense = "intermediate_size" if "moe_intermediate_size" not in config else "moe_intermediate_size"
     n_experts = told.count("num_experts", told.count("num_local_experts", 0, most=MAX_EXPERTS), most=MAX_EXPERTS)
-    return from_facts(
-        name,
-        quantisation,
+    counts = Counts(
         architecture=architecture,
         n_layers=told.count("num_hidden_layers", least=1, most=MAX_LAYERS),
         n_heads=n_heads,
@@ -57,84 +82,80 @@ def from_config(config: Mapping[str, Any], quantisation: str, name: str, *, n_pa
         n_experts_used=told.count("num_experts_per_tok", 0, most=n_experts) if n_experts else 0,
         tied=bool(config.get("tie_word_embeddings", architecture.startswith("gemma"))),
     )
+    return from_counts(name, quantisation, counts)
 
 
-def from_facts(
-    name: str,
-    quantisation: str,
-    *,
-    architecture: str,
-    n_layers: int,
-    n_heads: int,
-    n_kv_heads: int,
-    head_dim: int,
-    n_embd: int,
-    n_ff: int,
-    n_vocab: int,
-    n_ctx_train: int,
-    n_params: int | None = None,
-    window: int | None = None,
-    n_experts: int = 0,
-    n_experts_used: int = 0,
-    tied: bool | None = None,
-    n_merges: int | None = None,
-    weight_bytes: int | None = None,
-) -> ModelShape:
+def from_counts(name: str, quantisation: str, counts: Counts, *, weight_bytes: int | None = None) -> ModelShape:
     """The shape of a model of which only counts are known; the types of its matrices are those llama.cpp would choose.
 
     Args:
-        n_merges: of the tokenizer; as many as tokens where nobody says.
         weight_bytes: of a file that is known: it also tells whether the file has an output matrix of its own, since
             some do for a model whose embedding would serve.
 
     Raises:
         UnknownShape: an architecture or quantisation that is not known, or a cache that counts do not tell.
     """
+    architecture, quantisation = counts.architecture, quantisation.upper()
     if not is_known(architecture):
         raise unknown(architecture)
     if (architecture not in PLAIN and architecture not in WINDOWS) or architecture == "lfm2":
         raise UnknownShape(f"{name}: counts do not tell the cache of {architecture!r}; pull the file and plan from it")
-    quantisation = quantisation.upper()
     if quantisation not in mixtures.BASE_TYPES:
         known = ", ".join(mixtures.BASE_TYPES)
         raise UnknownShape(f"{name}: quantisation {shown(quantisation)} is not known; known are {known}")
-    q_width, kv_width = n_heads * head_dim, n_kv_heads * head_dim
-    geometry = Geometry(architecture, n_layers, n_embd, q_width, kv_width, n_ff, n_vocab, n_experts, bool(tied))
-    if tied is None:
-        own = _sizes(replace(geometry, tied=False), quantisation)
-        geometry = replace(geometry, tied=n_params is None or n_params < own.n_params - n_vocab * n_embd // 2)
-    sizes, scale = _sizes(geometry, quantisation), 1.0
-    if weight_bytes is not None:
-        other = _sizes(replace(geometry, tied=not geometry.tied), quantisation)
-        if abs(other.n_bytes - weight_bytes) < abs(sizes.n_bytes - weight_bytes):
-            geometry, sizes = replace(geometry, tied=not geometry.tied), other
-        if abs(sizes.n_bytes - weight_bytes) > SAME_SIZE * weight_bytes + SAME_HEADER_BYTES * n_vocab:
-            scale = weight_bytes / sizes.n_bytes  # made by other rules: a later llama.cpp, an importance matrix
-    total = int(sizes.n_bytes * scale)
+    geometry, scale = _fitted(counts, quantisation, weight_bytes)
+    sizes = _sizes(geometry, quantisation)
     return ModelShape(
         name=name,
         architecture=architecture,
         quantisation=quantisation,
-        n_layers=n_layers,
-        n_embd=n_embd,
-        n_heads=n_heads,
-        n_vocab=n_vocab,
-        n_ctx_train=n_ctx_train,
+        n_layers=counts.n_layers,
+        n_embd=counts.n_embd,
+        n_heads=counts.n_heads,
+        n_vocab=counts.n_vocab,
+        n_ctx_train=counts.n_ctx_train,
         n_params=sizes.n_params,
-        q_width=q_width,
-        n_ff=n_ff,
-        n_experts_used=n_experts_used if n_experts else 0,
-        attention=_attention(architecture, n_layers, kv_width, head_dim, window),
+        q_width=geometry.q_width,
+        n_ff=counts.n_ff,
+        n_experts_used=counts.n_experts_used if counts.n_experts else 0,
+        attention=_attention(architecture, counts.n_layers, geometry.kv_width, counts.head_dim, counts.window),
         state_elements=0,
-        weight_bytes=total,
+        weight_bytes=int(sizes.n_bytes * scale),
         lookup_bytes=0 if geometry.tied else int(sizes.embedding[1] * scale),
         expert_bytes=int(sizes.expert_bytes * scale),
-        n_experts=n_experts,
+        n_experts=counts.n_experts,
         matrix_bytes=tuple((kind, int(n_bytes * scale)) for kind, n_bytes in sizes.products),
         tied=(sizes.embedding[0], int(sizes.embedding[1] * scale)) if geometry.tied else None,
-        n_merges=n_merges if n_merges is not None else 0 if architecture.startswith("gemma") else n_vocab,
+        n_merges=counts.merges(),
         exact=False,
     )
+
+
+def _fitted(counts: Counts, quantisation: str, weight_bytes: int | None) -> tuple[Geometry, float]:
+    """The geometry whose matrices come nearest to what is known of a file, and what its bytes are of theirs."""
+    geometry = Geometry(
+        counts.architecture,
+        counts.n_layers,
+        counts.n_embd,
+        counts.n_heads * counts.head_dim,
+        counts.n_kv_heads * counts.head_dim,
+        counts.n_ff,
+        counts.n_vocab,
+        counts.n_experts,
+        bool(counts.tied),
+    )
+    if counts.tied is None:
+        own = _sizes(replace(geometry, tied=False), quantisation)
+        embedding = counts.n_vocab * counts.n_embd
+        geometry = replace(geometry, tied=counts.n_params is None or counts.n_params < own.n_params - embedding // 2)
+    if weight_bytes is None:
+        return geometry, 1.0
+    both = [replace(geometry, tied=tied) for tied in (geometry.tied, not geometry.tied)]
+    geometry = min(both, key=lambda one: abs(_sizes(one, quantisation).n_bytes - weight_bytes))
+    n_bytes = _sizes(geometry, quantisation).n_bytes
+    if abs(n_bytes - weight_bytes) > SAME_SIZE * weight_bytes + SAME_HEADER_BYTES * counts.n_vocab:
+        return geometry, weight_bytes / n_bytes  # made by other rules: a later llama.cpp, an importance matrix
+    return geometry, 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from edgellm.memory.context import DRAFT_TOKENS_MOST, ContextSettings
 from edgellm.memory.limits import N_UBATCH_DRAFT
 from edgellm.memory.plan import MemoryPlan, PairSettings
 from edgellm.memory.units import format_bytes
-from edgellm.runtime.backends.base import Backend, OutOfMemory
+from edgellm.runtime.backends.base import Backend, OutOfMemory, StopSwitch
 from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions, engine_name, kernels
 from edgellm.runtime.bringup.exactness import exact_width
 from edgellm.runtime.bringup.loading import Model, needs_padding, open_context, open_model
@@ -23,8 +23,11 @@ from edgellm.runtime.drafters.failsafe import FailsafeDrafter
 from edgellm.runtime.drafters.model import REACH, ModelDrafter
 from edgellm.runtime.drafters.spelling import MapSpeller, MergingSpeller, Speller, TextSpeller
 from edgellm.runtime.drafters.translating import TranslatingDrafter
+from edgellm.runtime.generation import Generation
 from edgellm.runtime.learning.history import History
 from edgellm.runtime.learning.pair import Learning
+from edgellm.runtime.request import Messages, OnFull, Request
+from edgellm.runtime.sampling import GREEDY, Sampling
 from edgellm.runtime.text.full_vocabulary import is_trimmed
 from edgellm.runtime.text.template import DOCUMENT, ChatTemplate, Message, TemplateError, usable
 from edgellm.runtime.text.vocabulary_map import VocabularyMap, find
@@ -50,7 +53,7 @@ class Engine:
     table: VocabularyMap | None = None  # stored beside the drafter
     notes: list[str] = field(default_factory=list)  # what was chosen and why, a sentence each
     warnings: list[str] = field(default_factory=list)  # what a user must know of it
-    stop_asked: threading.Event = field(default_factory=threading.Event)  # set it from anywhere to end an answer
+    stop_switch: StopSwitch = field(default_factory=StopSwitch)  # what the contexts look at while they read
     n_draft: int = 0  # tokens a round, after what exactness allows
     controller: AdaptiveDrafter | None = None  # the drafter, where there is one
     learning: Learning | None = None
@@ -62,6 +65,43 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def generate(
+        self,
+        messages: Messages,
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling = GREEDY,
+        stop: str | Sequence[str] = (),
+        think: bool | None = None,
+        think_budget: int | None = None,
+        n_draft: int | None = None,
+        on_full: OnFull = "stop",
+        cancel: threading.Event | None = None,
+    ) -> Generation:
+        """Answer a conversation; iterate for the text, then `.answer` holds it whole with what it cost.
+
+        Nothing is kept of it but what the context holds, so a conversation that goes on is not read again. See
+        `Request` for the settings and `Generation` for what is raised.
+
+        Args:
+            messages: a question, or messages, or {"role", "content"} objects.
+            cancel: set from a signal handler or another thread, it ends the answer with what was said.
+
+        Raises:
+            BadRequest: there is nothing to answer, or it is no text.
+        """
+        request = Request.of(
+            messages,
+            sampling=sampling,
+            stop=stop,
+            max_tokens=max_tokens,
+            think=think,
+            think_budget=think_budget,
+            n_draft=n_draft,
+            on_full=on_full,
+        )
+        return Generation(self, request, cancel=cancel)
 
     def draft_prompt(self, messages: Sequence[Message], *, think: bool | None = None) -> list[int] | None:
         """The conversation as the drafter would have it; None where it has no template for it.
@@ -151,16 +191,16 @@ def load_target(path: Path, options: EngineOptions = DEFAULTS, plan: MemoryPlan 
     model = open_model(path, model_options)
     asked = settings.target.n_ctx
     settings = replace(settings, target=replace(settings.target, n_ctx=min(asked, model.n_ctx_train or asked)))
-    stop_asked = threading.Event()
+    stop_switch = StopSwitch()
     pad_single = needs_padding(model, exact=options.exact)
     try:
-        backend = open_context(model, settings.target, pad_single=pad_single, stop_asked=stop_asked)
+        backend = open_context(model, settings.target, pad_single=pad_single, stop_asked=stop_switch)
     except BaseException:
         model.close()
         raise
     backend.warm_up()
     template, refusal = usable(model.chat_template, model.vocabulary)
-    engine = Engine(model, backend, template, NoDrafter(), options, settings, plan, stop_asked=stop_asked)
+    engine = Engine(model, backend, template, NoDrafter(), options, settings, plan, stop_switch=stop_switch)
     engine.n_draft = min(settings.n_draft, backend.max_outputs - 1)
     engine.warnings += plan.lost if plan is not None else ()
     if plan is not None and (trims := trimmed(plan)):
@@ -228,7 +268,7 @@ def _load_drafter(engine: Engine, path: Path, learning: Learning) -> SteppedDraf
     try:
         # What is drafted may hang on the last bits; what is answered does not.
         settings = _drafter_settings(engine, model)
-        backend = open_context(model, settings, pad_single=False, stop_asked=engine.stop_asked)
+        backend = open_context(model, settings, pad_single=False, stop_asked=engine.stop_switch)
     except BaseException:
         model.close()
         raise

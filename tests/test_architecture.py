@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
 # A heavy library is imported by its adapter alone.
 ADAPTERS = {
     "llama_cpp": {
-        "export/convert/engine_jobs.py",
+        "export/convert/engine_program.py",
         "runtime/backends/llama_cpp.py",
         "runtime/backends/llama_tokenizer.py",
         "runtime/bringup/extra_buffers.py",

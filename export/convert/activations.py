@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.export.convert import engine_jobs, imatrix
-from edgellm.export.convert.engine_jobs import EngineJobError, Event, Model
+from edgellm.export.convert import imatrix_file
+from edgellm.export.convert.engine_jobs import EngineJobError, Event
+from edgellm.export.convert.engine_program import Model, surprise, work
 from edgellm.memory import ggml
 from edgellm.memory.children import Send, serve
 from edgellm.memory.ggml import Tensor
@@ -136,7 +137,7 @@ def _collect(job: Event, llama_cpp: Any, send: Send) -> None:
         )
     n_chunks = min(n_chunks, job["chunks"] or n_chunks)
     bos = model.bos()
-    done = imatrix.resumed(state, lambda n: _key(job, tokens[: n * n_ctx]), n_chunks)
+    done = imatrix_file.resumed(state, lambda n: _key(job, tokens[: n * n_ctx]), n_chunks)
     nll, n_scored = (done.nll, done.n_scored) if done else (0.0, 0)
     if done:
         statistics.sums, statistics.counts = dict(done.sums), dict(done.counts)
@@ -152,13 +153,13 @@ def _collect(job: Event, llama_cpp: Any, send: Send) -> None:
             for row in rows:
                 position += 1
                 if n_ctx // 2 <= position < n_ctx:
-                    nll += engine_jobs.surprise(row, window[position])
+                    nll += surprise(row, window[position])
                     n_scored += 1
         is_last = chunk + 1 == n_chunks
         if is_last or time.monotonic() - saved_s >= job["save_s"]:
-            imatrix.write_state(
+            imatrix_file.write_state(
                 state,
-                imatrix.Collected(
+                imatrix_file.Collected(
                     statistics.sums, statistics.counts, n_ctx, chunk + 1, nll, n_scored,
                     _key(job, tokens[: (chunk + 1) * n_ctx]),
                 ),
@@ -185,4 +186,4 @@ def _key(job: Mapping[str, Any], tokens: NDArray[np.int32]) -> str:
 _JOBS = {"imatrix": _collected}
 
 if __name__ == "__main__":
-    serve(partial(engine_jobs.work, _JOBS), EngineJobError)
+    serve(partial(work, _JOBS), EngineJobError)

@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 from edgellm.export.convert import hf_to_gguf
 from edgellm.export.read.facts import (
-    FAMILIES,
     MIN_CONTEXT,
     UnsupportedModel,
     read_document,
@@ -25,7 +24,8 @@ from edgellm.export.read.facts import (
     text_settings,
     window_remark,
 )
-from edgellm.export.read.tokenizer import account_model_file
+from edgellm.export.read.families import FAMILIES
+from edgellm.export.read.sentencepiece_model import account_model_file
 
 Choice = Literal["own", "llama.cpp"]
 CHOICES: tuple[Choice, ...] = ("own", "llama.cpp")
@@ -302,7 +302,8 @@ def _rules(folder: Path, has_tokenizer: bool) -> str | None:
     """llama.cpp's name for how the tokenizer splits text, where our rules know it."""
     if not has_tokenizer or not (folder / "tokenizer.json").exists():
         return None
-    from edgellm.export.read.tokenizer import TokenizerError, pre_tokenizer
+    from edgellm.export.read.pre_tokenizers import pre_tokenizer
+    from edgellm.export.read.tokenizer_facts import TokenizerError
 
     try:
         return pre_tokenizer(folder)

@@ -6,7 +6,6 @@ it, checked, and of it the converter's files alone are unpacked; nothing of it i
 
 from __future__ import annotations
 
-import os
 import shutil
 import tarfile
 import zlib
@@ -16,7 +15,7 @@ import filelock
 
 from edgellm.export.obtain import pypi
 from edgellm.export.obtain.download import Progress, SourceError, Unwatched, check, fetch
-from edgellm.memory.files import settle
+from edgellm.memory.files import making
 from edgellm.memory.folders import home
 
 PACKAGE = ("llama-cpp-python", "0.3.36")
@@ -54,10 +53,8 @@ def is_there() -> bool:
 def _make(folder: Path, progress: Progress) -> None:
     archive = folder.with_name(f".{folder.name}.tar.gz")
     _bring(archive, progress)
-    aside = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(aside, ignore_errors=True)  # of a run that was interrupted
-    _unpack(archive, aside)
-    settle(aside, folder)
+    with making(folder) as aside:
+        _unpack(archive, aside)
     archive.unlink()
 
 
@@ -98,8 +95,6 @@ def _unpack(archive: Path, folder: Path) -> None:
                 assert reader is not None
                 with path.open("wb") as file:
                     shutil.copyfileobj(reader, file)
-                    file.flush()
-                    os.fsync(file.fileno())
     except (tarfile.TarError, zlib.error, EOFError) as error:
         archive.unlink()
         raise SourceError(f"{archive.name} is damaged ({error}): run the same command again") from error

@@ -24,7 +24,8 @@ from edgellm.export.environments import ExporterError, packages_of, run_job
 from edgellm.export.obtain.source import ModelSource, fingerprint, sha256_of
 from edgellm.export.read.checkpoint import CheckpointError
 from edgellm.export.read.facts import UnsupportedModel, read_document, text_settings
-from edgellm.export.read.tokenizer import named_ends, read_json
+from edgellm.export.read.json_file import read_json
+from edgellm.export.read.tokenizer_config import named_ends
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.files import settle
 

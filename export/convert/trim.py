@@ -29,7 +29,7 @@ from pathlib import Path
 from edgellm.export.convert import engine_jobs
 from edgellm.export.convert import gguf_writer as gguf
 from edgellm.export.convert.gguf_writer import PlannedTensor, write_gguf
-from edgellm.export.read.tokenizer import BYTE, NORMAL, UNUSED
+from edgellm.export.read.gguf_vocabulary import BYTE, NORMAL, UNUSED
 from edgellm.memory.byte_encoder import SPACE, byte_alphabet
 from edgellm.memory.errors import EdgellmError
 from edgellm.memory.gguf import GgufHeader, TensorInfo, read_header

@@ -28,6 +28,7 @@ from edgellm.export.read.checkpoint import chosen_weights
 from edgellm.export.read.facts import UnsupportedModel
 from edgellm.export.staging import publish, staging_folder
 from edgellm.memory import adapter as applied
+from edgellm.memory.files import settle
 
 Event = Mapping[str, Any]
 SMALL_PARAMS = 1_500_000_000  # of a base; up to here an adapter is verified where the base's weights are here
@@ -78,7 +79,7 @@ def reproduce_adapter(request: AdapterRequest, locked: Manifest, on_event: Calla
         before, now = ({e["path"]: e["sha256"] for e in side["files"]} for side in (locked.document, made))
         for name in now:
             if before == now and not (request.output / name).exists():
-                (work / name).replace(request.output / name)
+                settle(work / name, request.output / name)
         shutil.rmtree(work)
     return [f"{name} comes out otherwise" for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
 

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.export.convert import hf_to_gguf
+from edgellm.export.convert.metadata import Shape, damage_told
+from edgellm.export.convert.tensors import PICTURES, expected, gguf_name
 from edgellm.export.lora.lora_facts import LoraFacts, read_facts
 from edgellm.export.read.checkpoint import READABLE, StoredTensor, read_weights
-from edgellm.export.read.facts import FAMILIES, Family, UnsupportedModel, read_config
+from edgellm.export.read.facts import UnsupportedModel, read_config
+from edgellm.export.read.families import FAMILIES, Family
 from edgellm.memory.adapter import refuse_adapter
 from edgellm.memory.gguf import GgufHeader
 from edgellm.memory.split import read_model
@@ -52,10 +54,10 @@ def read_base(path: Path, name: str) -> Base:
     """
     if path.is_file():
         return _base_of_header(read_model(path), name)
-    with hf_to_gguf.damage_told(path):
+    with damage_told(path):
         family, config = read_config(path, weights=False)
-        shape = hf_to_gguf.Shape.of(config)
-        extents, tied = hf_to_gguf.expected(family, config, shape), bool(config["tie_word_embeddings"])
+        shape = Shape.of(config)
+        extents, tied = expected(family, config, shape), bool(config["tie_word_embeddings"])
         if not tied:
             extents[HEAD] = extents[EMBEDDING]
         return Base(name, family, extents, shape.n_heads, shape.n_kv_heads, tied)
@@ -167,7 +169,7 @@ def _sorted(folder: Path, base: Base, tensors: Mapping[str, StoredTensor]) -> _H
     found = _Halves()
     for full_name, tensor in tensors.items():
         name = full_name.removeprefix(_PREFIX)
-        if hf_to_gguf.PICTURES.search(name) and base.arch == "gemma3":
+        if PICTURES.search(name) and base.arch == "gemma3":
             continue  # of what sees, which is not exported
         if tensor.type not in READABLE:
             raise UnsupportedModel(f"{folder}: {full_name} is stored as {tensor.type}: save it as F32, F16 or BF16")
@@ -189,7 +191,7 @@ def _sorted(folder: Path, base: Base, tensors: Mapping[str, StoredTensor]) -> _H
 
 
 def _place(folder: Path, base: Base, full_name: str, module: str, kind: str = "weight") -> str:
-    name = hf_to_gguf.gguf_name(f"{module}.{kind}", base.family)
+    name = gguf_name(f"{module}.{kind}", base.family)
     if name is None or (name not in base.extents and name != HEAD):
         why = f"{base.name} has no place for" if name is None else f"is not in {base.name}: it has no {name}"
         tail = f"{full_name!r} {why}" if name is not None else f"a tensor {full_name!r} that {why}"

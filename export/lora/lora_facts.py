@@ -15,7 +15,8 @@ from typing import Any
 
 from edgellm.export.obtain.source import ADAPTER
 from edgellm.export.read.facts import UnsupportedModel
-from edgellm.export.read.tokenizer import TokenizerError, read_json
+from edgellm.export.read.json_file import read_json
+from edgellm.export.read.tokenizer_facts import TokenizerError
 from edgellm.memory.gguf import shown
 
 MAX_RANK = 16_384

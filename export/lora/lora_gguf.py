@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from edgellm.export.convert import dtypes
 from edgellm.export.convert import gguf_writer as writer
-from edgellm.export.convert import hf_to_gguf
 from edgellm.export.convert.gguf_writer import PlannedTensor
+from edgellm.export.convert.tensors import order
 from edgellm.export.lora.adapters import EMBEDDING, HEAD, Adapter, Base, Floats, Pair, read_floats
 from edgellm.export.lora.lora_facts import LoraFacts
 from edgellm.export.read.checkpoint import StoredTensor
@@ -77,10 +78,10 @@ def write_adapter(adapter: Adapter, base: Base, path: Path, type_name: str, entr
         "general.type": writer.string("adapter"),
         "adapter.type": writer.string("lora"),
         "adapter.lora.alpha": writer.f32(facts.alpha),
-        "general.file_type": writer.u32(hf_to_gguf.FILE_TYPES[type_name]),
+        "general.file_type": writer.u32(dtypes.FILE_TYPES[type_name]),
     }
     tensors: list[PlannedTensor] = []
-    for name in sorted(adapter.pairs, key=hf_to_gguf.order):
+    for name in sorted(adapter.pairs, key=order):
         tensors += _planned(name, adapter.pairs[name], base, facts.alpha, type_name)
     writer.write_gguf(path, head | dict(entries), tensors)
 
@@ -93,13 +94,13 @@ def _planned(name: str, pair: Pair, base: Base, alpha: float, type_name: str) ->
         permute = re.search(r"attn_([qk])\.", name) if base.family.permute else None
         if permute:
             n_heads = base.n_heads if permute[1] == "q" else base.n_kv_heads
-            b = hf_to_gguf.paired(b.reshape(-1), n_heads, len(b)).reshape(b.shape)
+            b = dtypes.paired(b.reshape(-1), n_heads, len(b)).reshape(b.shape)
         a, b = _balanced(a, b) if type_name == "F16" else (a, b)
         return (np.ascontiguousarray(a.T) if name == EMBEDDING else a), b
 
     def planned(ending: str, stored: StoredTensor, which: int, shape: tuple[int, ...]) -> PlannedTensor:
         def chunks() -> Iterator[bytes]:
-            yield hf_to_gguf.as_type(halves()[which].reshape(-1), stored, type_name)
+            yield dtypes.as_type(halves()[which].reshape(-1), stored, type_name)
 
         return PlannedTensor(f"{name}.{ending}", shape, type_name, chunks)
 

@@ -8,50 +8,24 @@ the same file.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from edgellm.export.obtain import hub, naming, pypi
 from edgellm.export.obtain.catalogue import FileEntry, HfSource, ModelEntry, Source, find
 from edgellm.export.obtain.download import ChecksumError, Progress, SourceError, Unwatched, digest
+from edgellm.export.obtain.models_lock import ModelFile as ModelFile
+from edgellm.export.obtain.models_lock import PullError as PullError
+from edgellm.export.obtain.models_lock import lock_file, lock_path, model_of, read_lock
 from edgellm.export.obtain.naming import BadReference
-from edgellm.memory import files
 from edgellm.memory.errors import EdgellmError
 from edgellm.memory.folders import home
 from edgellm.memory.units import format_bytes
 
 
-class PullError(EdgellmError, RuntimeError):
-    """A model could not be brought here; the message gives each source's reason."""
-
-
 class NotHere(EdgellmError, FileNotFoundError):
     """The model is not on this machine and may not be fetched; the message names the command that fetches it."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFile:
-    """A model on this disk."""
-
-    path: Path
-    name: str  # of the catalogue, or user/repo, or the file's stem
-    quant: str | None
-    n_bytes: int
-    sha256: str | None  # None for a file named by its path
-    licence: str | None
-    source: str  # hf, pypi or path
-    repo: str | None = None
-    revision: str | None = None  # the commit, where the Hub told it
-
-    @property
-    def reference(self) -> str:
-        """What names this file again."""
-        if self.source == "path":
-            return str(self.path)
-        return f"{self.name}:{self.quant}" if self.quant else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,15 +106,15 @@ def pull(
 
 def installed() -> list[ModelFile]:
     """The models that were pulled and are still there, by name."""
-    models = [_model_of(entry) for entry in _read_lock().values()]
+    models = [model_of(entry) for entry in read_lock().values()]
     return sorted(filter(None, models), key=lambda model: model.reference)
 
 
 def lost() -> list[str]:
     """What was pulled and is no longer there as it was, a sentence each."""
     sentences = []
-    for _, entry in sorted(_read_lock().items()):
-        if entry["path"] is not None and _model_of(entry) is None:
+    for _, entry in sorted(read_lock().items()):
+        if entry["path"] is not None and model_of(entry) is None:
             model = ModelFile(**entry | {"path": (path := Path(entry["path"]))})
             how = f"has {path.stat().st_size:,} bytes instead of {model.n_bytes:,}" if path.is_file() else "is gone"
             sentences.append(f"{path} {how}: `edgellm pull {model.reference}` brings it again")
@@ -178,7 +152,7 @@ def remove(reference: str) -> None:
         hub.discard(path)
         with contextlib.suppress(OSError):  # other files are in it
             path.parent.rmdir()
-    with _lock_file() as entries:
+    with lock_file() as entries:
         for entry in entries.values():
             if entry["path"] in map(str, paths):
                 entry["path"] = None
@@ -214,9 +188,9 @@ def _locate_repo(repo: str, quant: str | None) -> ModelFile | None:
 
 
 def _locate_wanted(wanted: _Wanted) -> ModelFile | None:
-    known = _read_lock().get(wanted.key, {})
+    known = read_lock().get(wanted.key, {})
     sha256 = wanted.file.sha256 or known.get("sha256")
-    if known and known["sha256"] == sha256 and (model := _model_of(known)):
+    if known and known["sha256"] == sha256 and (model := model_of(known)):
         return model
     if _is_right(wanted.home_path, wanted.file.n_bytes, sha256):
         return _remember(wanted, wanted.home_path, "pypi")
@@ -236,7 +210,7 @@ def _is_right(path: Path, n_bytes: int | None, sha256: str | None) -> bool:
 
 def _bring(wanted: _Wanted, progress: Progress, token: str | None) -> ModelFile:
     """Try the sources in order."""
-    file, kept = wanted.file, _read_lock().get(wanted.key, {}).get("sha256")
+    file, kept = wanted.file, read_lock().get(wanted.key, {}).get("sha256")
     sha256 = file.sha256 or kept
     failures: list[str] = []
     size = f"{format_bytes(file.n_bytes)}, " if file.n_bytes else ""
@@ -245,13 +219,13 @@ def _bring(wanted: _Wanted, progress: Progress, token: str | None) -> ModelFile:
         try:
             model = _from(source, wanted, sha256, progress, token, is_last=n_left == 0)
         except ChecksumError as error:
-            hint = f" (the checksum kept in {_lock_path()}: delete that entry to accept another file)" if kept else ""
+            hint = f" (the checksum kept in {lock_path()}: delete that entry to accept another file)" if kept else ""
             failures.append(f"{_described(source)}: {error}{'' if file.sha256 else hint}")
         except SourceError as error:
             failures.append(f"{_described(source)}: {error}")
         else:
             if sha256 is None:
-                progress.note(f"{file.filename} had no known checksum: its sha256 is kept in {_lock_path()}")
+                progress.note(f"{file.filename} had no known checksum: its sha256 is kept in {lock_path()}")
             return model
         finally:
             progress.done()
@@ -302,35 +276,6 @@ def _alone(wanted: _Wanted, progress: Progress) -> Iterator[None]:
         lock.release()
 
 
-def _lock_path() -> Path:
-    return home() / "models.lock.json"
-
-
-def _read_lock() -> dict[str, dict[str, Any]]:
-    path = _lock_path()
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["models"]
-        return {key: asdict(ModelFile(**entry)) for key, entry in entries.items()}
-    except FileNotFoundError:
-        return {}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PullError(f"{path} is damaged: delete it, and what it lists is found again") from error
-
-
-@contextlib.contextmanager
-def _lock_file() -> Iterator[dict[str, dict[str, Any]]]:
-    """The entries of models.lock.json, written back whole at the end; other processes wait."""
-    import filelock
-
-    path = _lock_path()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(path.with_suffix(".lock")):
-        entries = _read_lock()
-        yield entries
-        text = json.dumps({"models": entries}, indent=2, sort_keys=True)
-        files.write(path, text.encode("utf-8", "backslashreplace") + b"\n")
-
-
 def _remember(
     wanted: _Wanted, path: Path, source: str, repo: str | None = None, revision: str | None = None
 ) -> ModelFile:
@@ -345,16 +290,6 @@ def _remember(
         repo=repo,
         revision=revision,
     )
-    with _lock_file() as entries:
+    with lock_file() as entries:
         entries[wanted.key] = asdict(model) | {"path": str(path)}
     return model
-
-
-def _model_of(entry: dict[str, Any]) -> ModelFile | None:
-    """The model of an entry, if its file is there in its full length."""
-    if entry["path"] is None:
-        return None
-    path = Path(entry["path"])
-    if not path.is_file() or path.stat().st_size != entry["n_bytes"]:
-        return None
-    return ModelFile(**entry | {"path": path})

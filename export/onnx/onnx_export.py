@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 from edgellm.export import manifest
@@ -16,11 +16,11 @@ from edgellm.export.check.fidelity import TEXT, VerificationFailed
 from edgellm.export.environments import Exporter, run_job
 from edgellm.export.manifest import Manifest
 from edgellm.export.obtain.source import TOKENIZER_FILES, ModelSource, fingerprint
-from edgellm.export.pipeline import SMALL_PARAMS, Event, Judge
 from edgellm.export.read.checkpoint import READABLE, read_checkpoint
+from edgellm.export.request import SMALL_PARAMS, Event, Judge
 from edgellm.export.staging import ExportError, publish
 from edgellm.memory.cpu import usable_cores
-from edgellm.memory.files import discard, settle, write
+from edgellm.memory.files import discard, making, write
 from edgellm.memory.onnx_graph import OnnxError, read_graph
 
 _JOB = "onnx/onnx_job.py"
@@ -123,31 +123,28 @@ def _make(
         on_event({"event": "start", "step": "judge", "role": "draft", "file": firsts["draft"].name})
         document["pair"] = {"exported": request.judge(firsts["target"], firsts["draft"], measure=bool(checked))}
         on_event({"event": "done", "step": "judge", "role": "draft", "file": firsts["draft"].name})
-    for path in (log, tools_path, *work.glob("*.unfinished")):
+    for path in (log, tools_path):
         discard(path)
     return document | {"tools": tools, "files": files}
 
 
 def _convert(request: OnnxRequest, source: ModelSource, folder: Path, quant: str, log: Path) -> dict[str, str]:
     """The folder of one model and type, which appears whole or not at all; versions of what made it."""
-    aside = folder.with_name(f"{folder.name}.unfinished")
-    discard(aside)
-    aside.mkdir()
     job = {"job": "export", "exporter": request.exporter, "source": str(source.path.resolve()), "quant": quant}
-    answer = run_job(
-        request.python, {**job, "output": str(aside)}, f"exporting {source.name} to {quant}", log=log, program=_JOB
-    )
-    for path in source.path.iterdir():
-        if path.name in TOKENIZER_FILES and path.is_file():
-            shutil.copyfile(path, aside / path.name)  # the model's own: exporters rewrite them, not always rightly
-    try:
-        graph = read_graph(aside / "model.onnx")
-        graph.check_data()
-        if not graph.kv:
-            raise OnnxError(f"{folder.name} has no cache")
-    except OnnxError as error:
-        raise ExportError(f"the exporter left a graph that cannot be used: {error}") from error
-    settle(aside, folder)
+    what = f"exporting {source.name} to {quant}"
+    with making(folder) as aside:
+        aside.mkdir()
+        answer = run_job(request.python, {**job, "output": str(aside)}, what, log=log, program=_JOB)
+        for path in source.path.iterdir():
+            if path.name in TOKENIZER_FILES and path.is_file():
+                copyfile(path, aside / path.name)  # the model's own: exporters rewrite them, not always rightly
+        try:
+            graph = read_graph(aside / "model.onnx")
+            graph.check_data()
+            if not graph.kv:
+                raise OnnxError(f"{folder.name} has no cache")
+        except OnnxError as error:
+            raise ExportError(f"the exporter left a graph that cannot be used: {error}") from error
     return dict(answer["versions"])
 
 

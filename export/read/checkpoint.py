@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgellm.export.read.tokenizer import LFS_POINTER, TokenizerError, read_json
+from edgellm.export.read.json_file import LFS_POINTER, read_json
+from edgellm.export.read.tokenizer_facts import TokenizerError
 from edgellm.memory.errors import EdgellmError
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.export.convert import gguf_writer as gguf
-from edgellm.export.read.facts import Family, UnsupportedModel, check_kinds
+from edgellm.export.read.facts import UnsupportedModel, check_kinds
+from edgellm.export.read.families import Family
 from edgellm.export.read.tokenizer_facts import WAY_OUT
 
 Rope = dict[str, Any]

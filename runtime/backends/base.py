@@ -41,6 +41,23 @@ class CannotTruncate(EngineError):
     """The model's memory cannot be cut back (recurrent state), which speculation needs."""
 
 
+class StopSignal(Protocol):
+    """What a backend looks at while it reads text; a `threading.Event` is one."""
+
+    def is_set(self) -> bool: ...
+
+
+class StopSwitch:
+    """The stop signal of the request that runs: a context is made once and serves many requests."""
+
+    def __init__(self) -> None:
+        self.signal: StopSignal | None = None
+
+    def is_set(self) -> bool:
+        signal = self.signal
+        return signal is not None and signal.is_set()
+
+
 class Backend(Protocol):
     """One sequence of tokens and the keys and values computed for it."""
 

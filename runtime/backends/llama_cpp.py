@@ -39,6 +39,7 @@ from edgellm.runtime.backends.base import (
     LoadError,
     Logits,
     OutOfMemory,
+    StopSignal,
     checked,
 )
 from edgellm.runtime.backends.llama_tokenizer import LlamaTokenizer
@@ -279,7 +280,7 @@ class LlamaBackend:
         settings: ContextSettings,
         *,
         pad_single: bool = False,
-        stop_asked: threading.Event | None = None,
+        stop_asked: StopSignal | None = None,
     ) -> None:
         """
         Args:
@@ -315,7 +316,7 @@ class LlamaBackend:
                 "try a smaller --ctx or --kv q8_0"
             )
         model.adapt(self._ctx)
-        self._stop_asked = stop_asked or threading.Event()
+        self._stop_asked: StopSignal = stop_asked or threading.Event()
         self._abort = api.ggml_abort_callback(lambda _: self._stop_asked.is_set())
         self._memory = api.llama_get_memory(self._ctx)
         if not self._memory:

@@ -29,6 +29,7 @@ from edgellm.runtime.backends.base import (
     LoadError,
     Logits,
     OutOfMemory,
+    StopSignal,
     checked,
 )
 from edgellm.runtime.backends.hub_tokenizer import HubFolder
@@ -157,7 +158,7 @@ class OnnxBackend:
         settings: ContextSettings,
         *,
         pad_single: bool = True,
-        stop_asked: threading.Event | None = None,
+        stop_asked: StopSignal | None = None,
     ) -> None:
         """
         Args:
@@ -175,7 +176,7 @@ class OnnxBackend:
         self.engine_s = 0.0
         self.n_threads = settings.n_threads
         self.tokens: list[int] = []
-        self._stop_asked = stop_asked or threading.Event()
+        self._stop_asked: StopSignal = stop_asked or threading.Event()
         self._n_batch = max(batch(settings, shares_buffer=graph.shares_buffer), self.max_outputs)
         self._picks_rows = "logits_start" in graph.inputs
         self._session: Any = _session(model, self.n_threads)

@@ -18,7 +18,8 @@ from variants import Variant
 
 from edgellm.cli._errors import exit_code, sentence
 from edgellm.export.check.reference import NoReference, reference_logits
-from edgellm.export.convert.hf_to_gguf import FloatType, examine, to_gguf
+from edgellm.export.convert.dtypes import FloatType
+from edgellm.export.convert.hf_to_gguf import examine, to_gguf
 from edgellm.memory.children import ChildFailed, answers
 
 # Of a row of logits, by length. llama.cpp rounds activations to half precision where it multiplies by such weights, and

@@ -8,7 +8,8 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 
-from edgellm.export.convert.engine_jobs import EngineJobError, Event, Model
+from edgellm.export.convert.engine_jobs import EngineJobError, Event
+from edgellm.export.convert.engine_program import Model
 from edgellm.memory.children import Send, serve
 
 

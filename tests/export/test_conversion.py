@@ -25,7 +25,7 @@ from edgellm.export.convert.conversion import choose, known_classes
 from edgellm.export.environments import packages_of
 from edgellm.export.obtain.download import SourceError
 from edgellm.export.read.facts import UnsupportedModel
-from edgellm.export.read.tokenizer import TokenizerError
+from edgellm.export.read.tokenizer_facts import TokenizerError
 
 PLAIN: dict[str, Any] = {"model_type": "anything", "max_position_embeddings": 4096, "num_hidden_layers": 4}
 

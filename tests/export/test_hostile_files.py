@@ -22,7 +22,7 @@ from edgellm.export.convert.hf_to_gguf import to_gguf
 from edgellm.export.convert.trim import TrimError, trim_vocabulary
 from edgellm.export.read.checkpoint import CheckpointError, read_checkpoint
 from edgellm.export.read.facts import UnsupportedModel
-from edgellm.export.read.tokenizer import TokenizerError
+from edgellm.export.read.tokenizer_facts import TokenizerError
 from edgellm.memory.gguf import GgufError, read_header
 
 CLEAR = (CheckpointError, UnsupportedModel, TokenizerError, GgufError, TrimError)

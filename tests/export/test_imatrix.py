@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from tiny_gguf import write_tiny
 
 from edgellm.export import pipeline
-from edgellm.export.convert import engine_jobs, imatrix
+from edgellm.export.convert import engine_jobs, imatrix, imatrix_file
 from edgellm.export.convert.engine_jobs import EngineJobError
 from edgellm.export.convert.hf_to_gguf import to_gguf
-from edgellm.export.convert.imatrix import BadImatrix, Collected
+from edgellm.export.convert.imatrix_file import BadImatrix, Collected
 from edgellm.export.obtain.source import resolve, sha256_of
-from edgellm.export.pipeline import Options, Request
+from edgellm.export.request import Options, Request
 from edgellm.export.staging import ExportError
 from edgellm.memory import files
 from edgellm.memory.gguf import read_header
@@ -80,14 +80,14 @@ def test_every_way_of_keeping_a_cache_gives_statistics_of_every_token(tmp_path: 
     made = make(model, tmp_path / "imatrix.gguf", chunks=2)
     header = read_header(model)
     matrices = {t.name: t for t in header.tensors if t.name.startswith("blk.") and len(t.shape) > 1}
-    found = imatrix.read(tmp_path / "imatrix.gguf")
+    found = imatrix_file.read(tmp_path / "imatrix.gguf")
     assert found.means.keys() <= matrices.keys()
     assert len(found.means) > len(matrices) / 2
     for name in found.means:
         counts = tensor(tmp_path / "imatrix.gguf", f"{name}.counts").ravel()
         n_used = 2 if "exps" in name else 1  # experts of a token
         assert counts.sum() == 2 * N_CTX * n_used, name
-    assert imatrix.check(tmp_path / "imatrix.gguf", model, ("Q4_K_M",)) is not None
+    assert imatrix.check(tmp_path / "imatrix.gguf", read_header(model), ("Q4_K_M",)) is not None
     assert made.perplexity is not None
 
 
@@ -140,10 +140,10 @@ def test_what_cannot_be_collected_is_one_sentence_and_leaves_nothing(tmp_path: P
 def test_a_matrix_of_another_model_of_the_same_shape_is_refused(tmp_path: Path) -> None:
     first, second = (write_tiny(tmp_path / f"{seed}.gguf", "llama", seed=seed) for seed in (1, 2))
     make(first, tmp_path / "imatrix.gguf", chunks=1)
-    assert imatrix.check(tmp_path / "imatrix.gguf", first, ("Q2_K",)) == []
+    assert imatrix.check(tmp_path / "imatrix.gguf", read_header(first), ("Q2_K",)) == []
     assert imatrix.fingerprint_of(read_header(first)) is not None
     with pytest.raises(ExportError, match=r"made of another model \(tiny\)"):
-        imatrix.check(tmp_path / "imatrix.gguf", second, ("Q2_K",))
+        imatrix.check(tmp_path / "imatrix.gguf", read_header(second), ("Q2_K",))
 
 
 def test_a_models_fingerprint_is_the_same_in_every_type(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def collected(path: Path, changes: Mapping[str, tuple[Any, Any]]) -> Path:
         else:
             sums[name], counts[name] = np.array([changed], np.float32), np.array([number], np.float32)
     facts = {"model": "m", "fingerprint": None, "datasets": []}
-    imatrix.write_state(path, Collected(sums, counts, 64, 1, 0.0, 0, "key"), facts)
+    imatrix_file.write_state(path, Collected(sums, counts, 64, 1, 0.0, 0, "key"), facts)
     return path
 
 
@@ -187,15 +187,15 @@ def test_numbers_that_no_run_gives_are_refused(
 ) -> None:
     path = collected(tmp_path / "i.gguf", {"blk.0.attn_q.weight": (values, count)})
     with pytest.raises(BadImatrix, match=sentence):
-        imatrix.check(path, llama, ("Q4_0",))
+        imatrix.check(path, read_header(llama), ("Q4_0",))
 
 
 def test_what_a_matrix_lacks_is_told_or_refused_where_a_type_needs_it(tmp_path: Path, llama: Path) -> None:
     path = collected(tmp_path / "i.gguf", {"blk.1.ffn_up.weight": (None, 0)})
-    (remark,) = imatrix.check(path, llama, ("Q4_0",))
+    (remark,) = imatrix.check(path, read_header(llama), ("Q4_0",))
     assert "nothing on 1 of 14 matrices (blk.1.ffn_up.weight)" in remark
     with pytest.raises(ExportError, match=r"has nothing on blk\.1\.ffn_up\.weight .*, which IQ2_XS needs"):
-        imatrix.check(path, llama, ("Q4_0", "IQ2_XS"))
+        imatrix.check(path, read_header(llama), ("Q4_0", "IQ2_XS"))
 
 
 def test_experts_that_were_never_chosen_count_alike_and_are_told(tmp_path: Path) -> None:
@@ -209,27 +209,27 @@ def test_experts_that_were_never_chosen_count_alike_and_are_told(tmp_path: Path)
         at = header.data_offset + found.offset
         data[at : at + n_bytes] = bytes(n_bytes)
     path.write_bytes(data)
-    assert (imatrix.read(path).means[name][0] == 1).all()
-    (remark,) = (remark for remark in imatrix.check(path, model, ("Q4_0",)) if "never seen" in remark)
+    assert (imatrix_file.read(path).means[name][0] == 1).all()
+    (remark,) = (remark for remark in imatrix.check(path, read_header(model), ("Q4_0",)) if "never seen" in remark)
     assert name in remark or "more: their columns" in remark
 
 
 def test_llama_cpps_older_format_is_read(tmp_path: Path, llama: Path) -> None:
     whole = collected(tmp_path / "i.gguf", {})
     entries = []
-    for name, mean in imatrix.read(whole).means.items():
+    for name, mean in imatrix_file.read(whole).means.items():
         values = (mean.ravel() * 3).astype("<f4")
         head = struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", 3, len(values))
         entries.append(head + values.tobytes())
     old = tmp_path / "imatrix.dat"
     old.write_bytes(struct.pack("<i", len(entries)) + b"".join(entries) + struct.pack("<ii", 3, 0))
-    assert imatrix.check(old, llama, ("IQ2_XS",)) == []
-    for name, mean in imatrix.read(whole).means.items():
-        assert np.array_equal(imatrix.read(old).means[name], mean)
+    assert imatrix.check(old, read_header(llama), ("IQ2_XS",)) == []
+    for name, mean in imatrix_file.read(whole).means.items():
+        assert np.array_equal(imatrix_file.read(old).means[name], mean)
     for data in (b"", b"no matrix at all", old.read_bytes()[:500], struct.pack("<ii", 2**30, 2**30) * 9):
         old.write_bytes(data)
         with pytest.raises(BadImatrix, match="is no importance matrix"):
-            imatrix.read(old)
+            imatrix_file.read(old)
 
 
 @pytest.fixture(scope="module")

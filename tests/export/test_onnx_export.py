@@ -266,7 +266,7 @@ def test_a_bundle_in_a_tar_holds_what_its_manifest_says(request_of: RequestMaker
         assert tar.getnames() == [manifest.NAME, *(entry["path"] for entry in packed.files())]
 
 
-@pytest.mark.model
+@pytest.mark.slow
 def test_a_bundle_runs_in_a_javascript_host(request_of: RequestMaker, tmp_path: Path) -> None:
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("node and npm are not installed")
@@ -318,7 +318,7 @@ def test_an_embedding_of_its_own_is_quantised_to_eight_bits(tmp_path: Path) -> N
     assert 0 < error < 0.1
 
 
-@pytest.mark.model
+@pytest.mark.slow
 @pytest.mark.parametrize("exporter", ["builder", "optimum"])
 def test_real_exporters_agree_with_their_checkpoint(tmp_path: Path, exporter: str) -> None:
     """In the user's own environment of the exporter, which is made if it is not there."""

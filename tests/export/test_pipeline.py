@@ -20,15 +20,15 @@ from typing import Any
 import pytest
 from checkpoints import tiny_model
 
-from edgellm.cli._pair import tabulate
+from edgellm.app.evaluation import tabulate
 from edgellm.export import bundle, manifest, pipeline
 from edgellm.export.convert import engine_jobs
 from edgellm.export.convert.gguf_writer import PlannedTensor, string, u32, write_gguf
 from edgellm.export.convert.trim import TrimError, _raw_entries, trim_vocabulary
 from edgellm.export.manifest import ManifestError
 from edgellm.export.obtain.source import resolve, sha256_of
-from edgellm.export.pipeline import Options, Request
 from edgellm.export.read.facts import UnsupportedModel
+from edgellm.export.request import Options, Request
 from edgellm.export.staging import ExportError
 from edgellm.memory.gguf import TensorInfo, read_header
 from edgellm.runtime.engine import load

@@ -18,7 +18,7 @@ from edgellm.export.convert.hf_to_gguf import to_gguf
 from edgellm.export.convert.script import Converter
 from edgellm.export.environments import ExporterError
 from edgellm.export.obtain.source import resolve, sha256_of
-from edgellm.export.pipeline import Options, Request
+from edgellm.export.request import Options, Request
 from edgellm.memory.gguf import read_header
 
 

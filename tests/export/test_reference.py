@@ -16,9 +16,9 @@ from checkpoints import LLAMA3_ROPE, LONG_ROPE, random_weights, tiny_model, writ
 from edgellm.export.check import reference, reference_config
 from edgellm.export.check.fidelity import VerificationFailed, check_logits
 from edgellm.export.check.reference import NoReference, reference_logits
-from edgellm.export.convert import hf_to_gguf
+from edgellm.export.convert import hf_to_gguf, tensors
 from edgellm.export.convert.hf_to_gguf import to_gguf
-from edgellm.export.read import facts, rope
+from edgellm.export.read import facts, families, rope
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
@@ -90,7 +90,7 @@ MISTAKES: dict[str, tuple[str, dict[str, Any], Patch]] = {
         "mistral", {"sliding_window": 512, "max_position_embeddings": 1024}, misread(sliding_window=None),
     ),
     "activation": (
-        "llama", {"hidden_act": "gelu"}, lambda patch: patch.setitem(facts._SILU, "hidden_act", ("silu", "gelu")),
+        "llama", {"hidden_act": "gelu"}, lambda patch: patch.setitem(families._SILU, "hidden_act", ("silu", "gelu")),
     ),
     "order of a head's halves": ("llama", {}, mistaken_family(permute=False)),
 }  # fmt: skip
@@ -110,7 +110,7 @@ def test_a_head_that_the_export_leaves_out_is_seen(tmp_path: Path, monkeypatch: 
     folder = edited(tiny_model(tmp_path / "tiny", "llama"), tie_word_embeddings=True)
     weights = random_weights(json.loads((folder / "config.json").read_text()))
     write_weights(folder, weights | {"lm_head.weight": weights["model.embed_tokens.weight"][::-1].copy()})
-    monkeypatch.setattr(hf_to_gguf, "_same", lambda *_: True)
+    monkeypatch.setattr(tensors, "_same", lambda *_: True)
     to_gguf(folder, tmp_path / "model.gguf")
     with pytest.raises(VerificationFailed):
         check_logits(folder, tmp_path / "model.gguf")

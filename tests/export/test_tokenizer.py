@@ -24,7 +24,8 @@ from vocabularies import (
 
 from edgellm.export.check.fidelity import NASTY as CHECKED
 from edgellm.export.check.fidelity import check_tokens
-from edgellm.export.read.tokenizer import TokenizerError, read_vocabulary
+from edgellm.export.read.tokenizer import read_vocabulary
+from edgellm.export.read.tokenizer_facts import TokenizerError
 from edgellm.memory.byte_encoder import byte_alphabet
 from edgellm.memory.gguf import read_header
 

@@ -8,9 +8,9 @@ from dataclasses import asdict
 import pytest
 from engine_types import engine_types
 
-from edgellm.cli._shapes import of_name
+from edgellm.app.shapes import of_name
 from edgellm.export.obtain.catalogue import ModelEntry, load_catalogue
-from edgellm.memory.counts import from_facts
+from edgellm.memory.counts import Counts, from_counts
 from edgellm.memory.mixtures import BASE_TYPES, Geometry, type_of
 
 ENTRIES = [entry for entry in load_catalogue() if entry.facts is not None]
@@ -68,7 +68,8 @@ def test_a_tied_embedding_is_counted_where_packing_doubles_it() -> None:
 
 
 def test_a_file_made_by_other_rules_keeps_its_size() -> None:
-    facts = asdict(next(entry.facts for entry in ENTRIES if entry.name == "llama-3.2-1b-instruct"))  # type: ignore[arg-type]
-    usual = from_facts("x", "Q4_K_M", **facts)
-    other = from_facts("x", "Q4_K_M", weight_bytes=usual.weight_bytes * 115 // 100, **facts)
+    facts = next(entry.facts for entry in ENTRIES if entry.name == "llama-3.2-1b-instruct")
+    counts = Counts(**asdict(facts))  # type: ignore[arg-type]
+    usual = from_counts("x", "Q4_K_M", counts)
+    other = from_counts("x", "Q4_K_M", counts, weight_bytes=usual.weight_bytes * 115 // 100)
     assert other.weight_bytes == pytest.approx(usual.weight_bytes * 1.15, rel=1e-6)

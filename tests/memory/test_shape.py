@@ -9,7 +9,7 @@ import pytest
 from tiny_gguf import write_tiny
 
 from edgellm.memory.context import ContextSettings
-from edgellm.memory.counts import from_config, from_facts
+from edgellm.memory.counts import Counts, from_config, from_counts
 from edgellm.memory.gguf import parse_header, read_header
 from edgellm.memory.kv import cache_bytes
 from edgellm.memory.shape import UnknownShape, from_header
@@ -104,8 +104,6 @@ def test_an_embedding_of_its_own_is_not_read_for_every_token(tmp_path: Path) -> 
 
 
 def test_counts_alone_do_not_tell_a_latent_cache() -> None:
+    counts = Counts("deepseek2", 1, 1, 1, head_dim=64, n_embd=64, n_ff=64, n_vocab=100, n_ctx_train=128)
     with pytest.raises(UnknownShape, match="deepseek2"):
-        from_facts(
-            "x", "Q8_0", architecture="deepseek2", n_layers=1, n_heads=1, n_kv_heads=1, head_dim=64, n_embd=64, n_ff=64,
-            n_vocab=100, n_ctx_train=128,
-        )  # fmt: skip
+        from_counts("x", "Q8_0", counts)

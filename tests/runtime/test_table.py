@@ -129,7 +129,7 @@ def test_the_table_of_the_pair_is_found_among_foreign_and_damaged_ones(tmp_path:
 def test_the_engine_takes_what_the_table_says_instead_of_comparing(
     tmp_path: Path, smollm2_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgellm.cli._pair import tabulate
+    from edgellm.app.evaluation import tabulate
 
     draft = tmp_path / "draft.gguf"
     draft.symlink_to(smollm2_path)

@@ -48,7 +48,7 @@ uint64_t saved_registers() {   // which registers the operating system keeps acr
 
 bool bit(uint32_t word, int i) { return (word >> i) & 1; }
 
-}  // namespace
+}   // namespace
 
 bool cpu_has(Feature feature) {
     const Registers one = cpuid(1, 0), seven = cpuid(7, 0), more = cpuid(7, 1);
@@ -71,7 +71,9 @@ bool cpu_has(Feature feature) {
     if (feature == Feature::neon_dotprod) return (getauxval(AT_HWCAP) >> 20) & 1;
     if (feature == Feature::neon_i8mm) return (getauxval(AT_HWCAP2) >> 13) & 1;
 #elif defined(__APPLE__)
-    const char* name = feature == Feature::neon_dotprod ? "hw.optional.arm.FEAT_DotProd" : feature == Feature::neon_i8mm ? "hw.optional.arm.FEAT_I8MM" : nullptr;
+    const char* name = feature == Feature::neon_dotprod ? "hw.optional.arm.FEAT_DotProd"
+                       : feature == Feature::neon_i8mm  ? "hw.optional.arm.FEAT_I8MM"
+                                                        : nullptr;
     int value = 0;
     size_t size = sizeof value;
     return name && sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
@@ -85,4 +87,4 @@ bool cpu_has(Feature) { return false; }
 
 #endif
 
-}  // namespace edgellm
+}   // namespace edgellm

@@ -6,7 +6,7 @@ namespace edgellm {
 enum class Feature { avx2, avx_vnni, avx512_vnni, neon_dotprod, neon_i8mm };
 bool cpu_has(Feature feature);   // by the CPU and, for wide registers, by the operating system
 
-}  // namespace edgellm
+}   // namespace edgellm
 
 // Instructions that older compilers do not know.
 #if (defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 11) || defined(_MSC_VER)

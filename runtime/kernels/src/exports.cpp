@@ -65,7 +65,7 @@ double fastest_s(int n_threads, int64_t n, Work&& work) {
     return best;
 }
 
-}  // namespace
+}   // namespace
 
 // Name of the i-th variant, best first; nullptr behind the last.
 EDGELLM_EXPORT const char* edgellm_variant(int i) { return kVariants[i] ? kVariants[i]->name : nullptr; }
@@ -124,11 +124,13 @@ EDGELLM_EXPORT double edgellm_attend(const char* name, int type, const float* q,
     if (!variant || !variant->runs_here()) return -1;
     const CellType cell = static_cast<CellType>(type);
     const int64_t row = cell == CellType::f32 ? d * 4 : cell == CellType::f16 ? d * 2 : d / 32 * 34;
+    // clang-format off
     const Attention attention = {n, n_heads, n_cache_heads, n_cells, d, d,
                                  reinterpret_cast<const char*>(q), n_heads * d * 4, d * 4, cell, cell,
                                  static_cast<const char*>(k), n_cache_heads * row, row,
                                  static_cast<const char*>(v), n_cache_heads * row, row,
                                  static_cast<const char*>(mask), n_cells * 2, scale, y};
+    // clang-format on
     if (!can_attend(attention)) return -1;
     return fastest_s(n_threads, repeat, [&](int ith, int64_t, Barrier&) { variant->attend(attention, ith, n_threads); });
 }

@@ -84,4 +84,4 @@ struct ExtraBufferType {
 
 using ExtraBufferTypes = std::vector<BufferType*>;
 
-}  // namespace ggml_abi
+}   // namespace ggml_abi

@@ -59,11 +59,21 @@ EDGELLM_INLINE void each_part(Body&& body) {
     }
 }
 
+// What a sum of products is kept in. (gcc warns that a template argument, as of std::conditional_t, loses the alignment of a vector type.)
+template <class S, bool kWide>
+struct SumType {
+    using Type = typename S::N;
+};
+template <class S>
+struct SumType<S, true> {
+    using Type = typename S::I;
+};
+
 // Integer sums of C columns over vectors of weights, added in twos: an even one, then an odd one. `kWide`: weights of eight bits.
 // A policy whose instruction takes two vectors or two columns at once specialises it.
 template <class S, int C, bool kWide = false>
 struct Sums {
-    using N = std::conditional_t<kWide, typename S::I, typename S::N>;
+    using N = typename SumType<S, kWide>::Type;
     N acc[C];
     EDGELLM_INLINE void begin() {
         EDGELLM_UNROLL for (int c = 0; c < C; c++) {
@@ -476,8 +486,7 @@ void thin(const Thin& t, int ith, int nth);   // thin.h
 template <class S, class A>
 constexpr Variant table_of(const char* name, bool (*runs_here)(), double (*peak)(int64_t) = peak_of<S>) {
     Variant v = {name, runs_here, quantize<S>, {}, peak, read_of<S>, attend<A>, thin<A>};
-    repeat<kTypes>([&](auto t) {
-        repeat<kMaxCols>([&](auto c) { v.kernel[t.value][c.value] = kernel_of<S, static_cast<Type>(t.value), c.value + 1>(); });
-    });
+    repeat<kTypes>(
+        [&](auto t) { repeat<kMaxCols>([&](auto c) { v.kernel[t.value][c.value] = kernel_of<S, static_cast<Type>(t.value), c.value + 1>(); }); });
     return v;
 }

@@ -8,13 +8,12 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
-#include <type_traits>
 
 namespace edgellm {
 
-constexpr int kRows = 16;         // weight rows of a group
-constexpr int kMaxCols = 8;       // activation columns of a tile: with three sums each they fill the 32 registers of AVX-512
-constexpr int kLine = 64;         // bytes of a vector of quants, and of a cache line
+constexpr int kRows = 16;     // weight rows of a group
+constexpr int kMaxCols = 8;   // activation columns of a tile: with three sums each they fill the 32 registers of AVX-512
+constexpr int kLine = 64;     // bytes of a vector of quants, and of a cache line
 
 // Numbered from 0 without gaps: they index tables. `ggml` names are the ones of the file format.
 enum Type : int { Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, Q4_K, Q5_K, Q6_K, kTypes };
@@ -135,21 +134,21 @@ struct Variant {
     const char* name;
     bool (*runs_here)();   // asks the CPU
     Quantize quantize;
-    GroupKernel kernel[kTypes][kMaxCols];   // [type][cols - 1]
-    double (*peak)(int64_t rounds);         // multiply-adds done by `rounds` rounds of the bare dot-product instruction
-    void (*read)(const uint8_t* from, int64_t n_bytes);   // does nothing but read
+    GroupKernel kernel[kTypes][kMaxCols];                   // [type][cols - 1]
+    double (*peak)(int64_t rounds);                         // multiply-adds done by `rounds` rounds of the bare dot-product instruction
+    void (*read)(const uint8_t* from, int64_t n_bytes);     // does nothing but read
     void (*attend)(const Attention& a, int ith, int nth);   // the share of one thread
     void (*thin)(const Thin& t, int ith, int nth);          // likewise
 };
 
-extern const Variant* const kVariants[];   // best first, ends with nullptr
+extern const Variant* const kVariants[];         // best first, ends with nullptr
 const Variant* find_variant(const char* name);   // "auto": the best that runs here; nullptr when there is none
 
 void pack(Type type, const void* source, int64_t rows, int64_t k, void* packed, int n_threads);
 
 // Rows [ith/nth) of y = W x, for n columns; `work` holds work_bytes(). `barrier` joins all the threads of this call.
 int64_t work_bytes(Type type, int64_t k, int64_t n, int n_threads);
-void matmul(const Variant& variant, Type type, const void* packed, int64_t rows, int64_t k, const Columns& x, float* y,
-            int64_t y_stride, void* work, int ith, int nth, void (*barrier)(void*), void* barrier_argument);
+void matmul(const Variant& variant, Type type, const void* packed, int64_t rows, int64_t k, const Columns& x, float* y, int64_t y_stride, void* work,
+            int ith, int nth, void (*barrier)(void*), void* barrier_argument);
 
-}  // namespace edgellm
+}   // namespace edgellm

@@ -53,14 +53,14 @@ Tile nth_tile(char* memory, Type type, int64_t k, int64_t i, int64_t n) {
     return tile_at(memory + i * tile_bytes(type, k, kMaxCols), type, k, cols);
 }
 
-}  // namespace
+}   // namespace
 
 int64_t work_bytes(Type type, int64_t k, int64_t n, int n_threads) {
     return n_tiles(n) * tile_bytes(type, k, kMaxCols) * (n * k <= kAlone ? n_threads : 1) + kLine;
 }
 
-void matmul(const Variant& variant, Type type, const void* packed, int64_t rows, int64_t k, const Columns& x, float* y,
-            int64_t y_stride, void* work, int ith, int nth, void (*barrier)(void*), void* barrier_argument) {
+void matmul(const Variant& variant, Type type, const void* packed, int64_t rows, int64_t k, const Columns& x, float* y, int64_t y_stride, void* work,
+            int ith, int nth, void (*barrier)(void*), void* barrier_argument) {
     const int64_t n = x.n[0] * x.n[1] * x.n[2];
     if (n == 0) return;
     const int64_t tiles = n_tiles(n), tile_step = tile_bytes(type, k, kMaxCols);
@@ -95,4 +95,4 @@ void matmul(const Variant& variant, Type type, const void* packed, int64_t rows,
     }
 }
 
-}  // namespace edgellm
+}   // namespace edgellm

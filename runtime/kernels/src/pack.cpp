@@ -114,7 +114,7 @@ void pack_group(Type type, Bytes source, int64_t source_row_bytes, int rows, int
     std::memset(scales, 0, group + group_bytes(type, k) - scales);
 }
 
-}  // namespace
+}   // namespace
 
 void pack(Type type, const void* source, int64_t rows, int64_t k, void* packed, int n_threads) {
     const int64_t n_groups = (rows + kRows - 1) / kRows, stride = group_bytes(type, k);
@@ -122,8 +122,8 @@ void pack(Type type, const void* source, int64_t rows, int64_t k, void* packed, 
     auto share = [&](int ith, int nth) {
         for (int64_t g = n_groups * ith / nth; g < n_groups * (ith + 1) / nth; g++) {
             const int64_t left = rows - g * kRows;
-            pack_group(type, static_cast<Bytes>(source) + g * kRows * row_bytes, row_bytes,
-                       left < kRows ? static_cast<int>(left) : kRows, k, static_cast<uint8_t*>(packed) + g * stride);
+            pack_group(type, static_cast<Bytes>(source) + g * kRows * row_bytes, row_bytes, left < kRows ? static_cast<int>(left) : kRows, k,
+                       static_cast<uint8_t*>(packed) + g * stride);
         }
     };
     if (rows * row_bytes < (1 << 20)) n_threads = 1;   // starting a thread costs more than that
@@ -139,4 +139,4 @@ void pack(Type type, const void* source, int64_t rows, int64_t k, void* packed, 
     for (std::thread& thread : threads) thread.join();
 }
 
-}  // namespace edgellm
+}   // namespace edgellm

@@ -149,8 +149,10 @@ struct ThinProduct final : TensorTraits {
             op->nb[0] != sizeof(float) || op->nb[1] != op->nb[0] * static_cast<size_t>(op->ne[0])) {
             return false;
         }
+        // clang-format off
         const Thin product = {type, static_cast<const uint8_t*>(w->data), static_cast<int64_t>(w->nb[1]), w->ne[1], w->ne[0], columns_of(x),
                               static_cast<float*>(op->data), op->ne[0]};
+        // clang-format on
         variant->thin(product, params->ith, params->nth);
         return true;
     }
@@ -166,10 +168,11 @@ bool describe(const Tensor* op, Attention* a) {
     const Tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3];
     float factors[3];   // scale, largest slope, cap
     std::memcpy(factors, op->op_params, sizeof factors);
-    if (q->type != kF32 || q->nb[0] != sizeof(float) || op->type != kF32 || !cell_type_of(k->type, &a->k_type) || !cell_type_of(v->type, &a->v_type) ||
-        q->ne[3] != 1 || k->ne[3] != 1 || v->ne[3] != 1 || k->ne[2] != v->ne[2] || k->ne[1] != v->ne[1] || k->ne[0] != q->ne[0] || k->ne[2] < 1 ||
-        factors[1] != 0 || factors[2] != 0 || op->src[4] ||
-        (mask && (mask->type != kF16 || mask->nb[0] != 2 || mask->ne[0] < k->ne[1] || mask->ne[1] < q->ne[1] || mask->ne[2] != 1 || mask->ne[3] != 1))) {
+    if (q->type != kF32 || q->nb[0] != sizeof(float) || op->type != kF32 || !cell_type_of(k->type, &a->k_type) ||
+        !cell_type_of(v->type, &a->v_type) || q->ne[3] != 1 || k->ne[3] != 1 || v->ne[3] != 1 || k->ne[2] != v->ne[2] || k->ne[1] != v->ne[1] ||
+        k->ne[0] != q->ne[0] || k->ne[2] < 1 || factors[1] != 0 || factors[2] != 0 || op->src[4] ||
+        (mask &&
+         (mask->type != kF16 || mask->nb[0] != 2 || mask->ne[0] < k->ne[1] || mask->ne[1] < q->ne[1] || mask->ne[2] != 1 || mask->ne[3] != 1))) {
         return false;
     }
     auto bytes = [](size_t n) { return static_cast<int64_t>(n); };
@@ -363,7 +366,8 @@ std::string check_structures() {
         ggml_type_of[t] = numbers[t];
         if (std::strcmp(api.type_name(numbers[t]), kInfo[t].name) != 0) return std::string(wrong) + "numbers of the types";
     }
-    if (std::strcmp(api.type_name(kF16), "f16") != 0 || std::strcmp(api.type_name(kBf16), "bf16") != 0) return std::string(wrong) + "numbers of the types";
+    if (std::strcmp(api.type_name(kF16), "f16") != 0 || std::strcmp(api.type_name(kBf16), "bf16") != 0)
+        return std::string(wrong) + "numbers of the types";
     void* context = api.init({1 << 16, nullptr, true});
     if (!context) return "ggml gives no context";
     Tensor* a = api.new_tensor_2d(context, numbers[Q4_K], 512, 48);
@@ -508,7 +512,7 @@ std::string self_test() {
     return "";
 }
 
-}  // namespace
+}   // namespace
 
 std::string install_plugin(const Variant& chosen, const char* base_path, const char* cpu_path, bool alone) {
     std::string problem = load_api(base_path, cpu_path);
@@ -539,4 +543,4 @@ std::string install_plugin(const Variant& chosen, const char* base_path, const c
 
 #endif
 
-}  // namespace edgellm
+}   // namespace edgellm

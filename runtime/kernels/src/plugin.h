@@ -10,4 +10,4 @@ namespace edgellm {
 // taken off the list, for machines where they do not work.
 std::string install_plugin(const Variant& chosen, const char* ggml_base_path, const char* ggml_cpu_path, bool alone);
 
-}  // namespace edgellm
+}   // namespace edgellm

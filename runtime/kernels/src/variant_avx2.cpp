@@ -118,17 +118,13 @@ struct S {
     static inline __m128i load_half(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
     static inline __m128i load_quarter(const uint8_t* p) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)); }
     static inline F half(const uint8_t* p) { return {_mm256_cvtph_ps(load_half(p)), _mm256_cvtph_ps(load_half(p + 16))}; }
-    static inline F bytes(const uint8_t* p) {
-        return to_float({_mm256_cvtepu8_epi32(load_quarter(p)), _mm256_cvtepu8_epi32(load_quarter(p + 8))});
-    }
+    static inline F bytes(const uint8_t* p) { return to_float({_mm256_cvtepu8_epi32(load_quarter(p)), _mm256_cvtepu8_epi32(load_quarter(p + 8))}); }
     static inline F signed_bytes(const uint8_t* p) {
         return to_float({_mm256_cvtepi8_epi32(load_quarter(p)), _mm256_cvtepi8_epi32(load_quarter(p + 8))});
     }
     static inline F mul(const F& x, const F& y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
     static inline F fma(const F& x, const F& y, const F& z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
-    static inline F minus_product(const F& z, const F& x, const F& y) {
-        return {_mm256_fnmadd_ps(x.a, y.a, z.a), _mm256_fnmadd_ps(x.b, y.b, z.b)};
-    }
+    static inline F minus_product(const F& z, const F& x, const F& y) { return {_mm256_fnmadd_ps(x.a, y.a, z.a), _mm256_fnmadd_ps(x.b, y.b, z.b)}; }
     static inline void store(float* p, const F& v) {
         _mm256_storeu_ps(p, v.a);
         _mm256_storeu_ps(p + 8, v.b);
@@ -151,7 +147,7 @@ bool runs_here() { return cpu_has(EDGELLM_AVX_VNNI ? Feature::avx_vnni : Feature
 
 constexpr Variant kTable = table_of<S, A>(EDGELLM_AVX_VNNI ? "avx-vnni" : "avx2", runs_here);
 
-}  // namespace
+}   // namespace
 
 #if EDGELLM_AVX_VNNI
 extern const Variant kAvxVnni = kTable;
@@ -159,7 +155,7 @@ extern const Variant kAvxVnni = kTable;
 extern const Variant kAvx2 = kTable;
 #endif
 
-}  // namespace edgellm
+}   // namespace edgellm
 
 EDGELLM_TARGET_END
 #endif

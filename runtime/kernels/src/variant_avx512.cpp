@@ -1,6 +1,15 @@
 // AVX-512 with VNNI: sixteen rows in a register (Intel from Cascade Lake and Ice Lake, AMD from Zen 4).
 #if defined(__x86_64__) || defined(_M_X64)
+// Values that an intrinsic leaves open on purpose are warned of inside gcc's own header (its bug 105593).
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 
 #include <cmath>
 #include <cstring>
@@ -39,18 +48,14 @@ struct S {
         if constexpr (shift < 0) from = _mm512_srli_epi16(from, -shift);
         return _mm512_ternarylogic_epi32(v, from, _mm512_set1_epi8(mask), 0xf8);
     }
-    static inline W lookup(W v) {
-        return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(kIq4))), v);
-    }
+    static inline W lookup(W v) { return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(kIq4))), v); }
     static inline I dot(I acc, W w, const int32_t* q) { return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(*q)); }
     static inline I dot_wide(I acc, W w, const int32_t* q) { return dot(acc, w, q); }
     static inline W flip_sign(W v) { return v; }
     static inline I times_64(I v) { return _mm512_slli_epi32(v, 6); }
     static inline F to_float(I v) { return _mm512_cvtepi32_ps(v); }
     static inline F half(const uint8_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
-    static inline F bytes(const uint8_t* p) {
-        return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-    }
+    static inline F bytes(const uint8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))); }
     static inline F signed_bytes(const uint8_t* p) {
         return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
     }
@@ -73,11 +78,11 @@ bool runs_here() { return cpu_has(Feature::avx512_vnni); }
 
 constexpr Variant kTable = table_of<S, A>("avx512-vnni", runs_here);
 
-}  // namespace
+}   // namespace
 
 extern const Variant kAvx512Vnni = kTable;
 
-}  // namespace edgellm
+}   // namespace edgellm
 
 EDGELLM_TARGET_END
 #endif

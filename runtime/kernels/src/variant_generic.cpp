@@ -47,6 +47,7 @@ struct S {
         for (int i = 0; i < static_cast<int>(sizeof(out.v) / sizeof(out.v[0])); i++) out.v[i] = lane(i);
         return out;
     }
+    // clang-format off: a function a line, as the other policies have it
     EDGELLM_CALL F zero() { return F{}; }
     EDGELLM_CALL I zero_int() { return I{}; }
     EDGELLM_CALL F broadcast(const float* p) { return each<F>([=](int) { return *p; }); }
@@ -86,6 +87,7 @@ struct S {
     EDGELLM_CALL void prefetch(const uint8_t*) {}
     EDGELLM_CALL void keep(I&) {}
     EDGELLM_CALL void keep_bytes(W&) {}
+    // clang-format on
 };
 
 #include "kernels.h"
@@ -100,6 +102,7 @@ struct A {
         for (int i = 0; i < 8; i++) out.v[i] = lane(i);
         return out;
     }
+    // clang-format off
     EDGELLM_CALL V zero() { return V{}; }
     EDGELLM_CALL V all(float x) { return each([=](int) { return x; }); }
     EDGELLM_CALL V load(const float* p) { return each([=](int i) { return p[i]; }); }
@@ -134,6 +137,7 @@ struct A {
         return (t[0] + t[1]) + (t[2] + t[3]);
     }
     EDGELLM_CALL void sums(V a, V b, V c, V d, float* ab, float* cd) { ab[0] = sum(a), ab[1] = sum(b), cd[0] = sum(c), cd[1] = sum(d); }
+    // clang-format on
 };
 
 #include "attention.h"
@@ -143,8 +147,8 @@ bool runs_here() { return true; }
 
 constexpr Variant kTable = table_of<S, A>("generic", runs_here);
 
-}  // namespace
+}   // namespace
 
 extern const Variant kGeneric = kTable;
 
-}  // namespace edgellm
+}   // namespace edgellm

@@ -224,7 +224,7 @@ bool runs_here() { return cpu_has(Feature::neon_dotprod); }
 constexpr Variant kTable = table_of<S, A>("neon-dotprod", runs_here);
 #endif
 
-}  // namespace
+}   // namespace
 
 #if EDGELLM_I8MM
 extern const Variant kNeonI8mm = kTable;
@@ -232,7 +232,7 @@ extern const Variant kNeonI8mm = kTable;
 extern const Variant kNeonDotprod = kTable;
 #endif
 
-}  // namespace edgellm
+}   // namespace edgellm
 
 EDGELLM_TARGET_END
 #endif

@@ -55,7 +55,8 @@ std::vector<float> attend(const Variant& v, const Attention& asked) {
 // Queries, heads, heads of the cache, cells, floats a head; the cache is exactly as large as is asked for.
 int attention_differs(std::mt19937& random, int* n_checked) {
     int n_wrong = 0;
-    const int64_t shapes[][5] = {{1, 1, 1, 1, 16}, {1, 12, 2, 300, 128}, {5, 9, 3, 33, 64}, {17, 4, 1, 64, 256}, {3, 2, 2, 31, 80}, {40, 6, 2, 7, 96}};
+    const int64_t shapes[][5] = {{1, 1, 1, 1, 16},    {1, 12, 2, 300, 128}, {5, 9, 3, 33, 64},
+                                 {17, 4, 1, 64, 256}, {3, 2, 2, 31, 80},    {40, 6, 2, 7, 96}};
     for (const auto& shape : shapes) {
         for (const CellType type : {CellType::f16, CellType::q8_0}) {
             const int64_t n = shape[0], n_heads = shape[1], n_cache_heads = shape[2], n_cells = shape[3], d = shape[4];
@@ -75,9 +76,11 @@ int attention_differs(std::mt19937& random, int* n_checked) {
             }
             std::vector<uint16_t> mask(static_cast<size_t>(n * n_cells));
             for (uint16_t& m : mask) m = random() % 3 ? 0 : 0xfc00;
+            // clang-format off
             const Attention asked = {n, n_heads, n_cache_heads, n_cells, d, d, reinterpret_cast<const char*>(q.data()), n_heads * d * 4, d * 4, type, type,
                                      cells[0].data(), n_cache_heads * row, row, cells[1].data(), n_cache_heads * row, row,
                                      reinterpret_cast<const char*>(mask.data()), n_cells * 2, 0.1f, nullptr};
+            // clang-format on
             if (!can_attend(asked)) std::printf("a shape that cannot be\n"), n_wrong++;
             const std::vector<float> expected = attend(*find_variant("generic"), asked);
             for (const Variant* const* v = kVariants; *v; v++) {
@@ -136,13 +139,13 @@ int thin_differs(std::mt19937& random, int* n_checked) {
     return n_wrong;
 }
 
-}  // namespace
+}   // namespace
 
 int main() {
     std::mt19937 random(1);
     int n_checked = 0, n_wrong = attention_differs(random, &n_checked) + thin_differs(random, &n_checked);
-    const int64_t shapes[][3] = {{1, 1, 1}, {16, 1, 0}, {17, 2, 17}, {31, 3, 4}, {40, 1, 8}, {5, 1, 300}, {64, 5, 2},
-                                {17, 1, 0}, {15, 1, 1}, {33, 1, 17}, {3, 1, 4096}};   // rows, blocks, n
+    const int64_t shapes[][3] = {{1, 1, 1},  {16, 1, 0}, {17, 2, 17}, {31, 3, 4},  {40, 1, 8},  {5, 1, 300},
+                                 {64, 5, 2}, {17, 1, 0}, {15, 1, 1},  {33, 1, 17}, {3, 1, 4096}};   // rows, blocks, n
     for (int t = 0; t < kTypes; t++) {
         const Type type = static_cast<Type>(t);
         for (const auto& shape : shapes) {

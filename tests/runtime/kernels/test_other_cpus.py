@@ -14,15 +14,26 @@ import pytest
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE.parents[2] / "runtime" / "kernels" / "src"
 COMMON = ["matmul.cpp", "pack.cpp", "cpu.cpp", "variant_generic.cpp"]
-
-
 X86 = ["variant_avx512.cpp", "variant_avx2.cpp", "variant_avxvnni.cpp"]
 SANITIZE = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+# The kind with threads of the standard library, where a system has two.
+MINGW = shutil.which("x86_64-w64-mingw32-g++-posix") or shutil.which("x86_64-w64-mingw32-g++")
 
 
 def compile_all(compiler: str, sources: list[Path], options: list[str], folder: Path) -> list[Path]:
     """The object files, compiled side by side."""
-    command = [compiler, "-std=c++17", "-ffp-contract=off", "-w", "-fPIC", f"-I{SOURCES}", *options, "-c"]
+    command = [
+        compiler,
+        "-std=c++17",
+        "-ffp-contract=off",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-fPIC",
+        f"-I{SOURCES}",
+        *options,
+        "-c",
+    ]
     objects = [folder / f"{source.stem}.o" for source in sources]
     with ThreadPoolExecutor(2) as pool:
         for done in pool.map(
@@ -38,6 +49,7 @@ def build(compiler: str, sources: list[str], options: list[str], program: Path) 
     subprocess.run([compiler, *options, *objects, "-o", program, "-pthread"], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (shutil.which("aarch64-linux-gnu-g++") and shutil.which("qemu-aarch64")),
     reason="needs an ARM compiler and qemu",
@@ -56,7 +68,7 @@ def test_neon_gives_the_bits_of_the_definition(tmp_path: Path) -> None:
         assert variants in done.stdout
 
 
-@pytest.mark.model  # minutes of compilation
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("clang++"), reason="needs clang")
 def test_clang_gives_the_same_bits(tmp_path: Path) -> None:
     build("clang++", [*COMMON, *X86], ["-O2"], tmp_path / "check")
@@ -65,10 +77,10 @@ def test_clang_gives_the_same_bits(tmp_path: Path) -> None:
     assert " 0 wrong" in done.stdout
 
 
-@pytest.mark.model  # minutes of compilation
-@pytest.mark.skipif(not shutil.which("x86_64-w64-mingw32-g++"), reason="needs mingw-w64")
+@pytest.mark.slow
+@pytest.mark.skipif(MINGW is None, reason="needs mingw-w64")
 def test_the_library_builds_for_windows(tmp_path: Path) -> None:
-    compiler = "x86_64-w64-mingw32-g++"
+    compiler = str(MINGW)
     objects = compile_all(compiler, sorted(SOURCES.glob("*.cpp")), ["-O1"], tmp_path)
     subprocess.run([compiler, "-shared", *objects, "-o", tmp_path / "_kernels.dll"], check=True)
 
@@ -89,7 +101,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.model  # a minute of compilation
+@pytest.mark.slow
 def test_the_sanitizers_find_nothing(sanitized: Path) -> None:
     done = subprocess.run([sanitized / "check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -120,7 +132,7 @@ print(kernels().variant)
 """
 
 
-@pytest.mark.model
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a library to be loaded before all others")
 def test_the_sanitizers_find_nothing_in_two_contexts_at_once_nor_in_repeated_loads(
     sanitized: Path, smollm2_path: Path

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgellm.cli._models import DEFAULT_DRAFTER, NO_DRAFTER
+from edgellm.app.defaults import DEFAULT_DRAFTER, MIN_SIZE_RATIO, NO_DRAFTER
 
 if TYPE_CHECKING:
     from edgellm.export.obtain.catalogue import ModelEntry
@@ -103,7 +103,7 @@ def of_entry(entry: ModelEntry, quant: str | None = None) -> ModelShape:
     Raises:
         UnknownShape: the catalogue has no counts for it.
     """
-    from edgellm.memory.counts import from_facts
+    from edgellm.memory.counts import Counts, from_counts
     from edgellm.memory.shape import UnknownShape
 
     if entry.facts is None:
@@ -114,7 +114,7 @@ def of_entry(entry: ModelEntry, quant: str | None = None) -> ModelShape:
     file = files.get(chosen)
     # A file is its weights and a header, which holds the vocabulary: about 36 bytes a token.
     weight_bytes = file.n_bytes - 36 * entry.facts.n_vocab if file and file.n_bytes else None
-    return from_facts(entry.name, chosen, weight_bytes=weight_bytes, **asdict(entry.facts))
+    return from_counts(entry.name, chosen, Counts(**asdict(entry.facts)), weight_bytes=weight_bytes)
 
 
 def smaller_than(target: Known) -> list[ModelShape]:
@@ -147,7 +147,7 @@ def drafter_for(
         if find(name).facts is None:
             continue
         drafter = look(name)
-        if 2 * drafter.shape.bytes_read_per_token <= target.bytes_read_per_token:
+        if MIN_SIZE_RATIO * drafter.shape.bytes_read_per_token <= target.bytes_read_per_token:
             return drafter
     return None
 
