@@ -3,159 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from edgellm.cli import _export_options as given
 from edgellm.cli import _options as opt
-
-if TYPE_CHECKING:
-    pass
 
 
 def export(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="A catalogue name, user/repo, a Hub folder, or a GGUF file.")],
-    draft: Annotated[
-        str | None,
-        opt.option(
-            "--draft", "-d", help="The drafter, named alike; `self` cuts one out of the model.", metavar="MODEL"
-        ),
-    ] = None,
-    format_: Annotated[
-        str, opt.option("--format", help="gguf, or onnx for onnxruntime.", metavar="gguf|onnx", callback=opt.FORMAT)
-    ] = "gguf",
-    quant: Annotated[
-        str | None,
-        opt.option(
-            "--quant", help="Types to make, with commas: Q4_K_M,Q8_0,F16; of ONNX int4,int8,fp16,fp32.", metavar="TYPES"
-        ),
-    ] = None,
-    draft_quant: Annotated[
-        str | None,
-        opt.option("--draft-quant", help="Types of the drafter.", show_default="as --quant", metavar="TYPES"),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        opt.option("--output", "-o", help="The folder to make.", show_default="NAME-export", metavar="FOLDER"),
-    ] = None,
+    model: given.Model,
+    draft: given.Draft = None,
+    format_: given.Format = "gguf",
+    quant: given.Quant = None,
+    draft_quant: given.DraftQuant = None,
+    output: given.Output = None,
     mem: opt.Mem = None,
     ctx: opt.Ctx = None,
-    trim_vocab: Annotated[
-        float | None,
-        opt.option(
-            "--trim-vocab",
-            min=0.001,
-            max=1.0,
-            help="Share of the drafter's vocabulary to keep.",
-            metavar="X",
-            panel=opt.OF_GGUF,
-        ),
-    ] = None,
-    trim_corpus: Annotated[
-        Path | None,
-        opt.option(
-            "--trim-corpus",
-            exists=True,
-            dir_okay=False,
-            help="Text whose tokens are kept first.",
-            metavar="FILE",
-            panel=opt.OF_GGUF,
-        ),
-    ] = None,
-    trim_input: Annotated[
-        bool,
-        opt.option(
-            "--trim-input",
-            help="Trim what the drafter reads too: a smaller file, fewer drafts accepted.",
-            panel=opt.OF_GGUF,
-        ),
-    ] = False,
-    drop_layers: Annotated[
-        str | None,
-        opt.option(
-            "--drop-layers",
-            help="Layers to leave out of the drafter, as in 4,8-11.",
-            metavar="LAYERS",
-            panel=opt.OF_GGUF,
-        ),
-    ] = None,
-    draft_head: Annotated[
-        str | None,
-        opt.option(
-            "--draft-head",
-            help="Type of the drafter's last matrix, as in Q4_0.",
-            show_default="as is",
-            metavar="TYPE",
-            panel=opt.OF_GGUF,
-        ),
-    ] = None,
-    imatrix: Annotated[
-        Path | None,
-        opt.option(
-            "--imatrix",
-            exists=True,
-            dir_okay=False,
-            help="Importance matrix of the model (GGUF).",
-            metavar="FILE",
-            panel=opt.OF_GGUF,
-        ),
-    ] = None,
-    converter: Annotated[
-        str | None,
-        opt.option(
-            "--converter",
-            metavar="own|llama.cpp|PATH",
-            help="Who converts: edgellm, llama.cpp's own script, or that of a checkout.",
-            show_default="own where it knows the family, else llama.cpp",
-            panel=opt.OF_GGUF,
-        ),
-    ] = None,
-    base: Annotated[
-        str | None,
-        opt.option(
-            "--base",
-            help="MODEL is an adapter (LoRA) for this one.",
-            show_default="as it says itself",
-            metavar="MODEL",
-            panel=opt.OF_GGUF,
-        ),
-    ] = None,
-    merge: Annotated[
-        bool,
-        opt.option("--merge", help="One model of an adapter and its base, not an adapter's file.", panel=opt.OF_GGUF),
-    ] = False,
-    exporter: Annotated[
-        str,
-        opt.option(
-            "--exporter",
-            help="Of ONNX: onnxruntime-genai's builder, or optimum.",
-            metavar="builder|optimum",
-            panel=opt.OF_ONNX,
-        ),
-    ] = "builder",
-    exporter_python: Annotated[
-        Path | None,
-        opt.option(
-            "--exporter-python",
-            exists=True,
-            help="A Python that has the exporter's (or the converter's) packages.",
-            metavar="FILE",
-        ),
-    ] = None,
+    trim_vocab: given.TrimVocab = None,
+    trim_corpus: given.TrimCorpus = None,
+    trim_input: given.TrimInput = False,
+    drop_layers: given.DropLayers = None,
+    draft_head: given.DraftHead = None,
+    imatrix: given.Imatrix = None,
+    converter: given.Converter = None,
+    base: given.Base = None,
+    merge: given.Merge = False,
+    exporter: given.Exporter = "builder",
+    exporter_python: given.ExporterPython = None,
     yes: opt.Yes = False,
-    locked: Annotated[
-        bool,
-        opt.option("--locked", help="Repeat the export in --output; fail if a bit differs.", panel=opt.OF_GGUF),
-    ] = False,
-    verify: Annotated[
-        bool | None,
-        opt.option("--verify/--no-verify", help="Check the result.", show_default="small models"),
-    ] = None,
-    revision: Annotated[
-        str | None,
-        opt.option("--revision", help="Commit, branch or tag of the model's repository.", metavar="REVISION"),
-    ] = None,
+    locked: given.Locked = False,
+    verify: given.Verify = None,
+    revision: given.Revision = None,
     token: opt.Token = None,
     json_: opt.Json = False,
     jsonl: opt.Jsonl = False,
