@@ -214,6 +214,9 @@ def test_variables_of_the_program_itself_are_heeded(monkeypatch: pytest.MonkeyPa
         ("chat", ["--plan", "p"], {"CTX": "512", "KV": "f16", "DRAFT_TOKENS": "3"}, {"ctx": None, "kv": None}),
         ("chat", ["--ctx", "512"], {"PLAN": "p"}, {"ctx": 512, "plan": None}),
         ("chat", ["--top-k", "3"], {"TOP_K": "4"}, {"top_k": 3}),
+        ("chat", ["--plan", "p"], {"MODEL": "m", "DRAFT": "d", "LORA": "l"}, {"model": None, "draft": None}),
+        ("bench", ["--plan", "p"], {"MODEL": "m", "DRAFT": "d"}, {"model": None, "draft": []}),
+        ("chat", ["m", "--draft", "d"], {"PLAN": "p"}, {"model": "m", "draft": "d"}),
     ],
 )
 def test_what_is_typed_goes_before_what_is_set(
