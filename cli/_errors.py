@@ -36,7 +36,7 @@ _KNOWN: dict[str, int] = {
     "edgellm.export.obtain.naming.BadReference": USAGE,
     "edgellm.export.obtain.store.PullError": FAILED,
     "edgellm.cli._conversation.BadConversation": FAILED,
-    "edgellm.runtime.learning.keep.BadArchive": FAILED,
+    "edgellm.runtime.learning.persistence.BadArchive": FAILED,
     "edgellm.runtime.sampling.BadSampling": USAGE,
     "edgellm.runtime.text.steps.TemplateError": FAILED,
     "edgellm.runtime.backends.base.LoadError": FAILED,

@@ -21,10 +21,10 @@ from edgellm.runtime.drafters.adaptive import PASSES_A_TOKEN, AdaptiveDrafter
 from edgellm.runtime.drafters.base import Drafter, NoDrafter, SteppedDrafter
 from edgellm.runtime.drafters.failsafe import FailsafeDrafter
 from edgellm.runtime.drafters.model import REACH, ModelDrafter
-from edgellm.runtime.drafters.spelling import MapSpeller, MergingSpeller, Speller, TextSpeller
+from edgellm.runtime.drafters.retokenizers import MapRetokenizer, MergingRetokenizer, Retokenizer, TextRetokenizer
 from edgellm.runtime.drafters.translating import TranslatingDrafter
-from edgellm.runtime.learning.history import History
-from edgellm.runtime.learning.pair import Learning
+from edgellm.runtime.learning.ngram_index import NgramIndex
+from edgellm.runtime.learning.pair_state import Learning
 from edgellm.runtime.text.full_vocabulary import is_trimmed
 from edgellm.runtime.text.template import DOCUMENT, ChatTemplate, Message, TemplateError, usable
 from edgellm.runtime.text.vocabulary_map import VocabularyMap, find
@@ -206,8 +206,8 @@ def with_drafter(engine: Engine, draft: Path | None, *, copy: bool, options: Eng
         engine.backend,
         learning.costs(model) if not options.fixed else None,
         model=model,
-        conversation=History(engine.backend.n_ctx + 1) if copy else None,
-        store=store.history if store is not None else None,
+        conversation=NgramIndex(engine.backend.n_ctx + 1) if copy else None,
+        store=store.index if store is not None else None,
         fixed=options.n_draft if options.fixed else None,
         stop=options.stop,
         passes_a_token=1.0 if engine.pair is not None and engine.pair.same else PASSES_A_TOKEN,
@@ -252,13 +252,13 @@ def _load_drafter(engine: Engine, path: Path, learning: Learning) -> SteppedDraf
     if engine.pair.same:
         return ModelDrafter(backend, engine.pair.different, REACH)
     own, theirs, cache = model.vocabulary, target.vocabulary, learning.ngrams(model.vocabulary)
-    speller: Speller
+    retokenizer: Retokenizer
     if options.spelling == "merged":
-        speller = MergingSpeller(own, theirs, cache)
+        retokenizer = MergingRetokenizer(own, theirs, cache)
     elif options.spelling == "text":
-        speller = TextSpeller(own, theirs)
+        retokenizer = TextRetokenizer(own, theirs)
     else:
-        speller = MapSpeller(own, theirs, cache if options.spelling == "omnidraft" else None)
+        retokenizer = MapRetokenizer(own, theirs, cache if options.spelling == "omnidraft" else None)
         if options.warm_start and not cache.n_learnt:
             table = engine.table or VocabularyMap.build(theirs, own, target_key="", draft_key="", engine=engine_name())
             cache.seed(table.spellings())  # by the target's ids: those of byte-pair merges begin with the commonest
@@ -267,7 +267,7 @@ def _load_drafter(engine: Engine, path: Path, learning: Learning) -> SteppedDraf
         own,
         theirs,
         engine.template.turn_end,
-        speller=speller,
+        retokenizer=retokenizer,
         cache=cache,
         shared_only=options.spelling == "tli",
         reach=REACH,

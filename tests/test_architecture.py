@@ -30,7 +30,7 @@ ADAPTERS = {
         "export/onnx/hosts/host.py",
         "export/onnx/onnx_bundle.py",
         "export/onnx/onnx_job.py",
-        "runtime/backends/onnx.py",
+        "runtime/backends/onnx_runtime.py",
     },
     "tokenizers": {
         "export/onnx/hosts/host.py",

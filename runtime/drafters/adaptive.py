@@ -19,12 +19,12 @@ from typing import Any, Literal
 
 from edgellm.runtime.backends.base import Backend
 from edgellm.runtime.drafters.base import Draft, Guess, SteppedDrafter
-from edgellm.runtime.learning import recall
-from edgellm.runtime.learning.confidence import AcceptanceHead, LogisticHead, Rate, logit
+from edgellm.runtime.learning import lookup
+from edgellm.runtime.learning.confidence import AcceptanceHead, LogisticHead, MovingAverage, logit
 from edgellm.runtime.learning.costs import Costs
-from edgellm.runtime.learning.history import GAP, History
-from edgellm.runtime.learning.recall import Recall, Recollection
-from edgellm.runtime.learning.revision import Revision
+from edgellm.runtime.learning.edit_alignment import EditAlignment
+from edgellm.runtime.learning.lookup import Candidate, Lookup
+from edgellm.runtime.learning.ngram_index import GAP, NgramIndex
 from edgellm.runtime.sampling import GREEDY, Distribution, Sampling
 
 Stop = Literal["cost", "entropy", "never"]
@@ -92,8 +92,8 @@ class AdaptiveDrafter:
         costs: Costs | None,
         *,
         model: SteppedDrafter | None = None,
-        conversation: History | None = None,
-        store: History | None = None,
+        conversation: NgramIndex | None = None,
+        store: NgramIndex | None = None,
         fixed: int | None = None,
         stop: Stop = "cost",
         free_head: AcceptanceHead | None = None,
@@ -115,13 +115,13 @@ class AdaptiveDrafter:
         self._fixed, self._stop = fixed, stop
         self._conversation, self._store = conversation, store
         sources = {"copy": conversation, "store": store}
-        self._revision = Revision(conversation) if conversation is not None else None
-        self._recall = Recall(
-            {name: history for name, history in sources.items() if history is not None}, self._revision
+        self._alignment = EditAlignment(conversation) if conversation is not None else None
+        self._lookup = Lookup(
+            {name: history for name, history in sources.items() if history is not None}, self._alignment
         )
-        self.free_head = free_head or LogisticHead(recall.WEIGHTS)
+        self.free_head = free_head or LogisticHead(lookup.WEIGHTS)
         self.model_head = model_head or LogisticHead(MODEL_WEIGHTS, strength=40.0)
-        self.acceptance = Rate(PRIOR)
+        self.acceptance = MovingAverage(PRIOR)
         self.passes_a_token = passes_a_token
         self.choices = Choices()
         self._entropy_rule = EntropyRule()
@@ -142,7 +142,7 @@ class AdaptiveDrafter:
         self._table: list[float] = []
         self._table_for = (-1, -1)
         self._least = LEAST
-        self._judged_last: tuple[Recollection | None, float] = (None, 0.0)
+        self._judged_last: tuple[Candidate | None, float] = (None, 0.0)
 
     @property
     def engine_s(self) -> float:
@@ -158,8 +158,8 @@ class AdaptiveDrafter:
                 talk.clear()
                 known = known[:0]
             talk.extend(prompt[len(known) :])
-        if self._revision is not None:
-            self._revision.begin()
+        if self._alignment is not None:
+            self._alignment.begin()
         if self._store is not None:
             self._store.extend([GAP, *prompt[-4:]])
         self._free, self._items, self._n_proposed = [], [], 0
@@ -168,7 +168,7 @@ class AdaptiveDrafter:
         if self.model is not None:
             self.model.begin(prompt, own_prompt=own_prompt, sampling=sampling)
             if self._fixed is not None or self._model_pays(len(prompt), 0, 1.0, self.model.n_unread(), reads=True):
-                self.model.catch_up()
+                self.model.prefill()
 
     # --- choosing
 
@@ -179,7 +179,7 @@ class AdaptiveDrafter:
         self._round_s = 0.0
         if limit > 0:
             self._renew_table(limit, len(tokens))
-            self._recall.start(tokens)
+            self._lookup.start(tokens)
             if self._fixed is None:
                 limit = min(limit, self._n_affordable())
             self._compose(tokens, limit)
@@ -217,7 +217,7 @@ class AdaptiveDrafter:
             n_starts += 1
             before = len(self._items)
             if n_free < len(chain):
-                self._recall.start(tokens, [item.token for item in self._items])
+                self._lookup.start(tokens, [item.token for item in self._items])
             reach = self._ask_model(tokens, limit, reach, n_free, pays)
             if len(self._items) == before:
                 self._items += chain[n_free:]
@@ -232,7 +232,7 @@ class AdaptiveDrafter:
                 break
             reach *= p
             chain.append(_Item(found.token, p, found.source, found.features))
-            self._recall.take(found.token)
+            self._lookup.take(found.token)
         return chain
 
     def _n_before_model(self, chain: Sequence[_Item], reach: float) -> int:
@@ -314,7 +314,7 @@ class AdaptiveDrafter:
         guesses: list[Guess] = []
         draft_cost = self._costs.draft if self._costs is not None else None
         model_mark, n_first = self.model.engine_s, self.model.n_unread() + n_free
-        was_open = False
+        is_provisional = False
         passes = iter(self.model.drafting(tokens, prefix))
         while True:
             asked = time.perf_counter()
@@ -329,8 +329,8 @@ class AdaptiveDrafter:
                 self._round_s += draft_cost(n_read, len(tokens))
                 draft_cost.observe(n_read, len(tokens), self.model.engine_s - model_mark)
                 model_mark = self.model.engine_s
-            was_open = bool(guesses) and guesses[-1].is_open
-            n_known = len(guesses) - was_open
+            is_provisional = bool(guesses) and guesses[-1].provisional
+            n_known = len(guesses) - is_provisional
             entropy = 0.0
             while n_settled < n_known:
                 guess = guesses[n_settled]
@@ -338,7 +338,7 @@ class AdaptiveDrafter:
                 entropy = max(entropy, guess.entropy)
                 reach *= item.p
                 self._items.append(item)
-                self._recall.take(item.token)
+                self._lookup.take(item.token)
                 n_settled += 1
             if len(self._items) >= limit or not pays:
                 break
@@ -348,19 +348,19 @@ class AdaptiveDrafter:
                     break
             else:
                 # A token that is not whole yet becomes so by going on.
-                ahead = reach * self._judged(replace(guesses[-1], is_open=False)).p if was_open else reach
-                n_ahead = len(self._items) + was_open
+                ahead = reach * self._judged(replace(guesses[-1], provisional=False)).p if is_provisional else reach
+                n_ahead = len(self._items) + is_provisional
                 if ahead < self._least or n_ahead >= limit:
                     break
                 assert draft_cost is not None
                 if self._gain(len(tokens), n_ahead, ahead, draft_cost(1, len(tokens))) <= 0.0:
                     break
-            if n_settled and not was_open and self._recalls_better(reach):
+            if n_settled and not is_provisional and self._recalls_better(reach):
                 break
         del self._items[limit:]
-        if was_open and len(self._items) < limit:
+        if is_provisional and len(self._items) < limit:
             self._items.append(self._judged(guesses[-1]))
-            self._recall.take(guesses[-1].token)
+            self._lookup.take(guesses[-1].token)
             reach *= self._items[-1].p
         n = len(self._items) - before
         if n:
@@ -368,9 +368,9 @@ class AdaptiveDrafter:
         self._n_passes += n_passes
         return reach
 
-    def _recalled(self) -> tuple[Recollection | None, float]:
+    def _recalled(self) -> tuple[Candidate | None, float]:
         """What the histories would go on with, and its chance of being accepted."""
-        found = self._recall.guess()
+        found = self._lookup.candidate()
         if found is not self._judged_last[0]:
             self._judged_last = (found, self.free_head.predict(found.features) if found is not None else 0.0)
         return self._judged_last
@@ -394,9 +394,9 @@ class AdaptiveDrafter:
             1.0,
             logit(guess.top) / 2.0,
             guess.entropy,
-            float(guess.is_open and guess.ends is None),
-            float(guess.is_open and guess.ends is not None),
-            logit(guess.ends) / 2.0 if guess.is_open and guess.ends is not None else 0.0,
+            float(guess.provisional and guess.p_final is None),
+            float(guess.provisional and guess.p_final is not None),
+            logit(guess.p_final) / 2.0 if guess.provisional and guess.p_final is not None else 0.0,
             agrees * 2.0,
             differs * 2.0,
         )
@@ -482,9 +482,9 @@ class AdaptiveDrafter:
         for history in (self._conversation, self._store):
             if history is not None:
                 history.extend(new)
-        if self._revision is not None:
+        if self._alignment is not None:
             for token in new:
-                self._revision.follow(token)
+                self._alignment.follow(token)
         self.choices.overhead_s += time.perf_counter() - started
         if self.model is not None:
             self.model.observe(tokens, n_new)

@@ -30,8 +30,8 @@ class Guess:
     token: int
     top: float = 1.0  # the drafter's probability of what it spelled the token with
     entropy: float = 0.0  # nats, the largest on the way
-    is_open: bool = False  # what is drafted next may still change it
-    ends: float | None = None  # then, how likely it stays as it is; None where nothing is known
+    provisional: bool = False  # tokens drafted later may retokenise it
+    p_final: float | None = None  # where it is provisional: P(it stays as it is); None where nothing is known
     probs: Distribution | None = None  # that it was drawn from; None for a token that is given
 
 
@@ -77,11 +77,11 @@ class SteppedDrafter(Drafter, Protocol):
     def drafting(self, tokens: Sequence[int], prefix: Sequence[int]) -> Iterator[list[Guess]]:
         """After each pass, all that it guesses to follow `tokens` and the proposed `prefix`. Ends when it cannot go on.
 
-        Guesses that are not open stay as they were.
+        Guesses that are not provisional stay as they were.
         """
         ...
 
-    def catch_up(self) -> None:
+    def prefill(self) -> None:
         """Read what it missed."""
         ...
 

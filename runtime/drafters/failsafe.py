@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from edgellm.runtime.backends.base import EngineError, Interrupted
 from edgellm.runtime.drafters.base import Draft, Guess, SteppedDrafter
-from edgellm.runtime.drafters.follow import Follower
+from edgellm.runtime.drafters.kv_sync import KvSync
 from edgellm.runtime.sampling import GREEDY, Sampling
 
 
@@ -20,9 +20,9 @@ class FailsafeDrafter:
         self.failed = False
 
     @property
-    def follower(self) -> Follower:
-        follower: Follower = self.model.follower  # type: ignore[attr-defined]
-        return follower
+    def kv(self) -> KvSync:
+        kv: KvSync = self.model.kv  # type: ignore[attr-defined]
+        return kv
 
     @property
     def engine_s(self) -> float:
@@ -49,10 +49,10 @@ class FailsafeDrafter:
     def n_unread(self) -> int:
         return 0 if self.failed else self.model.n_unread()
 
-    def catch_up(self) -> None:
+    def prefill(self) -> None:
         if not self.failed:
             with self._guarded():
-                self.model.catch_up()
+                self.model.prefill()
 
     def drafting(self, tokens: Sequence[int], prefix: Sequence[int]) -> Iterator[list[Guess]]:
         if not self.failed:

@@ -54,7 +54,7 @@ class LogisticHead:
         self.weights, self._squares = weights, squares
 
 
-class Rate:
+class MovingAverage:
     """A share of successes: what was seen lately, leaning on a mean over all that was ever seen."""
 
     def __init__(self, prior: float, *, n_prior: float = 8.0, half_life: float = 40.0) -> None:

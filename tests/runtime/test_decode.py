@@ -16,10 +16,10 @@ from edgellm.runtime.decode import RoundResult, generate
 from edgellm.runtime.drafters.adaptive import AdaptiveDrafter
 from edgellm.runtime.drafters.base import Drafter, NoDrafter
 from edgellm.runtime.drafters.model import ModelDrafter, top_of
-from edgellm.runtime.drafters.spelling import MapSpeller
+from edgellm.runtime.drafters.retokenizers import MapRetokenizer
 from edgellm.runtime.drafters.translating import TranslatingDrafter
 from edgellm.runtime.learning.costs import Costs, assumed
-from edgellm.runtime.learning.history import History
+from edgellm.runtime.learning.ngram_index import NgramIndex
 from edgellm.runtime.learning.ngrams import NgramCache
 from edgellm.runtime.sampling import GREEDY, Sampling
 from edgellm.runtime.text.vocabulary import Vocabulary
@@ -59,9 +59,11 @@ def translating_drafter(seed: int) -> TranslatingDrafter:
 
 def mapped_drafter(seed: int, cache: NgramCache | None, shared_only: bool = False) -> Drafter:
     own, target = draft_vocabulary(), target_vocabulary()
-    speller = MapSpeller(own, target, cache)
+    retokenizer = MapRetokenizer(own, target, cache)
     backend = TableBackend(random_table(len(DRAFT), seed), n_ctx=96)
-    return TranslatingDrafter(backend, own, target, 8, speller=speller, cache=cache, shared_only=shared_only, reach=20)
+    return TranslatingDrafter(
+        backend, own, target, 8, retokenizer=retokenizer, cache=cache, shared_only=shared_only, reach=20
+    )
 
 
 def costs(per_token: float = 0.05) -> Costs:
@@ -69,14 +71,14 @@ def costs(per_token: float = 0.05) -> Costs:
 
 
 def adaptive(seed: int, **options: Any) -> AdaptiveDrafter:
-    options = {"conversation": History(256), "costs": costs()} | options
+    options = {"conversation": NgramIndex(256), "costs": costs()} | options
     return AdaptiveDrafter(TableBackend(random_table(N_VOCAB, seed)), **options)
 
 
 DRAFTERS: dict[str, Callable[[int], Drafter]] = {
     "none": lambda seed: NoDrafter(),
     "copy": lambda seed: adaptive(seed, fixed=9),
-    "store": lambda seed: adaptive(seed, conversation=None, store=History(64), fixed=9),
+    "store": lambda seed: adaptive(seed, conversation=None, store=NgramIndex(64), fixed=9),
     "model": lambda seed: model_drafter(seed + 1),
     "itself": model_drafter,
     "partly different": partly_different_drafter,
@@ -86,8 +88,8 @@ DRAFTERS: dict[str, Callable[[int], Drafter]] = {
     "translating": translating_drafter,
     "all, fixed": lambda seed: adaptive(seed, model=translating_drafter(seed), fixed=9),
     "entropy rule": lambda seed: adaptive(seed, model=model_drafter(seed + 1), fixed=9, stop="entropy"),
-    "controller": lambda seed: adaptive(seed, model=model_drafter(seed + 1), store=History(300)),
-    "controller, related": lambda seed: adaptive(seed, model=model_drafter(seed), store=History(300)),
+    "controller": lambda seed: adaptive(seed, model=model_drafter(seed + 1), store=NgramIndex(300)),
+    "controller, related": lambda seed: adaptive(seed, model=model_drafter(seed), store=NgramIndex(300)),
     "controller, translating": lambda seed: adaptive(seed, model=translating_drafter(seed)),
     "controller, dear passes": lambda seed: adaptive(seed, model=model_drafter(seed), costs=costs(0.9)),
     "OmniDraft": lambda seed: mapped_drafter(seed, NgramCache(10**5)),

@@ -10,10 +10,10 @@ from edgellm.memory.adapter import fingerprint
 from edgellm.memory.cpu import cpu_name
 from edgellm.runtime.backends.llama_cpp import LlamaBackend, kernels
 from edgellm.runtime.learning import costs as curves
-from edgellm.runtime.learning import keep
+from edgellm.runtime.learning import persistence
 from edgellm.runtime.learning.costs import CostCurve, Costs
 from edgellm.runtime.learning.files import SealedFile
-from edgellm.runtime.learning.keep import KeptNgrams, KeptStore
+from edgellm.runtime.learning.persistence import SavedNgrams, SavedStore
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,26 +36,26 @@ class Learning:
         self._keeps = engine.options.learn == "kept" and self._folder is not None
         self._warn = engine.warnings.append
         self._draft = draft
-        self._ngrams: KeptNgrams | None = None
+        self._ngrams: SavedNgrams | None = None
         self._drafter: AdaptiveDrafter | None = None
         self._curves: list[tuple[SealedFile, CostCurve]] = []
         # An adapted model says other things, and takes other drafts.
         adapters = f" {fingerprint(engine.options.loras)}" if engine.options.loras else ""
         own = f"{engine.model.path.name} {engine.model.vocabulary.fingerprint()}{adapters}" if self._keeps else ""
         self._target_key = own
-        self._store: KeptStore | None = None
+        self._store: SavedStore | None = None
         self._saved_s = time.monotonic()
 
     def _file(self, kind: str, key: str) -> SealedFile | None:
         if self._folder is None or (kind != "costs" and not self._keeps):
             return None
-        return keep.sealed(self._folder, kind, key, self._warn)
+        return persistence.sealed(self._folder, kind, key, self._warn)
 
     @property
-    def store(self) -> KeptStore:
+    def store(self) -> SavedStore:
         """Earlier answers of this target."""
         if self._store is None:
-            self._store = KeptStore(self._file("store", self._target_key), self._engine.model.vocabulary.n_tokens)
+            self._store = SavedStore(self._file("store", self._target_key), self._engine.model.vocabulary.n_tokens)
         return self._store
 
     def ngrams(self, own: Vocabulary) -> NgramCache:
@@ -63,7 +63,7 @@ class Learning:
         theirs = self._engine.model.vocabulary
         if self._ngrams is None:
             key = f"{own.fingerprint()} {theirs.fingerprint()}" if self._keeps else ""
-            self._ngrams = KeptNgrams(self._file("ngrams", key), own.n_tokens, theirs.n_tokens)
+            self._ngrams = SavedNgrams(self._file("ngrams", key), own.n_tokens, theirs.n_tokens)
         return self._ngrams.cache
 
     def costs(self, model: SteppedDrafter | None) -> Costs:
@@ -72,12 +72,12 @@ class Learning:
         target = self._curve(engine.backend, curves.WIDTHS)
         if engine.options.assume_cost is not None:
             target = curves.assumed(target(1), engine.options.assume_cost)
-        backend = model.follower.backend if model is not None else None  # type: ignore[attr-defined]
+        backend = model.backend if model is not None else None  # type: ignore[attr-defined]
         return Costs(target, self._curve(backend, curves.DRAFT_WIDTHS) if backend is not None else None)
 
     def _curve(self, backend: Backend, widths: tuple[int, ...]) -> CostCurve:
         file = self._file("costs", cost_key(backend)) if isinstance(backend, LlamaBackend) else None
-        data = keep.read_json(file)
+        data = persistence.read_json(file)
         curve = None
         if data is not None:
             try:
@@ -98,7 +98,7 @@ class Learning:
         """Let a drafter begin with what is known of its pair."""
         self._drafter = drafter
         file = self._knowledge_file()
-        data = keep.read_json(file)
+        data = persistence.read_json(file)
         if data is not None:
             try:
                 drafter.restore(data)
@@ -130,7 +130,7 @@ class Learning:
             self.save()
 
     def _write(self, file: SealedFile, value: Any) -> None:
-        self._try(lambda: keep.write_json(file, value))
+        self._try(lambda: persistence.write_json(file, value))
 
     def _try(self, write: Any) -> None:
         try:
