@@ -23,8 +23,8 @@ from edgellm.memory.drafting_budgets import NGRAM_BYTES
 from edgellm.runtime.backends.base import Logits
 from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
 from edgellm.runtime.decode import generate
-from edgellm.runtime.drafters.adaptive import AdaptiveDrafter
-from edgellm.runtime.drafters.base import Draft, Guess
+from edgellm.runtime.drafters.base import Guess
+from edgellm.runtime.drafters.controller import AdaptiveDrafter
 from edgellm.runtime.drafters.retokenizers import (
     MapRetokenizer,
     MergingRetokenizer,
@@ -186,9 +186,6 @@ class ReplayDrafter:
             if not retokenized.goes_on:
                 return
 
-    def propose(self, tokens: Sequence[int], limit: int) -> Draft:
-        raise NotImplementedError
-
     def close(self) -> None:
         pass
 
@@ -269,8 +266,8 @@ def replay(
                 store=kept, fixed=fixed, stop=stop,
             )  # fmt: skip
             drafter_made(adaptive)
-        adaptive._target = target
-        adaptive._table_for = (-1, -1)
+        adaptive.target = target
+        adaptive.economics.table_for = (-1, -1)
         adaptive.begin(recording.prompt)
         started = clock.now_s
         steps = list(

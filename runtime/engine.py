@@ -17,9 +17,9 @@ from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions, engine_
 from edgellm.runtime.bringup.exactness import exact_width
 from edgellm.runtime.bringup.loading import Model, needs_padding, open_context, open_model
 from edgellm.runtime.bringup.planning import DEFAULTS, EngineOptions, plan_here, plan_next, reserve, trimmed, unplanned
-from edgellm.runtime.drafters.adaptive import PASSES_A_TOKEN, AdaptiveDrafter
-from edgellm.runtime.drafters.base import Drafter, NoDrafter, SteppedDrafter
-from edgellm.runtime.drafters.failsafe import FailsafeDrafter
+from edgellm.runtime.drafters.base import Drafter, NoDrafter, Proposer
+from edgellm.runtime.drafters.controller import AdaptiveDrafter
+from edgellm.runtime.drafters.failsafe import FailsafeProposer
 from edgellm.runtime.drafters.model import REACH, ModelDrafter
 from edgellm.runtime.drafters.retokenizers import MapRetokenizer, MergingRetokenizer, Retokenizer, TextRetokenizer
 from edgellm.runtime.drafters.translating import TranslatingDrafter
@@ -197,7 +197,7 @@ def with_drafter(engine: Engine, draft: Path | None, *, copy: bool, options: Eng
     learning = Learning(engine, draft)
     model = None
     if draft is not None:
-        model = FailsafeDrafter(_load_drafter(engine, draft, learning), engine.warnings.append)
+        model = FailsafeProposer(_load_drafter(engine, draft, learning), engine.warnings.append)
     store = learning.store if options.learn != "off" and (copy or options.learned is not None) else None
     if model is None and not copy and store is None:
         engine.drafter = NoDrafter()
@@ -210,14 +210,14 @@ def with_drafter(engine: Engine, draft: Path | None, *, copy: bool, options: Eng
         store=store.index if store is not None else None,
         fixed=options.n_draft if options.fixed else None,
         stop=options.stop,
-        passes_a_token=1.0 if engine.pair is not None and engine.pair.same else PASSES_A_TOKEN,
+        passes_per_token=1.0 if engine.pair is not None and engine.pair.same else None,
     )
     learning.attach(drafter)
     engine.learning = learning
     return engine
 
 
-def _load_drafter(engine: Engine, path: Path, learning: Learning) -> SteppedDrafter:
+def _load_drafter(engine: Engine, path: Path, learning: Learning) -> Proposer:
     options, target = engine.options, engine.model
     model = open_model(
         path,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from edgellm.runtime.backends.base import Backend, Logits
-from edgellm.runtime.drafters.base import Draft, Guess
+from edgellm.runtime.drafters.base import Guess
 from edgellm.runtime.drafters.kv_sync import KvSync
 from edgellm.runtime.sampling import GREEDY, Distribution, Sampling
 
@@ -112,15 +112,6 @@ class ModelDrafter:
             return Guess(q.draw(self._rng), *top_of(logits)[1:])
         spread = float(-(q.probs * np.log(np.maximum(q.probs, 1e-12))).sum())
         return Guess(q.draw(self._rng), float(q.probs.max()), spread, probs=q)
-
-    def propose(self, tokens: Sequence[int], limit: int) -> Draft:
-        guesses: list[Guess] = []
-        if limit > 0:
-            for guesses in self.drafting(tokens, ()):
-                if len(guesses) >= limit:
-                    break
-        probs = None if self._sampling.greedy else [guess.probs for guess in guesses]
-        return Draft([guess.token for guess in guesses], probs, "model")
 
     def _known(self, tokens: Sequence[int]) -> list[int]:
         """Target ids as the drafter may read them: those behind the end of its vocabulary become its first token."""

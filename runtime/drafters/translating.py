@@ -12,9 +12,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from edgellm.memory.context import DRAFT_TOKENS_MOST
 from edgellm.runtime.backends.base import Backend
-from edgellm.runtime.drafters.base import Draft, Guess
+from edgellm.runtime.drafters.base import Guess
 from edgellm.runtime.drafters.kv_sync import KvSync
 from edgellm.runtime.drafters.model import top_of
 from edgellm.runtime.drafters.retokenizers import (
@@ -241,16 +240,6 @@ class TranslatingDrafter:
             others = ids != token
             ids, probs = np.append(ids[others], token), np.append(np.maximum(probs[others], 0.0), product)
         return Distribution(ids, probs)
-
-    def propose(self, tokens: Sequence[int], limit: int) -> Draft:
-        settled: list[Guess] = []
-        if limit > 0:
-            for n_passes, guesses in enumerate(self.drafting(tokens, ()), 1):
-                settled = [guess for guess in guesses if not guess.provisional]
-                if len(settled) >= limit or n_passes > limit * DRAFT_TOKENS_MOST:
-                    break
-        probs = [guess.probs for guess in settled[:limit]]
-        return Draft([guess.token for guess in settled[:limit]], probs if any(probs) else None, "model")
 
     def _slide(self) -> None:
         """Keep the newer part when the context fills up; the drafter sees less, and the output stays the target's."""

@@ -28,6 +28,7 @@ from edgellm.runtime.learning.ngram_index import GAP, MAX_MATCH, NgramIndex, Pla
 # Of a candidate's features, in their order (`benchmarks/fit_acceptance.py` fits them). They only begin the learning.
 WEIGHTS = (-1.64, 0.49, 0.77, 0.59, -0.94, -0.45, 0.44, 3.13, -1.49)
 KINDS: tuple[Kind, ...] = ("same", "edit", "new edit")
+STORE_VOTE = 0.6  # weight of a place in a further index against one in the first, which knows best
 VOTE_AS_MATCH = {"same": 8, "new edit": 2}  # tokens: the alignment's place votes like a match of at least that length
 
 
@@ -42,13 +43,21 @@ class Candidate(NamedTuple):
 class Lookup:
     """Walks along the places where the end of the text was said before, as long as they agree with what is proposed."""
 
-    def __init__(self, indexes: dict[str, NgramIndex], alignment: EditAlignment | None = None) -> None:
+    def __init__(
+        self,
+        indexes: dict[str, NgramIndex],
+        alignment: EditAlignment | None = None,
+        *,
+        store_vote: float = STORE_VOTE,
+    ) -> None:
         """
         Args:
             indexes: source -> where it is looked up, the one that knows best first.
-            alignment: of a text in the first index, where it is said again with changes.
+            alignment: with a text in the first index that is repeated with edits.
+            store_vote: weight of a place in a further index against one in the first.
         """
         self._alignment = self._walker = alignment
+        self._store_vote = store_vote
         self._sources = list(indexes)
         self._indexes = list(indexes.values())
         self._tail: list[int] = []
@@ -91,7 +100,7 @@ class Lookup:
             token = self._indexes[i].token(position)
             if token == GAP:
                 continue
-            weight = float(match * match) * (1.0 if i == 0 else 0.6)
+            weight = float(match * match) * (1.0 if i == 0 else self._store_vote)
             total += weight
             weights[token] = weights.get(token, 0.0) + weight
             counts[token] = counts.get(token, 0) + 1

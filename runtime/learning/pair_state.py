@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgellm.runtime.backends.base import Backend
-    from edgellm.runtime.drafters.adaptive import AdaptiveDrafter
-    from edgellm.runtime.drafters.base import SteppedDrafter
+    from edgellm.runtime.drafters.base import Proposer
+    from edgellm.runtime.drafters.controller import AdaptiveDrafter
     from edgellm.runtime.engine import Engine
     from edgellm.runtime.learning.ngrams import NgramCache
     from edgellm.runtime.text.vocabulary import Vocabulary
@@ -66,13 +66,13 @@ class Learning:
             self._ngrams = SavedNgrams(self._file("ngrams", key), own.n_tokens, theirs.n_tokens)
         return self._ngrams.cache
 
-    def costs(self, model: SteppedDrafter | None) -> Costs:
+    def costs(self, model: Proposer | None) -> Costs:
         """Curves of both models, measured now if they never were on this machine."""
         engine = self._engine
         target = self._curve(engine.backend, curves.WIDTHS)
         if engine.options.assume_cost is not None:
             target = curves.assumed(target(1), engine.options.assume_cost)
-        backend = model.backend if model is not None else None  # type: ignore[attr-defined]
+        backend = model.backend if model is not None else None
         return Costs(target, self._curve(backend, curves.DRAFT_WIDTHS) if backend is not None else None)
 
     def _curve(self, backend: Backend, widths: tuple[int, ...]) -> CostCurve:
@@ -118,7 +118,7 @@ class Learning:
             if part is not None:
                 self._try(part.save)
         if self._drafter is not None and self._drafter.choices.n_rounds and (file := self._knowledge_file()):
-            self._write(file, self._drafter.knowledge())
+            self._write(file, self._drafter.to_json())
         for file, curve in self._curves:
             if curve.has_drifted and len(curve.widths) > 2:
                 self._write(file, curve.to_json())

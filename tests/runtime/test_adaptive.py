@@ -9,7 +9,7 @@ import pytest
 from fakes import TableBackend, random_table
 
 from edgellm.runtime.decode import RoundResult, generate
-from edgellm.runtime.drafters.adaptive import AdaptiveDrafter
+from edgellm.runtime.drafters.controller import AdaptiveDrafter
 from edgellm.runtime.drafters.model import ModelDrafter
 from edgellm.runtime.learning.costs import Costs, assumed
 from edgellm.runtime.learning.ngram_index import NgramIndex
@@ -76,12 +76,12 @@ def test_a_drafter_that_was_wrong_and_is_right_again_is_found_out() -> None:
 def test_a_draft_model_that_nothing_is_known_of_is_asked_while_it_may_pay() -> None:
     """Half the price of a pass: it pays if it is right three times in four, which only asking can tell."""
     prompt = np.random.default_rng(0).integers(0, N_VOCAB, 60).tolist()
-    right = controlled(0.05, 0.5, passes_a_token=1.0)
+    right = controlled(0.05, 0.5, passes_per_token=1.0)
     assert a_round(run(right, 200, prompt)) > 2.0
-    assert right.acceptance.n_ever > 50
-    wrong = controlled(0.05, 0.5, random_table(N_VOCAB, 2), passes_a_token=1.0)
+    assert right.acceptance.of_model.n_ever > 50
+    wrong = controlled(0.05, 0.5, random_table(N_VOCAB, 2), passes_per_token=1.0)
     run(wrong, 200, prompt)
-    assert 0 < wrong.acceptance.n_ever < 15
+    assert 0 < wrong.acceptance.of_model.n_ever < 15
     assert wrong.choices.n_passes < 20
 
 
@@ -133,8 +133,8 @@ def test_knowledge_comes_back_and_nonsense_is_refused() -> None:
     drafter = controlled(0.05, 0.05, random_table(N_VOCAB, 2))
     run(drafter, 200)
     other = controlled(0.05, 0.05)
-    other.restore(drafter.knowledge())
-    assert other.knowledge() == drafter.knowledge()
+    other.restore(drafter.to_json())
+    assert other.to_json() == drafter.to_json()
     for broken in ({}, {"heads": {}, "acceptance": "x", "passes_a_token": 1.0}, {"heads": {"free": {}}}):
         with pytest.raises((ValueError, KeyError, TypeError)):
             other.restore(broken)

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import NonsenseDrafter, PieceTokenizer, TableBackend, byte_vocabulary, random_table
+from fakes import NonsenseDrafter, PieceTokenizer, TableBackend, alone, byte_vocabulary, random_table
 from numpy.typing import NDArray
 
 from edgellm.runtime.decode import generate
-from edgellm.runtime.drafters.adaptive import AdaptiveDrafter
 from edgellm.runtime.drafters.base import Draft, Drafter, NoDrafter
+from edgellm.runtime.drafters.controller import AdaptiveDrafter
 from edgellm.runtime.drafters.model import ModelDrafter
 from edgellm.runtime.drafters.retokenizers import MapRetokenizer
 from edgellm.runtime.drafters.translating import TranslatingDrafter
@@ -42,8 +42,10 @@ def mapped(cache: NgramCache) -> Drafter:
     target = Vocabulary(PieceTokenizer([b"%d" % i for i in range(N_VOCAB)]))
     own = Vocabulary(PieceTokenizer([b"%d" % i for i in order]))
     retokenizer = MapRetokenizer(own, target, cache)
-    return TranslatingDrafter(
-        TableBackend(table), own, target, None, retokenizer=retokenizer, cache=cache, merged_probs=True
+    return alone(
+        TranslatingDrafter(
+            TableBackend(table), own, target, None, retokenizer=retokenizer, cache=cache, merged_probs=True
+        )
     )
 
 
@@ -51,10 +53,10 @@ DRAFTERS: dict[str, Callable[[], Drafter]] = {
     "none": NoDrafter,
     "copy": lambda: adaptive(fixed=4),
     "store": lambda: adaptive(conversation=None, store=NgramIndex(512), fixed=4),
-    "model": lambda: ModelDrafter(TableBackend(RELATED)),
-    "itself": lambda: ModelDrafter(TableBackend(TARGET)),
-    "partly different": lambda: ModelDrafter(TableBackend(RELATED), frozenset({0, 4})),
-    "smaller vocabulary": lambda: ModelDrafter(TableBackend(RELATED[:4, :4, :4].copy())),
+    "model": lambda: alone(ModelDrafter(TableBackend(RELATED))),
+    "itself": lambda: alone(ModelDrafter(TableBackend(TARGET))),
+    "partly different": lambda: alone(ModelDrafter(TableBackend(RELATED), frozenset({0, 4}))),
+    "smaller vocabulary": lambda: alone(ModelDrafter(TableBackend(RELATED[:4, :4, :4].copy()))),
     "all, fixed": lambda: adaptive(fixed=4, model=ModelDrafter(TableBackend(RELATED)), store=NgramIndex(512)),
     "controller": lambda: adaptive(model=ModelDrafter(TableBackend(RELATED)), store=NgramIndex(512)),
     "controller, itself": lambda: adaptive(model=ModelDrafter(TableBackend(TARGET))),
