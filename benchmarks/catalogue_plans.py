@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from engine_types import engine_types, name_of
 
-from edgellm.cli._shapes import of_name
+from edgellm.app.shapes import of_name
 from edgellm.export.obtain import store
 from edgellm.export.obtain.catalogue import ModelEntry, load_catalogue
 from edgellm.memory.device import Device, sized_device

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from edgellm.runtime.bringup.load import load
 from edgellm.runtime.bringup.planning import EngineOptions
 from edgellm.runtime.comparison import read_prompts
 from edgellm.runtime.conversation import ChatSession
 from edgellm.runtime.drafters.kv_sync import KvSync
 from edgellm.runtime.drafters.model import top_of
-from edgellm.runtime.engine import Engine, load
+from edgellm.runtime.engine import Engine
 from edgellm.runtime.text.template import Message
 from edgellm.runtime.text.translate import GrowingText
 

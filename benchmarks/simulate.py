@@ -1,6 +1,8 @@
 """Replay recordings (`benchmarks/record.py`) through the real loop and controller, on a clock that is computed.
 
-    python benchmarks/simulate.py TARGET.gguf DRAFTER.gguf RECORDING.jsonl [--curve ours.json] [--json OUT]
+    python benchmarks/simulate.py TARGET.gguf DRAFTER.gguf RECORDING.jsonl [--curves ours.json] [--json OUT]
+    python benchmarks/simulate.py ... --set horizon=20 --set optimism=0.1    another number of `drafters/tuning.py`
+    python benchmarks/simulate.py ... --vary                                 each of them halved and doubled
 
 The target "computes" by reading the recorded answer, the drafter by reading what it drafted at that place; each pass
 advances a clock by its cost. So policies are compared in seconds, under any cost curve, and against an oracle that
@@ -13,7 +15,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
 from edgellm.runtime.decode import generate
 from edgellm.runtime.drafters.base import Guess
 from edgellm.runtime.drafters.controller import AdaptiveDrafter
+from edgellm.runtime.drafters.own_draft import OwnDraft, guesses_of
 from edgellm.runtime.drafters.retokenizers import (
     MapRetokenizer,
     MergingRetokenizer,
@@ -32,7 +35,7 @@ from edgellm.runtime.drafters.retokenizers import (
     TextRetokenizer,
     learn_mappings,
 )
-from edgellm.runtime.drafters.translating import TranslatingDrafter
+from edgellm.runtime.drafters.tuning import TUNING, Tuning
 from edgellm.runtime.learning.costs import CostCurve, Costs, assumed
 from edgellm.runtime.learning.edit_alignment import EditAlignment
 from edgellm.runtime.learning.lookup import Lookup
@@ -109,7 +112,7 @@ class ReplayTarget:
 
 
 class ReplayDrafter:
-    """`SteppedDrafter` that drafts what was recorded; translation is the real one."""
+    """`Proposer` that drafts what was recorded; translation is the real one."""
 
     def __init__(
         self, own: Vocabulary, target: Vocabulary, turn_end: int, curve: CostCurve, clock: Clock,
@@ -117,7 +120,7 @@ class ReplayDrafter:
     ) -> None:  # fmt: skip
         self._own, self._target, self._turn_end = own, target, turn_end
         self._curve, self._clock, self._retokenizer, self._cache = curve, clock, retokenizer, cache
-        self._guesses = TranslatingDrafter._guesses.__get__(self)  # its own arithmetic, on recorded passes
+        self.backend = ReplayTarget(Recording("", "", [], [], []), own.n_tokens, curve, clock)  # nothing is asked of it
         self.engine_s = 0.0
         self.n_merged = 0
         self.recording: Recording | None = None
@@ -165,24 +168,23 @@ class ReplayDrafter:
         draft = self.recording.drafts[place if right else place - len(prefix)]
         tail = (*tokens[-WINDOW:], *prefix)[-WINDOW:]
         n_skip = len(draft["unfinished"])
-        drafted: list[int] = []
         n_merged = 0
         n_first = max(1, len(tokens) - self._n_read + len(prefix))
+        so_far = OwnDraft()
         for i, token in enumerate(draft["tokens"]):
             self._pass(min(n_first, 512) if not i else 1)
             self._n_read = len(tokens) if not prefix else len(tokens) - 1
             if token in self._own.end_tokens:
-                retokenized = self._retokenizer.retokenize(tail, drafted, n_skip)
-                guesses = self._guesses(
-                    retokenized._replace(n_settled=len(retokenized.tokens)), drafted, draft["top"], draft["entropy"]
-                )
+                retokenized = self._retokenizer.retokenize(tail, so_far.tokens, n_skip)
+                settled = retokenized._replace(n_settled=len(retokenized.tokens))
+                guesses = guesses_of(settled, so_far, self._own, self._target)
                 yield [*guesses, Guess(self._turn_end, draft["top"][i], draft["entropy"][i])]
                 return
-            drafted.append(token)
-            retokenized = self._retokenizer.retokenize(tail, drafted, n_skip)
+            so_far.append(token, draft["top"][i], draft["entropy"][i])
+            retokenized = self._retokenizer.retokenize(tail, so_far.tokens, n_skip)
             self.n_merged += retokenized.n_merged - n_merged
             n_merged = retokenized.n_merged
-            yield self._guesses(retokenized, drafted, draft["top"], draft["entropy"])
+            yield guesses_of(retokenized, so_far, self._own, self._target)
             if not retokenized.goes_on:
                 return
 
@@ -240,6 +242,7 @@ def replay(
     cache: NgramCache | None = None,
     fixed: int | None = None,
     stop: Any = "cost",
+    tuning: Tuning = TUNING,
     drafter_made: Callable[[AdaptiveDrafter], None] = lambda drafter: None,
 ) -> Figures:
     """One configuration over all recordings in their order, beginning with nothing learnt."""
@@ -263,7 +266,7 @@ def replay(
         if adaptive is None:
             adaptive = AdaptiveDrafter(
                 target, both, model=drafting if model else None, conversation=NgramIndex(8192) if copy else None,
-                store=kept, fixed=fixed, stop=stop,
+                store=kept, fixed=fixed, stop=stop, tuning=tuning,
             )  # fmt: skip
             drafter_made(adaptive)
         adaptive.target = target
@@ -377,6 +380,20 @@ def oracle(pair: Pair, recordings: Sequence[Recording], costs: Costs, *, spellin
     return figures
 
 
+def vary(pair: Pair, recordings: Sequence[Recording], costs: Callable[[], Costs], tuning: Tuning) -> None:
+    """The controller's speed with half and with twice of each number, over its speed as it is."""
+    as_is = replay(pair, recordings, costs, tuning=tuning).speed
+    for item in fields(Tuning):
+        value = getattr(tuning, item.name)
+        if isinstance(value, tuple):
+            continue
+        found = []
+        for factor in (0.5, 2.0):
+            other = replace(tuning, **{item.name: type(value)(value * factor)})
+            found.append(replay(pair, recordings, costs, tuning=other).speed / as_is - 1.0)
+        print(f"  {item.name:<22} {value:>7}: half {found[0]:+.1%}, twice {found[1]:+.1%}", flush=True)
+
+
 def read_recordings(path: Path) -> list[Recording]:
     records = [json.loads(line) for line in path.read_text().splitlines()]
     return [Recording(f"{r['id']}/{r['turn']}", r["task"], r["prompt"], r["answer"], r["drafts"]) for r in records]
@@ -407,6 +424,8 @@ def main() -> None:
     parser.add_argument("--curves", type=Path)
     parser.add_argument("--one-ms", type=float, default=40.0)
     parser.add_argument("--draft-ms", type=float, default=4.0)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a number of the controller")
+    parser.add_argument("--vary", action="store_true", help="only the controller, with half and twice of each number")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     models = [
@@ -417,6 +436,15 @@ def main() -> None:
     assert target.turn_end is not None
     pair = Pair(target, own, target.turn_end)
     recordings = read_recordings(arguments.recordings)
+    try:
+        tuning = TUNING.with_set(arguments.set)
+    except ValueError as error:
+        parser.error(str(error))
+    if arguments.vary:
+        for name, costs in curves(arguments.curves, arguments.one_ms, arguments.draft_ms).items():
+            print(f"{name}:")
+            vary(pair, recordings, costs, tuning)
+        return
     results: dict[str, Any] = {}
     for n_draft in (4, 8):
         spellings(pair, recordings, curves(None, arguments.one_ms, arguments.draft_ms)["flat"], n_draft)
@@ -424,21 +452,24 @@ def main() -> None:
     for name, costs in curves(arguments.curves, arguments.one_ms, arguments.draft_ms).items():
         started = time.perf_counter()
         plain = replay(pair, recordings, costs, model=False, copy=False, store=False, fixed=0)
+
+        def run(costs: Callable[[], Costs] = costs, **options: Any) -> Figures:
+            return replay(pair, recordings, costs, tuning=tuning, **options)
+
+        alone = {"copy": False, "store": False}
         rows = {
             "none": plain,
-            "copy, 8": replay(pair, recordings, costs, model=False, store=False, fixed=8),
-            "copy + store, 8": replay(pair, recordings, costs, model=False, fixed=8),
-            "model, text, 4": replay(pair, recordings, costs, copy=False, store=False, fixed=4, spelling="text"),
-            "model, text, 8": replay(pair, recordings, costs, copy=False, store=False, fixed=8, spelling="text"),
-            "model, direct, 8": replay(pair, recordings, costs, copy=False, store=False, fixed=8, spelling="direct"),
-            "model, OmniDraft, 8": replay(
-                pair, recordings, costs, copy=False, store=False, fixed=8, spelling="omnidraft"
-            ),
-            "model, entropy, 8": replay(pair, recordings, costs, copy=False, store=False, fixed=8, stop="entropy"),
-            "all, 8": replay(pair, recordings, costs, fixed=8),
-            "controller, model": replay(pair, recordings, costs, copy=False, store=False),
-            "controller, recall": replay(pair, recordings, costs, model=False),
-            "controller": replay(pair, recordings, costs),
+            "copy, 8": run(model=False, store=False, fixed=8),
+            "copy + store, 8": run(model=False, fixed=8),
+            "model, text, 4": run(**alone, fixed=4, spelling="text"),
+            "model, text, 8": run(**alone, fixed=8, spelling="text"),
+            "model, direct, 8": run(**alone, fixed=8, spelling="direct"),
+            "model, OmniDraft, 8": run(**alone, fixed=8, spelling="omnidraft"),
+            "model, entropy, 8": run(**alone, fixed=8, stop="entropy"),
+            "all, 8": run(fixed=8),
+            "controller, model": run(**alone),
+            "controller, recall": run(model=False),
+            "controller": run(),
             "oracle": oracle(pair, recordings, costs(), spelling=text),
         }
         results[name] = {

@@ -7,7 +7,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
-from edgellm.cli._lora import adapters_json
+from edgellm.app.adapters import adapters_json
 from edgellm.cli._output import out, wants_colour
 from edgellm.cli._terminal import WordWrap, printable
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from edgellm.export.obtain.store import ModelFile
     from edgellm.memory.adapter import Lora
-    from edgellm.runtime.conversation import Answer
+    from edgellm.runtime.request import Answer
 
 
 class AnswerText:
@@ -126,9 +126,9 @@ class Json(Plain):
         out.json(self._result(answer))
 
     def _result(self, answer: Answer) -> dict[str, Any]:
-        result: dict[str, Any] = {"text": answer.text, "reasoning": answer.reasoning}
-        result |= {"finish_reason": answer.finish_reason, "n_forgotten": answer.n_forgotten}
-        return result | self._models | {"stats": answer.stats.to_json()}
+        result = answer.to_json()
+        stats = result.pop("stats")  # the longest part comes last
+        return result | self._models | {"stats": stats}
 
 
 class JsonLines(Json):

@@ -3,48 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgellm.cli._output import out
 
 if TYPE_CHECKING:
-    from edgellm.cli._shapes import Known
-    from edgellm.memory.context import KvType
+    from edgellm.app.contexts import ContextLine
     from edgellm.memory.device import Device
     from edgellm.memory.plan_request import PlanRequest
-    from edgellm.memory.shape import ModelShape
 
-CONTEXTS = (2048, 4096, 8192, 16_384, 32_768)  # tokens
-KINDS: tuple[KvType, ...] = ("f16", "q8_0", "q4_0")
 _INKS = {"f16": "#1b4965", "q8_0": "#2a9d8f", "q4_0": "#e07a1f"}
 _TERMINAL = {"f16": "blue", "q8_0": "green", "q4_0": "yellow"}
 _EDGE = "#b3261e"
 CHART_WIDTH, CHART_HEIGHT = 33, 12  # characters of one of the two charts
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """What one plan takes, nothing trimmed."""
-
-    model: str
-    quantisation: str
-    drafter: str | None
-    kv: str
-    n_ctx: int
-    n_bytes: int
-    fits: bool
-    beyond_training: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line of the picture."""
-
-    drafter: str | None
-    kv: str
-    cells: tuple[Cell, ...]
 
 
 def show_contexts(
@@ -55,17 +28,11 @@ def show_contexts(
     Raises:
         typer.BadParameter: `output` is no format of a matrix, or no regular file.
     """
+    from edgellm.app.contexts import context_lines
     from edgellm.cli._matrix import check_format, write
-    from edgellm.cli._shapes import drafter_for, look_up
-    from edgellm.memory.shape import UnknownShape
 
     check_format(output)
-    target = look_up(model, offline=offline)
-    drafter = drafter_for(target.shape, draft, offline=offline)
-    for known in (target, drafter):
-        if known is not None and not known.shape.known:
-            raise UnknownShape(f"the cache of {known.shape.architecture} is not known, so it cannot be drawn")
-    lines = _lines(target, drafter, ask, place)
+    lines = context_lines(model, draft, ask, place, offline=offline)
     cells = [asdict(cell) for line in lines for cell in line.cells]
     if output is not None:
         write(output, cells, lambda path: _draw(path, lines, place))
@@ -77,48 +44,16 @@ def show_contexts(
         _print(lines, place)
 
 
-def _lines(target: Known, drafter: Known | None, ask: PlanRequest, place: Device) -> list[Line]:
-    """Without the drafter first; types that a model's heads do not divide into are left out."""
-    from edgellm.memory.kv import fits_cache
-
-    shapes = [None, drafter.shape] if drafter is not None else [None]
-    kinds = [kv for kv in KINDS if ask.kv in (None, kv) and fits_cache(target.shape, kv)]
-    contexts = sorted({*CONTEXTS, *([ask.n_ctx] if ask.n_ctx else [])})
-    lines = []
-    for shape in shapes:
-        for kv in kinds:
-            cells = tuple(_cell(target.shape, shape, replace(ask, kv=kv, n_ctx=n_ctx), place) for n_ctx in contexts)
-            lines.append(Line(cells[0].drafter, kv, cells))
-    return [line for line in lines if line.drafter or shapes[0] is None]
-
-
-def _cell(target: ModelShape, drafter: ModelShape | None, ask: PlanRequest, place: Device) -> Cell:
-    from edgellm.memory.solve import untrimmed
-
-    plan = untrimmed(target, drafter, place, ask)
-    assert ask.n_ctx is not None
-    return Cell(
-        model=target.name,
-        quantisation=target.quantisation,
-        drafter=plan.drafter,
-        kv=plan.settings.target.kv,
-        n_ctx=ask.n_ctx,
-        n_bytes=plan.required_bytes,
-        fits=plan.required_bytes <= place.usable_bytes,
-        beyond_training=ask.n_ctx > target.n_ctx_train,
-    )
-
-
-def _groups(lines: list[Line]) -> list[list[Line]]:
+def _groups(lines: list[ContextLine]) -> list[list[ContextLine]]:
     """Alone, and with the drafter."""
     return [[line for line in lines if line.drafter == drafter] for drafter in dict.fromkeys(x.drafter for x in lines)]
 
 
-def _title(group: list[Line]) -> str:
+def _title(group: list[ContextLine]) -> str:
     return f"with {group[0].drafter}" if group[0].drafter else "alone"
 
 
-def _print(lines: list[Line], place: Device) -> None:
+def _print(lines: list[ContextLine], place: Device) -> None:
     from edgellm.memory.units import format_bytes
 
     first = lines[0].cells[0]
@@ -137,15 +72,13 @@ def _print(lines: list[Line], place: Device) -> None:
     out.console().print(f"[dim]{place.source}[/]")
 
 
-def _chart(lines: list[Line], place: Device) -> None:
+def _chart(lines: list[ContextLine], place: Device) -> None:
     """Two charts of characters beside each other: alone, and with the drafter."""
     from rich.text import Text
 
     from edgellm.memory.units import format_bytes
 
-    groups = [
-        [line for line in lines if line.drafter == drafter] for drafter in dict.fromkeys(x.drafter for x in lines)
-    ]
+    groups = _groups(lines)
     top = _top(lines, place)
     charts = [_canvas(group, top, place) for group in groups]
     console = out.console()
@@ -161,7 +94,7 @@ def _chart(lines: list[Line], place: Device) -> None:
     console.print(Text.assemble(" " * 11, *words, ("╌ what the device leaves a program", "red")))
 
 
-def _top(lines: list[Line], place: Device) -> int:
+def _top(lines: list[ContextLine], place: Device) -> int:
     """The end of the axis: all lines, and the edge where it is not far above them."""
     most = max(cell.n_bytes for line in lines for cell in line.cells)
     return round(1.05 * (max(most, place.usable_bytes) if place.usable_bytes < 1.6 * most else most))
@@ -171,7 +104,7 @@ def _step(n_contexts: int) -> int:
     return (CHART_WIDTH - 3) // max(n_contexts - 1, 1)
 
 
-def _canvas(group: list[Line], top: int, place: Device) -> list[Any]:
+def _canvas(group: list[ContextLine], top: int, place: Device) -> list[Any]:
     """One chart: the type's lines drawn over the edge, the cheapest type last."""
     from rich.text import Text
 
@@ -197,13 +130,11 @@ def _canvas(group: list[Line], top: int, place: Device) -> list[Any]:
     return [Text.assemble(*row) for row in letters]
 
 
-def _draw(path: Path, lines: list[Line], place: Device) -> None:
+def _draw(path: Path, lines: list[ContextLine], place: Device) -> None:
     """Panels with one axis: alone, and with the drafter; lines are named at their ends."""
     from edgellm.cli._matrix import figure
 
-    groups = [
-        [line for line in lines if line.drafter == drafter] for drafter in dict.fromkeys(x.drafter for x in lines)
-    ]
+    groups = _groups(lines)
     unit, name = (10**9, "GB") if place.decimal else (2**30, "GiB")
     picture = figure(4.6 * len(groups) + 0.8, 4.4)
     axes = picture.subplots(1, len(groups), sharey=True, squeeze=False)[0]
@@ -238,7 +169,7 @@ def _draw(path: Path, lines: list[Line], place: Device) -> None:
     picture.savefig(path, dpi=160)
 
 
-def _draw_line(panel: Any, line: Line, unit: int) -> None:
+def _draw_line(panel: Any, line: ContextLine, unit: int) -> None:
     """Hollow points do not fit."""
     contexts, sizes = [cell.n_ctx for cell in line.cells], [cell.n_bytes / unit for cell in line.cells]
     ink = _INKS[line.kv]
@@ -247,7 +178,7 @@ def _draw_line(panel: Any, line: Line, unit: int) -> None:
     panel.scatter(contexts, sizes, s=26, facecolors=faces, edgecolors=ink, linewidths=1.4, zorder=3)
 
 
-def _label_ends(panel: Any, group: list[Line], unit: int, top: float) -> None:
+def _label_ends(panel: Any, group: list[ContextLine], unit: int, top: float) -> None:
     """The type and the size at the end of each line, moved apart where they would touch."""
     least = 0.055 * top
     at = -least

@@ -11,8 +11,7 @@ import typer
 from edgellm.cli._output import out
 
 if TYPE_CHECKING:
-    from edgellm.cli._shapes import Known
-    from edgellm.memory.device import Device
+    from edgellm.app.matrix import Matrix
     from edgellm.memory.plan import MemoryPlan
     from edgellm.memory.plan_request import PlanRequest
     from edgellm.memory.shape import ModelShape
@@ -23,37 +22,23 @@ FORMATS = (".csv", ".json", ".png", ".svg")
 def show_matrix(
     names: str, model: str | None, draft: str | None, ask: PlanRequest, *, output: Path | None, as_json: bool
 ) -> None:
-    """One plan for each model and device; what does not fit is a cell, not an error."""
-    import functools
+    """A table, or the cells as JSON, CSV, or a picture.
 
-    from edgellm.cli._shapes import drafter_for, look_up, smaller_than
-    from edgellm.memory.solve import solve
+    Raises:
+        typer.BadParameter: `output` is no format of a matrix, or no regular file.
+    """
+    from edgellm.app.matrix import matrix
 
     check_format(output)
-    places = _places(names)
-    look, rows = functools.cache(look_up), []
-    for target in _targets(model):
-        drafter, smaller = drafter_for(target.shape, draft, look=look), smaller_than(target)
-        shape = drafter.shape if drafter else None
-        plans = [solve(target.shape, shape, place, ask, smaller=smaller).plan for place in places]
-        rows.append((target.shape, plans))
-    cells = [_cell(target, place, plan) for target, plans in rows for place, plan in zip(places, plans, strict=True)]
+    found = matrix(names, model, draft, ask)
     if output is not None:
-        write(output, cells, lambda path: _draw(path, places, rows))
+        write(output, found.cells(), lambda path: _draw(path, found))
         out.note(f"written to {output}")
     if as_json:
-        return out.json(cells)
+        return out.json(found.cells())
     if output is None:
-        _table(places, rows)
+        _table(found)
         out.note("tok/s estimated; c: copying instead of a draft model, q8/q4: smaller cache, -: does not fit")
-
-
-def are_devices(names: str) -> bool:
-    """Whether a value of `--matrix` can be meant as devices, at least one of which is known."""
-    from edgellm.memory.device import known_devices
-
-    known = {device.name for device in known_devices()} | {"all", "here"}
-    return any(name.strip().casefold() in known for name in names.split(","))
 
 
 def check_format(output: Path | None) -> None:
@@ -62,8 +47,9 @@ def check_format(output: Path | None) -> None:
         raise typer.BadParameter(f"--output {output} must end in {', '.join(FORMATS)}")
 
 
-def _table(places: list[Device], rows: list[tuple[ModelShape, list[MemoryPlan]]]) -> None:
+def _table(matrix: Matrix) -> None:
     """Devices by number where their names would not fit beside each other."""
+    places, rows = matrix.places, matrix.rows
     width = max(len(target.name) for target, _ in rows) + sum(len(place.name) + 2 for place in places)
     heads = [place.name for place in places]
     if width > out.console().width:
@@ -72,24 +58,6 @@ def _table(places: list[Device], rows: list[tuple[ModelShape, list[MemoryPlan]]]
             out.text(f"{number:>3} {place.name}")
     table = [(target.name, *(_word(target, plan) for plan in plans)) for target, plans in rows]
     out.table(["model", *(f"{head} " for head in heads)], table)
-
-
-def _places(names: str) -> list[Device]:
-    from edgellm.memory.device import find_device, known_devices
-
-    if names.casefold() == "all":
-        return list(known_devices())
-    return [find_device(name.strip()) for name in names.split(",") if name.strip()]
-
-
-def _targets(model: str | None) -> list[Known]:
-    from edgellm.cli._shapes import look_up, of_name
-    from edgellm.export.obtain.catalogue import load_catalogue
-
-    if model is not None:
-        return [look_up(name.strip()) for name in model.split(",") if name.strip()]
-    names = [entry.name for entry in load_catalogue() if entry.facts is not None and entry.role == "target"]
-    return sorted(map(of_name, names), key=lambda target: target.shape.weight_bytes)
 
 
 def _word(target: ModelShape, plan: MemoryPlan) -> str:
@@ -104,22 +72,6 @@ def _word(target: ModelShape, plan: MemoryPlan) -> str:
     if plan.quantisation != target.quantisation:
         marks.append(plan.quantisation)
     return " ".join([f"{plan.tokens_per_s.value:.0f}" if plan.tokens_per_s else "?", *marks])
-
-
-def _cell(target: ModelShape, place: Device, plan: MemoryPlan) -> dict[str, Any]:
-    return {
-        "model": target.name,
-        "quantisation": plan.quantisation,
-        "device": place.name,
-        "fits": plan.fits,
-        "total_bytes": plan.total_bytes,
-        "limit_bytes": plan.limit_bytes,
-        "drafter": plan.drafter,
-        "n_ctx": plan.n_ctx,
-        "kv": plan.settings.target.kv,
-        "n_draft": plan.n_draft,
-        "tokens_per_s": plan.tokens_per_s.value if plan.fits and plan.tokens_per_s else None,
-    }
 
 
 def write(path: Path, cells: list[dict[str, Any]], draw: Callable[[Path], None]) -> None:
@@ -156,7 +108,8 @@ def figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _draw(path: Path, places: list[Device], rows: list[tuple[ModelShape, list[MemoryPlan]]]) -> None:
+def _draw(path: Path, matrix: Matrix) -> None:
+    places, rows = matrix.places, matrix.rows
     picture = figure(2 + 0.55 * len(places), 1.8 + 0.32 * len(rows))
     axes = picture.add_subplot()
     speeds = [[p.tokens_per_s.value if p.fits and p.tokens_per_s else 0.0 for p in plans] for _, plans in rows]

@@ -11,6 +11,7 @@ from edgellm.cli._output import out
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from edgellm.memory.device import Device
     from edgellm.memory.plan import MemoryPlan
@@ -46,6 +47,20 @@ def as_json(
     }
 
 
+def save(path: Path, plan: MemoryPlan) -> None:
+    """Write a plan where `--save` says.
+
+    Raises:
+        typer.BadParameter, OSError: it is no regular file, or cannot be written.
+    """
+    import json
+
+    from edgellm.cli._save import write_whole
+
+    text = json.dumps(plan.to_json(), indent=2)
+    write_whole(path, "--save", lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
 def end(solution: Solution) -> None:
     """Exit 3 with a remedy where the plan does not fit."""
     from edgellm.cli import _errors
@@ -58,7 +73,7 @@ def end(solution: Solution) -> None:
 
 def show(plan: MemoryPlan, place: Device, target: ModelShape, measured: Measurement | None, *, explain: bool) -> None:
     """The plan of a target, as it was asked for, in the terminal."""
-    from edgellm.cli import _calibration
+    from edgellm.app import calibration
 
     for sentence in plan.lost:
         out.text(sentence)
@@ -68,7 +83,7 @@ def show(plan: MemoryPlan, place: Device, target: ModelShape, measured: Measurem
     if explain:
         _ladder(plan)
     if measured:
-        out.text(_calibration.sentence(plan, measured))
+        out.text(calibration.sentence(plan, measured))
 
 
 _COLOURS = {

@@ -9,6 +9,7 @@ import shutil
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,8 @@ from edgellm.cli._texts import quoted, split_texts, unescaped
 
 if TYPE_CHECKING:
     from edgellm.export.obtain.store import ModelFile
-    from edgellm.runtime.conversation import Answer, ChatSession
+    from edgellm.runtime.conversation import ChatSession
+    from edgellm.runtime.request import Answer
 
 _COMMANDS = {  # command -> (its arguments, what it does)
     "/help": ("", "show this list"),
@@ -95,7 +97,7 @@ class Talk:
         # "/usr/bin is what?" is a question; a command is one word of letters.
         if not re.match(r"/[A-Za-z?]+(\s|$)", text):
             question = text.encode("utf-8", "replace").decode()  # a terminal may send bytes that are no text
-            self._answer(lambda shown: self.session.reply(question, max_tokens=self.max_tokens, on_thought=shown))
+            self._answer(partial(self.session.reply, question))
             return True
         word, *following = text.split(None, 1)
         rest = following[0].strip() if following else ""
@@ -113,17 +115,17 @@ class Talk:
             getattr(self, f"_{command[1:]}")(rest)
         return True
 
-    def _answer(self, pieces: Callable[[Callable[[str], None]], Iterator[str]]) -> None:
-        """Show an answer as it comes, then what it cost. `pieces` is given what shows a thought."""
-        shown, n_forgotten = Plain(), self.session.n_forgotten
-        with interrupts(self.session.engine.stop_asked), waiting("…") as erase:
+    def _answer(self, say: Callable[..., Iterator[str]]) -> None:
+        """Show an answer as it comes, then what it cost. `say`: a session's `reply` or `regenerate`."""
+        shown, n_forgotten, cancel = Plain(), self.session.n_forgotten, threading.Event()
+        with interrupts(cancel), waiting("…") as erase:
 
             def on_thought(piece: str) -> None:
                 erase()
                 shown.thought(piece)
 
             try:
-                for piece in pieces(on_thought):
+                for piece in say(max_tokens=self.max_tokens, cancel=cancel, on_thought=on_thought):
                     erase()
                     shown.text(piece)
             finally:
@@ -156,7 +158,7 @@ class Talk:
             return
         if self.session.sampling.greedy:
             out.note(dim("(temperature is 0, which gives the same answer: /set temperature 0.8 gives others)"))
-        self._answer(lambda shown: self.session.regenerate(max_tokens=self.max_tokens, on_thought=shown))
+        self._answer(self.session.regenerate)
 
     def _clear(self, _: str) -> None:
         self.session.clear()
@@ -168,10 +170,10 @@ class Talk:
         out.note(dim(f"(system prompt: {self.session.system or 'none'})"))
 
     def _save(self, name: str) -> None:
-        from edgellm.cli import _conversation
+        from edgellm.app import conversations
 
         session, path = self.session, Path(name).expanduser()
-        _conversation.save(
+        conversations.save(
             path,
             session.messages,
             system=session.system,
@@ -195,10 +197,10 @@ class Talk:
         self._take_up(self.kept, "the conversation left last", keeps_system=self.session.system is not None)
 
     def _take_up(self, path: Path, what: str, *, keeps_system: bool = False) -> None:
-        from edgellm.cli import _conversation
+        from edgellm.app import conversations
 
         session = self.session
-        loaded = _conversation.read(path, session.engine.model.vocabulary)
+        loaded = conversations.read(path, session.engine.model.vocabulary)
         session.clear()
         if not keeps_system:
             session.system = loaded.system
@@ -212,12 +214,12 @@ class Talk:
 
     def keep(self) -> bool:
         """Keep what was said for `resume`. A disk that refuses is a warning: the conversation ends all the same."""
-        from edgellm.cli import _conversation
+        from edgellm.app import conversations
 
         if self.kept is None or not self.session.messages:
             return False
         try:
-            _conversation.keep(
+            conversations.keep(
                 self.kept,
                 self.session.messages,
                 system=self.session.system,
@@ -263,12 +265,12 @@ class Talk:
             out.text(f"  {label:<10}{value}")
 
     def _settings(self) -> dict[str, Any]:
-        sampling = self.session.sampling
+        sampling, engine = self.session.sampling, self.session.engine
         names = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
         values: dict[str, Any] = {name: getattr(sampling, name) for name in names}
         return values | {
             "max_tokens": self.max_tokens,
-            "draft_tokens": self.session.engine.n_draft,
+            "draft_tokens": engine.n_draft if self.session.n_draft is None else self.session.n_draft,
             "stop": quoted(self.session.stop) or None,
             "think": {True: "on", False: "off", None: "auto"}[self.session.thinking.think],
             "think_budget": self.session.thinking.budget,
@@ -310,11 +312,10 @@ class Talk:
         elif name == "max_tokens":
             self.max_tokens = None if number is None else _at_least(int(number), 1)
         elif name == "draft_tokens":
-            most = min(engine.settings.n_draft, engine.backend.max_outputs - 1)
-            engine.n_draft = _at_least(int(value), 0)
-            if engine.n_draft > most:
-                engine.n_draft = most
-                out.note(dim(f"(at most {most} here: `edgellm chat --draft-tokens N` makes room for more)"))
+            n_draft = _at_least(int(value), 0)
+            self.session.n_draft = min(n_draft, engine.n_draft)
+            if n_draft > engine.n_draft:
+                out.note(dim(f"(at most {engine.n_draft} here: `edgellm chat --draft-tokens N` makes room for more)"))
         else:
             kind = int if name in ("top_k", "seed") else float
             if number is None and name != "seed":

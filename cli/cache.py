@@ -75,6 +75,6 @@ def import_(archive: Path = typer.Argument(help="What `cache export` wrote.")) -
 
 
 def _folder() -> Path:
-    from edgellm.memory.folders import home
+    from edgellm.app.defaults import learned_folder
 
-    return home() / "learned"
+    return learned_folder()

@@ -8,7 +8,7 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Iterator
+import threading
 from typing import TYPE_CHECKING
 
 import typer
@@ -19,11 +19,7 @@ from edgellm.cli._output import out
 if TYPE_CHECKING:
     from edgellm.cli._answers import Plain
     from edgellm.cli._talk import Talk
-    from edgellm.export.obtain.store import ModelFile
-    from edgellm.memory.plan import MemoryPlan
-    from edgellm.runtime.bringup.planning import EngineOptions
     from edgellm.runtime.conversation import ChatSession
-    from edgellm.runtime.engine import Engine
 
 
 def chat(
@@ -66,11 +62,11 @@ def chat(
 
     Every option can be set in the environment too: EDGELLM_TOP_K=20 is --top-k 20.
     """
+    from edgellm.app.conversations import BadConversation, kept_path
+    from edgellm.app.defaults import asked_bytes, cache_type, drafting_options
+    from edgellm.app.loading import prepare
     from edgellm.cli._answers import Json, JsonLines, Plain
-    from edgellm.cli._conversation import BadConversation, kept_path
-    from edgellm.cli._lora import loras
-    from edgellm.cli._models import asked_bytes, check_kv, drafting_options, resolve_pair
-    from edgellm.cli._plans import models_of, read_plan
+    from edgellm.cli._listener import TERMINAL
     from edgellm.cli._talk import Talk
     from edgellm.cli._terminal import silent_keys
     from edgellm.runtime.bringup.planning import EngineOptions
@@ -81,10 +77,6 @@ def chat(
         raise typer.BadParameter("take one of --json and --jsonl")
     if on_full not in ("stop", "shift"):
         raise typer.BadParameter(f"{on_full!r} is no policy for a full context: take stop or shift")
-    planned = read_plan(plan, ctx=ctx, kv=kv, draft_tokens=draft_tokens) if plan else None
-    if planned is not None:
-        model, draft = models_of(planned, model, draft)
-        lora = lora or list(planned.loras)
     question = _question(prompt)
     if question is None and (json_ or jsonl or not sys.stdout.isatty()):
         raise typer.BadParameter("a conversation needs a terminal: give --prompt TEXT, or pipe the text in")
@@ -103,14 +95,14 @@ def chat(
         copy=not no_copy,
         **drafting_options(draft_tokens, learn=not no_learn, assume_cost=assume_cost, merged_probs=merged_probs),
         exact=exact,
-        kv=check_kv(kv) if kv is not None else None,
+        kv=cache_type(kv) if kv is not None else None,
         n_threads=threads,
         n_gpu_layers=gpu_layers,
         budget_bytes=asked_bytes(budget),
-        loras=loras(lora),
     )
-    target, drafter = resolve_pair(model, draft, offline=offline)
-    with silent_keys(), _load(target, drafter, options, planned) as engine:
+    pair = prepare(model, draft, options, plan=plan, loras=lora, offline=offline, listener=TERMINAL)
+    _log_engine()
+    with silent_keys(), pair.open(TERMINAL) as engine:
         session = ChatSession(
             engine,
             system=system,
@@ -122,12 +114,12 @@ def chat(
         )
         if note := session.thinking.about():
             out.warning(note)
-        talk = Talk(session, target, drafter, max_tokens, kept=kept_path())
+        talk = Talk(session, pair.target, pair.draft, max_tokens, kept=kept_path())
         if question is None:
             _talk(talk, resume=resume)
         else:
             kind = Json if json_ else JsonLines if jsonl else None
-            form = kind(target, drafter, options.loras) if kind is not None else Plain()
+            form = kind(pair.target, pair.draft, pair.options.loras) if kind is not None else Plain()
             if resume:
                 talk.resume()
             try:
@@ -166,27 +158,12 @@ def _is_piped() -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
 
 
-@contextlib.contextmanager
-def _load(
-    target: ModelFile, drafter: ModelFile | None, options: EngineOptions, plan: MemoryPlan | None
-) -> Iterator[Engine]:
-    from edgellm.cli._terminal import waiting
-    from edgellm.runtime.backends.llama_cpp import kernels
-    from edgellm.runtime.engine import load
-
+def _log_engine() -> None:
+    """With --verbose, the engine's own log on stderr."""
     if out.verbose:
         log = logging.getLogger("edgellm.llama_cpp")
         log.setLevel(logging.DEBUG)
         log.addHandler(logging.StreamHandler())
-    if options.exact and not kernels().active:
-        out.note("--exact compares passes of every width first, which can take a minute on the engine's own kernels")
-    with waiting(f"loading {target.name} …"):
-        engine = load(target.path, drafter.path if drafter else None, options, plan=plan)
-    with engine:
-        for note in engine.notes:
-            out.detail(note)
-        out.warnings(engine.warnings)
-        yield engine
 
 
 def _talk(talk: Talk, *, resume: bool) -> None:
@@ -206,13 +183,14 @@ def _answer_once(session: ChatSession, question: str, max_tokens: int | None, fo
     from edgellm.cli._terminal import dim, interrupts, waiting
 
     form.start()
-    with interrupts(session.engine.stop_asked), waiting("…") as erase:
+    cancel = threading.Event()
+    with interrupts(cancel), waiting("…") as erase:
 
         def on_thought(piece: str) -> None:
             erase()
             form.thought(piece)
 
-        for piece in session.reply(question, max_tokens=max_tokens, on_thought=on_thought):
+        for piece in session.reply(question, max_tokens=max_tokens, cancel=cancel, on_thought=on_thought):
             erase()
             form.text(piece)
     answer = session.last

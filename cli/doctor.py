@@ -19,7 +19,7 @@ def doctor(
     ),
 ) -> None:
     """Show versions, library, kernels, memory, folders and models, and say what is wrong with any of them."""
-    from edgellm.cli._facts import Facts
+    from edgellm.app.facts import Facts
 
     facts = Facts(measured=measure)
     if json_:

@@ -81,10 +81,10 @@ def export(
 
     An interrupted export goes on where it stopped. The folder appears when all of it is there.
     """
+    from edgellm.app.defaults import asked_bytes
+    from edgellm.app.evaluation import judge, tabulate
     from edgellm.cli._converters import Converters
     from edgellm.cli._lora import AdapterJob, is_adapter
-    from edgellm.cli._models import asked_bytes
-    from edgellm.cli._pair import judge, tabulate
     from edgellm.cli._progress import DownloadBar
     from edgellm.export import manifest, pipeline
     from edgellm.export.obtain import naming, source
@@ -244,7 +244,7 @@ def _export_onnx(
 ) -> None:
     import sys
 
-    from edgellm.cli._pair import judge
+    from edgellm.app.evaluation import judge
     from edgellm.export.environments import environment
     from edgellm.export.onnx.onnx_export import OnnxRequest, export_onnx
 

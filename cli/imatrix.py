@@ -114,7 +114,8 @@ def _read(texts: list[str]) -> tuple[str, list[str]]:
 
 def _file(model: str, *, offline: bool) -> tuple[str, Path]:
     """Name and GGUF file of a model; of an exported folder's types the most exact one."""
-    from edgellm.cli._models import resolve
+    from edgellm.app.references import resolve
+    from edgellm.cli._listener import TERMINAL
     from edgellm.export import manifest
     from edgellm.export.convert.imatrix import BadImatrix
 
@@ -130,7 +131,7 @@ def _file(model: str, *, offline: bool) -> tuple[str, Path]:
         raise BadImatrix(
             f"{model} is a checkpoint: `edgellm export {model} --quant F16` makes the file to collect from"
         )
-    found = resolve(model, offline=offline)
+    found = resolve(model, offline=offline, listener=TERMINAL)
     if found.path.suffix == ".onnx" or found.path.is_dir():
         raise BadImatrix(f"{model} is an ONNX model: importances are collected of GGUF files")
     return (found.path.stem if found.source == "path" else found.name.rpartition("/")[2]), found.path

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperCommand
 
-from edgellm.cli._lora import lora_option, loras
+from edgellm.cli._lora import lora_option
 from edgellm.cli._output import out
 
 if TYPE_CHECKING:
-    from edgellm.cli._shapes import Known
-    from edgellm.memory.adapter import Lora
-    from edgellm.memory.buffer_sizes import Sizer
+    from edgellm.app.plans import PlannedPair
     from edgellm.memory.device import Device
     from edgellm.memory.plan_request import PlanRequest
-    from edgellm.memory.solve import Solution
-    from edgellm.runtime.bringup.calibrate import Measurement
 
 CONTEXTS = "contexts"  # what `--matrix` without a value shows
 
@@ -102,7 +97,10 @@ def plan(
     json_: bool = typer.Option(False, "--json", help="Print one JSON object."),
 ) -> None:
     """Plan memory: what fits, what each part takes, and how fast it will roughly be. Exit 0 fits, 3 does not."""
-    from edgellm.cli import _pairs, _plan_view, _plans
+    from edgellm.app import plans
+    from edgellm.app.adapters import loras
+    from edgellm.cli import _pairs
+    from edgellm.cli._listener import TERMINAL
     from edgellm.cli._save import destination
 
     if calibrate and (matrix is not None or model is None or mem is not None or device is not None):
@@ -115,19 +113,44 @@ def plan(
             raise typer.BadParameter("--save - and --json both print JSON: take one of them")
         if not to_stdout:
             destination(save, "--save")
-    ask = _ask(ctx, kv, n_draft, n_ubatch, loading, here=mem is None and device is None, keep=draft is not None)
+    ask = plans.plan_request(
+        n_ctx=ctx,
+        kv=kv,
+        n_draft=n_draft,
+        n_ubatch=n_ubatch,
+        loading=loading,
+        here=mem is None and device is None,
+        keep_drafter=draft is not None,
+    )
     if matrix is not None:
-        place = _device(mem, budget, device) if mem or budget or device else None
+        place = plans.place_for(mem, budget, device) if mem or budget or device else None
         return _matrix(matrix, model, draft, ask, place, offline=offline, output=output, as_json=json_)
     if output is not None:
         raise typer.BadParameter("--output goes with --matrix; a plan is written with --save")
-    place = _device(mem, budget, device)
+    place = plans.place_for(mem, budget, device)
     if model is None:
         return _pairs.show(place, ask, as_json=json_)
-    adapters = loras(lora)
-    target, solution, measured = _solved(model, draft, place, ask, probe, calibrate, offline, adapters)
+    planned = plans.plan_pair(
+        model,
+        draft,
+        place,
+        ask,
+        adapters=loras(lora),
+        probe=probe,
+        calibrate=calibrate,
+        offline=offline,
+        listener=TERMINAL,
+    )
+    _show(planned, place, save, explain=explain, json_=json_)
+
+
+def _show(planned: PlannedPair, place: Device, save: Path | None, *, explain: bool, json_: bool) -> None:
+    from edgellm.cli import _plan_view
+
+    target, solution, measured = planned.target, planned.solution, planned.measured
+    to_stdout = save is not None and str(save) == "-"
     if save is not None and not to_stdout and solution.plan.fits:
-        _plans.save(save, solution.plan)
+        _plan_view.save(save, solution.plan)
     if to_stdout:
         out.json(solution.plan.to_json())
     elif json_:
@@ -151,7 +174,9 @@ def _matrix(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    from edgellm.cli._matrix import are_devices, show_matrix
+    from edgellm.app.matrix import are_devices
+    from edgellm.app.plans import place_for
+    from edgellm.cli._matrix import show_matrix
 
     if model is None and names != CONTEXTS and not are_devices(names):
         model, names = names, CONTEXTS  # `--matrix MODEL`: the option stands before it and has no value
@@ -161,134 +186,4 @@ def _matrix(
         raise typer.BadParameter("--matrix shows one MODEL's memory against its context; --matrix all every device")
     from edgellm.cli._contexts import show_contexts
 
-    show_contexts(
-        model, draft, ask, place or _device(None, None, None), offline=offline, output=output, as_json=as_json
-    )
-
-
-def _solved(
-    model: str,
-    draft: str | None,
-    place: Device,
-    ask: PlanRequest,
-    probe: bool,
-    calibrate: bool,
-    offline: bool,
-    adapters: Sequence[Lora] = (),
-) -> tuple[Known, Solution, Measurement | None]:
-    """The plan of a pair, with what it took where it was run here."""
-    from dataclasses import replace
-
-    from edgellm.cli import _calibration
-    from edgellm.cli._shapes import drafter_for, look_up, smaller_than, with_adapters, with_references
-    from edgellm.memory.solve import solve
-
-    target = look_up(model, offline=offline)
-    drafter = drafter_for(target.shape, draft, offline=offline)
-    target = with_adapters(target, adapters)
-    sizer = _probing(target, drafter, exactly=probe)
-    smaller, shape = smaller_than(target), drafter.shape if drafter else None
-    solution = solve(target.shape, shape, place, ask, sizer=sizer, smaller=smaller)
-    solution = replace(
-        solution,
-        plan=replace(with_references(solution.plan, target, drafter), loras=tuple(a.reference for a in adapters)),
-        nearest=with_references(solution.nearest, target, drafter) if solution.nearest else None,
-    )
-    if calibrate and solution.plan.fits:
-        _calibration.run(solution.plan, target.path, drafter.path if drafter else None)
-    measured = _calibration.find(solution.plan) if place.kind == "machine" else None
-    if measured:
-        solution = replace(solution, plan=_calibration.with_speed(solution.plan, measured))
-    return target, solution, measured
-
-
-def _ask(
-    ctx: int | None,
-    kv: str | None,
-    n_draft: int | None,
-    n_ubatch: int | None,
-    loading: str | None,
-    *,
-    here: bool,
-    keep: bool,
-) -> PlanRequest:
-    import os
-    from typing import cast, get_args
-
-    from edgellm.cli._models import check_kv
-    from edgellm.memory.cpu import usable_cores
-    from edgellm.memory.plan import Loading
-    from edgellm.memory.plan_request import PlanRequest
-
-    if loading is None:
-        off = here and os.environ.get("EDGELLM_KERNELS", "").strip().lower() in ("off", "stock")
-        loading = "copied" if off else "packed"
-    if loading not in get_args(Loading):
-        raise typer.BadParameter(f"{loading!r} is no way to load: take {', '.join(get_args(Loading))}")
-    return PlanRequest(
-        n_ctx=ctx,
-        kv=check_kv(kv) if kv is not None else None,
-        n_draft=n_draft,
-        n_ubatch=n_ubatch,
-        loading=cast(Loading, loading),
-        repack=loading == "copied" and (not here or _rearranges()),
-        n_threads=usable_cores(),
-        keep_drafter=keep,
-    )
-
-
-def _rearranges() -> bool:
-    """Whether the engine's own fast layouts are used on this machine."""
-    from edgellm.runtime.bringup.extra_buffers import verdict
-
-    return verdict().usable
-
-
-def _device(mem: str | None, budget: str | None, device: str | None) -> Device:
-    """The place to plan for; answers are in the units that its size is given in."""
-    from edgellm.cli._models import asked_bytes
-    from edgellm.memory import units
-    from edgellm.memory.device import budget_device, find_device, sized_device, this_machine
-
-    if sum(given is not None for given in (mem, budget, device)) > 1:
-        raise typer.BadParameter("give one of --mem, --budget and --device")
-    n_bytes = asked_bytes(mem if mem is not None else budget)
-    if n_bytes is not None:
-        return sized_device(n_bytes) if mem is not None else budget_device(n_bytes)
-    place = find_device(device) if device is not None else this_machine()
-    units.answer_in(decimal=place.decimal)
-    return place
-
-
-def _probing(target: Known, drafter: Known | None, *, exactly: bool) -> Sizer | None:
-    """Sizes from llama.cpp itself; every different question is asked once. None where formulas do.
-
-    Args:
-        exactly: also of caches that are known; else llama.cpp is asked only of those that are not.
-    """
-    import functools
-
-    from edgellm.memory.buffer_sizes import BufferSizes
-    from edgellm.memory.buffers import estimate
-    from edgellm.memory.context import ContextSettings
-    from edgellm.memory.shape import ModelShape
-
-    known = {model.shape.name: model for model in (target, drafter) if model is not None}
-    if not exactly and all(model.shape.known for model in known.values()):
-        return None
-    for model in known.values():
-        if not model.shape.known:
-            out.note(f"the cache of {model.shape.architecture} is not known here, so llama.cpp is asked")
-        elif exactly and model.path is None:
-            out.warning(f"{model.shape.name} is not on this machine, so its sizes come from formulas")
-
-    from edgellm.runtime.bringup.probe import probe
-
-    @functools.cache
-    def sizes(shape: ModelShape, settings: ContextSettings, repack: bool) -> BufferSizes:
-        path = known[shape.name].path if shape.name in known else None
-        if path is None or not shape.exact or (shape.known and not exactly):
-            return estimate(shape, settings, repack)
-        return probe(path, [settings], repack=repack)[0]
-
-    return sizes
+    show_contexts(model, draft, ask, place or place_for(), offline=offline, output=output, as_json=as_json)

@@ -20,12 +20,12 @@ def pull(
 
     A download that was interrupted goes on where it stopped; each file is checked against its checksum.
     """
+    from edgellm.app.inventory import installed_json
     from edgellm.cli._progress import DownloadBar
-    from edgellm.cli.models import as_json
     from edgellm.export.obtain import store
 
     model = store.pull(reference, offline=offline, token=token, progress=DownloadBar())
     if json_:
-        out.json(as_json(model))
+        out.json(installed_json(model))
     else:
         out.text(str(model.path))

@@ -15,21 +15,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgellm.memory.adapter import Lora as Lora
+    from edgellm.runtime.bringup.load import load as load
     from edgellm.runtime.bringup.planning import EngineOptions as EngineOptions
-    from edgellm.runtime.conversation import Answer as Answer
     from edgellm.runtime.conversation import ChatSession as ChatSession
-    from edgellm.runtime.conversation import Stats as Stats
     from edgellm.runtime.engine import Engine as Engine
-    from edgellm.runtime.engine import load as load
+    from edgellm.runtime.request import Answer as Answer
+    from edgellm.runtime.request import Request as Request
+    from edgellm.runtime.request import Stats as Stats
     from edgellm.runtime.sampling import Sampling as Sampling
 
 _HOMES = {
-    "Answer": "conversation",
+    "Answer": "request",
     "ChatSession": "conversation",
-    "Stats": "conversation",
+    "Request": "request",
+    "Stats": "request",
     "Engine": "engine",
     "EngineOptions": "bringup.planning",
-    "load": "engine",
+    "load": "bringup.load",
     "Lora": "bringup.planning",
     "Sampling": "sampling",
 }

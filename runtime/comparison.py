@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgellm.runtime.backends.base import Backend, keep_common_prefix
-from edgellm.runtime.conversation import ChatSession, Stats
-from edgellm.runtime.engine import Engine, with_drafter
+from edgellm.runtime.conversation import ChatSession
+from edgellm.runtime.engine import Engine
+from edgellm.runtime.request import Stats
 from edgellm.runtime.sampling import GREEDY, Sampling
 from edgellm.runtime.text.template import Message
 
@@ -88,7 +89,7 @@ class Report:
         ids = {run.prompt.id for run in runs}
         total = Stats()
         for run in runs:
-            add(total, run.stats)
+            total.add(run.stats)
         return {
             "n_prompts": len(ids),
             "n_new": total.n_new,
@@ -112,47 +113,6 @@ class Report:
                 "rest": sum(run.rest_s for run in runs),
             },
         }
-
-
-ABLATION: dict[str, dict[str, Any]] = {
-    "copy only": {"model": False, "copy": True, "learn": "off", "fixed": True},
-    "store only": {"model": False, "copy": False, "learn": "fresh", "fixed": True},
-    "model, text": {"copy": False, "learn": "off", "fixed": True, "spelling": "text"},
-    "model, direct": {"copy": False, "learn": "off", "fixed": True, "spelling": "direct"},
-    "model, TLI": {"copy": False, "learn": "off", "fixed": True, "spelling": "tli"},
-    "model, OmniDraft": {"copy": False, "learn": "off", "fixed": True, "spelling": "omnidraft"},
-    "model, OmniDraft, warm": {
-        "copy": False,
-        "learn": "off",
-        "fixed": True,
-        "spelling": "omnidraft",
-        "warm_start": True,
-    },
-    "model, stopping": {"copy": False, "learn": "off", "fixed": True, "stop": "entropy"},
-    "all, fixed": {"copy": True, "learn": "fresh", "fixed": True},
-    "all, controller": {"copy": True, "learn": "fresh", "fixed": False},
-}
-"""Parts of drafting switched on one after the other; `fixed` ones draft N_ABLATE tokens a round."""
-N_ABLATE = 8
-
-
-def ablation(plain: Engine, draft: Path | None) -> dict[str, Engine]:
-    """An engine for each row of `ABLATION`, sharing the target. Rows that need a draft model are left out without one.
-
-    Raises:
-        LoadError: the drafter cannot be loaded.
-    """
-    engines: dict[str, Engine] = {}
-    for name, row in ABLATION.items():
-        wants_model = row.get("model", True)
-        if wants_model and draft is None:
-            continue
-        changes = {key: value for key, value in row.items() if key != "model"}
-        if row["fixed"]:
-            changes["n_draft"] = N_ABLATE
-        options = replace(plain.options, **changes)
-        engines[name] = with_drafter(plain, draft if wants_model else None, copy=row["copy"], options=options)
-    return engines
 
 
 def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
@@ -239,19 +199,9 @@ def run_one(name: str, engine: Engine, prompt: Prompt, max_tokens: int, sampling
         assert session.last is not None
         stats = session.last.stats
         turns.append(session.last.tokens)
-        add(total, stats)
+        total.add(stats)
         rest_s += stats.decode_s - stats.draft_s - stats.translate_s - stats.verify_s - stats.sample_s
     return Run(name, prompt, turns, total, rest_s)
-
-
-def add(total: Stats, other: Stats) -> None:
-    """Sum every figure of `other` into `total`."""
-    for name in Stats.__dataclass_fields__:
-        value = getattr(other, name)
-        if isinstance(value, dict):
-            getattr(total, name).update(value)
-        else:
-            setattr(total, name, getattr(total, name) + value)
 
 
 def _compare(report: Report, plain_engine: Engine) -> None:

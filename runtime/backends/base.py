@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,23 @@ class BadNumbers(EngineError):
 
 class CannotTruncate(EngineError):
     """The model's memory cannot be cut back (recurrent state), which speculation needs."""
+
+
+class StopSignal(Protocol):
+    """What a backend looks at while it reads text; a `threading.Event` is one."""
+
+    def is_set(self) -> bool: ...
+
+
+class StopSwitch:
+    """The stop signal of the request that runs: a context is made once and serves many requests."""
+
+    def __init__(self) -> None:
+        self.signal: StopSignal | None = None
+
+    def is_set(self) -> bool:
+        signal = self.signal
+        return signal is not None and signal.is_set()
 
 
 class Backend(Protocol):
@@ -78,6 +95,25 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free the engine's memory; the backend is unusable afterwards."""
+        ...
+
+
+@runtime_checkable
+class HiddenStates(Protocol):
+    """What a backend may offer to drafters that are trained on it: the states that its head computes logits from."""
+
+    n_embd: int
+
+    def want_hidden_states(self) -> None:
+        """Passes that follow keep them; text is then read in passes of its own."""
+        ...
+
+    def hidden_states(self) -> NDArray[np.float32]:
+        """Of the tokens whose logits the last pass returned, (n_outputs, n_embd); valid until the next call.
+
+        Raises:
+            EngineError: that pass kept none: they were not wanted, or it ran a single token as two.
+        """
         ...
 
 

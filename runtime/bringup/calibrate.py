@@ -63,26 +63,21 @@ def peak_bytes() -> int:
 
 def _run(request: Mapping[str, Any], send: Send) -> None:
     plan = plan_from_json(request["plan"])
+    from edgellm.runtime.bringup.load import load
     from edgellm.runtime.bringup.planning import EngineOptions
-    from edgellm.runtime.conversation import ChatSession
-    from edgellm.runtime.engine import load
 
     speeds: dict[bool, list[float]] = {True: [], False: []}
     # What earlier answers taught would make the same question look faster each time.
     adapters = tuple(Lora(Path(path), scale) for path, scale in request["loras"])
     options = EngineOptions(learn="off", loras=adapters)
     with load(request["target"], request["draft"], options, plan=plan) as engine:
-        n_draft, backend = engine.n_draft, engine.backend
+        backend = engine.backend
         filler = engine.model.vocabulary.encode(Path(__file__).read_bytes() * 4)
         backend.forward(filler[: min(plan.settings.target.n_ubatch, backend.n_ctx - 1)], n_outputs=0)
         for drafting in (False, True, True, False):
             backend.truncate(0)
-            engine.n_draft = n_draft if drafting else 0
-            session = ChatSession(engine)
-            for _ in session.reply(TEXT, max_tokens=N_TOKENS):
-                pass
-            assert session.last is not None
-            speeds[drafting].append(session.last.stats.tokens_per_s)
+            answer = engine.generate(TEXT, max_tokens=N_TOKENS, n_draft=None if drafting else 0).finish()
+            speeds[drafting].append(answer.stats.tokens_per_s)
         drafted, plain = (sum(speeds[side]) / len(speeds[side]) for side in (True, False))
         send(asdict(Measurement(peak_bytes(), plan.process_bytes, round(drafted, 2), round(plain, 2))))
 

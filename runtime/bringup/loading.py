@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.onnx_graph import is_onnx
-from edgellm.runtime.backends.base import LoadError
-from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, ModelOptions, kernels
+from edgellm.runtime.backends.base import LoadError, StopSignal
+from edgellm.runtime.backends.library import kernels
+from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, ModelOptions
 
 if TYPE_CHECKING:
     from edgellm.runtime.backends.onnx_runtime import OnnxBackend, OnnxModel
@@ -40,7 +40,7 @@ def open_model(path: Path, options: ModelOptions) -> Model:
 
 
 def open_context(
-    model: Model, settings: ContextSettings, *, pad_single: bool, stop_asked: threading.Event
+    model: Model, settings: ContextSettings, *, pad_single: bool, stop_asked: StopSignal
 ) -> LlamaBackend | OnnxBackend:
     """A sequence on the model.
 

@@ -7,8 +7,8 @@ says. It may offer more:
 - probabilities: guesses with `probs`, drawn from them, where the target samples (`ModelDrafter`);
 - learning: one that `Learns` keeps something between runs: it is restored when the pair is loaded, and saved with it
   (`learning.pair_state`);
-- hidden states: one that is trained on the target's (EAGLE, Medusa) is built with a target backend that
-  `HiddenStates` holds for, and reads them in `observe` (see `factory.py`).
+- hidden states: one that is trained on the target's (EAGLE, Medusa) is built where the target's backend is a
+  `HiddenStates`, and reads them in `observe` (see `factory.py`).
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ one, and a text that is read only when drafting is about to happen.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from edgellm.runtime.backends.base import Backend
 from edgellm.runtime.drafters.base import Guess
 from edgellm.runtime.drafters.kv_sync import KvSync
 from edgellm.runtime.drafters.model import top_of
+from edgellm.runtime.drafters.own_draft import OwnDraft, guesses_of
 from edgellm.runtime.drafters.retokenizers import (
     MapRetokenizer,
     Retokenized,
@@ -24,7 +25,7 @@ from edgellm.runtime.drafters.retokenizers import (
     learn_mappings,
 )
 from edgellm.runtime.learning.ngrams import NgramCache
-from edgellm.runtime.sampling import GREEDY, Distribution, Sampling
+from edgellm.runtime.sampling import GREEDY, Sampling
 from edgellm.runtime.text.translate import WINDOW, GrowingText
 from edgellm.runtime.text.vocabulary import Vocabulary
 
@@ -162,10 +163,7 @@ class TranslatingDrafter:
         backend, own = self.backend, self._own
         tail = (*tokens[-WINDOW:], *prefix)[-WINDOW:]
         unfinished = context.unfinished  # the draft must spell these bytes first: the target has them already
-        drafted: list[int] = []
-        tops: list[float] = []
-        entropies: list[float] = []
-        drawn: list[Distribution] = []
+        draft = OwnDraft()
         draws = self._direct is not None and not self._sampling.greedy
         text = b""
         if len(backend.tokens) >= backend.n_ctx - 1:
@@ -175,71 +173,30 @@ class TranslatingDrafter:
             row = logits if self._mask is None else logits + self._mask
             token, top, entropy = top_of(row)
             if draws:
-                drawn.append(self._sampling.distribution(row, [*context.tokens[-64:], *drafted]))
-                token = drawn[-1].draw(self._rng)
+                draft.drawn.append(self._sampling.distribution(row, [*context.tokens[-64:], *draft.tokens]))
+                token = draft.drawn[-1].draw(self._rng)
             if token in own.end_tokens:
-                retokenized = (
-                    self._retokenizer.retokenize(tail, drafted, len(unfinished)) if drafted else Retokenized([], 0)
-                )
-                guesses = self._guesses(
-                    retokenized._replace(n_settled=len(retokenized.tokens)), drafted, tops, entropies
-                )
-                if self._turn_end is not None and text[len(unfinished) :] == self._target.decode(retokenized.tokens):
-                    guesses.append(Guess(self._turn_end, top, entropy))
-                yield guesses
+                yield self._ended(tail, draft, len(unfinished), text, Guess(self._turn_end or 0, top, entropy))
                 return
             piece = own.piece(token)
             text += piece
             if not piece or not text.startswith(unfinished[: len(text)]):
                 return
-            drafted.append(token)
-            tops.append(top)
-            entropies.append(entropy)
-            retokenized = self._retokenizer.retokenize(tail, drafted, len(unfinished))
-            yield self._guesses(retokenized, drafted, tops, entropies, drawn)
+            draft.append(token, top, entropy)
+            retokenized = self._retokenizer.retokenize(tail, draft.tokens, len(unfinished))
+            yield guesses_of(retokenized, draft, own, self._target, self._direct)
             if not retokenized.goes_on or len(backend.tokens) >= backend.n_ctx:
                 return
             logits = self._kv.extend([token])
 
-    def _guesses(
-        self,
-        retokenized: Retokenized,
-        drafted: Sequence[int],
-        tops: Sequence[float],
-        entropies: Sequence[float],
-        drawn: Sequence[Distribution] = (),
-    ) -> list[Guess]:
-        """Each target token with the confidence of the draft tokens that begin in it."""
-        guesses: list[Guess] = []
-        n_spelled = n_drafted = at = 0
-        for i, token in enumerate(retokenized.tokens):
-            n_spelled += len(self._target.piece(token))
-            top, entropy, first = 1.0, 0.0, at
-            while at < len(drafted) and n_drafted < n_spelled:
-                top *= tops[at]
-                entropy = max(entropy, entropies[at])
-                n_drafted += len(self._own.piece(drafted[at]))
-                at += 1
-            probs = self._merged(token, drafted[first:at], drawn[first:at]) if drawn else None
-            guesses.append(Guess(token, top, entropy, i >= retokenized.n_settled, retokenized.p_final, probs))
+    def _ended(self, tail: Sequence[int], draft: OwnDraft, n_skip: int, text: bytes, end: Guess) -> list[Guess]:
+        """All that was drafted before the model ended its turn, and that end where the target's tokens say it whole."""
+        retokenized = self._retokenizer.retokenize(tail, draft.tokens, n_skip) if draft.tokens else Retokenized([], 0)
+        settled = retokenized._replace(n_settled=len(retokenized.tokens))
+        guesses = guesses_of(settled, replace(draft, drawn=[]), self._own, self._target)
+        if self._turn_end is not None and text[n_skip:] == self._target.decode(retokenized.tokens):
+            guesses.append(end)
         return guesses
-
-    def _merged(self, token: int, drafted: Sequence[int], drawn: Sequence[Distribution]) -> Distribution:
-        """The proposal's distribution over target ids (OmniDraft, equations 1 and 2).
-
-        A token that was merged of several gets the product of their probabilities, which the first of them loses; what
-        has no counterpart has none, so that the sum may stay below 1.
-        """
-        assert self._direct is not None
-        ids = self._direct[drawn[0].ids]
-        shared = ids >= 0
-        ids, probs = ids[shared], drawn[0].probs[shared].copy()
-        if len(drafted) > 1:
-            product = math.prod(q.of(piece) for q, piece in zip(drawn, drafted, strict=True))
-            probs[ids == self._direct[drafted[0]]] -= product
-            others = ids != token
-            ids, probs = np.append(ids[others], token), np.append(np.maximum(probs[others], 0.0), product)
-        return Distribution(ids, probs)
 
     def _slide(self) -> None:
         """Keep the newer part when the context fills up; the drafter sees less, and the output stays the target's."""

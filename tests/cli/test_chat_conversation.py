@@ -17,13 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_gguf import CONTROL, write_tiny
 
-from edgellm.cli import _conversation
-from edgellm.cli._conversation import BadConversation, read, save
+from edgellm.app import conversations
+from edgellm.app.conversations import BadConversation, read, save
 from edgellm.cli._talk import Talk, status_line
 from edgellm.cli._terminal import WordWrap, leaving, printable
 from edgellm.export.obtain.store import ModelFile, locate
 from edgellm.runtime import ChatSession, EngineOptions, load
-from edgellm.runtime.conversation import Answer, Stats
+from edgellm.runtime.request import Answer, Stats
 from edgellm.runtime.text.template import Message
 
 
@@ -172,10 +172,10 @@ def test_what_must_be_done_at_leaving_is_done_once_whatever_ends_it(first: signa
 def test_what_is_kept_is_bounded_by_leaving_out_the_oldest_turns(
     talk: Talk, model: ModelFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_conversation, "MAX_KEPT_BYTES", 4000)
+    monkeypatch.setattr(conversations, "MAX_KEPT_BYTES", 4000)
     vocabulary, path = talk.session.engine.model.vocabulary, tmp_path / "kept.json"
     said = [Message("user" if i % 2 == 0 else "assistant", f"{i} " + "x" * 100) for i in range(200)]
-    _conversation.keep(path, said, system=None, target=model, draft=None, vocabulary=vocabulary)
+    conversations.keep(path, said, system=None, target=model, draft=None, vocabulary=vocabulary)
     kept = list(read(path, vocabulary).messages)
     assert path.stat().st_size <= 4000
     assert len(kept) > 4

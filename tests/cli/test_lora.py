@@ -12,7 +12,7 @@ import pytest
 from loras import gguf_adapter
 from tiny_gguf import write_tiny
 
-from edgellm.cli._lora import loras
+from edgellm.app.adapters import loras
 from edgellm.cli.main import main
 from edgellm.memory.adapter import AdapterError
 from edgellm.memory.gguf import read_header

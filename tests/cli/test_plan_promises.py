@@ -16,8 +16,8 @@ import pytest
 from raw_gguf import LLAMA, llama_tensors, write_raw
 from tiny_gguf import write_tiny
 
+from edgellm.app.plans import models_of, read_plan
 from edgellm.cli import main as command
-from edgellm.cli._plans import models_of, read_plan
 from edgellm.memory.context import ContextSettings
 from edgellm.runtime import ChatSession, EngineOptions, load
 from edgellm.runtime.bringup.probe import probe

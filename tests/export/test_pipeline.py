@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from checkpoints import tiny_model
 
-from edgellm.cli._pair import tabulate
+from edgellm.app.evaluation import tabulate
 from edgellm.export import bundle, manifest, pipeline
 from edgellm.export.convert import engine_jobs
 from edgellm.export.convert.gguf_writer import PlannedTensor, string, u32, write_gguf
@@ -31,7 +31,7 @@ from edgellm.export.pipeline import Options, Request
 from edgellm.export.read.facts import UnsupportedModel
 from edgellm.export.staging import ExportError
 from edgellm.memory.gguf import TensorInfo, read_header
-from edgellm.runtime.engine import load
+from edgellm.runtime.bringup.load import load
 
 N_KILLS = int(os.environ.get("EDGELLM_TEST_KILLS", "6"))  # 100 for the long run
 

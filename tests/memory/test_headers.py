@@ -14,7 +14,7 @@ import psutil
 import pytest
 from raw_gguf import LLAMA, llama_tensors, write_raw
 
-from edgellm.cli._shapes import look_up
+from edgellm.app.shapes import look_up
 from edgellm.memory.gguf import GgufError, read_header
 from edgellm.memory.shape import ModelShape, UnknownShape, from_header
 from edgellm.memory.split import read_model

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import pytest
 from engine_types import engine_types
 
-from edgellm.cli._shapes import of_name
+from edgellm.app.shapes import of_name
 from edgellm.export.obtain.catalogue import ModelEntry, load_catalogue
 from edgellm.memory.counts import from_facts
 from edgellm.memory.mixtures import BASE_TYPES, Geometry, type_of

@@ -16,6 +16,7 @@ from edgellm.runtime.decode import generate
 from edgellm.runtime.drafters.base import Draft, Drafter, NoDrafter
 from edgellm.runtime.drafters.controller import AdaptiveDrafter
 from edgellm.runtime.drafters.model import ModelDrafter
+from edgellm.runtime.drafters.own_draft import merged_probs
 from edgellm.runtime.drafters.retokenizers import MapRetokenizer
 from edgellm.runtime.drafters.translating import TranslatingDrafter
 from edgellm.runtime.learning.costs import Costs, assumed
@@ -260,17 +261,10 @@ def test_a_merged_token_has_the_product_which_its_first_part_loses() -> None:
     own, target = byte_vocabulary(b"fl", b"ake"), byte_vocabulary(b"flake", b"fl")
     cache = NgramCache(10**5)
     cache.learn([256, 257], 256)
-    drafter = TranslatingDrafter(
-        TableBackend(random_table(2)),
-        own,
-        target,
-        None,
-        retokenizer=MapRetokenizer(own, target, cache),
-        merged_probs=True,
-    )
+    direct = np.array(MapRetokenizer(own, target, cache).direct)
     first = Distribution(np.array([256, 97, 257]), np.array([0.5, 0.3, 0.2]))
     second = Distribution(np.array([257, 98]), np.array([0.4, 0.6]))
-    q = drafter._merged(256, [256, 257], [first, second])
+    q = merged_probs(direct, 256, [256, 257], [first, second])
     assert q.of(256) == pytest.approx(0.5 * 0.4)
     assert q.of(257) == pytest.approx(0.5 - 0.5 * 0.4)  # "fl" alone
     assert q.of(97) == pytest.approx(0.3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from tiny_gguf import write_tiny
 
 from edgellm.memory.context import ContextSettings
-from edgellm.runtime import ChatSession, Engine, EngineOptions, load
+from edgellm.runtime import ChatSession, EngineOptions, load
 from edgellm.runtime.backends.base import Interrupted
 from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
 from edgellm.runtime.drafters.base import NoDrafter
@@ -35,14 +36,14 @@ class Countdown(threading.Event):
 class StopsBeforeReading(NoDrafter):
     """A drafter in whose place somebody asks to stop, once."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.asked = engine, False
+    def __init__(self, cancel: threading.Event) -> None:
+        self.cancel, self.asked = cancel, False
 
     def begin(
         self, prompt: Sequence[int], *, own_prompt: Sequence[int] | None = None, sampling: Sampling = GREEDY
     ) -> None:
         if not self.asked:
-            self.engine.stop_asked.set()
+            self.cancel.set()
         self.asked = True
 
 
@@ -51,8 +52,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
 
 
-def answer(session: ChatSession, text: str) -> str:
-    return "".join(session.reply(text, max_tokens=8))
+def answer(session: ChatSession, text: str, cancel: threading.Event | None = None) -> str:
+    return "".join(session.reply(text, max_tokens=8, cancel=cancel))
 
 
 @pytest.mark.parametrize("n_looks", [0, 1, 40, 150, 400])
@@ -77,24 +78,25 @@ def test_a_question_that_is_stopped_before_its_answer_is_taken_back(tiny: Path) 
     with load(tiny, options=EngineOptions(n_ctx=2048)) as engine:
         session = ChatSession(engine)
         first = answer(session, "hat")
-        engine.drafter = StopsBeforeReading(engine)
+        cancel = threading.Event()
+        session.engine = replace(engine, drafter=StopsBeforeReading(cancel))
         before = list(session.messages)
-        assert answer(session, LONG) == ""
+        assert answer(session, LONG, cancel) == ""
         assert session.last is not None
         assert session.last.finish_reason == "interrupted"
         assert session.messages == before
         again = answer(session, "thin")
-        fresh = ChatSession(engine)
+        fresh = ChatSession(session.engine)
         assert (answer(fresh, "hat"), answer(fresh, "thin")) == (first, again)
 
 
 def test_an_answer_that_is_stopped_is_kept_as_far_as_it_came(tiny: Path) -> None:
     with load(tiny, options=EngineOptions(n_ctx=2048, copy=False)) as engine:
         session = ChatSession(engine)
-        shown = ""
-        for piece in session.reply("hat", max_tokens=64):
+        shown, cancel = "", threading.Event()
+        for piece in session.reply("hat", max_tokens=64, cancel=cancel):
             shown += piece
-            engine.stop_asked.set()
+            cancel.set()
         assert session.last is not None
         assert session.last.finish_reason == "interrupted"
         assert session.last.stats.n_new < 64
@@ -107,6 +109,7 @@ def test_a_regeneration_that_is_stopped_before_it_begins_leaves_the_old_answer(t
         answer(session, LONG)
         before = list(session.messages)
         engine.backend.truncate(0)
-        engine.drafter = StopsBeforeReading(engine)
-        assert "".join(session.regenerate(max_tokens=8)) == ""
+        cancel = threading.Event()
+        session.engine = replace(engine, drafter=StopsBeforeReading(cancel))
+        assert "".join(session.regenerate(max_tokens=8, cancel=cancel)) == ""
         assert session.messages == before

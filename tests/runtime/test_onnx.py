@@ -18,11 +18,12 @@ from edgellm.memory.context import ContextSettings
 from edgellm.memory.onnx_graph import OnnxError, read_graph
 from edgellm.runtime import ChatSession, EngineOptions, load
 from edgellm.runtime.backends.base import BadNumbers, ContextFull, EngineError, Interrupted, LoadError
-from edgellm.runtime.backends.onnx_runtime import OnnxBackend, OnnxModel, choose_provider
+from edgellm.runtime.backends.onnx_provider import choose_provider
+from edgellm.runtime.backends.onnx_runtime import OnnxBackend, OnnxModel
 from edgellm.runtime.bringup.exactness import rows_at_width
 from edgellm.runtime.decode import generate
-from edgellm.runtime.drafters.adaptive import AdaptiveDrafter
 from edgellm.runtime.drafters.base import NoDrafter
+from edgellm.runtime.drafters.controller import AdaptiveDrafter
 from edgellm.runtime.learning.ngram_index import NgramIndex
 from edgellm.runtime.sampling import GREEDY
 

@@ -14,9 +14,9 @@ from tiny_gguf import write_tiny
 
 from edgellm.memory.gguf import read_header
 from edgellm.runtime import engine as engine_module
-from edgellm.runtime.backends.llama_cpp import engine_name
+from edgellm.runtime.backends.library import engine_name
+from edgellm.runtime.bringup.load import load
 from edgellm.runtime.bringup.planning import EngineOptions
-from edgellm.runtime.engine import load
 from edgellm.runtime.text.vocabulary_map import BadTable, VocabularyMap, find
 from edgellm.runtime.text.vocabulary_match import match, overlap
 
@@ -129,7 +129,7 @@ def test_the_table_of_the_pair_is_found_among_foreign_and_damaged_ones(tmp_path:
 def test_the_engine_takes_what_the_table_says_instead_of_comparing(
     tmp_path: Path, smollm2_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgellm.cli._pair import tabulate
+    from edgellm.app.evaluation import tabulate
 
     draft = tmp_path / "draft.gguf"
     draft.symlink_to(smollm2_path)

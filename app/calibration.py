@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgellm.cli._output import out
+from edgellm.app.listener import SILENCE, Listener
 
 if TYPE_CHECKING:
     from edgellm.memory.plan import MemoryPlan
@@ -18,7 +18,7 @@ VERSION = 1
 KEPT = 200  # measurements; the oldest go first
 
 
-def run(plan: MemoryPlan, target: Path | None, drafter: Path | None) -> Measurement:
+def run(plan: MemoryPlan, target: Path | None, drafter: Path | None, listener: Listener = SILENCE) -> Measurement:
     """Run a plan in a process of its own and keep what it took.
 
     Raises:
@@ -27,23 +27,21 @@ def run(plan: MemoryPlan, target: Path | None, drafter: Path | None) -> Measurem
     """
     from filelock import FileLock
 
-    from edgellm.cli._lora import loras
-    from edgellm.cli._save import write_whole
+    from edgellm.app.adapters import loras
+    from edgellm.memory import files
     from edgellm.memory.shape import UnknownShape
     from edgellm.runtime.bringup.calibrate import measure
 
     if target is None or (plan.drafter and drafter is None):
         raise UnknownShape(f"{plan.target} and its drafter must be here to be measured: run `edgellm pull` first")
-    out.note("measuring the plan on this machine …")
+    listener.note("measuring the plan on this machine …")
     measured = measure(target, drafter if plan.drafter else None, plan, loras=loras(plan.loras))
     path = _path()
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         kept = {**_read(path), _key(plan): asdict(measured)}
         document = {"version": VERSION, "measurements": dict(list(kept.items())[-KEPT:])}
-        write_whole(
-            path, "EDGELLM_HOME", lambda aside: aside.write_text(json.dumps(document, indent=2), encoding="utf-8")
-        )
+        files.write(path, json.dumps(document, indent=2).encode())
     return measured
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgellm.cli._models import DEFAULT_DRAFTER, NO_DRAFTER
+from edgellm.app.defaults import DEFAULT_DRAFTER, MIN_SIZE_RATIO, NO_DRAFTER
 
 if TYPE_CHECKING:
     from edgellm.export.obtain.catalogue import ModelEntry
@@ -147,7 +147,7 @@ def drafter_for(
         if find(name).facts is None:
             continue
         drafter = look(name)
-        if 2 * drafter.shape.bytes_read_per_token <= target.bytes_read_per_token:
+        if MIN_SIZE_RATIO * drafter.shape.bytes_read_per_token <= target.bytes_read_per_token:
             return drafter
     return None
 

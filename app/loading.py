@@ -1,0 +1,132 @@
+"""From names to a ready pair: references, a plan, adapters and defaults, and then the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgellm.app.adapters import loras as read_loras
+from edgellm.app.defaults import BadSetting, drafting_options
+from edgellm.app.listener import LOG, SILENCE, Listener
+from edgellm.app.plans import models_of, read_plan
+from edgellm.app.references import resolve_pair
+
+if TYPE_CHECKING:
+    from edgellm.export.obtain.store import ModelFile
+    from edgellm.memory.adapter import Lora
+    from edgellm.memory.plan import MemoryPlan
+    from edgellm.runtime.bringup.planning import EngineOptions
+    from edgellm.runtime.engine import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A target and its drafter that are here, and how they are to run."""
+
+    target: ModelFile
+    draft: ModelFile | None
+    options: EngineOptions
+    plan: MemoryPlan | None = None
+
+    def open(self, listener: Listener = SILENCE) -> Engine:
+        """Load both; what was chosen is told as details, what was lost as warnings. Raises as `runtime.engine.load`."""
+        from edgellm.runtime.backends.library import kernels
+        from edgellm.runtime.bringup.load import load as load_files
+
+        if self.options.exact and not kernels().active:
+            listener.note(
+                "--exact compares passes of every width first, which can take a minute on the engine's own kernels"
+            )
+        with listener.working(f"loading {self.target.name} …"):
+            engine = load_files(self.target.path, self.draft.path if self.draft else None, self.options, plan=self.plan)
+        for note in engine.notes:
+            listener.detail(note)
+        for warning in engine.warnings:
+            listener.warning(warning)
+        return engine
+
+
+def load(
+    model: Path | str | None = None,
+    draft: Path | str | None = None,
+    options: EngineOptions | None = None,
+    *,
+    plan: MemoryPlan | Path | str | None = None,
+    loras: Sequence[Lora | str] = (),
+    offline: bool = False,
+    listener: Listener = LOG,
+) -> Engine:
+    """Load a target and a small model that drafts for it, fetched first where they are not here.
+
+    Use the engine as a context manager, or close it.
+
+    Args:
+        model: a name of the catalogue, user/repo[:QUANT] of the Hub, or a file; None for the default model.
+        draft: likewise; "none" for no drafter; None for the one that the catalogue recommends, done without where it
+            cannot be had.
+        options: None for what `edgellm chat` takes: lengths that pay, and what was learnt before, which is kept.
+        plan: as `edgellm plan --save` writes it, or its file.
+        loras: adapters of the target, or FILE[:SCALE] texts.
+        offline: ask no server.
+        listener: who is told of downloads, choices and warnings; the logger "edgellm" if not given.
+
+    Raises:
+        BadReference, UnknownModel: the reference stands for nothing, or for several things.
+        NotHere, PullError: it could not be fetched.
+        DoesNotFit: there is not enough memory, found before anything is loaded; the message names what would fit.
+        LoadError: a file that cannot be loaded, with the reason.
+        AdapterError, PlanError: an adapter or a plan that cannot be used.
+    """
+    pair = prepare(model, draft, options, plan=plan, loras=loras, offline=offline, listener=listener)
+    return pair.open(listener)
+
+
+def prepare(
+    model: Path | str | None,
+    draft: Path | str | None,
+    options: EngineOptions | None = None,
+    *,
+    plan: MemoryPlan | Path | str | None = None,
+    loras: Sequence[Lora | str] = (),
+    offline: bool = False,
+    listener: Listener = SILENCE,
+) -> Pair:
+    """The files and settings of a pair; what is not here is fetched. Arguments and failures are those of `load`."""
+    from edgellm.runtime.bringup.planning import EngineOptions
+
+    if options is None:
+        options = EngineOptions(**drafting_options())
+    model, draft = _reference(model), _reference(draft)
+    planned = read_plan(Path(plan)) if isinstance(plan, str | Path) else plan
+    if planned is not None:
+        refuse_settings_of_a_plan(options)
+        model, draft = models_of(planned, model, draft)
+    options = with_loras(options, loras, planned)
+    target, drafter = resolve_pair(model, draft, offline=offline, listener=listener)
+    return Pair(target, drafter, options, planned)
+
+
+def with_loras(options: EngineOptions, loras: Sequence[Lora | str], plan: MemoryPlan | None) -> EngineOptions:
+    """The options with the adapters that are named, or else with the plan's.
+
+    Raises:
+        AdapterError: one of them is not there.
+    """
+    named: Sequence[Lora | str] = loras or options.loras or (plan.loras if plan is not None else ())
+    texts = [one for one in named if isinstance(one, str)]
+    read = iter(read_loras(texts))
+    return replace(options, loras=tuple(next(read) if isinstance(one, str) else one for one in named))
+
+
+def refuse_settings_of_a_plan(options: EngineOptions) -> None:
+    """Raises BadSetting: an option is given that a plan decides."""
+    given = {"ctx": options.n_ctx, "kv": options.kv, "draft-tokens": options.n_draft if options.fixed else None}
+    for name, value in given.items():
+        if value is not None:
+            raise BadSetting(f"the plan decides --{name}: leave it out, or leave out --plan")
+
+
+def _reference(given: Path | str | None) -> str | None:
+    return None if given is None else str(given)

@@ -1,0 +1,271 @@
+"""One answer to one request: text out of tokens. Only the backend remembers, so what it holds is not read again."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from typing import Protocol
+
+from edgellm.runtime import decode
+from edgellm.runtime.backends.base import Backend, ContextFull, Interrupted, StopSwitch, keep_common_prefix
+from edgellm.runtime.decode import RoundResult
+from edgellm.runtime.drafters.base import Drafter
+from edgellm.runtime.request import Answer, FinishReason, Piece, Request, Stats
+from edgellm.runtime.sampling import GREEDY
+from edgellm.runtime.text.reasoning import AnswerStream, Thinking
+from edgellm.runtime.text.template import ChatTemplate, Message
+from edgellm.runtime.text.vocabulary import Vocabulary
+
+
+class SupportsVocabulary(Protocol):
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+
+    @property
+    def n_ctx_train(self) -> int: ...
+
+
+class SupportsGeneration(Protocol):
+    """What an answer needs of an engine."""
+
+    @property
+    def model(self) -> SupportsVocabulary: ...
+
+    @property
+    def backend(self) -> Backend: ...
+
+    @property
+    def template(self) -> ChatTemplate: ...
+
+    @property
+    def drafter(self) -> Drafter: ...
+
+    @property
+    def n_draft(self) -> int: ...  # tokens a round, at most
+
+    @property
+    def stop_switch(self) -> StopSwitch: ...
+
+    def draft_prompt(self, messages: Sequence[Message], *, think: bool | None = None) -> list[int] | None: ...
+
+    def save(self) -> None: ...
+
+
+class Generation(Iterator[str]):
+    """An answer as it is written: iterate for its text, or `pieces` for text and thought; then `answer` holds it whole.
+
+    Nothing is computed before the first piece is asked for. What it raises then:
+        ContextFull: the conversation does not fit.
+        TemplateError: the model's template refuses the conversation.
+        EngineError: the engine failed.
+    """
+
+    def __init__(
+        self,
+        engine: SupportsGeneration,
+        request: Request,
+        *,
+        cancel: threading.Event | None = None,
+        thinking: Thinking | None = None,
+    ) -> None:
+        """
+        Args:
+            cancel: set from a signal handler or another thread, it ends the answer with what was said.
+            thinking: the request's settings of thinking, where they were looked up before.
+        """
+        vocabulary = engine.model.vocabulary
+        if thinking is None:
+            thinking = Thinking(engine.template, vocabulary, request.think, request.think_budget)
+        self.answer: Answer | None = None
+        self._engine, self._request, self._cancel, self._thinking = engine, request, cancel, thinking
+        self._stats, self._ends = Stats(), vocabulary.end_tokens
+        self._limit = request.max_tokens if request.max_tokens is not None else engine.backend.n_ctx
+        self._begun, in_thought = thinking.begin()  # tokens before the answer that the model does not choose
+        self._stream = AnswerStream(thinking.markers, vocabulary, request.stop, in_thought=in_thought)
+        n_system = next((i for i, m in enumerate(request.messages) if m.role != "system"), len(request.messages))
+        self._system, self._turns = request.messages[:n_system], request.messages[n_system:]
+        self._n_forgotten = 0  # of the turns
+        self._pieces = self._write()
+
+    def pieces(self) -> Generator[Piece, None, None]:
+        """Text and thought as they come. Closing it ends the answer with what was said."""
+        return self._pieces
+
+    def __iter__(self) -> Generation:
+        return self
+
+    def __next__(self) -> str:
+        return next(piece.text for piece in self._pieces if piece.kind == "text")
+
+    def finish(self) -> Answer:
+        """Write all that is left of the answer."""
+        for _ in self._pieces:
+            pass
+        assert self.answer is not None
+        return self.answer
+
+    def close(self) -> None:
+        """End the answer with what was said."""
+        self._pieces.close()
+
+    @property
+    def _is_cancelled(self) -> bool:
+        return self._cancel is not None and self._cancel.is_set()
+
+    def _write(self) -> Generator[Piece, None, None]:
+        engine, stats, stream, started = self._engine, self._stats, self._stream, time.perf_counter()
+        engine.stop_switch.signal = self._cancel
+        reason: FinishReason = "interrupted"
+        tokens, rounds = stream.tokens, self._rounds()
+        try:
+            try:
+                for step in rounds:
+                    now = time.perf_counter()
+                    if not stats.n_rounds:
+                        stats.prefill_s = now - started - step.total_s
+                        started += stats.prefill_s
+                    stats.add_round(step)
+                    stats.decode_s = now - started
+                    yield from _pieces(*self._take(step))
+                    if stream.stopped:
+                        reason = "stop_string"
+                        break
+                    if self._is_cancelled:
+                        break
+                else:
+                    is_ended = bool(tokens) and tokens[-1] in self._ends
+                    reason = "stop" if is_ended else "length" if len(tokens) >= self._limit else "context"
+            except Interrupted:
+                pass
+            except ContextFull:
+                if not tokens:
+                    raise
+                reason = "context"  # the last question and this answer fill it: nothing older is left to forget
+            yield from _pieces(*stream.end())
+        finally:
+            rounds.close()
+            self._end(reason)
+
+    def _end(self, reason: FinishReason) -> None:
+        stream, tokens = self._stream, self._stream.tokens
+        if tokens and tokens[-1] in self._ends:
+            tokens.pop()
+        stream.end()  # what a stop string might have begun with, where nobody asked for it
+        self._stats.n_thought = stream.n_thought
+        text, thought = stream.text, stream.thought or None
+        self.answer = Answer(text, tuple(tokens), reason, self._stats, self._n_forgotten, thought)
+        self._engine.stop_switch.signal = None
+        self._engine.save()
+
+    def _rounds(self) -> Generator[RoundResult, None, None]:
+        """Rounds of the answer whose tokens the caller collects; anew where it changed them, and from a shortened
+        conversation where the context was full.
+        """
+        engine, request, stream, stats = self._engine, self._request, self._stream, self._stats
+        tokens, n_draft = stream.tokens, engine.n_draft
+        if request.n_draft is not None:
+            n_draft = min(request.n_draft, n_draft)
+        while True:
+            prompt = [*self._prompt(len(self._begun) + len(tokens)), *self._begun]
+            so_far, sampling = [*prompt, *tokens], request.sampling
+            n_cached = keep_common_prefix(engine.backend, so_far, len(so_far) - 1)
+            if not tokens:
+                stats.n_prompt, stats.n_cached = len(prompt), n_cached
+            elif sampling.seed is not None:  # other draws than those before
+                sampling = dataclasses.replace(sampling, seed=sampling.seed + len(tokens))
+            self._begin_drafting(prompt)
+            if tokens:
+                engine.drafter.observe(so_far, n_new=len(tokens))
+            if self._is_cancelled:
+                raise Interrupted("stopped before reading")
+            for step in decode.generate(
+                engine.backend,
+                engine.drafter,
+                so_far,
+                sampling,
+                n_draft=n_draft,
+                max_new=self._limit - len(tokens),
+                stop=self._ends,
+            ):
+                yield step
+                if stream.is_rewritten:
+                    stream.is_rewritten = False
+                    break
+            else:
+                if request.on_full == "stop" or len(tokens) >= self._limit or tokens[-1] in self._ends:
+                    return
+
+    def _begin_drafting(self, prompt: Sequence[int]) -> None:
+        sampling, thinking = self._request.sampling, self._thinking
+        # With a seed, drafts are given tokens: the same seed is then the same answer, whatever was learnt since.
+        imitated = sampling if sampling.seed is None else GREEDY
+        # A drafter that thinks by itself drafts no thoughts for a target that does not.
+        think = thinking.think if thinking.markers is not None else False
+        own_prompt = self._engine.draft_prompt(self._conversation(self._n_forgotten), think=think)
+        self._engine.drafter.begin(prompt, own_prompt=own_prompt, sampling=imitated)
+
+    def _conversation(self, first: int) -> list[Message]:
+        """Without the turns before `first`."""
+        return [*self._system, *self._turns[first:]]
+
+    def _prompt(self, n_answered: int) -> list[int]:
+        """The conversation, shortened where it must and may be, so that there is room to go on behind `n_answered`.
+
+        Raises:
+            ContextFull: it does not fit.
+        """
+
+        def render(first: int) -> list[int]:
+            return self._engine.template.render(self._conversation(first), think=self._thinking.think)
+
+        n_ctx = self._engine.backend.n_ctx
+        questions = [i for i, message in enumerate(self._turns) if message.role == "user"]
+        n_asked = questions[-1] if questions else 0  # the question itself stays
+        prompt = render(self._n_forgotten)
+        if len(prompt) + n_answered < n_ctx:
+            return prompt
+        if self._request.on_full == "shift":
+            for first in (i for i in questions if i > self._n_forgotten):
+                prompt = render(first)
+                if len(prompt) + n_answered <= n_ctx // 2 or (first == n_asked and len(prompt) + n_answered < n_ctx):
+                    self._n_forgotten = first
+                    return prompt
+        alone = render(n_asked)
+        if len(alone) + n_answered < n_ctx:
+            what, remedy = "conversation is", "/clear it, or start again with a larger --ctx or with --on-full shift"
+        else:  # to forget what was said before would not help
+            prompt, what = alone, f"question{' with the system prompt' if self._system else ''} alone is"
+            can_grow = n_ctx < (self._engine.model.n_ctx_train or n_ctx + 1)
+            remedy = "shorten it" + (", or start again with a larger --ctx" if can_grow else "")
+        raise ContextFull(
+            f"the {what} {len(prompt) + n_answered:,} tokens long and the context holds {n_ctx:,}: {remedy}"
+        )
+
+    def _take(self, step: RoundResult) -> tuple[str, str]:
+        """The thought and the text that a round adds, up to a stop string or to where the thought has to end."""
+        stream, thought, text = self._stream, "", ""
+        for n, token in enumerate(step.tokens, 1):  # one by one: nothing behind a stop string is kept
+            new = [stream.feed(token)]
+            may_go_on = token not in self._ends and len(stream.tokens) < self._limit
+            if may_go_on and (forced := self._thinking.cut(stream)):
+                # What was drafted beyond goes too, so that the answer is the same whatever was drafted.
+                self._stats.n_new -= len(step.tokens) - n
+                new += stream.add(forced)
+            thought, text = thought + "".join(t for t, _ in new), text + "".join(t for _, t in new)
+            if stream.stopped or stream.is_rewritten:
+                break
+        return thought, text
+
+
+def generate(engine: SupportsGeneration, request: Request, *, cancel: threading.Event | None = None) -> Generation:
+    """Answer a request. See `Generation` for what `cancel` does, and for what is raised while it is read."""
+    return Generation(engine, request, cancel=cancel)
+
+
+def _pieces(thought: str, text: str) -> Iterator[Piece]:
+    if thought:
+        yield Piece(thought, "thought")
+    if text:
+        yield Piece(text, "text")
