@@ -17,7 +17,7 @@ from edgellm.export.convert.script import n_compared, transformers_logits
 from edgellm.export.obtain.source import ModelSource
 from edgellm.export.read.tokenizer_facts import APPROXIMATE
 from edgellm.memory.errors import EdgellmError
-from edgellm.memory.gguf import read_header
+from edgellm.memory.gguf import GgufHeader, read_header
 
 MAX_LOGITS_ERROR = 0.02  # half precision rounds activations; an exchanged or lost tensor is off by about 1
 N_TOKENS = 96  # of a text, where nothing asks for a longer one
@@ -147,10 +147,11 @@ def check_logits(folder: Path, path: Path, *, python: Path | None = None) -> dic
     Raises:
         VerificationFailed: other logits.
     """
+    header = read_header(path)
     try:
-        lengths = [n_compared(folder)] if python else _telling_lengths(read_reference_config(folder), path)
+        lengths = [n_compared(folder)] if python else _telling_lengths(read_reference_config(folder), header)
         ids = engine_jobs.tokenise(path, [TEXT])[0]
-        checked = [_compared(folder, path, (ids * (n // len(ids) + 1))[:n], python) for n in lengths]
+        checked = [_compared(folder, header, (ids * (n // len(ids) + 1))[:n], python) for n in lengths]
     except NoReference as error:
         return f"not compared: {error}"
     return {
@@ -161,8 +162,9 @@ def check_logits(folder: Path, path: Path, *, python: Path | None = None) -> dic
     }
 
 
-def _compared(folder: Path, path: Path, tokens: Sequence[int], python: Path | None) -> tuple[int, float, int]:
+def _compared(folder: Path, header: GgufHeader, tokens: Sequence[int], python: Path | None) -> tuple[int, float, int]:
     """(rows compared, the worst relative error, rows whose likeliest token is the same)"""
+    path = header.path
     rows = sorted({*range(min(N_ROWS, len(tokens))), *range(max(0, len(tokens) - N_ROWS), len(tokens))})
     expected = transformers_logits(python, folder, tokens)[rows] if python else reference_logits(folder, tokens, rows)
     found = engine_jobs.logits(path, tokens, rows)
@@ -172,7 +174,7 @@ def _compared(folder: Path, path: Path, tokens: Sequence[int], python: Path | No
     errors = np.where(np.isnan(errors), np.inf, errors)
     worst = int(np.argmax(errors))
     # Where two experts are as good as each other, rounding chooses: a few tokens may then differ at will.
-    judged = float(np.quantile(errors, 0.9) if read_header(path).hparam("expert_count", 0) else errors[worst])
+    judged = float(np.quantile(errors, 0.9) if header.hparam("expert_count", 0) else errors[worst])
     if not judged <= MAX_LOGITS_ERROR:
         raise VerificationFailed(
             f"{path.name} gives other logits than the checkpoint (relative error {judged:.3g}, the worst at token "
@@ -181,11 +183,11 @@ def _compared(folder: Path, path: Path, tokens: Sequence[int], python: Path | No
     return len(rows), float(errors[worst]), int((found.argmax(axis=1) == expected.argmax(axis=1)).sum())
 
 
-def _telling_lengths(config: ReferenceConfig, path: Path) -> list[int]:
+def _telling_lengths(config: ReferenceConfig, header: GgufHeader) -> list[int]:
     """Lengths of text that show a file's windows and stretched positions, within the context that it states."""
-    n_context = int(read_header(path).hparam("context_length"))
+    n_context = int(header.hparam("context_length"))
     beyond = [window + N_ROWS for window in config.windows if window is not None]
-    affordable = MAX_MULTIPLICATIONS // (path.stat().st_size // 2)  # of half-precision weights
+    affordable = MAX_MULTIPLICATIONS // (header.file_bytes // 2)  # of half-precision weights
     stretched = [rope.original_positions + N_ROWS for rope in config.ropes if rope.is_stretched]
     beyond += [min(n, affordable) for n in stretched]
     longest = min(max([N_TOKENS, *beyond]), MAX_TOKENS, n_context)

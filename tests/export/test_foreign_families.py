@@ -71,7 +71,7 @@ def test_a_family_of_llama_cpps_converter_computes_what_transformers_does(
 def test_the_table_is_what_the_pinned_script_says(python: Path, tmp_path: Path) -> None:
     folder = llama_cpp_converter.converter_source()
     job = {"job": "registry", "source": str(folder)}
-    told = run_job(python, job, "the registry", log=tmp_path / "log", program="converter_job.py")["classes"]
+    told = run_job(python, job, "the registry", log=tmp_path / "log", program="convert/converter_job.py")["classes"]
     assert {name: tuple(row) for name, row in told.items()} == {
         name: (known.arch, known.in_transformers, known.has_senses) for name, known in known_classes().items()
     }
@@ -112,7 +112,7 @@ def test_code_that_comes_with_a_model_is_not_run(where: str, python: Path, tmp_p
     logits = {"job": "logits", "source": str(folder), "tokens": [1, 2], "output": str(tmp_path / "l"), "n_threads": 1}
     for what in (job, logits):
         try:
-            run_job(python, what, what["job"], log=tmp_path / "log", program="converter_job.py")
+            run_job(python, what, what["job"], log=tmp_path / "log", program="convert/converter_job.py")
         except ExporterError as error:
             print(f"\n{where}, {what['job']}: {error}")
     assert not mark.exists()
