@@ -151,9 +151,9 @@ def measure(
         BadReference, UnknownModel, NotHere, PullError: as `resolve`.
         DoesNotFit, LoadError, PlanError, AdapterError: as `loading.load`.
     """
+    from edgellm.runtime.bringup.load import load_target
     from edgellm.runtime.bringup.planning import plan_here
     from edgellm.runtime.comparison import run
-    from edgellm.runtime.engine import load_target
 
     model, drafts, planned = asked.model, asked.drafts, None
     if asked.plan is not None:
@@ -199,7 +199,7 @@ def ablation(plain: Engine, draft: Path | None) -> dict[str, Engine]:
     Raises:
         LoadError: the drafter cannot be loaded.
     """
-    from edgellm.runtime.engine import with_drafter
+    from edgellm.runtime.bringup.load import with_drafter
 
     engines: dict[str, Engine] = {}
     for name, row in ABLATION.items():
@@ -217,8 +217,8 @@ def ablation(plain: Engine, draft: Path | None) -> dict[str, Engine]:
 def _engines(
     plain: Engine, configurations: Sequence[Configuration], default: ModelFile | None, *, ablate: bool
 ) -> dict[str, Engine]:
+    from edgellm.runtime.bringup.load import with_drafter
     from edgellm.runtime.comparison import PLAIN
-    from edgellm.runtime.engine import with_drafter
 
     if ablate:
         return {PLAIN: plain, **ablation(plain, default.path if default else None)}

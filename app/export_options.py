@@ -71,7 +71,8 @@ _MERGE: Way = "merge"
 _ONNX: Way = "onnx"
 # --token, --yes, --json and --jsonl are no wishes about the result: they are credentials, consent, and forms of talk,
 # and go with everything, like the request's own `model`, `output` and `format`.
-RULES: Mapping[str, _Rule] = {
+RULES: Mapping[str, _Rule] = {  # each behind what it hangs on
+    "locked": _Rule(("gguf", "adapter", "merge")),
     "draft": _Rule(_MODELS),
     "quant": _Rule(WAYS, excludes="mem", locked=False),
     "draft_quant": _Rule(_MODELS, needs="draft", locked=False),
@@ -88,7 +89,6 @@ RULES: Mapping[str, _Rule] = {
     "merge": _Rule((_MERGE,)),
     "exporter": _Rule((_ONNX,)),
     "exporter_python": _Rule(_MODELS),
-    "locked": _Rule(("gguf", "adapter", "merge")),
     "verify": _Rule(WAYS, locked=False),
     "revision": _Rule(WAYS, locked=False),
 }
@@ -127,7 +127,7 @@ def settled(request: ExportRequest, way: Way, typed: Collection[str] | None = No
     for name, rule in RULES.items():
         if rule.excludes in given - asked and name in asked:  # what was typed counts before what is always set
             given.remove(rule.excludes)
-    for name, rule in RULES.items():  # in this order, so that what is needed is settled before what needs it
+    for name, rule in RULES.items():
         if name not in given | asked:
             continue
         why = _why_idle(name, rule, request, way, given)

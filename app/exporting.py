@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.app.converters import Converters
+from edgellm.app.defaults import asked_bytes
+from edgellm.app.evaluation import judge, tabulate
 from edgellm.app.export_options import (
     DEFAULT_ONNX_QUANT,
     DEFAULT_QUANT,
@@ -37,23 +39,21 @@ from edgellm.export.obtain.download import Progress
 from edgellm.export.obtain.source import ModelSource
 from edgellm.export.onnx import onnx_export, onnx_facts
 from edgellm.export.read.facts import IsAdapter
-from edgellm.export.request import Event, Judge, Options, Request, Tabulator
+from edgellm.export.request import Event, Options, Request
 from edgellm.export.sizing import DRAFT_QUANT, best_quant
 from edgellm.memory.errors import EdgellmError
 from edgellm.memory.limits import N_CTX
 from edgellm.memory.plan import MemoryPlan
-from edgellm.memory.units import format_bytes, parse_memory
+from edgellm.memory.units import format_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """Who is told how an export goes, who is asked, and who runs what it made."""
+    """Who is told how an export goes, and who is asked."""
 
     on_event: Callable[[Event], None]
     progress: Progress  # of downloads; its `note` is told what is chosen
     ask: Callable[[str], bool]  # whether an exporter's environment may be installed
-    judge: Judge
-    tabulate: Tabulator
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +95,7 @@ class _FoundAdapter(EdgellmError):
 
 def _refuse_early(asked: ExportRequest) -> None:
     """What is misspelt, cannot be made, or is no importance matrix, before anything is fetched."""
-    if asked.mem is not None:
-        parse_memory(asked.mem)
+    asked_bytes(asked.mem)
     head_type(asked.draft_head)
     layers(asked.drop_layers)
     wanted = gguf_types(asked.quant or DEFAULT_QUANT, also=("F32",))  # F32: of an adapter, as it may turn out to be
@@ -119,7 +118,7 @@ def _to_onnx(asked: ExportRequest, hooks: Hooks) -> Exported:
     folder = _folder(asked, "onnx")
     python = asked.exporter_python or environment(exporter, ask=hooks.ask)
     request = onnx_export.OnnxRequest(
-        target, draft, types, draft_types, exporter, python, folder, verify=asked.verify, judge=hooks.judge
+        target, draft, types, draft_types, exporter, python, folder, verify=asked.verify, judge=judge
     )
     return Exported(onnx_export.export_onnx(request, hooks.on_event), folder)
 
@@ -161,8 +160,8 @@ def _to_gguf(asked: ExportRequest, hooks: Hooks) -> Exported:
             raise _FoundAdapter from error
     draft = _draft(asked.draft or (there.repo("draft") if there else None), target, fetch, there)
     plan = None
-    if asked.mem is not None:
-        asked, plan = _sized(asked, target, draft, hooks.progress)
+    if (device_bytes := asked_bytes(asked.mem)) is not None:
+        asked, plan = _sized(asked, device_bytes, target, draft, hooks.progress)
     request = Request(
         target,
         draft,
@@ -173,8 +172,8 @@ def _to_gguf(asked: ExportRequest, hooks: Hooks) -> Exported:
         verify=False if there else asked.verify,
         converter=converters.converter,
         plan=plan.to_json() if plan else None,
-        judge=None if there else hooks.judge,
-        tabulate=hooks.tabulate,
+        judge=None if there else judge,
+        tabulate=tabulate,
         merging=merging,
     )
     if there is None:
@@ -189,11 +188,10 @@ def _draft(reference: str | None, target: ModelSource, fetch: _Fetch, there: Man
 
 
 def _sized(
-    asked: ExportRequest, target: ModelSource, draft: ModelSource | None, progress: Progress
+    asked: ExportRequest, device_bytes: int, target: ModelSource, draft: ModelSource | None, progress: Progress
 ) -> tuple[ExportRequest, MemoryPlan]:
     """The request with the types that fit the device."""
-    assert asked.mem is not None
-    quant, plan = best_quant(target, draft, parse_memory(asked.mem), asked.ctx or N_CTX)
+    quant, plan = best_quant(target, draft, device_bytes, asked.ctx or N_CTX)
     progress.note(f"{quant} is the most exact type that fits {asked.mem} ({format_bytes(plan.required_bytes)})")
     return replace(asked, quant=quant, draft_quant=asked.draft_quant or DRAFT_QUANT), plan
 

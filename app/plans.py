@@ -38,6 +38,42 @@ class PlannedPair:
     measured: Measurement | None
 
 
+def plan(
+    model: Path | str,
+    draft: Path | str | None = None,
+    *,
+    memory: str | None = None,
+    budget: str | None = None,
+    device: str | None = None,
+    n_ctx: int | None = None,
+    kv: str | None = None,
+    n_draft: int | None = None,
+    offline: bool = False,
+) -> MemoryPlan:
+    """What fits, what each part takes and how fast it will roughly be, before anything is downloaded.
+
+    Args:
+        model, draft: as for `load`.
+        memory: of a device ("6GB", "6GiB"), half of which is a program's; or
+        budget: of the program; or
+        device: a name that `edgellm devices` lists; this machine if none of the three is given.
+        n_ctx, kv, n_draft: context in tokens, type of its cache, tokens drafted a round; None: what fits best.
+        offline: ask no server for the header of a model that is not here.
+
+    Returns:
+        A plan, whether it fits (`fits`) or not; `load` takes it.
+
+    Raises:
+        BadSetting, BadSize, UnknownDevice: a place that is none, or a type of the cache.
+        BadReference, UnknownModel, UnknownShape, GgufError: the model is not known, or its file is damaged.
+    """
+    place = place_for(memory, budget, device)
+    here = memory is None and device is None
+    ask = plan_request(n_ctx=n_ctx, kv=kv, n_draft=n_draft, here=here, keep_drafter=draft is not None)
+    named = None if draft is None else str(draft)
+    return plan_pair(str(model), named, place, ask, offline=offline).solution.plan
+
+
 def plan_pair(
     model: str,
     draft: str | None,

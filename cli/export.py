@@ -47,39 +47,17 @@ def export(
     An interrupted export goes on where it stopped. The folder appears when all of it is there.
     """
     from edgellm.app import exporting
-    from edgellm.app.defaults import asked_bytes
-    from edgellm.app.evaluation import judge, tabulate
     from edgellm.app.export_options import ExportRequest
     from edgellm.cli import _export_view as view
     from edgellm.cli._progress import DownloadBar
 
-    asked_bytes(mem)  # answers are in its units
     request = ExportRequest(
-        model=model,
-        format=format_,
-        output=output,
-        draft=draft,
-        quant=quant,
-        draft_quant=draft_quant,
-        mem=mem,
-        ctx=ctx,
-        trim_vocab=trim_vocab,
-        trim_corpus=trim_corpus,
-        trim_input=trim_input,
-        drop_layers=drop_layers,
-        draft_head=draft_head,
-        imatrix=imatrix,
-        converter=converter,
-        base=base,
-        merge=merge,
-        exporter=exporter,
-        exporter_python=exporter_python,
-        locked=locked,
-        verify=verify,
-        revision=revision,
-        token=token,
-    )
-    hooks = exporting.Hooks(view.Watch(jsonl), DownloadBar(), view.consent(yes=yes), judge, tabulate)
+        model, format=format_, output=output, draft=draft, quant=quant, draft_quant=draft_quant, mem=mem, ctx=ctx,
+        trim_vocab=trim_vocab, trim_corpus=trim_corpus, trim_input=trim_input, drop_layers=drop_layers,
+        draft_head=draft_head, imatrix=imatrix, converter=converter, base=base, merge=merge, exporter=exporter,
+        exporter_python=exporter_python, locked=locked, verify=verify, revision=revision, token=token,
+    )  # fmt: skip
+    hooks = exporting.Hooks(view.Watch(jsonl), DownloadBar(), view.consent(yes=yes))
     with view.usage():
         done = exporting.export(request, hooks, view.typed(context))
     view.show_export(done, json_=json_, jsonl=jsonl)

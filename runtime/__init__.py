@@ -1,13 +1,4 @@
-"""Token ids in, token ids out; chat on top. Imports `memory` alone of the other rooms.
-
-The Python API in five lines:
-
-    from edgellm.runtime import ChatSession, load
-
-    with load("target.gguf", "drafter.gguf") as engine:
-        for text in ChatSession(engine).reply("Why is the sky blue?"):
-            print(text, end="", flush=True)
-"""
+"""Token ids in, token ids out; answers to requests on top. Imports `memory` alone of the other rooms."""
 
 from __future__ import annotations
 
@@ -15,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgellm.memory.adapter import Lora as Lora
+    from edgellm.runtime.bringup.load import load as load
     from edgellm.runtime.bringup.planning import EngineOptions as EngineOptions
     from edgellm.runtime.conversation import ChatSession as ChatSession
     from edgellm.runtime.engine import Engine as Engine
-    from edgellm.runtime.engine import load as load
     from edgellm.runtime.request import Answer as Answer
     from edgellm.runtime.request import Request as Request
     from edgellm.runtime.request import Stats as Stats
@@ -31,7 +22,7 @@ _HOMES = {
     "Stats": "request",
     "Engine": "engine",
     "EngineOptions": "bringup.planning",
-    "load": "engine",
+    "load": "bringup.load",
     "Lora": "bringup.planning",
     "Sampling": "sampling",
 }

@@ -25,6 +25,19 @@ USER_ENV = dict(os.environ)  # before any test changes it
 _OURS = ("EDGELLM_", "HF_", "HUGGINGFACE_", "HUGGING_FACE_")
 
 
+class RootIsNoTestPackage:
+    """The checkout is the package `edgellm`; pytest would import it once more, under the name of its folder."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collect_directory(self, path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+        is_root = path == parent.config.rootpath
+        return pytest.Dir.from_parent(parent, path=path) if is_root else None  # type: ignore[no-any-return]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(RootIsNoTestPackage())
+
+
 @pytest.fixture(scope="session")
 def extra_buffers() -> str:
     """What this machine's trial of the engine's extra buffers says, so that it is not made anew for each test."""
@@ -95,3 +108,9 @@ def model_path() -> Callable[[str], Path]:
 def smollm2_path(model_path: Callable[[str], Path]) -> Path:
     """SmolLM2-135M-Instruct Q4_1, 94 MiB: small enough for the default tests."""
     return model_path("smollm2-135m-instruct")
+
+
+@pytest.fixture
+def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A download that failed is tried again at once."""
+    monkeypatch.setattr("edgellm.export.obtain.download.RETRY_WAIT_S", 0.01)

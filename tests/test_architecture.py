@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,11 @@ ALLOWED: dict[str, set[str]] = {
 ADAPTERS = {
     "llama_cpp": {
         "export/convert/engine_program.py",
+        "runtime/backends/library.py",
+        "runtime/backends/llama_context.py",
         "runtime/backends/llama_cpp.py",
+        "runtime/backends/llama_heads.py",
+        "runtime/backends/llama_log.py",
         "runtime/backends/llama_tokenizer.py",
         "runtime/bringup/extra_buffers.py",
         "runtime/bringup/library.py",
@@ -30,7 +35,8 @@ ADAPTERS = {
         "export/onnx/hosts/host.py",
         "export/onnx/onnx_bundle.py",
         "export/onnx/onnx_job.py",
-        "runtime/backends/onnx.py",
+        "runtime/backends/onnx_cache.py",
+        "runtime/backends/onnx_runtime.py",
     },
     "tokenizers": {
         "export/onnx/hosts/host.py",
@@ -72,6 +78,54 @@ def test_heavy_libraries_are_imported_by_their_adapters_alone(library: str) -> N
     assert importers <= ADAPTERS[library]
 
 
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Whatever an import stands in: the file, a function, or TYPE_CHECKING."""
+    files = {
+        ".".join(["edgellm", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__"): path
+        for room in ALLOWED
+        for path in (ROOT / room).rglob("*.py")
+    }
+    edges = {name: files_imported_by(path, files) - {name} for name, path in files.items()}
+    while leaves := {name for name, wanted in edges.items() if not wanted & edges.keys()}:
+        for name in leaves:
+            del edges[name]
+    assert circles_of(edges) == []
+
+
+def files_imported_by(source: Path, files: Mapping[str, Path]) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names & files.keys() or {str(node.module)} & files.keys()
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names} & files.keys()
+    return found
+
+
+def circles_of(edges: Mapping[str, set[str]]) -> list[set[str]]:
+    """Sets of names that all lead to each other."""
+
+    def reached(start: str) -> set[str]:
+        seen, waiting = set[str](), [start]
+        while waiting:
+            for name in edges.get(waiting.pop(), set()) & edges.keys() - seen:
+                seen.add(name)
+                waiting.append(name)
+        return seen
+
+    ahead = {name: reached(name) for name in edges}
+    circles: list[set[str]] = []
+    for name, names in ahead.items():
+        if name in names and not any(name in circle for circle in circles):
+            circles.append({other for other in names if name in ahead[other]})
+    return circles
+
+
+def test_a_circle_is_seen() -> None:
+    assert circles_of({"a": {"b"}, "b": {"c", "d"}, "c": {"a"}, "d": set()}) == [{"a", "b", "c"}]
+
+
 def test_every_package_ships() -> None:
     """setuptools cannot discover mapped packages, and an editable install hides a forgotten one."""
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
@@ -83,6 +137,17 @@ def test_every_package_ships() -> None:
     assert listed == found | {"edgellm"}
 
 
-def test_no_python_file_lies_at_the_root() -> None:
+def test_no_python_file_but_the_api_lies_at_the_root() -> None:
     """It would ship inside the wheel as edgellm/<name>.py."""
-    assert [path.name for path in ROOT.glob("*.py") if path.name != "setup.py"] == []
+    assert {path.name for path in ROOT.glob("*.py")} == {"setup.py", "__init__.py"}
+
+
+def test_policy_prints_nothing_exits_never_and_reads_no_command_line() -> None:
+    for source in (ROOT / "app").rglob("*.py"):
+        libraries = {name.split(".")[0] for name in modules_imported_by(source)}
+        assert libraries.isdisjoint({"argparse", "click", "prompt_toolkit", "rich", "typer"}), source
+        tree = ast.parse(source.read_text(encoding="utf-8"))
+        called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        assert called.isdisjoint({"print", "input", "exit", "quit", "sys.exit", "os._exit"}), source
+        named = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert named.isdisjoint({"sys.stdout", "sys.stderr", "sys.stdin", "sys.argv", "SystemExit"}), source

@@ -2,7 +2,8 @@
 computes logits with transformers.
 
 Run as a script by that environment's Python, which has torch and transformers and not this package; so nothing of the
-package is imported here. A job is one line of JSON on stdin; stdout takes progress and the answer, an object a line.
+package is imported here. It is one file: with its folder on the path, the modules beside it would stand where a library
+expects its own. A job is one line of JSON on stdin; stdout takes progress and the answer, an object a line.
 
 The converter asks transformers to trust the code that comes with a model. Here nothing of a model's folder is run,
 unpickled, or looked for in the network.

@@ -1,7 +1,8 @@
 """A job of an exporter's own environment: makes an ONNX graph of a checkpoint, or compares one with it.
 
 Run as a script by that environment's Python, which has torch and transformers and not this package; so nothing of the
-package is imported here. A job is one JSON object on stdin; the answer is the last line of stdout, in JSON. What the
+package is imported here, and all of it is one file, which starts itself anew for what may end its process. A job is one
+JSON object on stdin; the answer is the last line of stdout, in JSON. What the
 exporters print goes to stderr.
 """
 

@@ -26,8 +26,8 @@ from edgellm.memory.solve import refusal, solve
 from edgellm.memory.split import read_model
 from edgellm.memory.units import format_bytes
 from edgellm.runtime.backends.base import LoadError, OutOfMemory
-from edgellm.runtime.backends.llama_cpp import has_extra_buffers, kernels, offloads
-from edgellm.runtime.drafters.adaptive import Stop
+from edgellm.runtime.backends.library import has_extra_buffers, kernels, offloads
+from edgellm.runtime.drafters.base import Stop
 
 TOLERANCE = (
     0.02  # of a stored plan against the same plan made anew: another machine may size buffers a little otherwise

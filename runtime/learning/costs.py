@@ -152,9 +152,8 @@ def measure(
             for n in order:
                 if time.perf_counter() > deadline and len(row) >= min(2, len(widths)):
                     break
-                keep = min(n, backend.max_outputs)
                 started = time.perf_counter()
-                backend.forward(_filler(backend, n), n_outputs=keep)
+                backend.forward(_filler(backend, n), n_outputs=min(n, backend.max_outputs))
                 row[n] = min(row.get(n, math.inf), time.perf_counter() - started)
                 _return_to(backend, context)
         rows.append(row)

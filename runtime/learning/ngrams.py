@@ -93,8 +93,8 @@ class NgramCache:
             node = child
         return self._n_through[node] > self._count[node]
 
-    def ends(self, draft: Sequence[int]) -> float | None:
-        """How likely a target token that begins with these draft tokens ends with them; None where nothing is known."""
+    def p_final(self, draft: Sequence[int]) -> float | None:
+        """P(a target token that begins with these draft tokens ends with them); None where nothing is known."""
         node = 0
         for token in draft:
             child = self._children.get(node << _TOKEN_BITS | token)

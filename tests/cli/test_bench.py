@@ -13,10 +13,10 @@ from tiny_gguf import write_tiny
 from typer.testing import CliRunner
 
 from edgellm.cli.main import app
+from edgellm.runtime.bringup.load import load_target, with_drafter
 from edgellm.runtime.bringup.planning import EngineOptions
 from edgellm.runtime.comparison import PLAIN, Prompt, Report, Run, read_prompts, run
 from edgellm.runtime.drafters.base import Draft, NoDrafter
-from edgellm.runtime.engine import load_target, with_drafter
 from edgellm.runtime.request import Stats
 
 SUMMARY = {

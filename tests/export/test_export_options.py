@@ -124,6 +124,8 @@ def test_what_is_typed_counts_before_what_is_set_for_all() -> None:
     request = ExportRequest("nobody/model", quant="Q8_0", mem="2GB")
     assert settled(request, "gguf", {"quant"}).mem is None
     assert settled(request, "gguf", {"mem"}).quant is None
+    to_onnx = ExportRequest("nobody/model", format="onnx", quant="int8", locked=True)
+    assert settled(to_onnx, "onnx", {"quant"}).quant == "int8"
     with pytest.raises(BadOption, match="--quant does not go with --mem"):
         settled(request, "gguf", {"quant", "mem"})
 

@@ -19,7 +19,7 @@ from edgellm.memory.stored import plan_from_json
 SETTINGS = ContextSettings(n_ctx=100, n_ubatch=32, n_outputs=5)
 
 
-def tiny(folder: Path, **shape: bool) -> ModelShape:
+def tiny_onnx_shape(folder: Path, **shape: bool) -> ModelShape:
     write_tiny_onnx(folder, **shape)
     return shape_of(read_graph(folder / "model.onnx"), json.loads((folder / "config.json").read_text()), "tiny")
 
@@ -32,25 +32,25 @@ def planned(shape: ModelShape, settings: ContextSettings = SETTINGS) -> dict[str
 
 def test_a_cache_in_one_buffer_is_its_rows_and_one_for_a_padded_token(tmp_path: Path) -> None:
     row = 2 * 2 * N_KV_HEADS * HEAD_DIM * 4  # layers, keys and values, heads, float32
-    assert planned(tiny(tmp_path))["target cache"] == 101 * row
+    assert planned(tiny_onnx_shape(tmp_path))["target cache"] == 101 * row
 
 
 def test_a_cache_that_grows_is_there_several_times(tmp_path: Path) -> None:
-    one, grown = (planned(tiny(tmp_path / str(shared), shared=shared)) for shared in (True, False))
+    one, grown = (planned(tiny_onnx_shape(tmp_path / str(shared), shared=shared)) for shared in (True, False))
     assert grown["target cache"] == GROWN_COPIES * one["target cache"]
 
 
 def test_a_cache_that_grows_is_read_in_small_pieces(tmp_path: Path) -> None:
     wide = replace(SETTINGS, n_ctx=256, n_ubatch=256)
     narrow = replace(wide, n_ubatch=64)
-    grown = tiny(tmp_path / "grown", shared=False)
+    grown = tiny_onnx_shape(tmp_path / "grown", shared=False)
     assert planned(grown, wide) == planned(grown, narrow)
-    whole = tiny(tmp_path / "whole")
+    whole = tiny_onnx_shape(tmp_path / "whole")
     assert planned(whole, wide) != planned(whole, narrow)
 
 
 def test_weights_are_those_of_the_files_without_a_table_that_stays_there(tmp_path: Path) -> None:
-    shape = tiny(tmp_path)
+    shape = tiny_onnx_shape(tmp_path)
     on_disk = sum(path.stat().st_size for path in tmp_path.glob("model.onnx*"))
     assert shape.onnx is not None
     assert 0.8 * on_disk < planned(shape)["target weights"] + shape.onnx.table_bytes < on_disk
@@ -59,7 +59,7 @@ def test_weights_are_those_of_the_files_without_a_table_that_stays_there(tmp_pat
 def test_a_weight_of_a_lookup_and_a_product_is_counted_twice(tmp_path: Path) -> None:
     import onnx
 
-    alone = tiny(tmp_path)
+    alone = tiny_onnx_shape(tmp_path)
     model = onnx.load(tmp_path / "model.onnx", load_external_data=False)
     head = next(node for node in model.graph.node if node.output[0] == "logits")
     turned = onnx.helper.make_node("Transpose", ["embed"], ["turned"], perm=[1, 0])
@@ -74,7 +74,7 @@ def test_a_weight_of_a_lookup_and_a_product_is_counted_twice(tmp_path: Path) -> 
 
 
 def test_scales_of_quantised_products_are_packed_beside_those_of_the_file(tmp_path: Path) -> None:
-    shape = tiny(tmp_path, quantised=True)
+    shape = tiny_onnx_shape(tmp_path, quantised=True)
     assert shape.onnx is not None
     assert 0 < shape.onnx.scale_bytes < shape.weight_bytes / 4
     without = replace(shape, onnx=replace(shape.onnx, scale_bytes=0))
@@ -83,8 +83,8 @@ def test_scales_of_quantised_products_are_packed_beside_those_of_the_file(tmp_pa
 
 
 def test_the_type_of_weights_is_read_from_the_products(tmp_path: Path) -> None:
-    assert tiny(tmp_path / "a").quantisation == "fp32"
-    assert tiny(tmp_path / "b", quantised=True).quantisation == "int4"
+    assert tiny_onnx_shape(tmp_path / "a").quantisation == "fp32"
+    assert tiny_onnx_shape(tmp_path / "b", quantised=True).quantisation == "int4"
 
 
 def test_a_configuration_without_widths_is_refused(tmp_path: Path) -> None:

@@ -113,7 +113,8 @@ import sys, threading
 from pathlib import Path
 from edgellm.runtime.kernels import load
 load.__file__ = sys.argv[1]
-from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, kernels
+from edgellm.runtime.backends.library import kernels
+from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
 from edgellm.memory.context import ContextSettings
 def run(model, out):
     backend = LlamaBackend(model, ContextSettings(n_ctx=256, n_outputs=17, n_threads=2))

@@ -1,0 +1,71 @@
+"""edgellm: a small model drafts, a larger one decides, and its answers are its own.
+
+    import edgellm
+
+    with edgellm.load("qwen2.5-coder-1.5b-instruct") as engine:
+        answer = engine.generate([{"role": "user", "content": "Why is the sky blue?"}], max_tokens=200)
+        for text in answer:
+            print(text, end="", flush=True)
+        print(answer.answer.stats.tokens_per_s)
+
+`ChatSession` is a conversation on an engine. Nothing heavy is imported before a name is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgellm.app.loading import load as load
+    from edgellm.app.plans import plan as plan
+    from edgellm.memory.adapter import Lora as Lora
+    from edgellm.memory.plan import MemoryPlan as MemoryPlan
+    from edgellm.runtime.bringup.planning import EngineOptions as EngineOptions
+    from edgellm.runtime.conversation import ChatSession as ChatSession
+    from edgellm.runtime.engine import Engine as Engine
+    from edgellm.runtime.generation import Generation as Generation
+    from edgellm.runtime.request import Answer as Answer
+    from edgellm.runtime.request import BadRequest as BadRequest
+    from edgellm.runtime.request import Piece as Piece
+    from edgellm.runtime.request import Request as Request
+    from edgellm.runtime.request import Stats as Stats
+    from edgellm.runtime.sampling import Sampling as Sampling
+    from edgellm.runtime.text.template import Message as Message
+
+    __version__: str
+
+_HOMES = {
+    "Answer": "runtime.request",
+    "BadRequest": "runtime.request",
+    "ChatSession": "runtime.conversation",
+    "Engine": "runtime.engine",
+    "EngineOptions": "runtime.bringup.planning",
+    "Generation": "runtime.generation",
+    "Lora": "memory.adapter",
+    "MemoryPlan": "memory.plan",
+    "Message": "runtime.text.template",
+    "Piece": "runtime.request",
+    "Request": "runtime.request",
+    "Sampling": "runtime.sampling",
+    "Stats": "runtime.request",
+    "load": "app.loading",
+    "plan": "app.plans",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Load a name's home when it is first asked for (PEP 562)."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("edgellm")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})
