@@ -68,7 +68,7 @@ class Benchmark:
     """What is measured and compared."""
 
     model: str | None
-    drafts: Sequence[str]  # a model, "copy", or MODEL+copy; none: the recommended drafter with copying
+    drafts: Sequence[str]  # a model, "copy", or MODEL+copy; empty: the recommended drafter with copying
     options: EngineOptions
     prompts: Sequence[Prompt]
     sampling: Sampling
@@ -162,7 +162,7 @@ def measure(
         model, planned_draft = models_of(planned, model, None)
         drafts = drafts or [f"{planned_draft}+copy" if planned.drafter else "copy"]
     options = with_loras(asked.options, asked.loras, planned)
-    first = drafts[0].removesuffix("+copy") if drafts and drafts[0] not in ("copy", "none") else None
+    first = drafts[0].removesuffix("+copy") if drafts and drafts[0].casefold() not in ("copy", "none") else None
     target, default = resolve_pair(model, first, offline=asked.offline, listener=listener)
     configurations = _configurations(drafts, default, offline=asked.offline, listener=listener)
     sizes = [one.draft for one in configurations if one.draft is not None]
@@ -234,11 +234,10 @@ def _configurations(
     if not drafts:
         return [Configuration(f"{default.name}+copy" if default else "copy", default.path if default else None, True)]
     found: list[Configuration] = []
-    for text in drafts:
+    # Without a draft model there is copying to measure: `none` is what is set for a chat.
+    for text in [text for text in drafts if text.casefold() != "none"] or ["copy"]:
         name, plus, tail = text.rpartition("+copy")
         reference = text if not plus or tail else name
-        if reference == "none":
-            continue
         if reference == "copy":
             found.append(Configuration("copy", None, True))
         else:

@@ -64,16 +64,15 @@ class Candidates:
             self._probs = _softmax(self.logits, 1.0)
         return self._probs
 
-    def keep(self, which: NDArray[np.bool_]) -> None:
-        """Leave out those where the mask is not set."""
-        self.take(np.flatnonzero(which))
-
-    def take(self, places: NDArray[np.intp]) -> None:
-        """Leave out all but those at `places`, which are in this order from now on."""
-        self.ids = places.astype(np.int64, copy=False) if self.ids is None else self.ids[places]
-        self.logits = self.logits[places]
+    def keep(self, which: NDArray[np.bool_] | NDArray[np.intp]) -> None:
+        """Leave out all others: `which` is a mask, or places, in whose order they are from now on."""
+        if self.ids is not None:
+            self.ids = self.ids[which]
+        else:
+            self.ids = np.flatnonzero(which) if which.dtype == np.bool_ else which.astype(np.int64, copy=False)
+        self.logits = self.logits[which]
         if self._probs is not None:
-            self._probs = self._probs[places]
+            self._probs = self._probs[which]
 
 
 def penalise_repeats(candidates: Candidates, sampling: Sampling) -> None:
@@ -100,7 +99,8 @@ def keep_top_n_sigma(candidates: Candidates, sampling: Sampling) -> None:
 def keep_top_k(candidates: Candidates, sampling: Sampling) -> None:
     """The k likeliest."""
     if 0 < sampling.top_k < len(candidates.logits):
-        candidates.take(np.argpartition(candidates.logits, -sampling.top_k)[-sampling.top_k :])
+        # A copy, so that the places of the whole vocabulary are not held in memory.
+        candidates.keep(np.argpartition(candidates.logits, -sampling.top_k)[-sampling.top_k :].copy())
 
 
 def keep_top_p(candidates: Candidates, sampling: Sampling) -> None:
@@ -110,8 +110,8 @@ def keep_top_p(candidates: Candidates, sampling: Sampling) -> None:
     probs = candidates.probs
     order = np.argsort(-probs, kind="stable")
     before = np.cumsum(probs[order]) - probs[order]  # mass of the likelier ones
-    inside = np.ones(len(probs), bool)
-    inside[order[before >= sampling.top_p]] = False
+    inside = np.empty(len(probs), bool)
+    inside[order] = before < sampling.top_p
     candidates.keep(inside)
 
 

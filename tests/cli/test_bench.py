@@ -90,6 +90,16 @@ def test_the_table_names_tasks_configurations_and_the_machine(target: Path, prom
     assert "threads, kernels" in done.stdout
 
 
+def test_what_is_set_for_a_chat_without_a_drafter_measures_copying(
+    target: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGELLM_DRAFT", "none")
+    monkeypatch.setenv("EDGELLM_MODEL", str(target))
+    done = CliRunner().invoke(app, ["bench", "-f", str(prompts), "--limit", "1", "-n", "4", "--json"])
+    assert done.exit_code == 0, done.output
+    assert [config["name"] for config in json.loads(done.stdout)["configs"]] == ["copy"]
+
+
 def test_a_changed_token_is_reported_with_its_place_and_its_logit_gap(target: Path) -> None:
     class Liar:
         """A backend wrapper that lets one wrong token through an answer, as a broken kernel would."""
