@@ -25,7 +25,7 @@ from edgellm.memory.solve import DEFAULT_N_CTX, N_UBATCH, refusal, solve
 from edgellm.memory.split import read_model
 from edgellm.memory.units import format_bytes
 from edgellm.runtime.backends.base import LoadError, OutOfMemory
-from edgellm.runtime.backends.library import has_extra_buffers, kernels, offloads
+from edgellm.runtime.backends.llama_process import has_extra_buffers, kernels, offloads
 from edgellm.runtime.drafters.base import Stop
 
 TOLERANCE = (

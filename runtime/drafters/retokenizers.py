@@ -1,6 +1,6 @@
 """Retokenising: ways to say in the target's vocabulary what was drafted in another; `bench --ablate` compares them.
 
-The drafter wrote ` the` ` c` `at`. The target's vocabulary has ` the`, ` cat` and ` cats`, and the cache has seen it say
+The drafter wrote ` the` ` c` `at`. The target's vocabulary has ` the`, ` cat` and ` cats`, and the cache saw it say
 ` cat` twice and ` cats` once where the drafter wrote ` c` `at` and ` c` `at` `s`:
 
     retokenizer    tokens           n_settled  why
