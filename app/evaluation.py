@@ -212,8 +212,8 @@ def judge(target: Path, draft: Path, *, measure: bool) -> dict[str, Any]:
 
 def tabulate(target: Path, draft: Path) -> bytes:
     """The vocabulary map that the runtime reads beside the drafter: see `runtime.text.vocabulary_map`."""
-    from edgellm.runtime.backends.library import engine_name
     from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
+    from edgellm.runtime.backends.llama_process import engine_name
     from edgellm.runtime.text.vocabulary_map import VocabularyMap
 
     models = [LlamaModel(path, ModelOptions(vocabulary_only=True)) for path in (target, draft)]

@@ -32,7 +32,7 @@ class Pair:
 
     def open(self, listener: Listener = SILENCE) -> Engine:
         """Load both; what was chosen is told as details, what was lost as warnings. Raises as `runtime.engine.load`."""
-        from edgellm.runtime.backends.library import kernels
+        from edgellm.runtime.backends.llama_process import kernels
         from edgellm.runtime.bringup.load import load as load_files
 
         if self.options.exact and not kernels().active:

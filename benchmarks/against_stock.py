@@ -34,7 +34,7 @@ N_LEAST = 64  # generated tokens, of a prompt that a speed is told of
 def work(arguments: argparse.Namespace) -> None:
     """Answer requests until there are none."""
     from edgellm.runtime import comparison
-    from edgellm.runtime.backends.library import kernels
+    from edgellm.runtime.backends.llama_process import kernels
     from edgellm.runtime.bringup.load import load_target, with_drafter
     from edgellm.runtime.bringup.planning import EngineOptions, plan_here
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -232,7 +232,7 @@ class Pair:
 
 def replay(
     pair: Pair,
-    recordings: Sequence[Recording],
+    recordings: Iterable[Recording],
     costs: Callable[[], Costs],
     *,
     model: bool = True,
@@ -258,7 +258,7 @@ def replay(
     drafting = ReplayDrafter(
         pair.own, pair.target, pair.turn_end, both.draft, clock, retokenizer=retokenizer, cache=cache
     )  # fmt: skip
-    kept = SavedStore(None, pair.target.n_tokens).history if store else None
+    kept = SavedStore(None, pair.target.n_tokens).index if store else None
     adaptive: AdaptiveDrafter | None = None
     for recording in recordings:
         target = ReplayTarget(recording, pair.target.n_tokens, both.target, clock)
@@ -316,9 +316,9 @@ def spellings(pair: Pair, recordings: Sequence[Recording], costs: Callable[[], C
 
 
 def oracle(pair: Pair, recordings: Sequence[Recording], costs: Costs, *, spelling: Retokenizer) -> Figures:
-    """The least time in which the recorded drafts and the recollections could have brought each answer.
+    """The least time in which the recorded drafts and the lookups could have brought each answer.
 
-    At every place: recalled tokens first (as many as turn out right, free), then passes of the drafter (as many as
+    At every place: looked-up tokens first (as many as turn out right, free), then passes of the drafter (as many as
     pay), or nothing; the choice of all rounds together is a shortest path. It knows what will be accepted and never
     proposes more.
     """
@@ -330,7 +330,7 @@ def oracle(pair: Pair, recordings: Sequence[Recording], costs: Costs, *, spellin
         whole, n_prompt, n = recording.whole, len(recording.prompt), len(recording.answer)
         alignment = EditAlignment(talk)
         lookup = Lookup({"copy": talk, "store": store}, alignment)
-        n_recalled: list[int] = []
+        n_looked_up: list[int] = []
         n_by_model: list[list[int]] = []  # place -> [tokens right after so many passes]
         for place in range(n):
             lookup.start(whole[: n_prompt + place])
@@ -341,7 +341,7 @@ def oracle(pair: Pair, recordings: Sequence[Recording], costs: Costs, *, spellin
                     break
                 lookup.take(found.token)
                 right += 1
-            n_recalled.append(right)
+            n_looked_up.append(right)
             draft = recording.drafts[place]
             tail = whole[max(0, n_prompt + place - WINDOW) : n_prompt + place]
             rights = []
@@ -366,7 +366,7 @@ def oracle(pair: Pair, recordings: Sequence[Recording], costs: Costs, *, spellin
         first_s, pass_s = costs.draft(2, n_prompt), costs.draft(1, n_prompt)
         for place in range(n - 1, -1, -1):
             options = []
-            for k in range(min(n_recalled[place], n - place - 1, N_MOST) + 1):
+            for k in range(min(n_looked_up[place], n - place - 1, N_MOST) + 1):
                 options.append((table[k] + best[place + k + 1], place + k + 1))
                 behind = place + k
                 for passes, right in enumerate(n_by_model[behind], 1):

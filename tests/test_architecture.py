@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
 ADAPTERS = {
     "llama_cpp": {
         "export/convert/engine_program.py",
-        "runtime/backends/library.py",
+        "runtime/backends/llama_process.py",
         "runtime/backends/llama_context.py",
         "runtime/backends/llama_cpp.py",
         "runtime/backends/llama_heads.py",

@@ -9,7 +9,7 @@ from llama_cpp import llama_cpp as api
 
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.gguf import TYPE_IDS
-from edgellm.runtime.backends.library import failure, listen, reason
+from edgellm.runtime.backends.llama_process import failure, listen, reason
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,10 +30,10 @@ from edgellm.runtime.backends.base import (
     Logits,
     StopSignal,
 )
-from edgellm.runtime.backends.library import failure, has_extra_buffers, kernels, listen, offloads, reason
 from edgellm.runtime.backends.llama_context import ContextLimits, new_context
 from edgellm.runtime.backends.llama_files import check_adapters, checked_header
 from edgellm.runtime.backends.llama_heads import Head, TrimmedHead, WholeHead, rows_at
+from edgellm.runtime.backends.llama_process import failure, has_extra_buffers, kernels, listen, offloads, reason
 from edgellm.runtime.backends.llama_tokenizer import LlamaTokenizer
 from edgellm.runtime.text.full_vocabulary import full_vocabulary_of
 from edgellm.runtime.text.vocabulary import Vocabulary

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.onnx_graph import is_onnx
 from edgellm.runtime.backends.base import LoadError, StopSignal
-from edgellm.runtime.backends.library import kernels
 from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, ModelOptions
+from edgellm.runtime.backends.llama_process import kernels
 
 if TYPE_CHECKING:
     from edgellm.runtime.backends.onnx_runtime import OnnxBackend, OnnxModel

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgellm.runtime.backends.base import Backend
-from edgellm.runtime.backends.library import engine_name
+from edgellm.runtime.backends.llama_process import engine_name
 from edgellm.runtime.bringup.planning import EngineOptions
 from edgellm.runtime.drafters.base import Proposer
 from edgellm.runtime.drafters.model import REACH, ModelDrafter

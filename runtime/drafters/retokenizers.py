@@ -1,15 +1,13 @@
 """Retokenising: ways to say in the target's vocabulary what was drafted in another; `bench --ablate` compares them.
 
-The drafter wrote ` c` `at` ` s`, the target's vocabulary has ` cat` `s` ` sat` ` `:
+The drafter wrote ` the` ` c` `at`. The target's vocabulary has ` the`, ` cat` and ` cats`, and the cache saw it say
+` cat` twice and ` cats` once where the drafter wrote ` c` `at` and ` c` `at` `s`:
 
-    retokenizer    tokens            n_settled  why
-    text           ` cat` ` ` `s`    2          the text ` cat s` tokenised again; its last token may still change
-    merging        ` cat` ` ` `s`    2          likewise, with p_final: how often the cache saw a word end so
-    map            none              0          ` c` has no counterpart of the same bytes: the draft is cut there
-    map, cache     ` cat`            1          the entry (` c`, `at`) -> ` cat` was learnt; ` s` has no counterpart
-
-The next drafted token `at` turns the text into ` cat sat`, which the target says as ` cat` ` sat`: the first token
-stayed, the others were provisional.
+    retokenizer    tokens           n_settled  why
+    text           ` the` ` cat`    1          the text tokenised again; what is drafted next may make it ` cats`
+    merging        ` the` ` cat`    1          likewise; p_final = (2 + 0.5) / (3 + 1) = 0.625 says that it stays ` cat`
+    map            ` the`           1          ` c` has no counterpart of the same bytes: the draft is cut there
+    map, cache     ` the` ` cat`    1          merged by an entry, of which a longer one is known
 """
 
 from __future__ import annotations

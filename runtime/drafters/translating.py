@@ -54,7 +54,7 @@ class TranslatingDrafter:
         Args:
             turn_end: what the target writes where the drafter would end its turn.
             retokenizer: how drafts are said in the target's vocabulary; tokenising the text again if None.
-            cache: learns the spelling of what the target says.
+            cache: learns which own tokens the target's are.
             shared_only: never draft a token that the target's vocabulary lacks (token-level intersection); needs a
                 `MapRetokenizer`.
             reach: own tokens that are read when it must read many; None: all.
@@ -82,7 +82,7 @@ class TranslatingDrafter:
         self._rng = np.random.default_rng()
         self._context = GrowingText(own, [])
         self._n_known = 0  # tokens of the context below which the backend is known to hold the same
-        self._n_unlearnt = 0  # target tokens whose spelling what follows may still change
+        self._n_unlearnt = 0  # target tokens whose own tokens what follows may still change
         self._waiting: list[int] = []  # of the target, not in the context yet
         self._said: list[int] = []  # by the target last, those included
 
@@ -162,7 +162,7 @@ class TranslatingDrafter:
         self._n_known = min(len(self._context.tokens), n_known) if prefix else len(context.tokens)
         backend, own = self.backend, self._own
         tail = (*tokens[-WINDOW:], *prefix)[-WINDOW:]
-        unfinished = context.unfinished  # the draft must spell these bytes first: the target has them already
+        unfinished = context.unfinished  # the draft must begin with these bytes: the target has them already
         draft = OwnDraft()
         draws = self._direct is not None and not self._sampling.greedy
         text = b""

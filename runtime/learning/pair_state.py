@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from edgellm.memory.adapter import fingerprint
 from edgellm.memory.cpu import cpu_name
 from edgellm.runtime.backends.base import Backend
-from edgellm.runtime.backends.library import kernels
 from edgellm.runtime.backends.llama_cpp import LlamaBackend
+from edgellm.runtime.backends.llama_process import kernels
 from edgellm.runtime.bringup.planning import EngineOptions
 from edgellm.runtime.drafters.base import Learns, Proposer
 from edgellm.runtime.learning import costs as curves

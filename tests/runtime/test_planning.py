@@ -88,7 +88,7 @@ SHORT = """
 import json, resource, sys
 from pathlib import Path
 from edgellm.runtime import ChatSession, load
-from edgellm.runtime.backends.library import kernels
+from edgellm.runtime.backends.llama_process import kernels
 kernels()
 held = int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) * 1024
 limit = held + int(sys.argv[2])

@@ -114,7 +114,7 @@ import sys, threading
 from pathlib import Path
 from edgellm.runtime.kernels import load
 load.__file__ = sys.argv[1]
-from edgellm.runtime.backends.library import kernels
+from edgellm.runtime.backends.llama_process import kernels
 from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
 from edgellm.memory.context import ContextSettings
 def run(model, out):
