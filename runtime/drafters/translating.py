@@ -173,7 +173,8 @@ class TranslatingDrafter:
             row = logits if self._mask is None else logits + self._mask
             token, top, entropy = top_of(row)
             if draws:
-                draft.drawn.append(self._sampling.distribution(row, [*context.tokens[-64:], *draft.tokens]))
+                lately = context.tokens[-self._sampling.repeat_last_n :]
+                draft.drawn.append(self._sampling.distribution(row, [*lately, *draft.tokens]))
                 token = draft.drawn[-1].draw(self._rng)
             if token in own.end_tokens:
                 yield self._ended(tail, draft, len(unfinished), text, Guess(self._turn_end or 0, top, entropy))
