@@ -7,12 +7,20 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 SOURCES = Path("runtime/kernels/src")
 # Nothing is compiled for the machine at hand: each file names its instruction set, and the CPU is asked at run time.
 UNIX_FLAGS = ["-std=c++17", "-O3", "-fno-wrapv", "-ffp-contract=off", "-fvisibility=hidden", "-w", "-g0"]
 MSVC_FLAGS = ["/std:c++17", "/O2", "/fp:precise", "/EHsc"]
 ENDINGS = {"win32": "dll", "darwin": "dylib"}
+
+
+class BuildPackages(build_py):
+    """Leaves this file out, which lies beside the package's own modules."""
+
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        return [found for found in super().find_package_modules(package, package_dir) if found[1] != "setup"]
 
 
 class BuildKernels(build_ext):
@@ -43,5 +51,5 @@ setup(
             optional=True,
         )
     ],
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build_ext": BuildKernels, "build_py": BuildPackages},
 )
