@@ -41,10 +41,14 @@ class Pair:
             )
         with listener.working(f"loading {self.target.name} …"):
             engine = load_files(self.target.path, self.draft.path if self.draft else None, self.options, plan=self.plan)
-        for note in engine.notes:
-            listener.detail(note)
-        for warning in engine.warnings:
-            listener.warning(warning)
+        try:
+            for note in engine.notes:
+                listener.detail(note)
+            for warning in engine.warnings:
+                listener.warning(warning)
+        except BaseException:  # nobody else has it yet
+            engine.close()
+            raise
         return engine
 
 

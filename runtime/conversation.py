@@ -135,7 +135,6 @@ class ChatSession:
                     on_thought(piece.text)
         finally:
             generation.close()
-            assert generation.answer is not None
             self._keep(generation.answer)
 
     def _keep(self, answer: Answer) -> None:

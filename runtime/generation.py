@@ -78,7 +78,7 @@ class Generation(Iterator[str]):
         vocabulary = engine.model.vocabulary
         if thinking is None:
             thinking = Thinking(engine.template, vocabulary, request.think, request.think_budget)
-        self.answer: Answer | None = None
+        self._answer: Answer | None = None
         self._engine, self._request, self._cancel, self._thinking = engine, request, cancel, thinking
         self._stats, self._ends = Stats(), vocabulary.end_tokens
         self._limit = request.max_tokens if request.max_tokens is not None else engine.backend.n_ctx
@@ -88,6 +88,17 @@ class Generation(Iterator[str]):
         self._system, self._turns = request.messages[:n_system], request.messages[n_system:]
         self._n_forgotten = 0  # of the turns
         self._pieces = self._write()
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer, once its last piece was given or it was closed.
+
+        Raises:
+            RuntimeError: it is still being written, or was never begun.
+        """
+        if self._answer is None:
+            raise RuntimeError("the answer is not written yet: iterate to its end, or call finish()")
+        return self._answer
 
     def pieces(self) -> Generator[Piece, None, None]:
         """Text and thought as they come. Closing it ends the answer with what was said."""
@@ -103,7 +114,6 @@ class Generation(Iterator[str]):
         """Write all that is left of the answer."""
         for _ in self._pieces:
             pass
-        assert self.answer is not None
         return self.answer
 
     def close(self) -> None:
@@ -155,7 +165,7 @@ class Generation(Iterator[str]):
         stream.end()  # what a stop string might have begun with, where nobody asked for it
         self._stats.n_thought = stream.n_thought
         text, thought = stream.text, stream.thought or None
-        self.answer = Answer(text, tuple(tokens), reason, self._stats, self._n_forgotten, thought)
+        self._answer = Answer(text, tuple(tokens), reason, self._stats, self._n_forgotten, thought)
         self._engine.stop_switch.signal = None
         self._engine.save()
 

@@ -113,3 +113,16 @@ def test_a_regeneration_that_is_stopped_before_it_begins_leaves_the_old_answer(t
         session.engine = replace(engine, drafter=StopsBeforeReading(cancel))
         assert "".join(session.regenerate(max_tokens=8, cancel=cancel)) == ""
         assert session.messages == before
+
+
+@pytest.mark.parametrize("n_looks", [2, 150, 400])
+def test_a_request_that_is_cancelled_while_it_is_read_is_taken_up_by_the_next(tiny: Path, n_looks: int) -> None:
+    with load(tiny, options=EngineOptions(n_ctx=2048, n_ubatch=32, learn="off", n_threads=1)) as engine:
+        whole = engine.generate(LONG, max_tokens=8).finish()
+        engine.backend.truncate(0)
+        stopped = engine.generate(LONG, max_tokens=8, cancel=Countdown(n_looks)).finish()
+        assert (stopped.finish_reason, stopped.text) == ("interrupted", "")
+        n_held = len(engine.backend.tokens)
+        assert n_held < whole.stats.n_prompt - 1
+        again = engine.generate(LONG, max_tokens=8).finish()
+        assert (again.tokens, again.stats.n_cached) == (whole.tokens, n_held)

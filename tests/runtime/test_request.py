@@ -100,9 +100,9 @@ def test_a_conversation_by_requests_is_the_one_of_a_session_and_as_little_is_rea
 
 def test_iterating_gives_the_text_and_the_answer_afterwards(engine: Engine) -> None:
     generation = engine.generate(QUESTION, max_tokens=20, sampling=VARIED)
-    assert generation.answer is None
+    with pytest.raises(RuntimeError, match="not written yet"):
+        _ = generation.answer
     text = "".join(generation)
-    assert generation.answer is not None
     assert generation.answer.text == text
     told = json.loads(json.dumps(generation.answer.to_json()))
     assert list(told) == ["text", "reasoning", "finish_reason", "n_forgotten", "stats"]
@@ -113,7 +113,6 @@ def test_closing_ends_an_answer_with_what_was_said(engine: Engine) -> None:
     generation = engine.generate(QUESTION, max_tokens=40, sampling=VARIED)
     said = next(generation)
     generation.close()
-    assert generation.answer is not None
     assert generation.answer.finish_reason == "interrupted"
     assert generation.answer.text.startswith(said)
     assert list(generation) == []
