@@ -68,7 +68,7 @@ class Benchmark:
     """What is measured and compared."""
 
     model: str | None
-    drafts: Sequence[str]  # a model, "copy", or MODEL+copy; none: the recommended drafter with copying
+    drafts: Sequence[str]  # a model, "copy", or MODEL+copy; empty: the recommended drafter with copying
     options: EngineOptions
     prompts: Sequence[Prompt]
     sampling: Sampling
@@ -151,9 +151,9 @@ def measure(
         BadReference, UnknownModel, NotHere, PullError: as `resolve`.
         DoesNotFit, LoadError, PlanError, AdapterError: as `loading.load`.
     """
+    from edgellm.runtime.bringup.load import load_target
     from edgellm.runtime.bringup.planning import plan_here
     from edgellm.runtime.comparison import run
-    from edgellm.runtime.engine import load_target
 
     model, drafts, planned = asked.model, asked.drafts, None
     if asked.plan is not None:
@@ -162,7 +162,7 @@ def measure(
         model, planned_draft = models_of(planned, model, None)
         drafts = drafts or [f"{planned_draft}+copy" if planned.drafter else "copy"]
     options = with_loras(asked.options, asked.loras, planned)
-    first = drafts[0].removesuffix("+copy") if drafts and drafts[0] not in ("copy", "none") else None
+    first = drafts[0].removesuffix("+copy") if drafts and drafts[0].casefold() not in ("copy", "none") else None
     target, default = resolve_pair(model, first, offline=asked.offline, listener=listener)
     configurations = _configurations(drafts, default, offline=asked.offline, listener=listener)
     sizes = [one.draft for one in configurations if one.draft is not None]
@@ -199,7 +199,7 @@ def ablation(plain: Engine, draft: Path | None) -> dict[str, Engine]:
     Raises:
         LoadError: the drafter cannot be loaded.
     """
-    from edgellm.runtime.engine import with_drafter
+    from edgellm.runtime.bringup.load import with_drafter
 
     engines: dict[str, Engine] = {}
     for name, row in ABLATION.items():
@@ -217,8 +217,8 @@ def ablation(plain: Engine, draft: Path | None) -> dict[str, Engine]:
 def _engines(
     plain: Engine, configurations: Sequence[Configuration], default: ModelFile | None, *, ablate: bool
 ) -> dict[str, Engine]:
+    from edgellm.runtime.bringup.load import with_drafter
     from edgellm.runtime.comparison import PLAIN
-    from edgellm.runtime.engine import with_drafter
 
     if ablate:
         return {PLAIN: plain, **ablation(plain, default.path if default else None)}
@@ -234,11 +234,10 @@ def _configurations(
     if not drafts:
         return [Configuration(f"{default.name}+copy" if default else "copy", default.path if default else None, True)]
     found: list[Configuration] = []
-    for text in drafts:
+    # Without a draft model there is copying to measure: `none` is what is set for a chat.
+    for text in [text for text in drafts if text.casefold() != "none"] or ["copy"]:
         name, plus, tail = text.rpartition("+copy")
         reference = text if not plus or tail else name
-        if reference == "none":
-            continue
         if reference == "copy":
             found.append(Configuration("copy", None, True))
         else:

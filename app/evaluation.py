@@ -160,7 +160,7 @@ def acceptance(target: Path, draft: Path) -> Acceptance:
     Raises:
         LoadError: one of them cannot be loaded.
     """
-    from edgellm.runtime.engine import load
+    from edgellm.runtime.bringup.load import load
 
     with load(target, draft, _drafter_alone(n_ctx=512)) as engine:
         total = ask(engine, QUESTIONS)
@@ -188,7 +188,7 @@ def judge(target: Path, draft: Path, *, measure: bool) -> dict[str, Any]:
     """What a manifest says of an exported pair: shares of the vocabularies that are common and, if `measure`, which
     part of the drafts the target takes.
     """
-    from edgellm.runtime.engine import load
+    from edgellm.runtime.bringup.load import load
     from edgellm.runtime.text.vocabulary_match import overlap
 
     with load(target, draft, _drafter_alone(n_ctx=1024)) as engine:
@@ -212,7 +212,8 @@ def judge(target: Path, draft: Path, *, measure: bool) -> dict[str, Any]:
 
 def tabulate(target: Path, draft: Path) -> bytes:
     """The vocabulary map that the runtime reads beside the drafter: see `runtime.text.vocabulary_map`."""
-    from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions, engine_name
+    from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
+    from edgellm.runtime.backends.llama_process import engine_name
     from edgellm.runtime.text.vocabulary_map import VocabularyMap
 
     models = [LlamaModel(path, ModelOptions(vocabulary_only=True)) for path in (target, draft)]

@@ -32,8 +32,8 @@ class Pair:
 
     def open(self, listener: Listener = SILENCE) -> Engine:
         """Load both; what was chosen is told as details, what was lost as warnings. Raises as `runtime.engine.load`."""
-        from edgellm.runtime.backends.llama_cpp import kernels
-        from edgellm.runtime.engine import load as load_files
+        from edgellm.runtime.backends.llama_process import kernels
+        from edgellm.runtime.bringup.load import load as load_files
 
         if self.options.exact and not kernels().active:
             listener.note(

@@ -15,7 +15,7 @@ def machine(backend: Any = None) -> dict[str, Any]:
     import psutil
 
     from edgellm.memory.cpu import cpu_name
-    from edgellm.runtime.backends.llama_cpp import kernels
+    from edgellm.runtime.backends.llama_process import kernels
     from edgellm.runtime.bringup.calibrate import peak_bytes
 
     return {

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgellm.app.defaults import DEFAULT_DRAFTER, MIN_SIZE_RATIO, NO_DRAFTER
+from edgellm.memory.limits import CONFIG_JSON_MAX_BYTES
 
 if TYPE_CHECKING:
     from edgellm.export.obtain.catalogue import ModelEntry
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from edgellm.memory.shape import ModelShape
 
 SMALLER = ("Q5_K_M", "Q4_K_M", "Q4_K_S", "Q3_K_M", "Q2_K")  # what a target may be exported to, most exact first
-CONFIG_BYTES = 2**20  # no config.json is longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,9 +232,9 @@ def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         with path.open("rb") as file:
-            text = file.read(CONFIG_BYTES + 1)
-        if len(text) > CONFIG_BYTES:
-            raise UnknownShape(f"{path} has more than {CONFIG_BYTES:,} bytes, as no configuration has")
+            text = file.read(CONFIG_JSON_MAX_BYTES + 1)
+        if len(text) > CONFIG_JSON_MAX_BYTES:
+            raise UnknownShape(f"{path} has more than {CONFIG_JSON_MAX_BYTES:,} bytes, as no configuration has")
         config = json.loads(text)
     except FileNotFoundError as error:
         raise UnknownShape(f"{path} is missing: copy it there from the model's repository") from error

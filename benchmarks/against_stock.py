@@ -34,9 +34,9 @@ N_LEAST = 64  # generated tokens, of a prompt that a speed is told of
 def work(arguments: argparse.Namespace) -> None:
     """Answer requests until there are none."""
     from edgellm.runtime import comparison
-    from edgellm.runtime.backends.llama_cpp import kernels
+    from edgellm.runtime.backends.llama_process import kernels
+    from edgellm.runtime.bringup.load import load_target, with_drafter
     from edgellm.runtime.bringup.planning import EngineOptions, plan_here
-    from edgellm.runtime.engine import load_target, with_drafter
 
     options = EngineOptions(n_ctx=arguments.ctx, learn="fresh", n_threads=arguments.threads)
     plan, _ = plan_here(arguments.target, arguments.drafter, options)

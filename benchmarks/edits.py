@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from edgellm.runtime.bringup.load import load_target, with_drafter
 from edgellm.runtime.bringup.planning import EngineOptions, plan_here
 from edgellm.runtime.conversation import ChatSession
-from edgellm.runtime.engine import load_target, with_drafter
 
 PROGRAMS = (
     (

@@ -132,8 +132,8 @@ def measured(path: Path, n_ctx: int, n_ubatch: int) -> int:
 
 
 def child(request: str) -> None:
+    from edgellm.runtime.bringup.load import load
     from edgellm.runtime.decode import generate
-    from edgellm.runtime.engine import load
     from edgellm.runtime.sampling import GREEDY
 
     path, n_ctx, n_ubatch = json.loads(request)

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.memory.context import N_DRAFT_MOST
+from edgellm.runtime.bringup.load import load_target, with_drafter
 from edgellm.runtime.bringup.planning import EngineOptions
 from edgellm.runtime.comparison import Prompt, read_prompts
 from edgellm.runtime.conversation import ChatSession
-from edgellm.runtime.engine import Engine, load_target, with_drafter
+from edgellm.runtime.engine import Engine
 
 
 def ask(engine: Engine, prompt: Prompt, n_tokens: int) -> dict[str, Any]:

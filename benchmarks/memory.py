@@ -85,8 +85,8 @@ def ask_llama_cpp(paths: dict[str, Path]) -> Sizer:
 
 def child(request: str) -> None:
     """One configuration, in the engine that `edgellm chat` uses."""
+    from edgellm.runtime.bringup.load import load
     from edgellm.runtime.decode import generate
-    from edgellm.runtime.engine import load
     from edgellm.runtime.sampling import GREEDY
 
     it = json.loads(request)

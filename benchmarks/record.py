@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from edgellm.runtime.bringup.load import load
 from edgellm.runtime.bringup.planning import EngineOptions
 from edgellm.runtime.comparison import read_prompts
 from edgellm.runtime.conversation import ChatSession
-from edgellm.runtime.drafters.follow import Follower
+from edgellm.runtime.drafters.kv_sync import KvSync
 from edgellm.runtime.drafters.model import top_of
-from edgellm.runtime.engine import Engine, load
+from edgellm.runtime.engine import Engine
 from edgellm.runtime.text.template import Message
 from edgellm.runtime.text.translate import GrowingText
 
@@ -43,21 +44,21 @@ def record(engine: Engine, backend: Any, turns: tuple[str, ...], n_tokens: int, 
         answer = list(session.last.tokens) + ([end] if session.last.finish_reason == "stop" and end is not None else [])
         drafter_prompt = engine.draft_prompt([Message(m.role, m.content) for m in messages])
         assert drafter_prompt is not None
-        context, follower = GrowingText(own, drafter_prompt[-REACH:]), Follower(backend)
-        follower.settle(context.tokens, 0)
+        context, kv = GrowingText(own, drafter_prompt[-REACH:]), KvSync(backend)
+        kv.sync(context.tokens, 0)
         drafts = []
         for token in answer:
-            drafts.append(_draft(follower, context, depth, own.end_tokens))
-            follower.settle(context.tokens, context.append(target.decode([token])))
+            drafts.append(_draft(kv, context, depth, own.end_tokens))
+            kv.sync(context.tokens, context.append(target.decode([token])))
         records.append({"prompt": prompt, "answer": answer, "own_prompt_len": len(drafter_prompt), "drafts": drafts})
     return records
 
 
-def _draft(follower: Follower, context: GrowingText, depth: int, ends: frozenset[int]) -> dict[str, Any]:
+def _draft(kv: KvSync, context: GrowingText, depth: int, ends: frozenset[int]) -> dict[str, Any]:
     n_held = len(context.tokens)
-    follower.settle(context.tokens, n_held)
+    kv.sync(context.tokens, n_held)
     tokens, tops, entropies = [], [], []
-    logits = follower.read(context.tokens)
+    logits = kv.read(context.tokens)
     while True:
         token, top, entropy = top_of(logits)
         tokens.append(token)
@@ -70,7 +71,7 @@ def _draft(follower: Follower, context: GrowingText, depth: int, ends: frozenset
                 "top": tops,
                 "entropy": entropies,
             }
-        logits = follower.extend([token])
+        logits = kv.extend([token])
 
 
 def main() -> None:
@@ -86,7 +87,7 @@ def main() -> None:
     options = EngineOptions(n_ctx=2560, n_draft=4, fixed=True, copy=False, learn="off")
     np.seterr(all="ignore")
     with load(arguments.target, arguments.drafter, options) as engine, arguments.out.open("w") as out:
-        backend = engine.controller.model.follower.backend  # type: ignore[union-attr]
+        backend = engine.controller.model.backend  # type: ignore[union-attr]
         for prompt in read_prompts(arguments.prompts, arguments.limit):
             for turn, item in enumerate(record(engine, backend, prompt.turns, arguments.tokens, arguments.depth)):
                 out.write(json.dumps({"id": prompt.id, "task": prompt.task, "turn": turn, **item}) + "\n")

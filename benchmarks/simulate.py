@@ -1,6 +1,8 @@
 """Replay recordings (`benchmarks/record.py`) through the real loop and controller, on a clock that is computed.
 
-    python benchmarks/simulate.py TARGET.gguf DRAFTER.gguf RECORDING.jsonl [--curve ours.json] [--json OUT]
+    python benchmarks/simulate.py TARGET.gguf DRAFTER.gguf RECORDING.jsonl [--curves ours.json] [--json OUT]
+    python benchmarks/simulate.py ... --set horizon=20 --set optimism=0.1    another number of `drafters/tuning.py`
+    python benchmarks/simulate.py ... --vary                                 each of them halved and doubled
 
 The target "computes" by reading the recorded answer, the drafter by reading what it drafted at that place; each pass
 advances a clock by its cost. So policies are compared in seconds, under any cost curve, and against an oracle that
@@ -12,8 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +25,23 @@ from edgellm.memory.drafting_budgets import NGRAM_BYTES
 from edgellm.runtime.backends.base import Logits
 from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
 from edgellm.runtime.decode import generate
-from edgellm.runtime.drafters.adaptive import AdaptiveDrafter
-from edgellm.runtime.drafters.base import Draft, Guess
-from edgellm.runtime.drafters.spelling import MapSpeller, MergingSpeller, Speller, TextSpeller, learn_spellings
-from edgellm.runtime.drafters.translating import TranslatingDrafter
+from edgellm.runtime.drafters.base import Guess
+from edgellm.runtime.drafters.controller import AdaptiveDrafter
+from edgellm.runtime.drafters.own_draft import OwnDraft, guesses_of
+from edgellm.runtime.drafters.retokenizers import (
+    MapRetokenizer,
+    MergingRetokenizer,
+    Retokenizer,
+    TextRetokenizer,
+    learn_mappings,
+)
+from edgellm.runtime.drafters.tuning import TUNING, Tuning
 from edgellm.runtime.learning.costs import CostCurve, Costs, assumed
-from edgellm.runtime.learning.history import History
-from edgellm.runtime.learning.keep import KeptStore
+from edgellm.runtime.learning.edit_alignment import EditAlignment
+from edgellm.runtime.learning.lookup import Lookup
+from edgellm.runtime.learning.ngram_index import NgramIndex
 from edgellm.runtime.learning.ngrams import NgramCache
-from edgellm.runtime.learning.recall import Recall
-from edgellm.runtime.learning.revision import Revision
+from edgellm.runtime.learning.persistence import SavedStore
 from edgellm.runtime.sampling import GREEDY, Sampling
 from edgellm.runtime.text.translate import WINDOW, GrowingText
 from edgellm.runtime.text.vocabulary import Vocabulary
@@ -103,15 +112,15 @@ class ReplayTarget:
 
 
 class ReplayDrafter:
-    """`SteppedDrafter` that drafts what was recorded; translation is the real one."""
+    """`Proposer` that drafts what was recorded; translation is the real one."""
 
     def __init__(
         self, own: Vocabulary, target: Vocabulary, turn_end: int, curve: CostCurve, clock: Clock,
-        *, speller: Speller, cache: NgramCache | None,
+        *, retokenizer: Retokenizer, cache: NgramCache | None,
     ) -> None:  # fmt: skip
         self._own, self._target, self._turn_end = own, target, turn_end
-        self._curve, self._clock, self._speller, self._cache = curve, clock, speller, cache
-        self._guesses = TranslatingDrafter._guesses.__get__(self)  # its own arithmetic, on recorded passes
+        self._curve, self._clock, self._retokenizer, self._cache = curve, clock, retokenizer, cache
+        self.backend = ReplayTarget(Recording("", "", [], [], []), own.n_tokens, curve, clock)  # nothing is asked of it
         self.engine_s = 0.0
         self.n_merged = 0
         self.recording: Recording | None = None
@@ -129,7 +138,7 @@ class ReplayDrafter:
     def n_unread(self) -> int:
         return min(self._n - self._n_read, 512)
 
-    def catch_up(self) -> None:  # counted as the prompt's reading, as everywhere
+    def prefill(self) -> None:  # counted as the prompt's reading, as everywhere
         self._n_read = self._n - 1
 
     def observe(self, tokens: Sequence[int], n_new: int) -> None:
@@ -138,7 +147,7 @@ class ReplayDrafter:
         self._n_unlearnt += n_new
         if self._cache is not None and self._n_unlearnt >= 2 and not self._context.unfinished:
             n = min(self._n_unlearnt, WINDOW)
-            learn_spellings(
+            learn_mappings(
                 self._cache, self._own, self._target, self._context.tokens[-64:], tokens[len(tokens) - n :], n
             )
             self._n_unlearnt = 1
@@ -159,29 +168,25 @@ class ReplayDrafter:
         draft = self.recording.drafts[place if right else place - len(prefix)]
         tail = (*tokens[-WINDOW:], *prefix)[-WINDOW:]
         n_skip = len(draft["unfinished"])
-        drafted: list[int] = []
         n_merged = 0
         n_first = max(1, len(tokens) - self._n_read + len(prefix))
+        so_far = OwnDraft()
         for i, token in enumerate(draft["tokens"]):
             self._pass(min(n_first, 512) if not i else 1)
             self._n_read = len(tokens) if not prefix else len(tokens) - 1
             if token in self._own.end_tokens:
-                spelled = self._speller.spell(tail, drafted, n_skip)
-                guesses = self._guesses(
-                    spelled._replace(n_settled=len(spelled.tokens)), drafted, draft["top"], draft["entropy"]
-                )
+                retokenized = self._retokenizer.retokenize(tail, so_far.tokens, n_skip)
+                settled = retokenized._replace(n_settled=len(retokenized.tokens))
+                guesses = guesses_of(settled, so_far, self._own, self._target)
                 yield [*guesses, Guess(self._turn_end, draft["top"][i], draft["entropy"][i])]
                 return
-            drafted.append(token)
-            spelled = self._speller.spell(tail, drafted, n_skip)
-            self.n_merged += spelled.n_merged - n_merged
-            n_merged = spelled.n_merged
-            yield self._guesses(spelled, drafted, draft["top"], draft["entropy"])
-            if not spelled.goes_on:
+            so_far.append(token, draft["top"][i], draft["entropy"][i])
+            retokenized = self._retokenizer.retokenize(tail, so_far.tokens, n_skip)
+            self.n_merged += retokenized.n_merged - n_merged
+            n_merged = retokenized.n_merged
+            yield guesses_of(retokenized, so_far, self._own, self._target)
+            if not retokenized.goes_on:
                 return
-
-    def propose(self, tokens: Sequence[int], limit: int) -> Draft:
-        raise NotImplementedError
 
     def close(self) -> None:
         pass
@@ -227,7 +232,7 @@ class Pair:
 
 def replay(
     pair: Pair,
-    recordings: Sequence[Recording],
+    recordings: Iterable[Recording],
     costs: Callable[[], Costs],
     *,
     model: bool = True,
@@ -237,34 +242,35 @@ def replay(
     cache: NgramCache | None = None,
     fixed: int | None = None,
     stop: Any = "cost",
+    tuning: Tuning = TUNING,
     drafter_made: Callable[[AdaptiveDrafter], None] = lambda drafter: None,
 ) -> Figures:
     """One configuration over all recordings in their order, beginning with nothing learnt."""
     clock, both = Clock(), costs()
     figures = Figures()
     cache = cache or NgramCache(NGRAM_BYTES)
-    speller: Speller = TextSpeller(pair.own, pair.target)
+    retokenizer: Retokenizer = TextRetokenizer(pair.own, pair.target)
     if spelling == "merged":
-        speller = MergingSpeller(pair.own, pair.target, cache)
+        retokenizer = MergingRetokenizer(pair.own, pair.target, cache)
     elif spelling != "text":
-        speller = MapSpeller(pair.own, pair.target, cache if spelling == "omnidraft" else None)
+        retokenizer = MapRetokenizer(pair.own, pair.target, cache if spelling == "omnidraft" else None)
     assert both.draft is not None
     drafting = ReplayDrafter(
-        pair.own, pair.target, pair.turn_end, both.draft, clock, speller=speller, cache=cache
+        pair.own, pair.target, pair.turn_end, both.draft, clock, retokenizer=retokenizer, cache=cache
     )  # fmt: skip
-    kept = KeptStore(None, pair.target.n_tokens).history if store else None
+    kept = SavedStore(None, pair.target.n_tokens).index if store else None
     adaptive: AdaptiveDrafter | None = None
     for recording in recordings:
         target = ReplayTarget(recording, pair.target.n_tokens, both.target, clock)
         drafting.play(recording)
         if adaptive is None:
             adaptive = AdaptiveDrafter(
-                target, both, model=drafting if model else None, conversation=History(8192) if copy else None,
-                store=kept, fixed=fixed, stop=stop,
+                target, both, model=drafting if model else None, conversation=NgramIndex(8192) if copy else None,
+                store=kept, fixed=fixed, stop=stop, tuning=tuning,
             )  # fmt: skip
             drafter_made(adaptive)
-        adaptive._target = target
-        adaptive._table_for = (-1, -1)
+        adaptive.target = target
+        adaptive.economics.table_for = (-1, -1)
         adaptive.begin(recording.prompt)
         started = clock.now_s
         steps = list(
@@ -309,42 +315,42 @@ def spellings(pair: Pair, recordings: Sequence[Recording], costs: Callable[[], C
               f"{f.n_merged / f.n_rounds:5.2f} merged a round, {held}")  # fmt: skip
 
 
-def oracle(pair: Pair, recordings: Sequence[Recording], costs: Costs, *, spelling: Speller) -> Figures:
-    """The least time in which the recorded drafts and the recollections could have brought each answer.
+def oracle(pair: Pair, recordings: Sequence[Recording], costs: Costs, *, spelling: Retokenizer) -> Figures:
+    """The least time in which the recorded drafts and the lookups could have brought each answer.
 
-    At every place: recalled tokens first (as many as turn out right, free), then passes of the drafter (as many as
+    At every place: looked-up tokens first (as many as turn out right, free), then passes of the drafter (as many as
     pay), or nothing; the choice of all rounds together is a shortest path. It knows what will be accepted and never
     proposes more.
     """
-    figures, store, talk = Figures(), History(1 << 17), History(8192)
+    figures, store, talk = Figures(), NgramIndex(1 << 17), NgramIndex(8192)
     assert costs.draft is not None
     for recording in recordings:
         talk.clear()
         talk.extend(recording.prompt)
         whole, n_prompt, n = recording.whole, len(recording.prompt), len(recording.answer)
-        revision = Revision(talk)
-        recall = Recall({"copy": talk, "store": store}, revision)
-        n_recalled: list[int] = []
+        alignment = EditAlignment(talk)
+        lookup = Lookup({"copy": talk, "store": store}, alignment)
+        n_looked_up: list[int] = []
         n_by_model: list[list[int]] = []  # place -> [tokens right after so many passes]
         for place in range(n):
-            recall.start(whole[: n_prompt + place])
+            lookup.start(whole[: n_prompt + place])
             right = 0
             while place + right < n and right < N_MOST:
-                found = recall.guess()
+                found = lookup.candidate()
                 if found is None or found.token != recording.answer[place + right]:
                     break
-                recall.take(found.token)
+                lookup.take(found.token)
                 right += 1
-            n_recalled.append(right)
+            n_looked_up.append(right)
             draft = recording.drafts[place]
             tail = whole[max(0, n_prompt + place - WINDOW) : n_prompt + place]
             rights = []
             for i in range(1, len(draft["tokens"]) + 1):
                 if draft["tokens"][i - 1] in pair.own.end_tokens:
-                    spelled = spelling.spell(tail, draft["tokens"][: i - 1], len(draft["unfinished"]))
-                    tokens = [*spelled.tokens, pair.turn_end]
+                    retokenized = spelling.retokenize(tail, draft["tokens"][: i - 1], len(draft["unfinished"]))
+                    tokens = [*retokenized.tokens, pair.turn_end]
                 else:
-                    tokens = spelling.spell(tail, draft["tokens"][:i], len(draft["unfinished"])).tokens
+                    tokens = spelling.retokenize(tail, draft["tokens"][:i], len(draft["unfinished"])).tokens
                 same = 0
                 while same < len(tokens) and place + same < n and tokens[same] == recording.answer[place + same]:
                     same += 1
@@ -353,14 +359,14 @@ def oracle(pair: Pair, recordings: Sequence[Recording], costs: Costs, *, spellin
                     break
             n_by_model.append(rights)
             talk.extend([recording.answer[place]])
-            revision.follow(recording.answer[place])
+            alignment.follow(recording.answer[place])
         best = [0.0] * (n + 1)
         rounds = [0] * (n + 1)
         table = costs.target.table(N_MOST + 1, n_prompt + n // 2)
         first_s, pass_s = costs.draft(2, n_prompt), costs.draft(1, n_prompt)
         for place in range(n - 1, -1, -1):
             options = []
-            for k in range(min(n_recalled[place], n - place - 1, N_MOST) + 1):
+            for k in range(min(n_looked_up[place], n - place - 1, N_MOST) + 1):
                 options.append((table[k] + best[place + k + 1], place + k + 1))
                 behind = place + k
                 for passes, right in enumerate(n_by_model[behind], 1):
@@ -372,6 +378,20 @@ def oracle(pair: Pair, recordings: Sequence[Recording], costs: Costs, *, spellin
         figures.add(recording.task, n, rounds[0], 0, 0, best[0])
         store.extend([-1, *recording.prompt[-4:], *recording.answer])
     return figures
+
+
+def vary(pair: Pair, recordings: Sequence[Recording], costs: Callable[[], Costs], tuning: Tuning) -> None:
+    """The controller's speed with half and with twice of each number, over its speed as it is."""
+    as_is = replay(pair, recordings, costs, tuning=tuning).speed
+    for item in fields(Tuning):
+        value = getattr(tuning, item.name)
+        if isinstance(value, tuple):
+            continue
+        found = []
+        for factor in (0.5, 2.0):
+            other = replace(tuning, **{item.name: type(value)(value * factor)})
+            found.append(replay(pair, recordings, costs, tuning=other).speed / as_is - 1.0)
+        print(f"  {item.name:<22} {value:>7}: half {found[0]:+.1%}, twice {found[1]:+.1%}", flush=True)
 
 
 def read_recordings(path: Path) -> list[Recording]:
@@ -404,6 +424,8 @@ def main() -> None:
     parser.add_argument("--curves", type=Path)
     parser.add_argument("--one-ms", type=float, default=40.0)
     parser.add_argument("--draft-ms", type=float, default=4.0)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a number of the controller")
+    parser.add_argument("--vary", action="store_true", help="only the controller, with half and twice of each number")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     models = [
@@ -414,28 +436,40 @@ def main() -> None:
     assert target.turn_end is not None
     pair = Pair(target, own, target.turn_end)
     recordings = read_recordings(arguments.recordings)
+    try:
+        tuning = TUNING.with_set(arguments.set)
+    except ValueError as error:
+        parser.error(str(error))
+    if arguments.vary:
+        for name, costs in curves(arguments.curves, arguments.one_ms, arguments.draft_ms).items():
+            print(f"{name}:")
+            vary(pair, recordings, costs, tuning)
+        return
     results: dict[str, Any] = {}
     for n_draft in (4, 8):
         spellings(pair, recordings, curves(None, arguments.one_ms, arguments.draft_ms)["flat"], n_draft)
-    text = TextSpeller(own, target)
+    text = TextRetokenizer(own, target)
     for name, costs in curves(arguments.curves, arguments.one_ms, arguments.draft_ms).items():
         started = time.perf_counter()
         plain = replay(pair, recordings, costs, model=False, copy=False, store=False, fixed=0)
+
+        def run(costs: Callable[[], Costs] = costs, **options: Any) -> Figures:
+            return replay(pair, recordings, costs, tuning=tuning, **options)
+
+        alone = {"copy": False, "store": False}
         rows = {
             "none": plain,
-            "copy, 8": replay(pair, recordings, costs, model=False, store=False, fixed=8),
-            "copy + store, 8": replay(pair, recordings, costs, model=False, fixed=8),
-            "model, text, 4": replay(pair, recordings, costs, copy=False, store=False, fixed=4, spelling="text"),
-            "model, text, 8": replay(pair, recordings, costs, copy=False, store=False, fixed=8, spelling="text"),
-            "model, direct, 8": replay(pair, recordings, costs, copy=False, store=False, fixed=8, spelling="direct"),
-            "model, OmniDraft, 8": replay(
-                pair, recordings, costs, copy=False, store=False, fixed=8, spelling="omnidraft"
-            ),
-            "model, entropy, 8": replay(pair, recordings, costs, copy=False, store=False, fixed=8, stop="entropy"),
-            "all, 8": replay(pair, recordings, costs, fixed=8),
-            "controller, model": replay(pair, recordings, costs, copy=False, store=False),
-            "controller, recall": replay(pair, recordings, costs, model=False),
-            "controller": replay(pair, recordings, costs),
+            "copy, 8": run(model=False, store=False, fixed=8),
+            "copy + store, 8": run(model=False, fixed=8),
+            "model, text, 4": run(**alone, fixed=4, spelling="text"),
+            "model, text, 8": run(**alone, fixed=8, spelling="text"),
+            "model, direct, 8": run(**alone, fixed=8, spelling="direct"),
+            "model, OmniDraft, 8": run(**alone, fixed=8, spelling="omnidraft"),
+            "model, entropy, 8": run(**alone, fixed=8, stop="entropy"),
+            "all, 8": run(fixed=8),
+            "controller, model": run(**alone),
+            "controller, recall": run(model=False),
+            "controller": run(),
             "oracle": oracle(pair, recordings, costs(), spelling=text),
         }
         results[name] = {

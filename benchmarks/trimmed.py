@@ -24,6 +24,7 @@ from edgellm.runtime import comparison
 from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, ModelOptions
 from edgellm.runtime.bringup.planning import EngineOptions
 from edgellm.runtime.bringup.probe import probe
+from edgellm.runtime.drafters.controller import AdaptiveDrafter
 from edgellm.runtime.drafters.translating import TranslatingDrafter
 from edgellm.runtime.engine import Engine
 from edgellm.runtime.text.template import DOCUMENT, ChatTemplate
@@ -71,14 +72,15 @@ def engines(arguments: argparse.Namespace) -> dict[str, Engine]:
     made: dict[str, Engine] = {}
     for side, pair in sides(arguments, arguments.kv).items():
         assert pair.drafter is not None
+        backend = LlamaBackend(target, pair.target)
         own = TranslatingDrafter(
             LlamaBackend(drafter, pair.drafter), drafter.vocabulary, target.vocabulary, template.turn_end
         )
-        engine = Engine(target, LlamaBackend(target, pair.target), template, own, EngineOptions(), pair)
-        engine.draft_template, engine.n_draft = (
-            ChatTemplate(drafter.chat_template or DOCUMENT, drafter.vocabulary),
-            N_DRAFT,
-        )
+        engine = Engine(
+            target, backend, template, EngineOptions(), pair,
+            drafter=AdaptiveDrafter(backend, None, model=own, fixed=N_DRAFT),
+            draft_template=ChatTemplate(drafter.chat_template or DOCUMENT, drafter.vocabulary), n_draft=N_DRAFT,
+        )  # fmt: skip
         made[comparison.PLAIN if side == "default" else side] = engine
     return made
 

@@ -28,14 +28,15 @@ from edgellm.memory.gguf import read_header
 from edgellm.memory.limits import N_UBATCH_DRAFT
 from edgellm.runtime.backends.base import Logits
 from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, ModelOptions
+from edgellm.runtime.bringup.load import load
 from edgellm.runtime.bringup.planning import EngineOptions
 from edgellm.runtime.comparison import read_prompts
 from edgellm.runtime.conversation import ChatSession
 from edgellm.runtime.decode import generate
-from edgellm.runtime.drafters.base import Drafter
+from edgellm.runtime.drafters.controller import AdaptiveDrafter
 from edgellm.runtime.drafters.model import ModelDrafter
 from edgellm.runtime.drafters.translating import TranslatingDrafter
-from edgellm.runtime.engine import NEUTRAL, load
+from edgellm.runtime.engine import NEUTRAL
 from edgellm.runtime.sampling import GREEDY
 from edgellm.runtime.text.template import DOCUMENT, ChatTemplate, Message
 from edgellm.runtime.text.vocabulary_match import match
@@ -98,7 +99,7 @@ def acceptance(target: LlamaModel, path: Path, texts: list[Answered], n_draft: i
     template = ChatTemplate(model.chat_template or DOCUMENT, model.vocabulary)
     turn_end = ChatTemplate(target.chat_template, target.vocabulary).turn_end
     pair = match(target.vocabulary, model.vocabulary)
-    drafter: Drafter = (
+    proposer = (
         ModelDrafter(backend, pair.different)
         if pair.same
         else TranslatingDrafter(backend, model.vocabulary, target.vocabulary, turn_end)
@@ -106,13 +107,14 @@ def acceptance(target: LlamaModel, path: Path, texts: list[Answered], n_draft: i
     n_drafted = n_accepted = n_new = n_rounds = 0
     for text in texts:
         playback = Playback(target.vocabulary.n_tokens)
+        drafter = AdaptiveDrafter(playback, None, model=proposer, fixed=n_draft)
         playback.text = text.prompt + text.answer
         own = template.render([Message("system", NEUTRAL), Message("user", text.question)])
         drafter.begin(text.prompt, own_prompt=own)
         for step in generate(playback, drafter, text.prompt, GREEDY, n_draft=n_draft, max_new=len(text.answer)):
             n_drafted, n_accepted = n_drafted + step.n_drafted, n_accepted + step.n_accepted
             n_new, n_rounds = n_new + len(step.tokens), n_rounds + 1
-    drafter.close()
+    proposer.close()
     model.close()
     return {"acceptance": n_accepted / n_drafted, "tokens_a_round": n_new / n_rounds, "n_drafted": n_drafted}
 

@@ -1,4 +1,4 @@
-"""The options of `edgellm export` alone. Which of them go together is said in `app/export_options.py`."""
+"""The options of `edgellm export` alone. What each goes with is said in `app/export_options.py`."""
 
 from __future__ import annotations
 
@@ -7,126 +7,124 @@ from typing import Annotated
 
 import typer
 
-from edgellm.cli import _options as opt
+from edgellm.cli._options import FORMAT, OF_GGUF, OF_ONNX, option
 
 Model = Annotated[str, typer.Argument(help="A catalogue name, user/repo, a Hub folder, or a GGUF file.")]
 Draft = Annotated[
     str | None,
-    opt.option("--draft", "-d", help="The drafter, named alike; `self` cuts one out of the model.", metavar="MODEL"),
+    option("--draft", "-d", help="The drafter, named alike; `self` cuts one out of the model.", metavar="MODEL"),
 ]
-Format = Annotated[
-    str, opt.option("--format", help="gguf, or onnx for onnxruntime.", metavar="gguf|onnx", callback=opt.FORMAT)
-]
+Format = Annotated[str, option("--format", help="gguf, or onnx for onnxruntime.", metavar="gguf|onnx", callback=FORMAT)]
 Quant = Annotated[
     str | None,
-    opt.option(
+    option(
         "--quant", help="Types to make, with commas: Q4_K_M,Q8_0,F16; of ONNX int4,int8,fp16,fp32.", metavar="TYPES"
     ),
 ]
 DraftQuant = Annotated[
     str | None,
-    opt.option("--draft-quant", help="Types of the drafter.", show_default="as --quant", metavar="TYPES"),
+    option("--draft-quant", help="Types of the drafter.", show_default="as --quant", metavar="TYPES"),
 ]
 Output = Annotated[
     Path | None,
-    opt.option("--output", "-o", help="The folder to make.", show_default="NAME-export", metavar="FOLDER"),
+    option("--output", "-o", help="The folder to make.", show_default="NAME-export", metavar="FOLDER"),
 ]
 TrimVocab = Annotated[
     float | None,
-    opt.option(
+    option(
         "--trim-vocab",
         min=0.001,
         max=1.0,
         help="Share of the drafter's vocabulary to keep.",
         metavar="X",
-        panel=opt.OF_GGUF,
+        panel=OF_GGUF,
     ),
 ]
 TrimCorpus = Annotated[
     Path | None,
-    opt.option(
+    option(
         "--trim-corpus",
         exists=True,
         dir_okay=False,
         help="Text whose tokens are kept first.",
         metavar="FILE",
-        panel=opt.OF_GGUF,
+        panel=OF_GGUF,
     ),
 ]
 TrimInput = Annotated[
     bool,
-    opt.option(
+    option(
         "--trim-input",
         help="Trim what the drafter reads too: a smaller file, fewer drafts accepted.",
-        panel=opt.OF_GGUF,
+        panel=OF_GGUF,
     ),
 ]
 DropLayers = Annotated[
     str | None,
-    opt.option(
+    option(
         "--drop-layers",
         help="Layers to leave out of the drafter, as in 4,8-11.",
         metavar="LAYERS",
-        panel=opt.OF_GGUF,
+        panel=OF_GGUF,
     ),
 ]
 DraftHead = Annotated[
     str | None,
-    opt.option(
+    option(
         "--draft-head",
         help="Type of the drafter's last matrix, as in Q4_0.",
         show_default="as is",
         metavar="TYPE",
-        panel=opt.OF_GGUF,
+        panel=OF_GGUF,
     ),
 ]
 Imatrix = Annotated[
     Path | None,
-    opt.option(
+    option(
         "--imatrix",
         exists=True,
         dir_okay=False,
         help="Importance matrix of the model (GGUF).",
         metavar="FILE",
-        panel=opt.OF_GGUF,
+        panel=OF_GGUF,
     ),
 ]
 Converter = Annotated[
     str | None,
-    opt.option(
+    option(
         "--converter",
         metavar="own|llama.cpp|PATH",
         help="Who converts: edgellm, llama.cpp's own script, or that of a checkout.",
         show_default="own where it knows the family, else llama.cpp",
-        panel=opt.OF_GGUF,
+        panel=OF_GGUF,
     ),
 ]
 Base = Annotated[
     str | None,
-    opt.option(
+    option(
         "--base",
         help="MODEL is an adapter (LoRA) for this one.",
         show_default="as it says itself",
         metavar="MODEL",
-        panel=opt.OF_GGUF,
+        panel=OF_GGUF,
     ),
 ]
 Merge = Annotated[
     bool,
-    opt.option("--merge", help="One model of an adapter and its base, not an adapter's file.", panel=opt.OF_GGUF),
+    option("--merge", help="One model of an adapter and its base, not an adapter's file.", panel=OF_GGUF),
 ]
 Exporter = Annotated[
     str,
-    opt.option(
+    option(
         "--exporter",
         help="Of ONNX: onnxruntime-genai's builder, or optimum.",
         metavar="builder|optimum",
-        panel=opt.OF_ONNX,
+        panel=OF_ONNX,
     ),
 ]
 ExporterPython = Annotated[
     Path | None,
-    opt.option(
+    option(
         "--exporter-python",
         exists=True,
         help="A Python that has the exporter's (or the converter's) packages.",
@@ -135,13 +133,13 @@ ExporterPython = Annotated[
 ]
 Locked = Annotated[
     bool,
-    opt.option("--locked", help="Repeat the export in --output; fail if a bit differs.", panel=opt.OF_GGUF),
+    option("--locked", help="Repeat the export in --output; fail if a bit differs.", panel=OF_GGUF),
 ]
 Verify = Annotated[
     bool | None,
-    opt.option("--verify/--no-verify", help="Check the result.", show_default="small models"),
+    option("--verify/--no-verify", help="Check the result.", show_default="small models"),
 ]
 Revision = Annotated[
     str | None,
-    opt.option("--revision", help="Commit, branch or tag of the model's repository.", metavar="REVISION"),
+    option("--revision", help="Commit, branch or tag of the model's repository.", metavar="REVISION"),
 ]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from edgellm.cli._output import out
+from edgellm.cli._variables import is_typed
 
 if TYPE_CHECKING:
     from edgellm.app.exporting import Exported
@@ -20,10 +21,7 @@ if TYPE_CHECKING:
 
 def typed(context: typer.Context) -> frozenset[str]:
     """Parameters that this command line names, by their fields; what the environment sets is not among them."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    return frozenset(
-        name.strip("_") for name, told in sources.items() if told is not None and told.name == "COMMANDLINE"
-    )
+    return frozenset(name.strip("_") for name in context.params if is_typed(context, name))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from edgellm.app.defaults import DEFAULT_TARGET
 from edgellm.cli._texts import unescaped
 from edgellm.cli._variables import is_typed
 from edgellm.memory.errors import EdgellmError
@@ -63,11 +64,9 @@ def exclusive(**given: bool) -> None:
 
 
 def _kv_type(word: str) -> str:
-    from edgellm.memory.context import KV_BLOCKS
+    from edgellm.app.defaults import cache_type
 
-    if word.casefold() not in KV_BLOCKS:
-        raise typer.BadParameter(f"{word!r} is no type of the KV cache: take one of {', '.join(KV_BLOCKS)}")
-    return word.casefold()
+    return cache_type(word)
 
 
 def _size(text: str) -> str:
@@ -84,7 +83,7 @@ Model = Annotated[
         envvar="EDGELLM_MODEL",
         show_envvar=False,
         show_default=False,
-        help="Target: a catalogue name, user/repo[:QUANT], or a file; qwen2.5-coder-1.5b-instruct if none is named.",
+        help=f"Target: a catalogue name, user/repo[:QUANT], or a file; {DEFAULT_TARGET} if none is named.",
     ),
 ]
 Draft = Annotated[

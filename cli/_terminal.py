@@ -200,6 +200,7 @@ class LineEditor:
         from prompt_toolkit.styles import Style
 
         self.was_interrupted = False
+        self._interrupted = threading.Event()  # while the prompt starts or ends, when the library hears no Ctrl-C
         self._session: PromptSession[str] = PromptSession(
             message=[("class:prompt", ">>> ")],
             prompt_continuation=lambda _, __, n_wraps: [("class:continuation", "    " if n_wraps else "... ")],
@@ -209,7 +210,7 @@ class LineEditor:
             complete_while_typing=Condition(lambda: get_app().current_buffer.text.startswith("/")),
             reserve_space_for_menu=6,
             multiline=True,
-            key_bindings=_keys(),
+            key_bindings=_keys(lambda: self._interrupted.set()),
         )
 
     def read(self) -> str:
@@ -228,7 +229,7 @@ class LineEditor:
             except KeyboardInterrupt:
                 if not self._session.default_buffer.text:
                     raise
-        self.was_interrupted = self._take_interrupt()
+        self.was_interrupted = self._take_interrupt() or self._interrupted.is_set()
         if text.startswith(FENCE):
             return text.removeprefix(FENCE).rstrip().removesuffix(FENCE).strip("\n")
         return text
@@ -237,13 +238,13 @@ class LineEditor:
         """The library's prompt, which is not made for a Ctrl-C while it starts: that one waits until it stands."""
         from prompt_toolkit.application import get_app
 
-        early = threading.Event()
+        self._interrupted.clear()
 
         def leave_if_interrupted() -> None:
-            if early.is_set():
+            if self._interrupted.is_set():
                 get_app().exit(exception=KeyboardInterrupt, style="class:aborting")
 
-        with interrupts(early):
+        with interrupts(self._interrupted):
             return self._session.prompt(pre_run=leave_if_interrupted)
 
     def _take_interrupt(self) -> bool:
@@ -262,10 +263,18 @@ def _is_open(text: str) -> bool:
     return text.startswith(FENCE) and not (len(text.rstrip()) >= 2 * len(FENCE) and text.rstrip().endswith(FENCE))
 
 
-def _keys() -> KeyBindings:
+def _keys(on_late_interrupt: Callable[[], None]) -> KeyBindings:
+    """`on_late_interrupt`: Ctrl-C came as a signal when the message had just been accepted."""
     from prompt_toolkit.key_binding import KeyBindings
 
     keys = KeyBindings()
+
+    @keys.add("<sigint>")
+    def _signal(event: KeyPressEvent) -> None:
+        if event.app.is_done:  # a second exit() would raise inside the loop
+            on_late_interrupt()
+        else:
+            event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
 
     @keys.add("enter")
     def _enter(event: KeyPressEvent) -> None:

@@ -41,6 +41,8 @@ EXCLUSIVE = (
     ("plan", "kv"),
     ("plan", "draft_tokens"),
 )
+# A plan that is typed says these too; where they are typed, they count with any plan.
+OF_A_PLAN = (("plan", "model"), ("plan", "draft"), ("plan", "lora"))
 
 
 def long_name(option: Any) -> str:
@@ -93,7 +95,7 @@ class _WithVariables(_Base):
             if error.param is not None and name and _is_set(ctx, name):
                 error.param_hint = _found(error.param)
             raise
-        for one, other in (*EXCLUSIVE, *((b, a) for a, b in EXCLUSIVE)):
+        for one, other in (*EXCLUSIVE, *((b, a) for a, b in EXCLUSIVE), *OF_A_PLAN):
             if {one, other} <= set(ctx.params) and is_typed(ctx, one) and _is_set(ctx, other):
                 ctx.params[other] = next(option for option in self.params if option.name == other).get_default(ctx)
         return rest

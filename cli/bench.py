@@ -17,38 +17,41 @@ if TYPE_CHECKING:
 _MAX_TOKENS = 128  # an answer
 
 
+Drafters = Annotated[
+    list[str],
+    opt.option(
+        "--draft",
+        "-d",
+        help="Drafter: a model, `copy`, or MODEL+copy. May be repeated: all are compared.",
+        metavar="MODEL",
+        panel=opt.DRAFTING,
+    ),
+]
+Prompts = Annotated[Path | None, opt.option("--prompts", "-f", help="JSON lines of {id, task, turns}.", metavar="FILE")]
+Limit = Annotated[int | None, opt.option("--limit", min=1, help="Only the first N prompts of the file.", metavar="N")]
+Ablate = Annotated[
+    bool,
+    opt.option("--ablate", help="Compare each part of drafting, from none to all of them.", panel=opt.DRAFTING),
+]
+Repeat = Annotated[int, opt.option("--repeat", min=1, help="Measure every prompt so many times.", metavar="N")]
+
+
 @opt.takes_sampling("temperature", "seed", seed=0)
 def bench(
     model: opt.Model = None,
-    draft: Annotated[
-        list[str],
-        opt.option(
-            "--draft",
-            "-d",
-            help="Drafter: a model, `copy`, or MODEL+copy. May be repeated: all are compared.",
-            metavar="MODEL",
-            panel=opt.DRAFTING,
-        ),
-    ] = [],  # noqa: B006
+    draft: Drafters = [],  # noqa: B006
     lora: opt.Lora = [],  # noqa: B006
-    prompts: Annotated[
-        Path | None, opt.option("--prompts", "-f", help="JSON lines of {id, task, turns}.", metavar="FILE")
-    ] = None,
-    limit: Annotated[
-        int | None, opt.option("--limit", min=1, help="Only the first N prompts of the file.", metavar="N")
-    ] = None,
+    prompts: Prompts = None,
+    limit: Limit = None,
     max_tokens: opt.MaxTokens = _MAX_TOKENS,
     draft_tokens: opt.DraftTokens = None,
     ctx: opt.Ctx = None,
     no_learn: opt.NoLearn = False,
     assume_cost: opt.AssumeCost = None,
-    ablate: Annotated[
-        bool,
-        opt.option("--ablate", help="Compare each part of drafting, from none to all of them.", panel=opt.DRAFTING),
-    ] = False,
+    ablate: Ablate = False,
     exact: opt.Exact = False,
     sampling: opt.Sampling = {},  # noqa: B006
-    repeat: Annotated[int, opt.option("--repeat", min=1, help="Measure every prompt so many times.", metavar="N")] = 1,
+    repeat: Repeat = 1,
     threads: opt.Threads = None,
     kv: opt.Kv = None,
     budget: opt.Budget = None,

@@ -27,7 +27,7 @@ _MEANING = {
 def show(json_: opt.Json = False) -> None:
     """List what is kept, and where."""
     from edgellm.memory.units import format_bytes
-    from edgellm.runtime.learning.keep import listing
+    from edgellm.runtime.learning.persistence import listing
 
     folder = _folder()
     files = listing(folder)
@@ -53,9 +53,9 @@ def show(json_: opt.Json = False) -> None:
 @app.command(cls=Command)
 def clear() -> None:
     """Delete all of it."""
-    from edgellm.runtime.learning import keep
+    from edgellm.runtime.learning import persistence
 
-    n = keep.clear(_folder())
+    n = persistence.clear(_folder())
     out.note(f"{n} files deleted" if n else "there was nothing to delete")
 
 
@@ -64,7 +64,7 @@ def export_(
     archive: Annotated[Path, typer.Argument(help="File to write; it holds what was said to your models.")],
 ) -> None:
     """Write all of it into one archive."""
-    from edgellm.runtime.learning.keep import export_to
+    from edgellm.runtime.learning.persistence import export_to
 
     n = export_to(_folder(), archive)
     out.note(f"{n} files in {archive}, readable by you alone: it holds parts of your conversations")
@@ -73,7 +73,7 @@ def export_(
 @app.command("import", cls=Command)
 def import_(archive: Annotated[Path, typer.Argument(help="What `cache export` wrote.")]) -> None:
     """Add an archive's contents to what is here."""
-    from edgellm.runtime.learning.keep import import_from
+    from edgellm.runtime.learning.persistence import import_from
 
     n = import_from(_folder(), archive, out.warning)
     out.note(f"{n} files taken over from {archive}")

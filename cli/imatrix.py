@@ -18,35 +18,41 @@ if TYPE_CHECKING:
     from edgellm.export.convert.imatrix import Made
 
 
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A GGUF file (F16 or Q8_0 do best), an exported folder, a catalogue name, or user/repo[:QUANT].",
+        autocompletion=model_names,
+    ),
+]
+Text = Annotated[
+    list[str],
+    opt.option(
+        "--text",
+        "-f",
+        help="Text of the kind that the model is for; - is stdin. May be repeated; several in the variable are "
+        "quoted each.",
+        metavar="FILE",
+    ),
+]
+Output = Annotated[
+    Path | None,
+    opt.option("--output", "-o", help="The file to write.", show_default="NAME-imatrix.gguf", metavar="FILE"),
+]
+Ctx = Annotated[int, opt.option("--ctx", "-c", min=32, max=32_768, help="Tokens of a chunk.", metavar="N")]
+Chunks = Annotated[int | None, opt.option("--chunks", min=1, help="Read so many chunks at most.", metavar="N")]
+MaxTokens = Annotated[
+    int | None, opt.option("--max-tokens", "-n", min=32, help="Read so many tokens at most.", metavar="N")
+]
+
+
 def imatrix(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A GGUF file (F16 or Q8_0 do best), an exported folder, a catalogue name, or user/repo[:QUANT].",
-            autocompletion=model_names,
-        ),
-    ],
-    text: Annotated[
-        list[str],
-        opt.option(
-            "--text",
-            "-f",
-            help="Text of the kind that the model is for; - is stdin. May be repeated; several in the variable are "
-            "quoted each.",
-            metavar="FILE",
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        opt.option("--output", "-o", help="The file to write.", show_default="NAME-imatrix.gguf", metavar="FILE"),
-    ] = None,
-    ctx: Annotated[int, opt.option("--ctx", "-c", min=32, max=32_768, help="Tokens of a chunk.", metavar="N")] = 512,
-    chunks: Annotated[
-        int | None, opt.option("--chunks", min=1, help="Read so many chunks at most.", metavar="N")
-    ] = None,
-    max_tokens: Annotated[
-        int | None, opt.option("--max-tokens", "-n", min=32, help="Read so many tokens at most.", metavar="N")
-    ] = None,
+    model: Model,
+    text: Text,
+    output: Output = None,
+    ctx: Ctx = 512,
+    chunks: Chunks = None,
+    max_tokens: MaxTokens = None,
     threads: opt.Threads = None,
     offline: opt.Offline = False,
     quiet: opt.Quiet = False,

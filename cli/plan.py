@@ -32,76 +32,84 @@ class PlanCommand(Command):
         return super().parse_args(ctx, whole)
 
 
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        envvar="EDGELLM_MODEL",
+        show_envvar=False,
+        show_default=False,
+        help="Target: a catalogue name[:QUANT], a GGUF file, or a checkpoint's folder; none: the best pairs.",
+    ),
+]
+DeviceName = Annotated[
+    str | None,
+    opt.option("--device", help="Plan for a device of `edgellm devices`.", metavar="NAME", panel=opt.ENGINE),
+]
+Loading = Annotated[
+    str | None,
+    opt.option(
+        "--load",
+        help="Weights: packed by our kernels (the default), copied, or mapped.",
+        metavar="packed|copied|mapped",
+        panel=opt.ENGINE,
+    ),
+]
+Probe = Annotated[bool, opt.option("--probe", help="Ask llama.cpp for exact sizes; the files must be here.")]
+Explain = Annotated[
+    bool, opt.option("--explain", help="Show each trim: what it saved and what it cost.", panel=opt.OUTPUT)
+]
+Matrix = Annotated[
+    str | None,
+    opt.option(
+        "--matrix",
+        help="Memory against context; or, with devices' names and commas between (or `all`), models against devices.",
+        metavar="[DEVICES]",
+        panel=opt.OUTPUT,
+    ),
+]
+Calibrate = Annotated[
+    bool, opt.option("--calibrate", help="Run the plan here: measured memory and speed, kept for later plans.")
+]
+Save = Annotated[
+    Path | None,
+    opt.option(
+        "--save",
+        help="Write the plan as JSON, for `chat --plan`; `-` for stdout.",
+        metavar="FILE",
+        panel=opt.OUTPUT,
+    ),
+]
+Output = Annotated[
+    Path | None,
+    opt.option(
+        "--output",
+        "-o",
+        help="Write the matrix to a .png, .svg, .csv or .json file.",
+        metavar="FILE",
+        panel=opt.OUTPUT,
+    ),
+]
+
+
 def plan(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            envvar="EDGELLM_MODEL",
-            show_envvar=False,
-            show_default=False,
-            help="Target: a catalogue name[:QUANT], a GGUF file, or a checkpoint's folder; none: the best pairs.",
-        ),
-    ] = None,
+    model: Model = None,
     draft: opt.Draft = None,
     lora: opt.Lora = [],  # noqa: B006
     mem: opt.Mem = None,
     budget: opt.Budget = None,
-    device: Annotated[
-        str | None,
-        opt.option("--device", help="Plan for a device of `edgellm devices`.", metavar="NAME", panel=opt.ENGINE),
-    ] = None,
+    device: DeviceName = None,
     ctx: opt.Ctx = None,
     kv: opt.Kv = None,
     draft_tokens: opt.DraftTokens = None,
     n_ubatch: opt.Ubatch = None,
-    loading: Annotated[
-        str | None,
-        opt.option(
-            "--load",
-            help="Weights: packed by our kernels (the default), copied, or mapped.",
-            metavar="packed|copied|mapped",
-            panel=opt.ENGINE,
-        ),
-    ] = None,
-    probe: Annotated[
-        bool, opt.option("--probe", help="Ask llama.cpp for exact sizes; the files must be here.")
-    ] = False,
-    explain: Annotated[
-        bool, opt.option("--explain", help="Show each trim: what it saved and what it cost.", panel=opt.OUTPUT)
-    ] = False,
-    matrix: Annotated[
-        str | None,
-        opt.option(
-            "--matrix",
-            help="Memory against context; or, with devices' names and commas between (or `all`), models against "
-            "devices.",
-            metavar="[DEVICES]",
-            panel=opt.OUTPUT,
-        ),
-    ] = None,
-    calibrate: Annotated[
-        bool, opt.option("--calibrate", help="Run the plan here: measured memory and speed, kept for later plans.")
-    ] = False,
+    loading: Loading = None,
+    probe: Probe = False,
+    explain: Explain = False,
+    matrix: Matrix = None,
+    calibrate: Calibrate = False,
     offline: opt.Offline = False,
-    save: Annotated[
-        Path | None,
-        opt.option(
-            "--save",
-            help="Write the plan as JSON, for `chat --plan`; `-` for stdout.",
-            metavar="FILE",
-            panel=opt.OUTPUT,
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        opt.option(
-            "--output",
-            "-o",
-            help="Write the matrix to a .png, .svg, .csv or .json file.",
-            metavar="FILE",
-            panel=opt.OUTPUT,
-        ),
-    ] = None,
+    save: Save = None,
+    output: Output = None,
     json_: opt.Json = False,
 ) -> None:
     """Plan memory: what fits, what each part takes, and how fast it will roughly be. Exit 0 fits, 3 does not."""

@@ -17,7 +17,7 @@ from edgellm.export import manifest
 from edgellm.export.manifest import Manifest, ManifestError
 from edgellm.export.onnx import onnx_bundle
 from edgellm.export.staging import exclusive
-from edgellm.memory.files import appearing, behind_links, beside, copy, discard, making
+from edgellm.memory.files import CHUNK_BYTES, appearing, behind_links, beside, copy, discard, making
 
 
 def pack(
@@ -142,7 +142,7 @@ def _write_zip(file: IO[bytes], folder: Path, packed: Manifest, text: bytes) -> 
                 (folder / entry["path"]).open("rb") as data,
                 archive.open(_zip_member(entry["path"]), "w", force_zip64=True) as member,
             ):
-                shutil.copyfileobj(data, member, 8 * 2**20)
+                shutil.copyfileobj(data, member, CHUNK_BYTES)
 
 
 def _zip_member(name: str) -> zipfile.ZipInfo:

@@ -11,4 +11,5 @@ N_CTX_MAX = 2**24
 N_DRAFT_MAX = 64  # tokens drafted a round
 N_UBATCH, N_UBATCH_DRAFT = 128, 64  # tokens computed at once; more buys no prompt speed on a CPU
 N_UBATCH_MAX = 4096
+CONFIG_JSON_MAX_BYTES = 2**20
 TOKENIZER_JSON_MAX_BYTES = 256 * 2**20

@@ -99,6 +99,7 @@ class SamplingParameters:
     """
 
     temperature: float = _parameter(0.0, "0 is greedy.", low=0, high=100, metavar="T", option="temp", short="-t")
+    top_n_sigma: float = _parameter(0.0, "0 keeps all.", low=0, high=100)  # standard deviations of the logits
     top_k: int = _parameter(40, "0 keeps all.", low=0, high=10**9, metavar="K")
     top_p: float = _parameter(0.95, "1 keeps all.", low=1e-9, high=1, metavar="P")
     min_p: float = _parameter(0.05, "0 keeps all.", low=0, high=1, metavar="P")

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgellm.memory.adapter import Lora as Lora
+    from edgellm.runtime.bringup.load import load as load
     from edgellm.runtime.bringup.planning import EngineOptions as EngineOptions
     from edgellm.runtime.conversation import ChatSession as ChatSession
     from edgellm.runtime.engine import Engine as Engine
-    from edgellm.runtime.engine import load as load
     from edgellm.runtime.request import Answer as Answer
     from edgellm.runtime.request import Request as Request
     from edgellm.runtime.request import Stats as Stats
@@ -22,7 +22,7 @@ _HOMES = {
     "Stats": "request",
     "Engine": "engine",
     "EngineOptions": "bringup.planning",
-    "load": "engine",
+    "load": "bringup.load",
     "Lora": "bringup.planning",
     "Sampling": "sampling",
 }

@@ -1,8 +1,8 @@
 """Logits to the distribution that the next token is drawn from.
 
-Stages narrow the candidates down, in llama.cpp's order: penalty, top-k, top-p, min-p, temperature. A distribution is
-kept sparse (the ids that survive, and their probabilities), so greedy decoding is the distribution with one id and
-costs one argmax. What can be set is the table of `memory/sampling_parameters.py`.
+Stages narrow the candidates down, in llama.cpp's order: penalty, top-n-sigma, top-k, top-p, min-p, temperature. A
+distribution is kept sparse (the ids that survive, and their probabilities), so greedy decoding is the distribution with
+one id and costs one argmax. What can be set is the table of `memory/sampling_parameters.py`.
 """
 
 from __future__ import annotations
@@ -64,16 +64,15 @@ class Candidates:
             self._probs = _softmax(self.logits, 1.0)
         return self._probs
 
-    def keep(self, which: NDArray[np.bool_]) -> None:
-        """Leave out those where the mask is not set."""
-        self.take(np.flatnonzero(which))
-
-    def take(self, places: NDArray[np.intp]) -> None:
-        """Leave out all but those at `places`, which are in this order from now on."""
-        self.ids = places.astype(np.int64, copy=False) if self.ids is None else self.ids[places]
-        self.logits = self.logits[places]
+    def keep(self, which: NDArray[np.bool_] | NDArray[np.intp]) -> None:
+        """Leave out all others: `which` is a mask, or places, in whose order they are from now on."""
+        if self.ids is not None:
+            self.ids = self.ids[which]
+        else:
+            self.ids = np.flatnonzero(which) if which.dtype == np.bool_ else which.astype(np.int64, copy=False)
+        self.logits = self.logits[which]
         if self._probs is not None:
-            self._probs = self._probs[places]
+            self._probs = self._probs[which]
 
 
 def penalise_repeats(candidates: Candidates, sampling: Sampling) -> None:
@@ -87,10 +86,21 @@ def penalise_repeats(candidates: Candidates, sampling: Sampling) -> None:
     candidates.logits = logits
 
 
+def keep_top_n_sigma(candidates: Candidates, sampling: Sampling) -> None:
+    """Those within n standard deviations of the largest logit (Tang et al. 2024, arXiv:2411.07641).
+
+    Of logits 5, 4, 1, 0, 0 the deviation is 2.1: with n = 1 the first two stay, whatever the temperature.
+    """
+    if sampling.top_n_sigma > 0.0:
+        logits = candidates.logits.astype(np.float64)
+        candidates.keep(logits >= logits.max() - sampling.top_n_sigma * logits.std())
+
+
 def keep_top_k(candidates: Candidates, sampling: Sampling) -> None:
     """The k likeliest."""
     if 0 < sampling.top_k < len(candidates.logits):
-        candidates.take(np.argpartition(candidates.logits, -sampling.top_k)[-sampling.top_k :])
+        # A copy, so that the places of the whole vocabulary are not held in memory.
+        candidates.keep(np.argpartition(candidates.logits, -sampling.top_k)[-sampling.top_k :].copy())
 
 
 def keep_top_p(candidates: Candidates, sampling: Sampling) -> None:
@@ -100,8 +110,8 @@ def keep_top_p(candidates: Candidates, sampling: Sampling) -> None:
     probs = candidates.probs
     order = np.argsort(-probs, kind="stable")
     before = np.cumsum(probs[order]) - probs[order]  # mass of the likelier ones
-    inside = np.ones(len(probs), bool)
-    inside[order[before >= sampling.top_p]] = False
+    inside = np.empty(len(probs), bool)
+    inside[order] = before < sampling.top_p
     candidates.keep(inside)
 
 
@@ -116,7 +126,8 @@ Stage = Callable[[Candidates, "Sampling"], None]
 
 # In llama.cpp's order; temperature comes last. A stage looks at its own parameters and does nothing where they are off.
 PENALTIES: tuple[Stage, ...] = (penalise_repeats,)  # change logits, so they count for greedy decoding too
-FILTERS: tuple[Stage, ...] = (keep_top_k, keep_top_p, keep_min_p)  # the likeliest always stays: greedy skips them
+# The likeliest token always stays, so greedy decoding skips these.
+FILTERS: tuple[Stage, ...] = (keep_top_n_sigma, keep_top_k, keep_top_p, keep_min_p)
 
 
 class Sampling(SamplingParameters):

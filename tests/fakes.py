@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.runtime.backends.base import CannotTruncate, ContextFull, EngineError, Logits
-from edgellm.runtime.drafters.base import Draft
+from edgellm.runtime.drafters.base import MODEL, Draft, Drafter, Guess, Proposer
 from edgellm.runtime.sampling import GREEDY, Distribution, Sampling
 from edgellm.runtime.text.vocabulary import TokenKind, Vocabulary
 
@@ -93,6 +94,33 @@ class NonsenseDrafter:
 
     def close(self) -> None:
         return None
+
+
+class Alone:
+    """A draft model as the only drafter: of each round its first tokens that are not provisional."""
+
+    def __init__(self, model: Proposer) -> None:
+        self.model = model
+        self.begin, self.observe, self.close = model.begin, model.observe, model.close
+
+    @property
+    def engine_s(self) -> float:
+        return self.model.engine_s
+
+    def propose(self, tokens: Sequence[int], limit: int) -> Draft:
+        settled: list[Guess] = []
+        if limit > 0:
+            for n_passes, guesses in enumerate(self.model.drafting(tokens, ()), 1):
+                settled = [guess for guess in guesses if not guess.provisional][:limit]
+                if len(settled) == limit or n_passes > 4 * limit:
+                    break
+        probs = [guess.probs for guess in settled]
+        return Draft([guess.token for guess in settled], probs if any(probs) else None, MODEL)
+
+
+def alone(drafter: Drafter | Proposer) -> Drafter:
+    """Itself, if the loop can ask it."""
+    return cast(Drafter, drafter if hasattr(drafter, "propose") else Alone(cast(Proposer, drafter)))
 
 
 class PieceTokenizer:

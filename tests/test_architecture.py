@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,11 @@ ALLOWED: dict[str, set[str]] = {
 ADAPTERS = {
     "llama_cpp": {
         "export/convert/engine_program.py",
+        "runtime/backends/llama_process.py",
+        "runtime/backends/llama_context.py",
         "runtime/backends/llama_cpp.py",
+        "runtime/backends/llama_heads.py",
+        "runtime/backends/llama_log.py",
         "runtime/backends/llama_tokenizer.py",
         "runtime/bringup/extra_buffers.py",
         "runtime/bringup/library.py",
@@ -30,7 +35,8 @@ ADAPTERS = {
         "export/onnx/hosts/host.py",
         "export/onnx/onnx_bundle.py",
         "export/onnx/onnx_job.py",
-        "runtime/backends/onnx.py",
+        "runtime/backends/onnx_cache.py",
+        "runtime/backends/onnx_runtime.py",
     },
     "tokenizers": {
         "export/onnx/hosts/host.py",
@@ -70,6 +76,54 @@ def test_heavy_libraries_are_imported_by_their_adapters_alone(library: str) -> N
         if any(name.split(".")[0] == library for name in modules_imported_by(source))
     }
     assert importers <= ADAPTERS[library]
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Whatever an import stands in: the file, a function, or TYPE_CHECKING."""
+    files = {
+        ".".join(["edgellm", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__"): path
+        for room in ALLOWED
+        for path in (ROOT / room).rglob("*.py")
+    }
+    edges = {name: files_imported_by(path, files) - {name} for name, path in files.items()}
+    while leaves := {name for name, wanted in edges.items() if not wanted & edges.keys()}:
+        for name in leaves:
+            del edges[name]
+    assert circles_of(edges) == []
+
+
+def files_imported_by(source: Path, files: Mapping[str, Path]) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names & files.keys() or {str(node.module)} & files.keys()
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names} & files.keys()
+    return found
+
+
+def circles_of(edges: Mapping[str, set[str]]) -> list[set[str]]:
+    """Sets of names that all lead to each other."""
+
+    def reached(start: str) -> set[str]:
+        seen, waiting = set[str](), [start]
+        while waiting:
+            for name in edges.get(waiting.pop(), set()) & edges.keys() - seen:
+                seen.add(name)
+                waiting.append(name)
+        return seen
+
+    ahead = {name: reached(name) for name in edges}
+    circles: list[set[str]] = []
+    for name, names in ahead.items():
+        if name in names and not any(name in circle for circle in circles):
+            circles.append({other for other in names if name in ahead[other]})
+    return circles
+
+
+def test_a_circle_is_seen() -> None:
+    assert circles_of({"a": {"b"}, "b": {"c", "d"}, "c": {"a"}, "d": set()}) == [{"a", "b", "c"}]
 
 
 def test_every_package_ships() -> None:

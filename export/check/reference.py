@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from edgellm.export.check.reference_config import NoReference as NoReference
 from edgellm.export.check.reference_config import ReferenceConfig, Rope, read_reference_config
-from edgellm.export.read.checkpoint import CHUNK_BYTES, StoredTensor, read_checkpoint
+from edgellm.export.read.checkpoint import StoredTensor, read_checkpoint
+from edgellm.memory.files import CHUNK_BYTES
 
 Floats = NDArray[np.float32]
 _N_QUERIES = 256  # whose scores are in memory at once

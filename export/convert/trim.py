@@ -32,6 +32,7 @@ from edgellm.export.convert.gguf_writer import PlannedTensor, write_gguf
 from edgellm.export.read.gguf_vocabulary import BYTE, NORMAL, UNUSED
 from edgellm.memory.byte_encoder import SPACE, byte_alphabet
 from edgellm.memory.errors import EdgellmError
+from edgellm.memory.files import CHUNK_BYTES
 from edgellm.memory.gguf import GgufHeader, TensorInfo, read_header
 
 FREQUENT = Path(__file__).with_name("frequent.txt")
@@ -217,7 +218,7 @@ def _planned(path: Path, header: GgufHeader, tensor: TensorInfo, kept: Sequence[
     )
 
 
-def _pieces(path: Path, start: int, n_bytes: int, chunk_bytes: int = 8 * 2**20) -> Iterator[bytes]:
+def _pieces(path: Path, start: int, n_bytes: int, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
     with path.open("rb") as file:
         file.seek(start)
         while n_bytes:

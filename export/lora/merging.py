@@ -16,10 +16,10 @@ import numpy as np
 from edgellm.export.convert.tensors import gguf_name
 from edgellm.export.lora.adapters import EMBEDDING, HEAD, Adapter, Floats, Pair, floats_of, read_floats
 from edgellm.export.obtain.source import TOKENIZER_FILES
-from edgellm.export.read.checkpoint import CHUNK_BYTES, StoredTensor, read_checkpoint
+from edgellm.export.read.checkpoint import StoredTensor, read_checkpoint
 from edgellm.export.read.facts import UnsupportedModel, read_config
 from edgellm.export.read.json_file import read_json
-from edgellm.memory.files import appearing
+from edgellm.memory.files import CHUNK_BYTES, appearing
 
 _Change = Callable[[int, Floats], Floats]  # (number of the first row, rows of the base) -> rows of the sum
 

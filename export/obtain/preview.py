@@ -12,11 +12,11 @@ from edgellm.export.obtain.catalogue import HfSource
 from edgellm.export.obtain.download import CONNECT_S, READ_S, SourceError
 from edgellm.memory.counts import from_config
 from edgellm.memory.gguf import HeaderCutShort, parse_header
+from edgellm.memory.limits import CONFIG_JSON_MAX_BYTES
 from edgellm.memory.shape import ModelShape, UnknownShape, from_header
 
 FIRST_BYTES = 2**20  # of a small vocabulary's header; four times as many at each further try
 MOST_BYTES = 2**26  # no header is so long: the largest vocabularies take 16 MB
-CONFIG_BYTES = 2**20
 
 
 def shape_on_hub(repo: str, quant: str | None, *, token: str | None = None) -> tuple[ModelShape, bool]:
@@ -56,7 +56,7 @@ def shape_on_hub(repo: str, quant: str | None, *, token: str | None = None) -> t
 def _config(repo: str, token: str | None) -> dict[str, Any] | None:
     """A checkpoint's config.json; None where there is none."""
     try:
-        head, _ = _head(HfSource(repo, "config.json"), CONFIG_BYTES, token)
+        head, _ = _head(HfSource(repo, "config.json"), CONFIG_JSON_MAX_BYTES, token)
     except SourceError as error:
         if error.status == 404:
             return None

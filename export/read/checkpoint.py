@@ -24,6 +24,7 @@ from typing import Any
 from edgellm.export.read.json_file import LFS_POINTER, read_json
 from edgellm.export.read.tokenizer_facts import TokenizerError
 from edgellm.memory.errors import EdgellmError
+from edgellm.memory.files import CHUNK_BYTES
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
 MAX_PICKLE_BYTES = 64 * 2**20
@@ -31,7 +32,6 @@ MAX_TENSORS = 100_000
 _WEIGHTS = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
-CHUNK_BYTES = 8 * 2**20
 
 READABLE = ("F32", "F16", "BF16")
 # A tensor's type, by its name in safetensors -> bytes an item.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,6 +97,25 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free the engine's memory; the backend is unusable afterwards."""
+        ...
+
+
+@runtime_checkable
+class HiddenStates(Protocol):
+    """What a backend may offer to drafters that are trained on it: the states that its head computes logits from."""
+
+    n_embd: int
+
+    def want_hidden_states(self) -> None:
+        """Passes that follow keep them; text is then read in passes of its own."""
+        ...
+
+    def hidden_states(self) -> NDArray[np.float32]:
+        """Of the tokens whose logits the last pass returned, (n_outputs, n_embd); valid until the next call.
+
+        Raises:
+            EngineError: that pass kept none: they were not wanted, or it ran a single token as two.
+        """
         ...
 
 

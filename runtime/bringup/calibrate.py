@@ -63,8 +63,8 @@ def peak_bytes() -> int:
 
 def _run(request: Mapping[str, Any], send: Send) -> None:
     plan = plan_from_json(request["plan"])
+    from edgellm.runtime.bringup.load import load
     from edgellm.runtime.bringup.planning import EngineOptions
-    from edgellm.runtime.engine import load
 
     speeds: dict[bool, list[float]] = {True: [], False: []}
     # What earlier answers taught would make the same question look faster each time.

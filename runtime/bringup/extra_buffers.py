@@ -128,10 +128,10 @@ TYPES = (  # of weights that some extra buffer type may claim
 def _trial(_: Mapping[str, Any], send: Send) -> None:
     import llama_cpp.llama_cpp as api
 
+    from edgellm.runtime.backends import llama_log
+
     log: list[str] = []
-    listen = api.llama_log_callback(lambda level, text, _: log.append(text.decode("utf-8", "replace")))
-    api.llama_log_set(listen, ctypes.c_void_p(0))
-    api.llama_backend_init()
+    llama_log.start(lambda _, text: log.append(text))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trial.gguf"
         path.write_bytes(_model(api))

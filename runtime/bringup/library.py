@@ -64,12 +64,12 @@ def _facts(_: Mapping[str, Any], send: Send) -> None:
     from llama_cpp import llama_cpp as api
 
     send({"version": llama_cpp.__version__, "structures": structures(api)})
-    from edgellm.runtime.backends import llama_cpp as backend
+    from edgellm.runtime.backends import llama_process
     from edgellm.runtime.bringup import extra_buffers
 
-    report = backend.kernels()
+    report = llama_process.kernels()
     send({"kernels": asdict(report), "extra_buffers": asdict(extra_buffers.verdict())})
-    send({"built": api.llama_print_system_info().decode("utf-8", "replace"), "offloads": backend.offloads()})
+    send({"built": api.llama_print_system_info().decode("utf-8", "replace"), "offloads": llama_process.offloads()})
 
 
 def structures(api: Any) -> list[str]:

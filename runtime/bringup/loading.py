@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, TypeAlias
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.onnx_graph import is_onnx
 from edgellm.runtime.backends.base import LoadError, StopSignal
-from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, ModelOptions, kernels
+from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, ModelOptions
+from edgellm.runtime.backends.llama_process import kernels
 
 if TYPE_CHECKING:
-    from edgellm.runtime.backends.onnx import OnnxBackend, OnnxModel
+    from edgellm.runtime.backends.onnx_runtime import OnnxBackend, OnnxModel
 
 Model: TypeAlias = "LlamaModel | OnnxModel"
 
@@ -30,7 +31,7 @@ def open_model(path: Path, options: ModelOptions) -> Model:
     if not is_onnx(path):
         return LlamaModel(path, options)
     try:
-        from edgellm.runtime.backends.onnx import OnnxModel
+        from edgellm.runtime.backends.onnx_runtime import OnnxModel
     except ImportError as error:
         raise LoadError(
             f"{path.name} is an ONNX model, and {error.name} is not installed: pip install 'edgellm[onnx]'"
@@ -52,7 +53,7 @@ def open_context(
     """
     if isinstance(model, LlamaModel):
         return LlamaBackend(model, settings, pad_single=pad_single, stop_asked=stop_asked)
-    from edgellm.runtime.backends.onnx import OnnxBackend
+    from edgellm.runtime.backends.onnx_runtime import OnnxBackend
 
     return OnnxBackend(model, settings, pad_single=pad_single, stop_asked=stop_asked)
 

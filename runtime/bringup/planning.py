@@ -26,8 +26,8 @@ from edgellm.memory.solve import refusal, solve
 from edgellm.memory.split import read_model
 from edgellm.memory.units import format_bytes
 from edgellm.runtime.backends.base import LoadError, OutOfMemory
-from edgellm.runtime.backends.llama_cpp import has_extra_buffers, kernels, offloads
-from edgellm.runtime.drafters.adaptive import Stop
+from edgellm.runtime.backends.llama_process import has_extra_buffers, kernels, offloads
+from edgellm.runtime.drafters.base import Stop
 
 TOLERANCE = (
     0.02  # of a stored plan against the same plan made anew: another machine may size buffers a little otherwise
@@ -57,7 +57,7 @@ class EngineOptions:
     merged_probs: bool = False  # with spelling "omnidraft", when sampling: accept more, follow the target approximately
     learn: Learn = "kept"  # from what the target says: for later answers, and how two vocabularies spell each other
     learned: Path | None = None  # where that and measured costs are kept between runs; None: nowhere
-    assume_cost: float | None = None  # choose lengths as if a pass over n tokens took 1 + this (n - 1) times one's
+    assume_cost: float | None = None  # 0.05: lengths are chosen as if each further token cost 5 % of a pass
     exact: bool = False  # prove at load which widths agree bit for bit, and keep to those
     kv: KvType | None = None  # f16, or less where memory is short
     n_ubatch: int | None = None

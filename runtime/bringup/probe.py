@@ -114,14 +114,10 @@ def _sizing(request: Mapping[str, Any], send: Send) -> None:
     """Buffer sizes of a model under several settings, or, without a model, the accelerators."""
     import llama_cpp.llama_cpp as lib
 
+    from edgellm.runtime.backends import llama_log
+
     log: list[str] = []
-
-    @lib.llama_log_callback  # type: ignore[untyped-decorator]
-    def keep(level: int, text: bytes, user_data: Any) -> None:
-        log.append(("error: " if level == 4 else "") + text.decode("utf-8", "replace"))
-
-    lib.llama_log_set(keep, ctypes.c_void_p(0))
-    lib.llama_backend_init()
+    llama_log.start(lambda level, text: log.append(("error: " if level == llama_log.ERROR else "") + text))
     if "model" not in request:
         for accelerator in _accelerators(lib):
             send({"accelerator": asdict(accelerator)})

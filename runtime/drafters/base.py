@@ -1,12 +1,33 @@
-"""The seam between the loop and whatever guesses ahead."""
+"""The seam between the loop and whatever guesses ahead, and between the controller and draft models.
+
+The loop knows a `Drafter`: it proposes tokens and is told what was verified. The controller is one; it asks lookups,
+which cost nothing, and a `Proposer`, a draft model that is asked pass by pass. A proposer must offer what `Proposer`
+says. It may offer more:
+
+- probabilities: guesses with `probs`, drawn from them, where the target samples (`ModelDrafter`);
+- learning: one that `Learns` keeps something between runs: it is restored when the pair is loaded, and saved with it
+  (`learning.pair_state`);
+- hidden states: one that is trained on the target's (EAGLE, Medusa) is built where the target's backend is a
+  `HiddenStates`, and reads them in `observe` (see `factory.py`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Final, Literal, Protocol
 
+from edgellm.runtime.backends.base import Backend
 from edgellm.runtime.sampling import GREEDY, Distribution, Sampling
+
+# Who drafted a token; the names are part of `drafted_by` in JSON.
+COPY: Final = "copy"  # the conversation
+STORE: Final = "store"  # earlier answers
+MODEL: Final = "model"  # a draft model
+NONE: Final = "none"  # nobody
+
+Stop = Literal["cost", "entropy"]
+"""What ends a draft of a fixed length earlier: nothing, or AdaEDL's rule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +40,7 @@ class Draft:
 
     tokens: list[int] = field(default_factory=list)
     probs: Sequence[Distribution | None] | None = None  # None in it: that token is given
-    source: str = "none"
+    source: str = NONE
     sources: Sequence[str] = ()  # of each token, where they are not all of one source
 
 
@@ -28,15 +49,15 @@ class Guess:
     """One token of a draft model, and what it knows of it."""
 
     token: int
-    top: float = 1.0  # the drafter's probability of what it spelled the token with
+    top: float = 1.0  # the drafter's probability of the tokens of its own that became this one
     entropy: float = 0.0  # nats, the largest on the way
-    is_open: bool = False  # what is drafted next may still change it
-    ends: float | None = None  # then, how likely it stays as it is; None where nothing is known
+    provisional: bool = False  # tokens drafted later may retokenise it
+    p_final: float | None = None  # where it is provisional: P(it stays as it is); None where nothing is known
     probs: Distribution | None = None  # that it was drawn from; None for a token that is given
 
 
-class Drafter(Protocol):
-    """Guesses the continuation of a token sequence that it follows along."""
+class Follows(Protocol):
+    """Follows a token sequence of the target's along; what every drafter has in common."""
 
     @property
     def engine_s(self) -> float:
@@ -54,10 +75,6 @@ class Drafter(Protocol):
         """
         ...
 
-    def propose(self, tokens: Sequence[int], limit: int) -> Draft:
-        """At most `limit` tokens to follow `tokens` (the whole sequence, prompt included)."""
-        ...
-
     def observe(self, tokens: Sequence[int], n_new: int) -> None:
         """The last `n_new` of `tokens` are now settled: verified draft tokens and the target's own one."""
         ...
@@ -67,22 +84,52 @@ class Drafter(Protocol):
         ...
 
 
-class SteppedDrafter(Drafter, Protocol):
-    """A draft model that is asked pass by pass, and reads what it missed only when it is asked."""
+class Drafter(Follows, Protocol):
+    """Guesses the continuation of a token sequence, for the loop."""
+
+    def propose(self, tokens: Sequence[int], limit: int) -> Draft:
+        """At most `limit` tokens to follow `tokens` (the whole sequence, prompt included)."""
+        ...
+
+
+class Proposer(Follows, Protocol):
+    """A draft model that the controller asks pass by pass; it reads what it missed only when it is asked."""
+
+    @property
+    def backend(self) -> Backend:
+        """Whose passes are timed."""
+        ...
 
     def n_unread(self) -> int:
         """Tokens of its own that it must read before it can draft."""
         ...
 
+    def prefill(self) -> None:
+        """Read what it missed."""
+        ...
+
     def drafting(self, tokens: Sequence[int], prefix: Sequence[int]) -> Iterator[list[Guess]]:
         """After each pass, all that it guesses to follow `tokens` and the proposed `prefix`. Ends when it cannot go on.
 
-        Guesses that are not open stay as they were.
+        Guesses that are not provisional stay as they were.
         """
         ...
 
-    def catch_up(self) -> None:
-        """Read what it missed."""
+
+class Learns(Protocol):
+    """What a drafter may offer: something that is learnt and goes on with the next run."""
+
+    @property
+    def has_learnt(self) -> bool:
+        """Whether there is anything to save."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """What was learnt, as plain values."""
+        ...
+
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Begin with what `to_json` gave. Raises ValueError, KeyError or TypeError where it is not that."""
         ...
 
 

@@ -5,24 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from edgellm.runtime.backends.base import EngineError, Interrupted
-from edgellm.runtime.drafters.base import Draft, Guess, SteppedDrafter
-from edgellm.runtime.drafters.follow import Follower
+from edgellm.runtime.backends.base import Backend, EngineError, Interrupted
+from edgellm.runtime.drafters.base import Guess, Proposer
 from edgellm.runtime.sampling import GREEDY, Sampling
 
 
-class FailsafeDrafter:
+class FailsafeProposer:
     """The draft model, until its engine fails: from then on it drafts nothing, which costs speed alone."""
 
-    def __init__(self, model: SteppedDrafter, warn: Callable[[str], None]) -> None:
+    def __init__(self, model: Proposer, warn: Callable[[str], None]) -> None:
         """`warn`: told once, in a sentence, why nothing is drafted any more."""
         self.model, self._warn = model, warn
         self.failed = False
 
     @property
-    def follower(self) -> Follower:
-        follower: Follower = self.model.follower  # type: ignore[attr-defined]
-        return follower
+    def backend(self) -> Backend:
+        return self.model.backend
 
     @property
     def engine_s(self) -> float:
@@ -35,12 +33,6 @@ class FailsafeDrafter:
             with self._guarded():
                 self.model.begin(prompt, own_prompt=own_prompt, sampling=sampling)
 
-    def propose(self, tokens: Sequence[int], limit: int) -> Draft:
-        if not self.failed:
-            with self._guarded():
-                return self.model.propose(tokens, limit)
-        return Draft()
-
     def observe(self, tokens: Sequence[int], n_new: int) -> None:
         if not self.failed:
             with self._guarded():
@@ -49,10 +41,10 @@ class FailsafeDrafter:
     def n_unread(self) -> int:
         return 0 if self.failed else self.model.n_unread()
 
-    def catch_up(self) -> None:
+    def prefill(self) -> None:
         if not self.failed:
             with self._guarded():
-                self.model.catch_up()
+                self.model.prefill()
 
     def drafting(self, tokens: Sequence[int], prefix: Sequence[int]) -> Iterator[list[Guess]]:
         if not self.failed:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from edgellm.runtime.backends.base import Backend, Logits
-from edgellm.runtime.drafters.base import Draft, Guess
-from edgellm.runtime.drafters.follow import Follower
+from edgellm.runtime.drafters.base import Guess
+from edgellm.runtime.drafters.kv_sync import KvSync
 from edgellm.runtime.sampling import GREEDY, Distribution, Sampling
 
 NEAR = np.float32(16.0)  # nats below the likeliest token; a whole vocabulary that lies lower adds 2 % at most
@@ -35,7 +35,8 @@ class ModelDrafter:
 
         `reach`: own tokens that are read when it must read many; None: all.
         """
-        self.follower = Follower(backend)
+        self.backend = backend
+        self._kv = KvSync(backend)
         self._tokens: list[int] = []  # what it follows
         self._n_known = 0  # below which the backend is known to hold the same
         self._sampling = GREEDY
@@ -45,7 +46,7 @@ class ModelDrafter:
 
     @property
     def engine_s(self) -> float:
-        return self.follower.backend.engine_s
+        return self.backend.engine_s
 
     def begin(
         self, prompt: Sequence[int], *, own_prompt: Sequence[int] | None = None, sampling: Sampling = GREEDY
@@ -62,34 +63,34 @@ class ModelDrafter:
         self._slide()
 
     def n_unread(self) -> int:
-        n = self.follower.n_unread(self._tokens, self._n_known)
+        n = self._kv.n_unread(self._tokens, self._n_known)
         return n if self._reach is None else min(n, self._reach)
 
-    def catch_up(self) -> None:
-        self._settle(())
-        self.follower.prefill(self._tokens)
+    def prefill(self) -> None:
+        self._sync(())
+        self._kv.prefill(self._tokens)
 
     def _slide(self) -> None:
         """Keep the newer part when the context fills up; the drafter sees less, and the output stays the target's."""
-        if n := self.follower.n_to_slide(len(self._tokens)):
+        if n := self._kv.n_to_slide(len(self._tokens)):
             del self._tokens[:n]
-            self._n_known = self.follower.slide(n, self._n_known)
+            self._n_known = self._kv.slide(n, self._n_known)
 
-    def _settle(self, extra: Sequence[int]) -> None:
+    def _sync(self, extra: Sequence[int]) -> None:
         reach = self._reach if self._reach is not None else len(self._tokens)
-        if n_dropped := self.follower.n_to_drop(self._tokens, self._n_known, reach):
+        if n_dropped := self._kv.n_to_drop(self._tokens, self._n_known, reach):
             del self._tokens[:n_dropped]
             self._n_known = 0
-        self.follower.settle([*self._tokens, *extra] if extra else self._tokens, self._n_known)
+        self._kv.sync([*self._tokens, *extra] if extra else self._tokens, self._n_known)
         self._n_known = len(self._tokens)
 
     def drafting(self, tokens: Sequence[int], prefix: Sequence[int]) -> Iterator[list[Guess]]:
-        backend, extra = self.follower.backend, self._known(prefix)
-        self._settle(extra)
-        if not self.follower.room(self._tokens, len(extra) + 1):
+        backend, extra = self.backend, self._known(prefix)
+        self._sync(extra)
+        if not self._kv.room(self._tokens, len(extra) + 1):
             return
         guesses: list[Guess] = []
-        logits = self.follower.read([*self._tokens, *extra])
+        logits = self._kv.read([*self._tokens, *extra])
         while True:
             guess = self._guess(logits, (*self._tokens[-self._sampling.repeat_last_n :], *extra))
             if guess is None:
@@ -99,7 +100,7 @@ class ModelDrafter:
             yield guesses
             if len(backend.tokens) >= backend.n_ctx:
                 return
-            logits = self.follower.extend([guess.token])
+            logits = self._kv.extend([guess.token])
 
     def _guess(self, logits: Logits, history: Sequence[int]) -> Guess | None:
         if self._sampling.greedy and self._sampling.repeat_penalty == 1.0 and not self._different.size:
@@ -112,27 +113,18 @@ class ModelDrafter:
         spread = float(-(q.probs * np.log(np.maximum(q.probs, 1e-12))).sum())
         return Guess(q.draw(self._rng), float(q.probs.max()), spread, probs=q)
 
-    def propose(self, tokens: Sequence[int], limit: int) -> Draft:
-        guesses: list[Guess] = []
-        if limit > 0:
-            for guesses in self.drafting(tokens, ()):
-                if len(guesses) >= limit:
-                    break
-        probs = None if self._sampling.greedy else [guess.probs for guess in guesses]
-        return Draft([guess.token for guess in guesses], probs, "model")
-
     def _known(self, tokens: Sequence[int]) -> list[int]:
         """Target ids as the drafter may read them: those behind the end of its vocabulary become its first token."""
-        n_vocab = self.follower.backend.n_vocab
+        n_vocab = self.backend.n_vocab
         return [token if token < n_vocab else 0 for token in tokens]
 
     def _shared(self, q: Distribution) -> Distribution | None:
         """`q` over the shared ids alone, before anything is drawn: dropping a draw afterwards would bend the output."""
         if not self._different.size:
             return q
-        keep = ~np.isin(q.ids, self._different)
-        mass = q.probs[keep].sum()
-        return Distribution(q.ids[keep], q.probs[keep] / mass) if mass > 0.0 else None
+        shared = ~np.isin(q.ids, self._different)
+        mass = q.probs[shared].sum()
+        return Distribution(q.ids[shared], q.probs[shared] / mass) if mass > 0.0 else None
 
     def close(self) -> None:
-        self.follower.backend.close()
+        self.backend.close()

@@ -7,19 +7,25 @@ one, and a text that is read only when drafting is about to happen.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from edgellm.memory.context import DRAFT_TOKENS_MOST
 from edgellm.runtime.backends.base import Backend
-from edgellm.runtime.drafters.base import Draft, Guess
-from edgellm.runtime.drafters.follow import Follower
+from edgellm.runtime.drafters.base import Guess
+from edgellm.runtime.drafters.kv_sync import KvSync
 from edgellm.runtime.drafters.model import top_of
-from edgellm.runtime.drafters.spelling import MapSpeller, Spelled, Speller, TextSpeller, learn_spellings
+from edgellm.runtime.drafters.own_draft import OwnDraft, guesses_of
+from edgellm.runtime.drafters.retokenizers import (
+    MapRetokenizer,
+    Retokenized,
+    Retokenizer,
+    TextRetokenizer,
+    learn_mappings,
+)
 from edgellm.runtime.learning.ngrams import NgramCache
-from edgellm.runtime.sampling import GREEDY, Distribution, Sampling
+from edgellm.runtime.sampling import GREEDY, Sampling
 from edgellm.runtime.text.translate import WINDOW, GrowingText
 from edgellm.runtime.text.vocabulary import Vocabulary
 
@@ -38,7 +44,7 @@ class TranslatingDrafter:
         target: Vocabulary,
         turn_end: int | None,
         *,
-        speller: Speller | None = None,
+        retokenizer: Retokenizer | None = None,
         cache: NgramCache | None = None,
         shared_only: bool = False,
         reach: int | None = None,
@@ -47,39 +53,42 @@ class TranslatingDrafter:
         """
         Args:
             turn_end: what the target writes where the drafter would end its turn.
-            speller: how drafts are said in the target's vocabulary; tokenising the text again if None.
-            cache: learns the spelling of what the target says.
+            retokenizer: how drafts are said in the target's vocabulary; tokenising the text again if None.
+            cache: learns which own tokens the target's are.
             shared_only: never draft a token that the target's vocabulary lacks (token-level intersection); needs a
-                `MapSpeller`.
+                `MapRetokenizer`.
             reach: own tokens that are read when it must read many; None: all.
             merged_probs: where the target samples, draw drafts and hand on OmniDraft's merged probabilities; needs a
-                `MapSpeller`. More is accepted, and the output follows the target's distribution only approximately
+                `MapRetokenizer`. More is accepted, and the output follows the target's distribution only approximately
                 where several entries of the cache begin with the same token.
         """
-        self.follower = Follower(backend)
+        self.backend = backend
+        self._kv = KvSync(backend)
         self._turn_end = turn_end
         self._own, self._target = own, target
-        self._speller = speller or TextSpeller(own, target)
+        self._retokenizer = retokenizer or TextRetokenizer(own, target)
         self._cache, self._reach = cache, reach
         self._mask = None
-        if shared_only and isinstance(self._speller, MapSpeller):
-            lacking = np.array(self._speller.direct) < 0
+        if shared_only and isinstance(self._retokenizer, MapRetokenizer):
+            lacking = np.array(self._retokenizer.direct) < 0
             lacking[list(own.end_tokens)] = False
             self._mask = np.where(lacking, NEVER, np.float32(0.0))
         self._direct = (
-            np.array(self._speller.direct) if merged_probs and isinstance(self._speller, MapSpeller) else None
+            np.array(self._retokenizer.direct)
+            if merged_probs and isinstance(self._retokenizer, MapRetokenizer)
+            else None
         )
         self._sampling = GREEDY
         self._rng = np.random.default_rng()
         self._context = GrowingText(own, [])
         self._n_known = 0  # tokens of the context below which the backend is known to hold the same
-        self._n_unlearnt = 0  # target tokens whose spelling what follows may still change
+        self._n_unlearnt = 0  # target tokens whose own tokens what follows may still change
         self._waiting: list[int] = []  # of the target, not in the context yet
         self._said: list[int] = []  # by the target last, those included
 
     @property
     def engine_s(self) -> float:
-        return self.follower.backend.engine_s
+        return self.backend.engine_s
 
     def begin(
         self, prompt: Sequence[int], *, own_prompt: Sequence[int] | None = None, sampling: Sampling = GREEDY
@@ -118,24 +127,24 @@ class TranslatingDrafter:
             return
         n = min(self._n_unlearnt, WINDOW)
         recent = self._said[len(self._said) - n :]
-        learn_spellings(self._cache, self._own, self._target, self._context.tokens[-4 * WINDOW :], recent, n)
+        learn_mappings(self._cache, self._own, self._target, self._context.tokens[-4 * WINDOW :], recent, n)
         self._n_unlearnt = 1
 
     def n_unread(self) -> int:
-        n = self.follower.n_unread(self._context.tokens, self._n_known) + len(self._waiting)
+        n = self._kv.n_unread(self._context.tokens, self._n_known) + len(self._waiting)
         return n if self._reach is None else min(n, self._reach)
 
-    def catch_up(self) -> None:
+    def prefill(self) -> None:
         self._take_in()
         self._leave_out()
-        self.follower.settle(self._context.tokens, self._n_known)
+        self._kv.sync(self._context.tokens, self._n_known)
         self._n_known = len(self._context.tokens)
-        self.follower.prefill(self._context.tokens)
+        self._kv.prefill(self._context.tokens)
 
     def _leave_out(self) -> None:
         """What lies before the reach of a text that is mostly unread is left out for good."""
         tokens = self._context.tokens
-        if self._reach is not None and self.follower.n_to_drop(tokens, self._n_known, self._reach):
+        if self._reach is not None and self._kv.n_to_drop(tokens, self._n_known, self._reach):
             self._context.drop_oldest(self._reach)
             self._n_known = 0
 
@@ -149,102 +158,52 @@ class TranslatingDrafter:
         if prefix:
             context = context.copy()
             n_known = min(n_known, context.append(self._target.decode(prefix)))
-        self.follower.settle(context.tokens, n_known)
+        self._kv.sync(context.tokens, n_known)
         self._n_known = min(len(self._context.tokens), n_known) if prefix else len(context.tokens)
-        backend, own = self.follower.backend, self._own
+        backend, own = self.backend, self._own
         tail = (*tokens[-WINDOW:], *prefix)[-WINDOW:]
-        unfinished = context.unfinished  # the draft must spell these bytes first: the target has them already
-        drafted: list[int] = []
-        tops: list[float] = []
-        entropies: list[float] = []
-        drawn: list[Distribution] = []
+        unfinished = context.unfinished  # the draft must begin with these bytes: the target has them already
+        draft = OwnDraft()
         draws = self._direct is not None and not self._sampling.greedy
         text = b""
         if len(backend.tokens) >= backend.n_ctx - 1:
             return
-        logits = self.follower.read(context.tokens)
+        logits = self._kv.read(context.tokens)
         for _ in range(MAX_PASSES):
             row = logits if self._mask is None else logits + self._mask
             token, top, entropy = top_of(row)
             if draws:
-                drawn.append(self._sampling.distribution(row, [*context.tokens[-64:], *drafted]))
-                token = drawn[-1].draw(self._rng)
+                draft.drawn.append(self._sampling.distribution(row, [*context.tokens[-64:], *draft.tokens]))
+                token = draft.drawn[-1].draw(self._rng)
             if token in own.end_tokens:
-                spelled = self._speller.spell(tail, drafted, len(unfinished)) if drafted else Spelled([], 0)
-                guesses = self._guesses(spelled._replace(n_settled=len(spelled.tokens)), drafted, tops, entropies)
-                if self._turn_end is not None and text[len(unfinished) :] == self._target.decode(spelled.tokens):
-                    guesses.append(Guess(self._turn_end, top, entropy))
-                yield guesses
+                yield self._ended(tail, draft, len(unfinished), text, Guess(self._turn_end or 0, top, entropy))
                 return
             piece = own.piece(token)
             text += piece
             if not piece or not text.startswith(unfinished[: len(text)]):
                 return
-            drafted.append(token)
-            tops.append(top)
-            entropies.append(entropy)
-            spelled = self._speller.spell(tail, drafted, len(unfinished))
-            yield self._guesses(spelled, drafted, tops, entropies, drawn)
-            if not spelled.goes_on or len(backend.tokens) >= backend.n_ctx:
+            draft.append(token, top, entropy)
+            retokenized = self._retokenizer.retokenize(tail, draft.tokens, len(unfinished))
+            yield guesses_of(retokenized, draft, own, self._target, self._direct)
+            if not retokenized.goes_on or len(backend.tokens) >= backend.n_ctx:
                 return
-            logits = self.follower.extend([token])
+            logits = self._kv.extend([token])
 
-    def _guesses(
-        self,
-        spelled: Spelled,
-        drafted: Sequence[int],
-        tops: Sequence[float],
-        entropies: Sequence[float],
-        drawn: Sequence[Distribution] = (),
-    ) -> list[Guess]:
-        """Each target token with the confidence of the draft tokens that begin in it."""
-        guesses: list[Guess] = []
-        n_spelled = n_drafted = at = 0
-        for i, token in enumerate(spelled.tokens):
-            n_spelled += len(self._target.piece(token))
-            top, entropy, first = 1.0, 0.0, at
-            while at < len(drafted) and n_drafted < n_spelled:
-                top *= tops[at]
-                entropy = max(entropy, entropies[at])
-                n_drafted += len(self._own.piece(drafted[at]))
-                at += 1
-            probs = self._merged(token, drafted[first:at], drawn[first:at]) if drawn else None
-            guesses.append(Guess(token, top, entropy, i >= spelled.n_settled, spelled.ends, probs))
+    def _ended(self, tail: Sequence[int], draft: OwnDraft, n_skip: int, text: bytes, end: Guess) -> list[Guess]:
+        """All that was drafted before the model ended its turn, and that end where the target's tokens say it whole."""
+        retokenized = self._retokenizer.retokenize(tail, draft.tokens, n_skip) if draft.tokens else Retokenized([], 0)
+        settled = retokenized._replace(n_settled=len(retokenized.tokens))
+        guesses = guesses_of(settled, replace(draft, drawn=[]), self._own, self._target)
+        if self._turn_end is not None and text[n_skip:] == self._target.decode(retokenized.tokens):
+            guesses.append(end)
         return guesses
-
-    def _merged(self, token: int, drafted: Sequence[int], drawn: Sequence[Distribution]) -> Distribution:
-        """The proposal's distribution over target ids (OmniDraft, equations 1 and 2).
-
-        A token that was merged of several gets the product of their probabilities, which the first of them loses; what
-        has no counterpart has none, so that the sum may stay below 1.
-        """
-        assert self._direct is not None
-        ids = self._direct[drawn[0].ids]
-        shared = ids >= 0
-        ids, probs = ids[shared], drawn[0].probs[shared].copy()
-        if len(drafted) > 1:
-            product = math.prod(q.of(piece) for q, piece in zip(drawn, drafted, strict=True))
-            probs[ids == self._direct[drafted[0]]] -= product
-            keep = ids != token
-            ids, probs = np.append(ids[keep], token), np.append(np.maximum(probs[keep], 0.0), product)
-        return Distribution(ids, probs)
-
-    def propose(self, tokens: Sequence[int], limit: int) -> Draft:
-        settled: list[Guess] = []
-        if limit > 0:
-            for n_passes, guesses in enumerate(self.drafting(tokens, ()), 1):
-                settled = [guess for guess in guesses if not guess.is_open]
-                if len(settled) >= limit or n_passes > limit * DRAFT_TOKENS_MOST:
-                    break
-        probs = [guess.probs for guess in settled[:limit]]
-        return Draft([guess.token for guess in settled[:limit]], probs if any(probs) else None, "model")
 
     def _slide(self) -> None:
         """Keep the newer part when the context fills up; the drafter sees less, and the output stays the target's."""
         n_held = len(self._context.tokens)
-        if n := self.follower.n_to_slide(n_held):
+        if n := self._kv.n_to_slide(n_held):
             self._context.drop_oldest(n_held - n)
-            self._n_known = self.follower.slide(n, self._n_known)
+            self._n_known = self._kv.slide(n, self._n_known)
 
     def close(self) -> None:
-        self.follower.backend.close()
+        self.backend.close()

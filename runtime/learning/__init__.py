@@ -1,1 +1,1 @@
-"""What drafting learns: which words follow, how two vocabularies spell each other, whom to believe, what it costs."""
+"""What drafting learns: which words follow, how two vocabularies map to each other, whom to believe, what it costs."""

@@ -1,25 +1,17 @@
 """How likely the target is to accept a drafted token, learnt while drafting.
 
 OmniDraft (arXiv:2507.02659, section 3.3) puts an acceptance head on the drafter's hidden state; this one reads what is
-free. A trained head takes its place by having the same two methods.
+free.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-RATE = 0.1  # of learning; AdaGrad divides it by what was learnt already
+LEARNING_RATE = 0.3  # log odds; AdaGrad divides it by the root of the squared gradients so far
 CLIP = 1e-3  # no probability nearer to 0 or 1
-
-
-class AcceptanceHead(Protocol):
-    """Features of a drafted token -> the probability that the target takes it, its predecessors having been taken."""
-
-    def predict(self, features: Sequence[float]) -> float: ...
-
-    def learn(self, features: Sequence[float], accepted: bool) -> None: ...
 
 
 class LogisticHead:
@@ -41,7 +33,7 @@ class LogisticHead:
         for i, feature in enumerate(features):
             gradient = error * feature
             squares[i] += gradient * gradient
-            weights[i] -= RATE * gradient / math.sqrt(squares[i]) * 3.0
+            weights[i] -= LEARNING_RATE * gradient / math.sqrt(squares[i])
 
     def to_json(self) -> dict[str, Any]:
         return {"weights": self.weights, "squares": self._squares}
@@ -54,11 +46,20 @@ class LogisticHead:
         self.weights, self._squares = weights, squares
 
 
-class Rate:
+class MovingAverage:
     """A share of successes: what was seen lately, leaning on a mean over all that was ever seen."""
 
-    def __init__(self, prior: float, *, n_prior: float = 8.0, half_life: float = 40.0) -> None:
-        self._mean, self._n_prior = prior, n_prior
+    def __init__(
+        self, prior: float, *, n_prior: float = 8.0, half_life: float = 40.0, mean_step: float = 0.005
+    ) -> None:
+        """
+        Args:
+            prior: the long mean to begin with.
+            n_prior: observations that the long mean counts for beside the recent ones.
+            half_life: observations after which one counts half.
+            mean_step: share of each observation in the long mean.
+        """
+        self._mean, self._n_prior, self._mean_step = prior, n_prior, mean_step
         self._decay = 0.5 ** (1.0 / half_life)
         self._hits = self._n = 0.0
         self.n_ever = 0  # observations that the mean stands on
@@ -75,12 +76,7 @@ class Rate:
         self._hits = self._hits * self._decay + success
         self._n = self._n * self._decay + 1.0
         self.n_ever += 1
-        self._mean += (success - self._mean) * 0.005
-
-    def forget(self, share: float) -> None:
-        """What was seen lately counts that much less."""
-        self._hits *= 1.0 - share
-        self._n *= 1.0 - share
+        self._mean += (success - self._mean) * self._mean_step
 
     def restore(self, mean: Any, n_ever: Any) -> None:
         """Raises ValueError where they are no share and no number."""

@@ -20,10 +20,10 @@ WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)  # tokens a pass that are measured; b
 DRAFT_WIDTHS = (1, 2, 4, 8, 16, 64)
 CONTEXTS = (32, 512)  # tokens held at the time; beyond, the line goes on
 N_REPEATS = 4
-BUDGET_S = 8.0  # for measuring one model
-DRIFT = 0.05  # weight of a new pass in the correction
-N_MEASURED = 16  # passes that the measurement counts for
-REFRESH = 0.15  # share by which a curve has drifted when it is written anew
+BUDGET_S = 8.0  # that measuring one model may take
+DRIFT = 0.05  # weight of a new pass in the machine's pace; of its width's correction 0.4 times that
+N_MEASURED = 16  # later passes of a width that its measurement counts as much as
+REFRESH = 0.15  # a curve is written to disk again once a width has drifted by this share
 
 
 @dataclass(slots=True)
@@ -152,9 +152,8 @@ def measure(
             for n in order:
                 if time.perf_counter() > deadline and len(row) >= min(2, len(widths)):
                     break
-                keep = min(n, backend.max_outputs)
                 started = time.perf_counter()
-                backend.forward(_filler(backend, n), n_outputs=keep)
+                backend.forward(_filler(backend, n), n_outputs=min(n, backend.max_outputs))
                 row[n] = min(row.get(n, math.inf), time.perf_counter() - started)
                 _return_to(backend, context)
         rows.append(row)

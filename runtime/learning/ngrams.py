@@ -1,4 +1,4 @@
-"""OmniDraft's cache: how a drafter's vocabulary spells the tokens that a target uses (arXiv:2507.02659, section 3.1).
+"""OmniDraft's cache: a mapping of a drafter's tokens to those that a target uses (arXiv:2507.02659, section 3.1).
 
 An entry says that the draft tokens (d_1 .. d_n) are the one target token t. Entries come from what the target has said,
 never from guesses. The paper leaves open what happens to overlaps: here the longest entry wins. Entries of n = 1, which
@@ -93,8 +93,8 @@ class NgramCache:
             node = child
         return self._n_through[node] > self._count[node]
 
-    def ends(self, draft: Sequence[int]) -> float | None:
-        """How likely a target token that begins with these draft tokens ends with them; None where nothing is known."""
+    def p_final(self, draft: Sequence[int]) -> float | None:
+        """P(a target token that begins with these draft tokens ends with them); None where nothing is known."""
         node = 0
         for token in draft:
             child = self._children.get(node << _TOKEN_BITS | token)
@@ -116,12 +116,12 @@ class NgramCache:
                 entries.append(Entry(tuple(reversed(draft)), target, self._count[node]))
         return entries
 
-    def seed(self, spellings: Iterable[tuple[tuple[int, ...], int]]) -> None:
+    def seed(self, mappings: Iterable[tuple[tuple[int, ...], int]]) -> None:
         """Begin with what two vocabularies say of each other, as far as half of the budget goes, counted once each.
 
         What is used will count for more, and be kept when entries have to go.
         """
-        for draft, target in spellings:
+        for draft, target in mappings:
             if self.n_bytes > self.budget_bytes // 2:
                 break
             self.learn(draft, target)

@@ -13,10 +13,10 @@ from tiny_gguf import write_tiny
 from typer.testing import CliRunner
 
 from edgellm.cli.main import app
+from edgellm.runtime.bringup.load import load_target, with_drafter
 from edgellm.runtime.bringup.planning import EngineOptions
 from edgellm.runtime.comparison import PLAIN, Prompt, Report, Run, read_prompts, run
 from edgellm.runtime.drafters.base import Draft, NoDrafter
-from edgellm.runtime.engine import load_target, with_drafter
 from edgellm.runtime.request import Stats
 
 SUMMARY = {
@@ -88,6 +88,16 @@ def test_the_table_names_tasks_configurations_and_the_machine(target: Path, prom
     assert done.exit_code == 0, done.output
     assert re.search(r"^ ?all +2 ", done.stdout, re.MULTILINE)
     assert "threads, kernels" in done.stdout
+
+
+def test_what_is_set_for_a_chat_without_a_drafter_measures_copying(
+    target: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGELLM_DRAFT", "none")
+    monkeypatch.setenv("EDGELLM_MODEL", str(target))
+    done = CliRunner().invoke(app, ["bench", "-f", str(prompts), "--limit", "1", "-n", "4", "--json"])
+    assert done.exit_code == 0, done.output
+    assert [config["name"] for config in json.loads(done.stdout)["configs"]] == ["copy"]
 
 
 def test_a_changed_token_is_reported_with_its_place_and_its_logit_gap(target: Path) -> None:

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from edgellm.cli import _errors
 from edgellm.cli.main import app
 from edgellm.memory.folders import home
-from edgellm.runtime.learning import keep
-from edgellm.runtime.learning.keep import BadArchive, KeptStore
+from edgellm.runtime.learning import persistence
+from edgellm.runtime.learning.persistence import BadArchive, SavedStore
 
 run = CliRunner().invoke
 
@@ -21,8 +21,8 @@ run = CliRunner().invoke
 def kept() -> Path:
     """A store of three tokens."""
     folder = home() / "learned"
-    store = KeptStore(keep.sealed(folder, "store", "model.gguf 0123", print), 100)
-    store.history.extend([-1, 5, 6])
+    store = SavedStore(persistence.sealed(folder, "store", "model.gguf 0123", print), 100)
+    store.index.extend([-1, 5, 6])
     store.save()
     return folder
 

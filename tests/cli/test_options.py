@@ -40,9 +40,7 @@ IDS = [f"{words} --{long_name(option)}".strip() for words, option in OPTIONS]
 # Printed, and the program ends.
 WITHOUT = {"version", "install-completion", "show-completion"}
 # Options whose name means another thing in another command, and why.
-DIFFERENT = {
-    "all": "",
-    "chunks": "",
+DIFFERENT: dict[str, dict[str, str]] = {
     "ctx": {"imatrix": "tokens of a chunk: its least and its most are those of a pass, and it has a default"},
     "draft": {
         "bench": "several are compared, and `copy` is one",
@@ -118,16 +116,16 @@ def test_an_option_is_the_same_in_every_command() -> None:
     for words, option in OPTIONS:
         by_name[long_name(option)][words] = shape(option)
     for name, found in by_name.items():
-        reasons = DIFFERENT.get(name) or {}
-        same = {words: it for words, it in found.items() if words not in reasons}
+        same = {words: it for words, it in found.items() if words not in DIFFERENT.get(name, {})}
         assert len({repr(it) for it in same.values()}) <= 1, (name, same)
 
 
 def test_every_exception_from_that_is_needed() -> None:
-    there = {(words, long_name(option)) for words, option in OPTIONS}
+    shapes = {(words, long_name(option)): shape(option) for words, option in OPTIONS}
     for name, reasons in DIFFERENT.items():
-        for words in reasons or ():
-            assert (words, name) in there
+        for words in reasons:
+            others = [it for (where, what), it in shapes.items() if what == name and where != words]
+            assert shapes[words, name] not in others
 
 
 def test_a_short_letter_means_one_option() -> None:
@@ -214,6 +212,9 @@ def test_variables_of_the_program_itself_are_heeded(monkeypatch: pytest.MonkeyPa
         ("chat", ["--plan", "p"], {"CTX": "512", "KV": "f16", "DRAFT_TOKENS": "3"}, {"ctx": None, "kv": None}),
         ("chat", ["--ctx", "512"], {"PLAN": "p"}, {"ctx": 512, "plan": None}),
         ("chat", ["--top-k", "3"], {"TOP_K": "4"}, {"top_k": 3}),
+        ("chat", ["--plan", "p"], {"MODEL": "m", "DRAFT": "d", "LORA": "l"}, {"model": None, "draft": None}),
+        ("bench", ["--plan", "p"], {"MODEL": "m", "DRAFT": "d"}, {"model": None, "draft": []}),
+        ("chat", ["m", "--draft", "d"], {"PLAN": "p"}, {"model": "m", "draft": "d"}),
     ],
 )
 def test_what_is_typed_goes_before_what_is_set(

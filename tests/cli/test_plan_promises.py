@@ -118,7 +118,7 @@ def test_a_hybrid_drafter_is_planned_with_its_snapshots_and_runs(name: str, run:
     with load(folder / "target.gguf", drafter, FIXED, plan=read_plan(file)) as engine:
         assert list(ChatSession(engine).reply("the cat in the hat", max_tokens=6))
         assert engine.controller is not None
-        backend = engine.controller.model.follower.backend  # type: ignore[union-attr]
+        backend = engine.controller.model.backend  # type: ignore[union-attr]
         assert backend.settings == settings
         assert curves.measure(backend, curves.DRAFT_WIDTHS, repeats=1, budget_s=0.1).widths  # 64 tokens and back
 

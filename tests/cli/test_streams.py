@@ -12,7 +12,7 @@ import pytest
 from tiny_gguf import write_tiny
 
 from edgellm.export import manifest
-from edgellm.runtime.learning import keep
+from edgellm.runtime.learning import persistence
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="shells of other systems cannot close a stream")
 
@@ -107,7 +107,7 @@ def test_what_is_written_down_of_a_name_that_is_not_utf8_is_read_back(tmp_path: 
     manifest.write(tmp_path, {"source": ODD})
     written = (tmp_path / manifest.NAME).read_bytes()
     assert json.loads(written.decode("utf-8"))["source"] == ODD
-    file = keep.sealed(tmp_path, "costs", f"{ODD} 123", print)
-    keep.write_json(file, {"a": 1})
-    assert keep.read_json(file) == {"a": 1}
-    assert [kept.key for kept in keep.listing(tmp_path)] == [f"{ODD} 123"]
+    file = persistence.sealed(tmp_path, "costs", f"{ODD} 123", print)
+    persistence.write_json(file, {"a": 1})
+    assert persistence.read_json(file) == {"a": 1}
+    assert [kept.key for kept in persistence.listing(tmp_path)] == [f"{ODD} 123"]

@@ -20,7 +20,6 @@ from doc_pages import PAGES, ROOT, Block, Invocation, blocks, invocations
 from tiny_gguf import write_tiny
 from typer.testing import CliRunner
 
-import edgellm
 from edgellm.cli.main import app
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
@@ -86,7 +85,6 @@ def test_there_are_examples_of_every_kind() -> None:
     assert {block.page.name for block in PYTHON} >= {"README.md", "api.md", "quickstart.md"}
 
 
-@pytest.mark.skipif(not hasattr(edgellm, "load"), reason="edgellm.load is not there yet")
 @pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.id)
 def test_python_runs(block: Block, tiny_models: None) -> None:
     printed = io.StringIO()

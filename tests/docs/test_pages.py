@@ -9,15 +9,6 @@ import pytest
 import yaml
 from doc_pages import LANGUAGES, PAGES, ROOT, anchors, blocks, links, prose
 
-# What pages name of the rooms as they are being built; what has come is taken out again.
-COMING = {
-    "cli/_options.py",
-    "memory/errors.py",
-    "runtime/bringup/load.py",
-    "runtime/drafters/factory.py",
-    "runtime/generation.py",
-    "runtime/request.py",
-}
 _PATH = r"(?:app|benchmarks|cli|docs|export|memory|runtime|tests)/[\w./-]*"
 BROUGHT_IN = {"contributing.md": ROOT / "CONTRIBUTING.md", "changelog.md": ROOT / "CHANGELOG.md"}  # docs/site_pages.py
 
@@ -39,7 +30,7 @@ def test_paths_of_the_code_exist() -> None:
     diagrams = [(page, block.text) for page in PAGES for block in blocks(page) if block.language == "text"]
     named |= {(page.name, path) for page, text in diagrams for path in re.findall(rf"(?<!\S){_PATH}", text)}
     assert len(named) > 50
-    assert {(page, path) for page, path in named if not (ROOT / path).exists() and path not in COMING} == set()
+    assert {(page, path) for page, path in named if not (ROOT / path).exists()} == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

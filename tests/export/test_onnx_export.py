@@ -32,7 +32,7 @@ from edgellm.export.read.facts import UnsupportedModel
 from edgellm.export.staging import ExportError
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.onnx_graph import read_graph
-from edgellm.runtime.backends.onnx import OnnxBackend, OnnxModel
+from edgellm.runtime.backends.onnx_runtime import OnnxBackend, OnnxModel
 
 # Stands in for an exporter's Python: answers jobs with a folder that was made before.
 STAND_IN = """\

@@ -31,7 +31,7 @@ from edgellm.export.read.facts import UnsupportedModel
 from edgellm.export.request import Options, Request
 from edgellm.export.staging import ExportError
 from edgellm.memory.gguf import TensorInfo, read_header
-from edgellm.runtime.engine import load
+from edgellm.runtime.bringup.load import load
 
 N_KILLS = int(os.environ.get("EDGELLM_TEST_KILLS", "6"))  # 100 for the long run
 

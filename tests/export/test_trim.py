@@ -135,5 +135,5 @@ def test_without_its_words_or_with_damaged_ones_it_is_a_model_of_its_own(
         if data is not None:
             (tmp_path / "trimmed-words.gguf").write_bytes(data)
         model = LlamaModel(tmp_path / "trimmed.gguf")
-        assert (model.words, model.vocabulary.n_tokens) == (None, len(kept))
+        assert (model.full_vocabulary, model.vocabulary.n_tokens) == (None, len(kept))
         model.close()

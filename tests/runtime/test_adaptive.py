@@ -9,10 +9,10 @@ import pytest
 from fakes import TableBackend, random_table
 
 from edgellm.runtime.decode import RoundResult, generate
-from edgellm.runtime.drafters.adaptive import AdaptiveDrafter
+from edgellm.runtime.drafters.controller import AdaptiveDrafter
 from edgellm.runtime.drafters.model import ModelDrafter
 from edgellm.runtime.learning.costs import Costs, assumed
-from edgellm.runtime.learning.history import History
+from edgellm.runtime.learning.ngram_index import NgramIndex
 from edgellm.runtime.sampling import GREEDY
 
 N_VOCAB = 40
@@ -59,7 +59,7 @@ def test_an_answer_never_falls_behind_plain_decoding_by_more_than_may_be_lost(pe
     """Every word of the prompt misleads: it says once more, at length, what the target will not go on with."""
     for seed in range(6):
         said = np.random.default_rng(seed).integers(0, N_VOCAB, 30).tolist()
-        drafter = controlled(per_token, 0.1, random_table(N_VOCAB, 2), conversation=History(8192))
+        drafter = controlled(per_token, 0.1, random_table(N_VOCAB, 2), conversation=NgramIndex(8192))
         steps = run(drafter, 60, said * 20)
         took = sum(1.0 + per_token * step.n_drafted for step in steps)
         assert took - 60 <= 0.5 + 0.01 * 60 + 0.6  # the last is what a new drafter is trusted with in advance
@@ -76,12 +76,12 @@ def test_a_drafter_that_was_wrong_and_is_right_again_is_found_out() -> None:
 def test_a_draft_model_that_nothing_is_known_of_is_asked_while_it_may_pay() -> None:
     """Half the price of a pass: it pays if it is right three times in four, which only asking can tell."""
     prompt = np.random.default_rng(0).integers(0, N_VOCAB, 60).tolist()
-    right = controlled(0.05, 0.5, passes_a_token=1.0)
+    right = controlled(0.05, 0.5, passes_per_token=1.0)
     assert a_round(run(right, 200, prompt)) > 2.0
-    assert right.acceptance.n_ever > 50
-    wrong = controlled(0.05, 0.5, random_table(N_VOCAB, 2), passes_a_token=1.0)
+    assert right.acceptance.of_model.n_ever > 50
+    wrong = controlled(0.05, 0.5, random_table(N_VOCAB, 2), passes_per_token=1.0)
     run(wrong, 200, prompt)
-    assert 0 < wrong.acceptance.n_ever < 15
+    assert 0 < wrong.acceptance.of_model.n_ever < 15
     assert wrong.choices.n_passes < 20
 
 
@@ -95,7 +95,7 @@ def test_a_long_prompt_is_not_read_where_drafting_does_not_pay() -> None:
     prompt = np.random.default_rng(0).integers(0, N_VOCAB, 2000).tolist()
     drafter = controlled(1.0, 0.3)
     run(drafter, 20, prompt)
-    backend = drafter.model.follower.backend  # type: ignore[union-attr]
+    backend = drafter.model.backend  # type: ignore[union-attr]
     assert backend.n_read == 0
 
 
@@ -103,13 +103,13 @@ def test_a_long_prompt_is_read_at_its_end_alone() -> None:
     prompt = np.random.default_rng(0).integers(0, N_VOCAB, 2000).tolist()
     drafter = controlled(0.05, 0.001)
     steps = run(drafter, 60, prompt)
-    backend = drafter.model.follower.backend  # type: ignore[union-attr]
+    backend = drafter.model.backend  # type: ignore[union-attr]
     assert a_round(steps) > 8
     assert backend.n_read < 64 + 60 * 3
 
 
 def test_copies_come_first_and_the_model_goes_on_behind_them() -> None:
-    drafter = controlled(0.05, 0.1, conversation=History(4096))
+    drafter = controlled(0.05, 0.1, conversation=NgramIndex(4096))
     text = run(drafter, 200)
     said = [token for step in text for token in step.tokens]
     prompt = [*PROMPT, *said, *PROMPT]
@@ -119,7 +119,7 @@ def test_copies_come_first_and_the_model_goes_on_behind_them() -> None:
 
 
 def test_a_rewound_drafter_does_the_same_again() -> None:
-    drafter = controlled(0.05, 0.1, random_table(N_VOCAB, 1) * 0.8, store=History(1024))
+    drafter = controlled(0.05, 0.1, random_table(N_VOCAB, 1) * 0.8, store=NgramIndex(1024))
     run(drafter, 100)
     known = drafter.snapshot()
     drafter.begin([5])
@@ -133,8 +133,8 @@ def test_knowledge_comes_back_and_nonsense_is_refused() -> None:
     drafter = controlled(0.05, 0.05, random_table(N_VOCAB, 2))
     run(drafter, 200)
     other = controlled(0.05, 0.05)
-    other.restore(drafter.knowledge())
-    assert other.knowledge() == drafter.knowledge()
+    other.restore(drafter.to_json())
+    assert other.to_json() == drafter.to_json()
     for broken in ({}, {"heads": {}, "acceptance": "x", "passes_a_token": 1.0}, {"heads": {"free": {}}}):
         with pytest.raises((ValueError, KeyError, TypeError)):
             other.restore(broken)

@@ -21,10 +21,11 @@ from edgellm.memory.gguf import read_header
 from edgellm.memory.shape import from_header
 from edgellm.runtime import ChatSession, EngineOptions, Sampling, load
 from edgellm.runtime.backends.base import LoadError, Logits
-from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, ModelOptions, kernels
+from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, ModelOptions
+from edgellm.runtime.backends.llama_process import kernels
 from edgellm.runtime.bringup.exactness import exact_width, rows_at_width
+from edgellm.runtime.bringup.load import load_target, with_drafter
 from edgellm.runtime.bringup.loading import open_model
-from edgellm.runtime.engine import load_target, with_drafter
 
 TOKENS = [1 + 7 * i % 255 for i in range(24)]
 QUESTION = "Count: one two three one two three one two"

@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import NonsenseDrafter, PieceTokenizer, TableBackend, random_table
+from fakes import NonsenseDrafter, PieceTokenizer, TableBackend, alone, random_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgellm.runtime.backends.base import ContextFull, keep_common_prefix
 from edgellm.runtime.decode import RoundResult, generate
-from edgellm.runtime.drafters.adaptive import AdaptiveDrafter
 from edgellm.runtime.drafters.base import Drafter, NoDrafter
+from edgellm.runtime.drafters.controller import AdaptiveDrafter
 from edgellm.runtime.drafters.model import ModelDrafter, top_of
-from edgellm.runtime.drafters.spelling import MapSpeller
+from edgellm.runtime.drafters.retokenizers import MapRetokenizer
 from edgellm.runtime.drafters.translating import TranslatingDrafter
 from edgellm.runtime.learning.costs import Costs, assumed
-from edgellm.runtime.learning.history import History
+from edgellm.runtime.learning.ngram_index import NgramIndex
 from edgellm.runtime.learning.ngrams import NgramCache
 from edgellm.runtime.sampling import GREEDY, Sampling
 from edgellm.runtime.text.vocabulary import Vocabulary
@@ -45,11 +45,11 @@ def model_drafter(seed: int) -> ModelDrafter:
 
 def knowing_drafter(seed: int) -> Drafter:
     """The target as its own drafter: everything is accepted."""
-    return ModelDrafter(TableBackend(random_table(N_VOCAB, seed)))
+    return alone(ModelDrafter(TableBackend(random_table(N_VOCAB, seed))))
 
 
 def partly_different_drafter(seed: int) -> Drafter:
-    return ModelDrafter(TableBackend(random_table(N_VOCAB - 2, seed)), frozenset({1, 3}))
+    return alone(ModelDrafter(TableBackend(random_table(N_VOCAB - 2, seed)), frozenset({1, 3})))
 
 
 def translating_drafter(seed: int) -> TranslatingDrafter:
@@ -59,9 +59,13 @@ def translating_drafter(seed: int) -> TranslatingDrafter:
 
 def mapped_drafter(seed: int, cache: NgramCache | None, shared_only: bool = False) -> Drafter:
     own, target = draft_vocabulary(), target_vocabulary()
-    speller = MapSpeller(own, target, cache)
+    retokenizer = MapRetokenizer(own, target, cache)
     backend = TableBackend(random_table(len(DRAFT), seed), n_ctx=96)
-    return TranslatingDrafter(backend, own, target, 8, speller=speller, cache=cache, shared_only=shared_only, reach=20)
+    return alone(
+        TranslatingDrafter(
+            backend, own, target, 8, retokenizer=retokenizer, cache=cache, shared_only=shared_only, reach=20
+        )
+    )
 
 
 def costs(per_token: float = 0.05) -> Costs:
@@ -69,25 +73,25 @@ def costs(per_token: float = 0.05) -> Costs:
 
 
 def adaptive(seed: int, **options: Any) -> AdaptiveDrafter:
-    options = {"conversation": History(256), "costs": costs()} | options
+    options = {"conversation": NgramIndex(256), "costs": costs()} | options
     return AdaptiveDrafter(TableBackend(random_table(N_VOCAB, seed)), **options)
 
 
 DRAFTERS: dict[str, Callable[[int], Drafter]] = {
     "none": lambda seed: NoDrafter(),
     "copy": lambda seed: adaptive(seed, fixed=9),
-    "store": lambda seed: adaptive(seed, conversation=None, store=History(64), fixed=9),
-    "model": lambda seed: model_drafter(seed + 1),
-    "itself": model_drafter,
+    "store": lambda seed: adaptive(seed, conversation=None, store=NgramIndex(64), fixed=9),
+    "model": lambda seed: alone(model_drafter(seed + 1)),
+    "itself": lambda seed: alone(model_drafter(seed)),
     "partly different": partly_different_drafter,
-    "recurrent": lambda seed: ModelDrafter(TableBackend(random_table(N_VOCAB, seed), can_truncate=False)),
-    "window": lambda seed: ModelDrafter(TableBackend(random_table(N_VOCAB, seed), n_ctx=96)),
-    "small context": lambda seed: ModelDrafter(TableBackend(random_table(N_VOCAB, seed), n_ctx=12)),
-    "translating": translating_drafter,
+    "recurrent": lambda seed: alone(ModelDrafter(TableBackend(random_table(N_VOCAB, seed), can_truncate=False))),
+    "window": lambda seed: alone(ModelDrafter(TableBackend(random_table(N_VOCAB, seed), n_ctx=96))),
+    "small context": lambda seed: alone(ModelDrafter(TableBackend(random_table(N_VOCAB, seed), n_ctx=12))),
+    "translating": lambda seed: alone(translating_drafter(seed)),
     "all, fixed": lambda seed: adaptive(seed, model=translating_drafter(seed), fixed=9),
     "entropy rule": lambda seed: adaptive(seed, model=model_drafter(seed + 1), fixed=9, stop="entropy"),
-    "controller": lambda seed: adaptive(seed, model=model_drafter(seed + 1), store=History(300)),
-    "controller, related": lambda seed: adaptive(seed, model=model_drafter(seed), store=History(300)),
+    "controller": lambda seed: adaptive(seed, model=model_drafter(seed + 1), store=NgramIndex(300)),
+    "controller, related": lambda seed: adaptive(seed, model=model_drafter(seed), store=NgramIndex(300)),
     "controller, translating": lambda seed: adaptive(seed, model=translating_drafter(seed)),
     "controller, dear passes": lambda seed: adaptive(seed, model=model_drafter(seed), costs=costs(0.9)),
     "OmniDraft": lambda seed: mapped_drafter(seed, NgramCache(10**5)),
@@ -153,7 +157,7 @@ def test_greedy_output_is_the_same_for_any_table(
 
 
 def test_a_drafter_that_knows_the_target_is_accepted_whole() -> None:
-    steps = run(TableBackend(random_table(N_VOCAB, 3)), model_drafter(3), n_draft=4, max_new=50)
+    steps = run(TableBackend(random_table(N_VOCAB, 3)), alone(model_drafter(3)), n_draft=4, max_new=50)
     assert [len(step.tokens) for step in steps] == [5] * 10
 
 
@@ -165,7 +169,7 @@ def test_a_translating_drafter_is_accepted_where_it_is_right() -> None:
     backend = TableBackend(target)
     steps = run(
         backend,
-        TranslatingDrafter(TableBackend(draft), draft_vocabulary(), target_vocabulary(), 8),
+        alone(TranslatingDrafter(TableBackend(draft), draft_vocabulary(), target_vocabulary(), 8)),
         [4, 1, 4, 1],
         max_new=80,
     )
@@ -180,7 +184,7 @@ def test_a_stop_token_ends_the_output_inside_an_accepted_draft() -> None:
         stop = frozenset({free[place]})
         n_wanted = free.index(free[place]) + 1
         backend = TableBackend(table)
-        steps = run(backend, model_drafter(5), n_draft=9, max_new=40, stop=stop)
+        steps = run(backend, alone(model_drafter(5)), n_draft=9, max_new=40, stop=stop)
         assert tokens_of(steps) == free[:n_wanted]
         assert backend.tokens == [*PROMPT, *free[: n_wanted - 1]]
         assert all(step.n_accepted <= len(step.tokens) for step in steps)
@@ -201,7 +205,7 @@ def test_a_prompt_longer_than_the_context_is_refused() -> None:
 
 def test_drafts_never_exceed_the_rows_that_the_backend_returns() -> None:
     backend = TableBackend(random_table(N_VOCAB, 2), max_outputs=3)
-    steps = run(backend, model_drafter(2), n_draft=9)
+    steps = run(backend, alone(model_drafter(2)), n_draft=9)
     assert max(step.n_drafted for step in steps) == 2
 
 
@@ -241,7 +245,7 @@ def test_a_drafter_reads_what_is_new_and_no_more(name: str) -> None:
         "translating": TableBackend(random_table(len(DRAFT), 1)),
     }
     translating = TranslatingDrafter(backends["translating"], draft_vocabulary(), target_vocabulary(), 8)
-    drafter: Drafter = ModelDrafter(backends["model"]) if name == "model" else translating
+    drafter = alone(ModelDrafter(backends["model"]) if name == "model" else translating)
     drafter = adaptive(1, model=translating) if name == "controller" else drafter
     backend = backends["model" if name == "model" else "translating"]
     drafter.begin(prompt)
@@ -253,7 +257,7 @@ def test_a_drafter_reads_what_is_new_and_no_more(name: str) -> None:
 def test_a_window_slides_and_is_not_read_again_where_it_can_be_shifted(can_shift: bool, n_most: int) -> None:
     backend = TableBackend(random_table(N_VOCAB, 9), n_ctx=96)
     backend.can_shift = can_shift
-    drafter = ModelDrafter(backend)
+    drafter = alone(ModelDrafter(backend))
     prompt = PROMPT * 80
     drafter.begin(prompt)
     steps = list(generate(TableBackend(random_table(N_VOCAB, 9)), drafter, prompt, GREEDY, n_draft=4, max_new=300))

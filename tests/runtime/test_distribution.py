@@ -9,17 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import NonsenseDrafter, PieceTokenizer, TableBackend, byte_vocabulary, random_table
+from fakes import NonsenseDrafter, PieceTokenizer, TableBackend, alone, byte_vocabulary, random_table
 from numpy.typing import NDArray
 
 from edgellm.runtime.decode import generate
-from edgellm.runtime.drafters.adaptive import AdaptiveDrafter
 from edgellm.runtime.drafters.base import Draft, Drafter, NoDrafter
+from edgellm.runtime.drafters.controller import AdaptiveDrafter
 from edgellm.runtime.drafters.model import ModelDrafter
-from edgellm.runtime.drafters.spelling import MapSpeller
+from edgellm.runtime.drafters.own_draft import merged_probs
+from edgellm.runtime.drafters.retokenizers import MapRetokenizer
 from edgellm.runtime.drafters.translating import TranslatingDrafter
 from edgellm.runtime.learning.costs import Costs, assumed
-from edgellm.runtime.learning.history import History
+from edgellm.runtime.learning.ngram_index import NgramIndex
 from edgellm.runtime.learning.ngrams import NgramCache
 from edgellm.runtime.sampling import BadSampling, Distribution, Sampling, certain
 from edgellm.runtime.text.vocabulary import Vocabulary
@@ -32,7 +33,7 @@ RELATED = TARGET + random_table(N_VOCAB, 12, scale=0.7)  # a drafter that is oft
 
 def adaptive(**options: Any) -> AdaptiveDrafter:
     costs = Costs(assumed(1.0, 0.05), assumed(0.1, 0.05))
-    return AdaptiveDrafter(TableBackend(TARGET), costs, **{"conversation": History(256)} | options)
+    return AdaptiveDrafter(TableBackend(TARGET), costs, **{"conversation": NgramIndex(256)} | options)
 
 
 def mapped(cache: NgramCache) -> Drafter:
@@ -41,20 +42,24 @@ def mapped(cache: NgramCache) -> Drafter:
     table = RELATED[np.ix_(order, order, order)]
     target = Vocabulary(PieceTokenizer([b"%d" % i for i in range(N_VOCAB)]))
     own = Vocabulary(PieceTokenizer([b"%d" % i for i in order]))
-    speller = MapSpeller(own, target, cache)
-    return TranslatingDrafter(TableBackend(table), own, target, None, speller=speller, cache=cache, merged_probs=True)
+    retokenizer = MapRetokenizer(own, target, cache)
+    return alone(
+        TranslatingDrafter(
+            TableBackend(table), own, target, None, retokenizer=retokenizer, cache=cache, merged_probs=True
+        )
+    )
 
 
 DRAFTERS: dict[str, Callable[[], Drafter]] = {
     "none": NoDrafter,
     "copy": lambda: adaptive(fixed=4),
-    "store": lambda: adaptive(conversation=None, store=History(512), fixed=4),
-    "model": lambda: ModelDrafter(TableBackend(RELATED)),
-    "itself": lambda: ModelDrafter(TableBackend(TARGET)),
-    "partly different": lambda: ModelDrafter(TableBackend(RELATED), frozenset({0, 4})),
-    "smaller vocabulary": lambda: ModelDrafter(TableBackend(RELATED[:4, :4, :4].copy())),
-    "all, fixed": lambda: adaptive(fixed=4, model=ModelDrafter(TableBackend(RELATED)), store=History(512)),
-    "controller": lambda: adaptive(model=ModelDrafter(TableBackend(RELATED)), store=History(512)),
+    "store": lambda: adaptive(conversation=None, store=NgramIndex(512), fixed=4),
+    "model": lambda: alone(ModelDrafter(TableBackend(RELATED))),
+    "itself": lambda: alone(ModelDrafter(TableBackend(TARGET))),
+    "partly different": lambda: alone(ModelDrafter(TableBackend(RELATED), frozenset({0, 4}))),
+    "smaller vocabulary": lambda: alone(ModelDrafter(TableBackend(RELATED[:4, :4, :4].copy()))),
+    "all, fixed": lambda: adaptive(fixed=4, model=ModelDrafter(TableBackend(RELATED)), store=NgramIndex(512)),
+    "controller": lambda: adaptive(model=ModelDrafter(TableBackend(RELATED)), store=NgramIndex(512)),
     "controller, itself": lambda: adaptive(model=ModelDrafter(TableBackend(TARGET))),
     "entropy rule": lambda: adaptive(fixed=4, stop="entropy", model=ModelDrafter(TableBackend(RELATED))),
     "mapped": lambda: mapped(NgramCache(10**5)),
@@ -65,6 +70,7 @@ PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 SETTINGS: dict[str, dict[str, float]] = {
     "plain": PLAIN,
     "temperature": PLAIN | {"temperature": 0.6},
+    "top-n-sigma": PLAIN | {"top_n_sigma": 1.2},
     "top-k": PLAIN | {"top_k": 3},
     "top-p": PLAIN | {"top_p": 0.8},
     "min-p": PLAIN | {"min_p": 0.15},
@@ -80,6 +86,10 @@ def reference(logits: NDArray[np.float32], history: tuple[int, int], settings: d
     for token in set(history):
         values[token] = values[token] / penalty if values[token] > 0 else values[token] * penalty
     ranked = sorted(range(len(values)), key=lambda i: -values[i])
+    if n := settings.get("top_n_sigma"):
+        mean = sum(values) / len(values)
+        deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
+        ranked = [i for i in ranked if values[i] >= max(values) - n * deviation]
     if settings["top_k"]:
         ranked = ranked[: int(settings["top_k"])]
     weights = {i: math.exp(values[i]) for i in ranked}
@@ -256,12 +266,10 @@ def test_a_merged_token_has_the_product_which_its_first_part_loses() -> None:
     own, target = byte_vocabulary(b"fl", b"ake"), byte_vocabulary(b"flake", b"fl")
     cache = NgramCache(10**5)
     cache.learn([256, 257], 256)
-    drafter = TranslatingDrafter(
-        TableBackend(random_table(2)), own, target, None, speller=MapSpeller(own, target, cache), merged_probs=True
-    )
+    direct = np.array(MapRetokenizer(own, target, cache).direct)
     first = Distribution(np.array([256, 97, 257]), np.array([0.5, 0.3, 0.2]))
     second = Distribution(np.array([257, 98]), np.array([0.4, 0.6]))
-    q = drafter._merged(256, [256, 257], [first, second])
+    q = merged_probs(direct, 256, [256, 257], [first, second])
     assert q.of(256) == pytest.approx(0.5 * 0.4)
     assert q.of(257) == pytest.approx(0.5 - 0.5 * 0.4)  # "fl" alone
     assert q.of(97) == pytest.approx(0.3)

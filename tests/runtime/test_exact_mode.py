@@ -12,8 +12,8 @@ from tiny_gguf import write_tiny
 from edgellm.runtime import ChatSession, EngineOptions
 from edgellm.runtime.backends.base import Logits
 from edgellm.runtime.bringup.exactness import exact_width
+from edgellm.runtime.bringup.load import load_target, with_drafter
 from edgellm.runtime.drafters.translating import TranslatingDrafter
-from edgellm.runtime.engine import load_target, with_drafter
 
 QUESTIONS = ("Write a haiku about rain.", "Count: one two three one two three one two")
 

@@ -55,14 +55,14 @@ def test_a_drafter_that_begins_to_compute_nonsense_is_left_alone_and_the_answer_
     with load(target, draft, DRAFTING) as engine:
         assert engine.draft_model is not None
         assert engine.controller is not None
-        backend = engine.controller.model.follower.backend  # type: ignore[union-attr]
+        backend = engine.controller.model.backend  # type: ignore[union-attr]
         forward, n_passes = backend.forward, 0
 
-        def failing(tokens: list[int], keep: int) -> np.ndarray:  # type: ignore[type-arg]
+        def failing(tokens: list[int], n_outputs: int) -> np.ndarray:  # type: ignore[type-arg]
             nonlocal n_passes
             n_passes += 1
-            rows = forward(tokens, keep)
-            return checked(rows * np.float32("nan"), "draft.gguf") if n_passes > 4 and keep else rows
+            rows = forward(tokens, n_outputs)
+            return checked(rows * np.float32("nan"), "draft.gguf") if n_passes > 4 and n_outputs else rows
 
         backend.forward = failing
         assert said(engine) == expected

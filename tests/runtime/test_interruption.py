@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,14 +79,14 @@ def test_a_question_that_is_stopped_before_its_answer_is_taken_back(tiny: Path) 
         session = ChatSession(engine)
         first = answer(session, "hat")
         cancel = threading.Event()
-        engine.drafter = StopsBeforeReading(cancel)
+        session.engine = replace(engine, drafter=StopsBeforeReading(cancel))
         before = list(session.messages)
         assert answer(session, LONG, cancel) == ""
         assert session.last is not None
         assert session.last.finish_reason == "interrupted"
         assert session.messages == before
         again = answer(session, "thin")
-        fresh = ChatSession(engine)
+        fresh = ChatSession(session.engine)
         assert (answer(fresh, "hat"), answer(fresh, "thin")) == (first, again)
 
 
@@ -109,6 +110,6 @@ def test_a_regeneration_that_is_stopped_before_it_begins_leaves_the_old_answer(t
         before = list(session.messages)
         engine.backend.truncate(0)
         cancel = threading.Event()
-        engine.drafter = StopsBeforeReading(cancel)
+        session.engine = replace(engine, drafter=StopsBeforeReading(cancel))
         assert "".join(session.regenerate(max_tokens=8, cancel=cancel)) == ""
         assert session.messages == before

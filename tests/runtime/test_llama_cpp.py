@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import alone
 from tiny_gguf import write_tiny
 
 from edgellm.memory.context import ContextSettings
@@ -145,12 +146,12 @@ def test_a_recurrent_model_says_what_it_cannot_do(tiny: Tiny, opened: Callable[.
 def test_a_drafter_of_a_hybrid_family_reads_what_is_new_alone(tiny: Tiny, opened: Callable[..., LlamaBackend]) -> None:
     target = opened(tiny("llama"))
     drafter = ModelDrafter(opened(tiny("lfm2"), n_outputs=1, n_rs_seq=16))
-    backend = drafter.follower.backend
+    backend = drafter.backend
     read: list[int] = []
     forward = backend.forward
-    backend.forward = lambda tokens, keep: (read.append(len(tokens)), forward(tokens, keep))[1]  # type: ignore[method-assign,func-returns-value]
+    backend.forward = lambda tokens, n_outputs: (read.append(len(tokens)), forward(tokens, n_outputs))[1]  # type: ignore[method-assign,func-returns-value]
     drafter.begin(TOKENS[:100])
-    list(generate(target, drafter, TOKENS[:100], GREEDY, n_draft=4, max_new=30))
+    list(generate(target, alone(drafter), TOKENS[:100], GREEDY, n_draft=4, max_new=30))
     assert max(read[1:]) <= 5
 
 

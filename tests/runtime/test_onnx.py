@@ -18,12 +18,13 @@ from edgellm.memory.context import ContextSettings
 from edgellm.memory.onnx_graph import OnnxError, read_graph
 from edgellm.runtime import ChatSession, EngineOptions, load
 from edgellm.runtime.backends.base import BadNumbers, ContextFull, EngineError, Interrupted, LoadError
-from edgellm.runtime.backends.onnx import OnnxBackend, OnnxModel, choose_provider
+from edgellm.runtime.backends.onnx_provider import choose_provider
+from edgellm.runtime.backends.onnx_runtime import OnnxBackend, OnnxModel
 from edgellm.runtime.bringup.exactness import rows_at_width
 from edgellm.runtime.decode import generate
-from edgellm.runtime.drafters.adaptive import AdaptiveDrafter
 from edgellm.runtime.drafters.base import NoDrafter
-from edgellm.runtime.learning.history import History
+from edgellm.runtime.drafters.controller import AdaptiveDrafter
+from edgellm.runtime.learning.ngram_index import NgramIndex
 from edgellm.runtime.sampling import GREEDY
 
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(0, 256, 500)]
@@ -89,7 +90,7 @@ def test_drafting_never_changes_greedy_output(tiny: Callable[..., Path], shape: 
         steps = generate(backend, drafter, prompt, GREEDY, n_draft=5, max_new=60)
         return [token for step in steps for token in step.tokens]
 
-    copying = AdaptiveDrafter(backend, None, conversation=History(OPTIONS.n_ctx), fixed=5)
+    copying = AdaptiveDrafter(backend, None, conversation=NgramIndex(OPTIONS.n_ctx), fixed=5)
     assert answer(copying) == answer(NoDrafter())
     assert copying.choices.n_drafted
 

@@ -57,8 +57,8 @@ def test_the_engine_allocates_what_the_plan_says(path: Path) -> None:
         assert engine.settings.target == engine.backend.settings  # type: ignore[attr-defined]
         assert engine.backend.max_outputs == 4
         assert engine.n_draft == 3
-        follower = engine.controller.model.follower  # type: ignore[union-attr]
-        assert (follower.backend.n_ctx, follower.backend.settings.kv) == (512, "q8_0")
+        kv = engine.controller.model.kv  # type: ignore[union-attr]
+        assert (kv.backend.n_ctx, kv.backend.settings.kv) == (512, "q8_0")
 
 
 def test_a_plan_of_smaller_files_is_refused(path: Path, smollm2_path: Path) -> None:
@@ -88,7 +88,7 @@ SHORT = """
 import json, resource, sys
 from pathlib import Path
 from edgellm.runtime import ChatSession, load
-from edgellm.runtime.backends.llama_cpp import kernels
+from edgellm.runtime.backends.llama_process import kernels
 kernels()
 held = int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) * 1024
 limit = held + int(sys.argv[2])

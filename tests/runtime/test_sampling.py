@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
 import math
 from typing import Any
 
+import llama_cpp as api
 import numpy as np
 import pytest
 from hypothesis import given
@@ -48,6 +50,33 @@ def softmax(logits: NDArray[np.float64], temperature: float) -> NDArray[np.float
         weights: NDArray[np.float64] = np.exp((logits - logits.max()) / temperature)
     weights /= weights.sum()
     return weights
+
+
+def by_llama_cpp(logits: NDArray[np.float32], n: float) -> list[int]:
+    """The ids that the engine's own top-n-sigma keeps."""
+    data = (api.llama_token_data * len(logits))(*((i, float(logit), 0.0) for i, logit in enumerate(logits)))
+    candidates = api.llama_token_data_array(data, len(logits), -1, False)
+    sampler = api.llama_sampler_init_top_n_sigma(n)
+    try:
+        api.llama_sampler_apply(sampler, ctypes.byref(candidates))
+        return sorted(candidates.data[i].id for i in range(candidates.size) if math.isfinite(candidates.data[i].logit))
+    finally:
+        api.llama_sampler_free(sampler)
+
+
+@pytest.mark.parametrize("n", [0.5, 1.0, 2.0, 5.0, 100.0])
+@pytest.mark.parametrize("n_vocab", [2, 7, 5000])
+def test_top_n_sigma_keeps_what_llama_cpps_own_keeps(n: float, n_vocab: int) -> None:
+    logits = (np.random.default_rng(n_vocab).standard_normal(n_vocab) * 3).astype(np.float32)
+    sampling = Sampling(temperature=0.8, top_n_sigma=n, top_k=0, top_p=1.0, min_p=0.0)
+    assert sorted(sampling.distribution(logits, []).ids.tolist()) == by_llama_cpp(logits, n)
+
+
+def test_top_n_sigma_keeps_the_same_tokens_at_any_temperature() -> None:
+    logits = np.array([5, 4, 1, 0, 0], np.float32)
+    for temperature in (0.1, 1.0, 50.0):
+        sampling = Sampling(temperature=temperature, top_n_sigma=1.0, top_k=0, top_p=1.0, min_p=0.0)
+        assert sampling.distribution(logits, []).ids.tolist() == [0, 1]
 
 
 SETTINGS = st.fixed_dictionaries(
@@ -113,7 +142,7 @@ def test_json_comes_back_and_leaves_out_what_it_likes() -> None:
     ("values", "sentence"),
     [
         ({"temprature": 1.0}, "there is no sampling parameter temprature: did you mean temperature\\?"),
-        ({"zz": 1.0}, "there is no sampling parameter zz: there are temperature, top_k, .*"),
+        ({"zz": 1.0}, "there is no sampling parameter zz: there are temperature, .*, seed"),
         ({"top_k": "many"}, "top_k must be a whole number, not 'many'"),
         ({"top_k": 2.5}, "top_k must be a whole number, not 2.5"),
         ({"top_k": True}, "top_k must be a whole number, not True"),

@@ -14,9 +14,9 @@ from tiny_gguf import write_tiny
 
 from edgellm.memory.gguf import read_header
 from edgellm.runtime import engine as engine_module
-from edgellm.runtime.backends.llama_cpp import engine_name
+from edgellm.runtime.backends.llama_process import engine_name
+from edgellm.runtime.bringup.load import load
 from edgellm.runtime.bringup.planning import EngineOptions
-from edgellm.runtime.engine import load
 from edgellm.runtime.text.vocabulary_map import BadTable, VocabularyMap, find
 from edgellm.runtime.text.vocabulary_match import match, overlap
 

@@ -15,7 +15,8 @@ HERE = Path(__file__).resolve().parent
 SOURCES = HERE.parents[2] / "runtime" / "kernels" / "src"
 COMMON = ["matmul.cpp", "pack.cpp", "cpu.cpp", "variant_generic.cpp"]
 X86 = ["variant_avx512.cpp", "variant_avx2.cpp", "variant_avxvnni.cpp"]
-SANITIZE = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+# gcc warns of more than there is in what the sanitizers add.
+SANITIZE = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wno-error"]
 # The kind with threads of the standard library, where a system has two.
 MINGW = shutil.which("x86_64-w64-mingw32-g++-posix") or shutil.which("x86_64-w64-mingw32-g++")
 
@@ -113,7 +114,8 @@ import sys, threading
 from pathlib import Path
 from edgellm.runtime.kernels import load
 load.__file__ = sys.argv[1]
-from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, kernels
+from edgellm.runtime.backends.llama_process import kernels
+from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
 from edgellm.memory.context import ContextSettings
 def run(model, out):
     backend = LlamaBackend(model, ContextSettings(n_ctx=256, n_outputs=17, n_threads=2))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgellm.runtime.learning.confidence import LogisticHead, Rate
+from edgellm.runtime.learning.confidence import LogisticHead, MovingAverage
 
 
 def test_predictions_come_to_mean_what_they_say() -> None:
@@ -54,7 +54,7 @@ def test_what_is_no_head_is_refused(data: dict[str, Any]) -> None:
 
 
 def test_a_rate_follows_what_happens_lately_and_remembers_the_rest() -> None:
-    rate = Rate(0.6)
+    rate = MovingAverage(0.6)
     for _ in range(60):
         rate.add(False)
     assert rate.value < 0.15

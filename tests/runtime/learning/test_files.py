@@ -15,34 +15,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgellm.runtime.learning import keep
+from edgellm.runtime.learning import persistence
 from edgellm.runtime.learning.files import Damaged, SealedFile, seal, unseal
-from edgellm.runtime.learning.history import GAP
-from edgellm.runtime.learning.keep import BadArchive, KeptNgrams, KeptStore
+from edgellm.runtime.learning.ngram_index import GAP
+from edgellm.runtime.learning.persistence import BadArchive, SavedNgrams, SavedStore
 
 N_KILLS = 50
 
 WRITER = """
 import sys
 from pathlib import Path
-from edgellm.runtime.learning import keep
-from edgellm.runtime.learning.keep import KeptStore
+from edgellm.runtime.learning import persistence
+from edgellm.runtime.learning.persistence import SavedStore
 
 who = int(sys.argv[2])
-kept = KeptStore(keep.sealed(Path(sys.argv[1]), "store", "k", print), 1_000_000)
+kept = SavedStore(persistence.sealed(Path(sys.argv[1]), "store", "k", print), 1_000_000)
 for i in range(int(sys.argv[3])):
-    kept.history.extend([-1, who, i])
+    kept.index.extend([-1, who, i])
     kept.save()
     print(i, flush=True)
 """
 
 
 def store_file(folder: Path, warnings: list[str] | None = None) -> SealedFile:
-    return keep.sealed(folder, "store", "k", (warnings if warnings is not None else []).append)
+    return persistence.sealed(folder, "store", "k", (warnings if warnings is not None else []).append)
 
 
 def written(folder: Path, who: int) -> list[int]:
-    tokens = KeptStore(store_file(folder), 1_000_000).history.tokens().tolist()
+    tokens = SavedStore(store_file(folder), 1_000_000).index.tokens().tolist()
     assert len(tokens) % 3 == 0
     groups = [tokens[i : i + 3] for i in range(0, len(tokens), 3)]
     assert all(group[0] == GAP for group in groups)
@@ -89,35 +89,35 @@ def test_two_processes_lose_nothing_of_each_other(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_or_foreign_file_is_set_aside_with_a_warning(tmp_path: Path, damage: object) -> None:
-    kept = KeptStore(store_file(tmp_path), 100)
-    kept.history.extend([1, 2, 3])
+    kept = SavedStore(store_file(tmp_path), 100)
+    kept.index.extend([1, 2, 3])
     kept.save()
     path = store_file(tmp_path).path
     damaged = damage(path.read_bytes())  # type: ignore[operator]
     path.write_bytes(damaged)
     warnings: list[str] = []
-    again = KeptStore(store_file(tmp_path, warnings), 100)
-    assert again.history.n == 0
+    again = SavedStore(store_file(tmp_path, warnings), 100)
+    assert again.index.n == 0
     assert len(warnings) == 1
     assert "set aside" in warnings[0]
     assert path.with_name(path.name + ".damaged").read_bytes() == damaged
-    again.history.extend([4])
+    again.index.extend([4])
     again.save()
-    assert KeptStore(store_file(tmp_path), 100).history.tokens().tolist() == [4]
+    assert SavedStore(store_file(tmp_path), 100).index.tokens().tolist() == [4]
 
 
 def test_tokens_that_the_vocabulary_lacks_are_set_aside(tmp_path: Path) -> None:
-    kept = KeptStore(store_file(tmp_path), 100)
-    kept.history.extend([99])
+    kept = SavedStore(store_file(tmp_path), 100)
+    kept.index.extend([99])
     kept.save()
     warnings: list[str] = []
-    assert KeptStore(store_file(tmp_path, warnings), 50).history.n == 0
+    assert SavedStore(store_file(tmp_path, warnings), 50).index.n == 0
     assert "lacks" in warnings[0]
 
 
 def test_files_are_for_their_owner_alone(tmp_path: Path) -> None:
-    kept = KeptStore(store_file(tmp_path / "learned"), 100)
-    kept.history.extend([1])
+    kept = SavedStore(store_file(tmp_path / "learned"), 100)
+    kept.index.extend([1])
     kept.save()
     path = store_file(tmp_path / "learned").path
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -125,8 +125,8 @@ def test_files_are_for_their_owner_alone(tmp_path: Path) -> None:
 
 
 def test_ngrams_of_two_processes_are_joined(tmp_path: Path) -> None:
-    def opened() -> KeptNgrams:
-        return KeptNgrams(keep.sealed(tmp_path, "ngrams", "a b", lambda text: None), 100, 100)
+    def opened() -> SavedNgrams:
+        return SavedNgrams(persistence.sealed(tmp_path, "ngrams", "a b", lambda text: None), 100, 100)
 
     one, two = opened(), opened()
     one.cache.learn([1, 2], 3)
@@ -138,29 +138,29 @@ def test_ngrams_of_two_processes_are_joined(tmp_path: Path) -> None:
 
 def test_an_archive_brings_everything_to_another_machine(tmp_path: Path) -> None:
     here, there, archive = tmp_path / "here", tmp_path / "there", tmp_path / "a.zip"
-    kept = KeptStore(store_file(here), 100)
-    kept.history.extend([GAP, 1, 2])
+    kept = SavedStore(store_file(here), 100)
+    kept.index.extend([GAP, 1, 2])
     kept.save()
-    assert keep.export_to(here, archive) == 1
+    assert persistence.export_to(here, archive) == 1
     assert stat.S_IMODE(archive.stat().st_mode) == 0o600
-    other = KeptStore(store_file(there), 100)
-    other.history.extend([GAP, 7])
+    other = SavedStore(store_file(there), 100)
+    other.index.extend([GAP, 7])
     other.save()
-    assert keep.import_from(there, archive, lambda text: None) == 1
-    assert KeptStore(store_file(there), 100).history.tokens().tolist() == [GAP, 7, GAP, 1, 2]
-    assert [file.n_entries for file in keep.listing(there)] == [5]
-    assert keep.clear(there) == 1
-    assert keep.listing(there) == []
+    assert persistence.import_from(there, archive, lambda text: None) == 1
+    assert SavedStore(store_file(there), 100).index.tokens().tolist() == [GAP, 7, GAP, 1, 2]
+    assert [file.n_entries for file in persistence.listing(there)] == [5]
+    assert persistence.clear(there) == 1
+    assert persistence.listing(there) == []
 
 
 @pytest.mark.parametrize("name", ["../store-0123456789abcdef.bin", "store-0123456789abcdef.bin", "x", "/etc/passwd"])
 def test_a_hostile_archive_writes_nothing(tmp_path: Path, name: str) -> None:
     archive = tmp_path / "a.zip"
     with zipfile.ZipFile(archive, "w") as packed:
-        packed.writestr(name, seal(b"\1\0\0\0", "store", keep.VERSION, "k"))
+        packed.writestr(name, seal(b"\1\0\0\0", "store", persistence.VERSION, "k"))
     folder = tmp_path / "learned"
     with pytest.raises(BadArchive):
-        keep.import_from(folder, archive, lambda text: None)
+        persistence.import_from(folder, archive, lambda text: None)
     assert not folder.exists() or not list(folder.glob("*.bin"))
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".bin"] == []
 
@@ -169,7 +169,7 @@ def test_no_archive_at_all_is_one_sentence(tmp_path: Path) -> None:
     archive = tmp_path / "a.zip"
     archive.write_bytes(b"PK\3\4 nonsense")
     with pytest.raises(BadArchive, match="no archive"):
-        keep.import_from(tmp_path / "learned", archive, lambda text: None)
+        persistence.import_from(tmp_path / "learned", archive, lambda text: None)
 
 
 def test_a_header_must_say_everything() -> None:

@@ -10,7 +10,7 @@ from fakes import byte_vocabulary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgellm.runtime.drafters.spelling import MapSpeller, learn_spellings
+from edgellm.runtime.drafters.retokenizers import MapRetokenizer, learn_mappings
 from edgellm.runtime.learning.ngrams import NgramCache, entries_of
 
 entries = st.lists(
@@ -94,10 +94,10 @@ def test_spellings_are_learnt_by_byte_borders_alone() -> None:
     target = byte_vocabulary(b"flake", b" white", b"ew")
     cache = NgramCache(10**5)
     fl, ke, wh, ite = 256, 258, 259, 260
-    learn_spellings(cache, own, target, [fl, ord("a"), ke, wh, ite], [256, 257], 2)
+    learn_mappings(cache, own, target, [fl, ord("a"), ke, wh, ite], [256, 257], 2)
     assert cache.match([fl, ord("a"), ke], 0) == (3, 256)
     assert cache.match([wh, ite], 0) == (2, 257)
-    learn_spellings(cache, own, target, [fl, ord("a"), ke, ord("w")], [258], 1)  # its border is inside a draft token
+    learn_mappings(cache, own, target, [fl, ord("a"), ke, ord("w")], [258], 1)  # its border is inside a draft token
     assert cache.n_entries == 2
 
 
@@ -105,10 +105,10 @@ def test_drafted_freely_merged_then_cut_at_what_has_no_counterpart() -> None:
     own = byte_vocabulary(b"fl", b"a", b"ke", b"zz")
     target = byte_vocabulary(b"flake")
     cache = NgramCache(10**5)
-    speller = MapSpeller(own, target, cache)
+    retokenizer = MapRetokenizer(own, target, cache)
     fl, ke, zz = 256, 258, 259
-    assert speller.spell([], [fl, ord("a"), ke], 0)[:4] == ([], 0, False, 0)  # "fl" is no token of the target
+    assert retokenizer.retokenize([], [fl, ord("a"), ke], 0)[:4] == ([], 0, False, 0)  # "fl" is no token of the target
     cache.learn([fl, ord("a"), ke], 256)
-    assert speller.spell([], [fl], 0)[:4] == ([], 0, True, 0)  # the beginning of an entry: the draft goes on
-    assert speller.spell([], [fl, ord("a"), ke, ord("x")], 0)[:4] == ([256, ord("x")], 2, True, 1)
-    assert speller.spell([], [ord("x"), zz, ord("y")], 0)[:4] == ([ord("x")], 1, False, 0)
+    assert retokenizer.retokenize([], [fl], 0)[:4] == ([], 0, True, 0)  # the beginning of an entry: the draft goes on
+    assert retokenizer.retokenize([], [fl, ord("a"), ke, ord("x")], 0)[:4] == ([256, ord("x")], 2, True, 1)
+    assert retokenizer.retokenize([], [ord("x"), zz, ord("y")], 0)[:4] == ([ord("x")], 1, False, 0)

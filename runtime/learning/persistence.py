@@ -1,4 +1,4 @@
-"""What one target and its drafter have learnt, between runs: a folder of sealed files."""
+"""Persistence of what drafting learns of a target and its drafter: a folder of sealed files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from edgellm.runtime.learning.files import (
     SealedFile,
     unseal,
 )
-from edgellm.runtime.learning.history import GAP, History
+from edgellm.runtime.learning.ngram_index import GAP, NgramIndex
 from edgellm.runtime.learning.ngrams import NgramCache, entries_of
 
 VERSION = 1
@@ -46,16 +46,19 @@ def sealed(folder: Path, kind: str, key: str, warn: Warn) -> SealedFile:
     return SealedFile(folder / f"{kind}-{digest}.bin", kind, VERSION, key, warn)
 
 
-class KeptStore:
-    """A history of answers that outlives the process. Two processes add to it without losing each other's."""
+class SavedStore:
+    """A datastore (REST, arXiv:2311.08252): answers that outlive the process, with their index.
+
+    Two processes add to it without losing each other's.
+    """
 
     def __init__(self, file: SealedFile | None, n_vocab: int, capacity: int = STORE_TOKENS) -> None:
         """`file` None: it lives as long as the process."""
-        self.history = History(capacity)
+        self.index = NgramIndex(capacity)
         self._file, self._n_vocab = file, n_vocab
         if file is not None and (payload := file.read()) is not None:
-            self.history.fill(self._tokens(payload))
-        self._n_saved = self.history.n
+            self.index.fill(self._tokens(payload))
+        self._n_saved = self.index.n
 
     def _tokens(self, payload: bytes | None) -> NDArray[np.int32]:
         """The tokens of a payload; none where it makes no sense."""
@@ -70,21 +73,21 @@ class KeptStore:
 
     def save(self) -> None:
         """Add what is new to the file. Raises OSError."""
-        history = self.history
-        n_new = min(history.n - self._n_saved, history.n - history.oldest)
+        index = self.index
+        n_new = min(index.n - self._n_saved, index.n - index.oldest)
         if self._file is None or n_new <= 0:
             return
-        new = history.tokens()[-n_new:]
+        new = index.tokens()[-n_new:]
 
         def change(payload: bytes | None) -> bytes:
-            joined = np.concatenate([self._tokens(payload), new])[-(history.capacity - 1) :]
+            joined = np.concatenate([self._tokens(payload), new])[-(index.capacity - 1) :]
             return joined.astype("<i4").tobytes()
 
         self._file.update(change)
-        self._n_saved = history.n
+        self._n_saved = index.n
 
 
-class KeptNgrams:
+class SavedNgrams:
     """A pair's n-gram cache that outlives the process."""
 
     def __init__(self, file: SealedFile | None, n_draft: int, n_target: int, budget_bytes: int = NGRAM_BYTES) -> None:
@@ -138,7 +141,7 @@ def write_json(file: SealedFile, value: Any) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptFile:
+class SavedFile:
     """One file of the folder, as `edgellm cache show` lists it."""
 
     path: Path
@@ -148,7 +151,7 @@ class KeptFile:
     n_entries: int  # tokens of a store, entries of a cache; 1 otherwise
 
 
-def listing(folder: Path) -> list[KeptFile]:
+def listing(folder: Path) -> list[SavedFile]:
     """What is kept; files that are damaged are left out."""
     found = []
     for path in sorted(folder.glob("*.bin")):
@@ -157,7 +160,7 @@ def listing(folder: Path) -> list[KeptFile]:
     return found
 
 
-def _described(path: Path) -> KeptFile:
+def _described(path: Path) -> SavedFile:
     named = _NAME.fullmatch(path.name)
     if named is None:
         raise Damaged("has a name that is none of ours")
@@ -170,7 +173,7 @@ def _described(path: Path) -> KeptFile:
     elif named[1] == "ngrams":
         with contextlib.suppress(ValueError):
             n_entries = len(entries_of(payload, 2**21, 2**31))
-    return KeptFile(path, named[1], key, len(data), n_entries)
+    return SavedFile(path, named[1], key, len(data), n_entries)
 
 
 def clear(folder: Path) -> int:

@@ -11,7 +11,6 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,59 +32,12 @@ from edgellm.runtime.backends.base import (
     checked,
 )
 from edgellm.runtime.backends.hub_tokenizer import HubFolder
+from edgellm.runtime.backends.onnx_cache import NUMPY_TYPES, Cache, GrowingCache, SharedCache
+from edgellm.runtime.backends.onnx_provider import CPU, PROVIDER_VARIABLE, choose_provider
 from edgellm.runtime.text.vocabulary import Vocabulary
 
 MODEL = "model.onnx"
-PROVIDER_VARIABLE = "EDGELLM_ONNX_PROVIDER"
 _KNOWN_INPUTS = {"input_ids", "attention_mask", "position_ids", "logits_start"}
-_NUMPY = {"float32": np.float32, "float16": np.float16}
-
-# Providers that run the whole graph, best first -> what their memory is called.
-_WHOLE = {
-    "CUDAExecutionProvider": "cuda",
-    "DmlExecutionProvider": "dml",
-    "WebGpuExecutionProvider": "webgpu",
-}
-_PARTIAL = ("CoreMLExecutionProvider", "QNNExecutionProvider", "XnnpackExecutionProvider", "NnapiExecutionProvider")
-_CPU = "CPUExecutionProvider"
-
-
-@dataclass(frozen=True, slots=True)
-class Provider:
-    """Where a session runs, and why in a sentence."""
-
-    name: str
-    device: str  # of the cache
-    reason: str
-
-
-def choose_provider(available: Sequence[str], *, cpu_only: bool = False, wanted: str | None = None) -> Provider:
-    """The execution provider for a decoder.
-
-    Args:
-        wanted: a provider's name or the head of it ("cuda", "CoreML"), in any case.
-
-    Raises:
-        LoadError: the wanted one is not in this build of onnxruntime.
-    """
-    if wanted:
-        for name in available:
-            if name.casefold().startswith(wanted.casefold().removesuffix("executionprovider")):
-                return Provider(name, _WHOLE.get(name, "cpu"), f"{_short(name)} was asked for ({PROVIDER_VARIABLE})")
-        have = ", ".join(map(_short, available))
-        raise LoadError(f"{PROVIDER_VARIABLE}={wanted}: this build of onnxruntime has {have}; install another package")
-    partial = [_short(name) for name in available if name in _PARTIAL]
-    aside = (
-        f"; {' and '.join(partial)} would run parts of the graph and hand the rest and the cache to and fro"
-        if partial
-        else ""
-    )
-    if cpu_only:
-        return Provider(_CPU, "cpu", "CPU, since no layer may go to a GPU")
-    for name, device in _WHOLE.items():
-        if name in available:
-            return Provider(name, device, f"{_short(name)}, which runs the whole graph and keeps the cache{aside}")
-    return Provider(_CPU, "cpu", f"CPU, since no other provider of this onnxruntime runs the whole graph{aside}")
 
 
 class OnnxModel:
@@ -187,15 +139,15 @@ class OnnxBackend:
         self._positions = np.arange(capacity, dtype=np.int64)[None]
         self._mask = np.ones((1, capacity), np.int64)
         self._start = np.zeros(1, np.int64)
-        self._logits_type = _NUMPY[graph.outputs["logits"].type]
+        self._logits_type = NUMPY_TYPES[graph.outputs["logits"].type]
         n_rows = self.max_outputs if self._picks_rows else self._n_batch
-        self._cache: _SharedCache | _GrowingCache
+        self._cache: Cache
         try:
             self._rows = np.zeros((n_rows, self.n_vocab), self._logits_type)
             if graph.shares_buffer:
-                self._cache = _SharedCache(model, self._binding, capacity)
+                self._cache = SharedCache(model.kv, model.provider.device, self._binding, capacity)
             else:
-                self._cache = _GrowingCache(model, self._binding)
+                self._cache = GrowingCache(model.kv, list(graph.outputs), self._binding)
         except (MemoryError, RuntimeError) as error:
             raise OutOfMemory(
                 f"{model.path.name}: no cache of {self.n_ctx:,} tokens could be made; try a smaller --ctx"
@@ -277,73 +229,6 @@ class OnnxBackend:
         self.tokens.clear()
 
 
-class _SharedCache:
-    """One buffer a tensor, of the context's length, bound once as input and as output."""
-
-    def __init__(self, model: OnnxModel, binding: Any, capacity: int) -> None:
-        self._values: list[Any] = []
-        device = model.provider.device
-        for pair in model.kv:
-            for past, present in zip(pair.past, pair.present, strict=True):
-                shape = [1, pair.n_heads, capacity, pair.head_dim]
-                # Filled, so that the memory is had now or not at all.
-                zeros = np.full(shape, 0, _NUMPY[pair.type])
-                value = onnxruntime.OrtValue.ortvalue_from_numpy(zeros, device, 0)
-                binding.bind_ortvalue_input(past, value)
-                binding.bind_ortvalue_output(present, value)
-                self._values.append((zeros, value))
-
-    def bind(self, n_held: int) -> None:
-        pass
-
-    def ran(self, n_held: int) -> None:
-        pass
-
-    def reset(self) -> None:
-        pass
-
-    def free(self) -> None:
-        self._values.clear()
-
-
-class _GrowingCache:
-    """What the graph returned last; of it, the rows that are still held."""
-
-    def __init__(self, model: OnnxModel, binding: Any) -> None:
-        self._binding, self._kv, self._outputs = binding, model.kv, list(model.graph.outputs)
-        self._values: dict[str, Any] = {}
-        self._n_values = 0  # tokens in them
-        self.reset()
-
-    def bind(self, n_held: int) -> None:
-        for pair in self._kv:
-            for past, present in zip(pair.past, pair.present, strict=True):
-                value = self._values[past]
-                if n_held < self._n_values:
-                    rows = np.ascontiguousarray(value.numpy()[:, :, :n_held])
-                    value = self._values[past] = onnxruntime.OrtValue.ortvalue_from_numpy(rows)
-                self._binding.bind_ortvalue_input(past, value)
-                self._binding.bind_output(present, "cpu")
-        self._n_values = n_held
-
-    def ran(self, n_held: int) -> None:
-        returned = dict(zip(self._outputs, self._binding.get_outputs(), strict=True))
-        for pair in self._kv:
-            for past, present in zip(pair.past, pair.present, strict=True):
-                self._values[past] = returned[present]
-        self._n_values = n_held
-
-    def reset(self) -> None:
-        for pair in self._kv:
-            for past in pair.past:
-                empty = np.zeros((1, pair.n_heads, 0, pair.head_dim), _NUMPY[pair.type])
-                self._values[past] = onnxruntime.OrtValue.ortvalue_from_numpy(empty)
-        self._n_values = 0
-
-    def free(self) -> None:
-        self._values.clear()
-
-
 def _session(model: OnnxModel, n_threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = n_threads
@@ -356,7 +241,7 @@ def _session(model: OnnxModel, n_threads: int) -> Any:
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if not _is_utf8(model.graph.path):
         raise LoadError(f"{model.graph.path}: onnxruntime takes no names that are not UTF-8: rename the folder")
-    names = [model.provider.name] + ([_CPU] if model.provider.name != _CPU else [])
+    names = [model.provider.name] + ([CPU] if model.provider.name != CPU else [])
     try:
         return onnxruntime.InferenceSession(str(model.graph.path), options, providers=names)
     except Exception as error:  # onnxruntime's own classes share no base below it
@@ -385,9 +270,9 @@ def _check_inputs(graph: OnnxGraph) -> None:
     if "logits" not in graph.outputs:
         raise LoadError(f"{graph.path} has no output logits: it is no language model with its head")
     for pair in graph.kv:
-        if pair.type not in _NUMPY:
+        if pair.type not in NUMPY_TYPES:
             raise LoadError(f"{graph.path} keeps its cache as {pair.type}, which is not supported: export it again")
-    if graph.outputs["logits"].type not in _NUMPY:
+    if graph.outputs["logits"].type not in NUMPY_TYPES:
         raise LoadError(f"{graph.path} gives logits of type {graph.outputs['logits'].type}: export it again")
 
 
@@ -396,10 +281,6 @@ def _n_vocab(graph: OnnxGraph, files: HubFolder) -> int:
     if n_vocab < 1:
         raise LoadError(f"{graph.path} does not say how many tokens it knows: put the model's config.json beside it")
     return n_vocab
-
-
-def _short(provider: str) -> str:
-    return provider.removesuffix("ExecutionProvider")
 
 
 def _first_line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from edgellm.runtime.backends.base import Backend, Logits, keep_common_prefix
 SPARE = 32  # tokens of its context that a draft has room in
 
 
-class Follower:
+class KvSync:
     """A backend that follows a sequence: what it holds of it stays, what differs is cut, what is missing is read late.
 
     Nothing here grows with the context in a round: callers say from where on the sequence may have changed.
@@ -18,7 +18,7 @@ class Follower:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
 
-    def settle(self, tokens: Sequence[int], changed_from: int) -> None:
+    def sync(self, tokens: Sequence[int], changed_from: int) -> None:
         """The sequence is now `tokens`; below `changed_from` it is what it was."""
         # One token is always left to read: its logits are where drafting starts.
         keep_common_prefix(self.backend, tokens, len(tokens) - 1, n_known=changed_from)

@@ -2,82 +2,97 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from edgellm.memory.adapter import fingerprint
 from edgellm.memory.cpu import cpu_name
-from edgellm.runtime.backends.llama_cpp import LlamaBackend, kernels
+from edgellm.runtime.backends.base import Backend
+from edgellm.runtime.backends.llama_cpp import LlamaBackend
+from edgellm.runtime.backends.llama_process import kernels
+from edgellm.runtime.bringup.planning import EngineOptions
+from edgellm.runtime.drafters.base import Learns, Proposer
 from edgellm.runtime.learning import costs as curves
-from edgellm.runtime.learning import keep
+from edgellm.runtime.learning import persistence
 from edgellm.runtime.learning.costs import CostCurve, Costs
 from edgellm.runtime.learning.files import SealedFile
-from edgellm.runtime.learning.keep import KeptNgrams, KeptStore
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from edgellm.runtime.backends.base import Backend
-    from edgellm.runtime.drafters.adaptive import AdaptiveDrafter
-    from edgellm.runtime.drafters.base import SteppedDrafter
-    from edgellm.runtime.engine import Engine
-    from edgellm.runtime.learning.ngrams import NgramCache
-    from edgellm.runtime.text.vocabulary import Vocabulary
-
-SAVE_EVERY_S = 30.0  # at most, while answers come
+from edgellm.runtime.learning.ngrams import NgramCache
+from edgellm.runtime.learning.persistence import SavedNgrams, SavedStore
+from edgellm.runtime.text.vocabulary import Vocabulary
 
 
-class Learning:
+class Named(Protocol):
+    """What is asked of the target's model."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+
+
+class PairState:
     """The store, the n-gram cache, the acceptance heads and the cost curves of a pair."""
 
-    def __init__(self, engine: Engine, draft: Path | None) -> None:
-        self._engine, self._folder = engine, engine.options.learned
-        self._keeps = engine.options.learn == "kept" and self._folder is not None
-        self._warn = engine.warnings.append
-        self._draft = draft
-        self._ngrams: KeptNgrams | None = None
-        self._drafter: AdaptiveDrafter | None = None
-        self._curves: list[tuple[SealedFile, CostCurve]] = []
+    def __init__(
+        self,
+        model: Named,
+        backend: Backend,
+        draft: Path | None,
+        options: EngineOptions,
+        warn: Callable[[str], None],
+    ) -> None:
+        """
+        Args:
+            model, backend: the target's.
+            draft: the draft model's file; None without one.
+            options: `learn` and `learned` say what is kept and where.
+            warn: told in a sentence what could not be read or written.
+        """
+        self._model, self._backend, self._draft, self._options = model, backend, draft, options
+        self._folder, self._warn = options.learned, warn
+        self._keeps = options.learn == "kept" and self._folder is not None
         # An adapted model says other things, and takes other drafts.
-        adapters = f" {fingerprint(engine.options.loras)}" if engine.options.loras else ""
-        own = f"{engine.model.path.name} {engine.model.vocabulary.fingerprint()}{adapters}" if self._keeps else ""
-        self._target_key = own
-        self._store: KeptStore | None = None
-        self._saved_s = time.monotonic()
+        adapters = f" {fingerprint(options.loras)}" if options.loras else ""
+        self._target_key = f"{model.path.name} {model.vocabulary.fingerprint()}{adapters}" if self._keeps else ""
+        self._store: SavedStore | None = None
+        self._ngrams: SavedNgrams | None = None
+        self._learner: Learns | None = None
+        self._curves: list[tuple[SealedFile, CostCurve]] = []
+        self._told: set[str] = set()
 
     def _file(self, kind: str, key: str) -> SealedFile | None:
         if self._folder is None or (kind != "costs" and not self._keeps):
             return None
-        return keep.sealed(self._folder, kind, key, self._warn)
+        return persistence.sealed(self._folder, kind, key, self._warn)
 
     @property
-    def store(self) -> KeptStore:
+    def store(self) -> SavedStore:
         """Earlier answers of this target."""
         if self._store is None:
-            self._store = KeptStore(self._file("store", self._target_key), self._engine.model.vocabulary.n_tokens)
+            self._store = SavedStore(self._file("store", self._target_key), self._model.vocabulary.n_tokens)
         return self._store
 
     def ngrams(self, own: Vocabulary) -> NgramCache:
-        """How the drafter's vocabulary spells the target's."""
-        theirs = self._engine.model.vocabulary
+        """Which of the drafter's tokens the target's are."""
+        theirs = self._model.vocabulary
         if self._ngrams is None:
             key = f"{own.fingerprint()} {theirs.fingerprint()}" if self._keeps else ""
-            self._ngrams = KeptNgrams(self._file("ngrams", key), own.n_tokens, theirs.n_tokens)
+            self._ngrams = SavedNgrams(self._file("ngrams", key), own.n_tokens, theirs.n_tokens)
         return self._ngrams.cache
 
-    def costs(self, model: SteppedDrafter | None) -> Costs:
+    def costs(self, proposer: Proposer | None) -> Costs:
         """Curves of both models, measured now if they never were on this machine."""
-        engine = self._engine
-        target = self._curve(engine.backend, curves.WIDTHS)
-        if engine.options.assume_cost is not None:
-            target = curves.assumed(target(1), engine.options.assume_cost)
-        backend = model.follower.backend if model is not None else None  # type: ignore[attr-defined]
-        return Costs(target, self._curve(backend, curves.DRAFT_WIDTHS) if backend is not None else None)
+        target = self._curve(self._backend, curves.WIDTHS)
+        if self._options.assume_cost is not None:
+            target = curves.assumed(target(1), self._options.assume_cost)
+        return Costs(target, self._curve(proposer.backend, curves.DRAFT_WIDTHS) if proposer is not None else None)
 
     def _curve(self, backend: Backend, widths: tuple[int, ...]) -> CostCurve:
         file = self._file("costs", cost_key(backend)) if isinstance(backend, LlamaBackend) else None
-        data = keep.read_json(file)
+        data = persistence.read_json(file)
         curve = None
         if data is not None:
             try:
@@ -94,14 +109,14 @@ class Learning:
             self._curves.append((file, curve))
         return curve
 
-    def attach(self, drafter: AdaptiveDrafter) -> None:
-        """Let a drafter begin with what is known of its pair."""
-        self._drafter = drafter
+    def attach(self, learner: Learns) -> None:
+        """Let a drafter begin with what is known of its pair, and save what it learns."""
+        self._learner = learner
         file = self._knowledge_file()
-        data = keep.read_json(file)
+        data = persistence.read_json(file)
         if data is not None:
             try:
-                drafter.restore(data)
+                learner.restore(data)
             except (ValueError, KeyError, TypeError, AttributeError):
                 assert file is not None
                 file.set_aside("holds no knowledge of a pair")
@@ -117,27 +132,22 @@ class Learning:
         for part in (self._store, self._ngrams):
             if part is not None:
                 self._try(part.save)
-        if self._drafter is not None and self._drafter.choices.n_rounds and (file := self._knowledge_file()):
-            self._write(file, self._drafter.knowledge())
+        if self._learner is not None and self._learner.has_learnt and (file := self._knowledge_file()):
+            self._write(file, self._learner.to_json())
         for file, curve in self._curves:
             if curve.has_drifted and len(curve.widths) > 2:
                 self._write(file, curve.to_json())
-        self._saved_s = time.monotonic()
-
-    def save_now_and_then(self) -> None:
-        """`save`, unless that was done a moment ago."""
-        if time.monotonic() - self._saved_s > SAVE_EVERY_S:
-            self.save()
 
     def _write(self, file: SealedFile, value: Any) -> None:
-        self._try(lambda: keep.write_json(file, value))
+        self._try(lambda: persistence.write_json(file, value))
 
-    def _try(self, write: Any) -> None:
+    def _try(self, write: Callable[[], None]) -> None:
         try:
             write()
         except OSError as error:
             text = f"what was learnt is not kept: {error.filename or self._folder}: {error.strerror}"
-            if text not in self._engine.warnings:
+            if text not in self._told:
+                self._told.add(text)
                 self._warn(text)
 
 

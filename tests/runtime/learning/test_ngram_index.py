@@ -1,4 +1,4 @@
-"""A history finds what was said before, whatever was forgotten since, in memory that is known beforehand."""
+"""An index finds what was said before, whatever was forgotten since, in memory that is known beforehand."""
 
 from __future__ import annotations
 
@@ -10,45 +10,45 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgellm.memory.drafting_budgets import STORE_BYTES, STORE_TOKENS, conversation_bytes
-from edgellm.runtime.learning.history import GAP, MAX_MATCH, ORDERS, History, n_bytes
-from edgellm.runtime.learning.recall import Recall
+from edgellm.runtime.learning.lookup import Lookup
+from edgellm.runtime.learning.ngram_index import GAP, MAX_MATCH, ORDERS, NgramIndex, n_bytes
 
 texts = st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=60), min_size=1, max_size=20)
 
 
-def said(parts: list[list[int]], capacity: int = 256) -> History:
-    history = History(capacity)
+def said(parts: list[list[int]], capacity: int = 256) -> NgramIndex:
+    index = NgramIndex(capacity)
     for part in parts:
-        history.extend([GAP, *part])
-    return history
+        index.extend([GAP, *part])
+    return index
 
 
 @given(texts, st.lists(st.integers(0, 5), min_size=1, max_size=40))
 @settings(max_examples=200)
 def test_a_place_is_where_the_tail_was_said_before(parts: list[list[int]], tail: list[int]) -> None:
-    history = said(parts)
+    index = said(parts)
     whole = [token for part in parts for token in (GAP, *part)]
-    for position, match in history.places(tail):
+    for position, match in index.places(tail):
         assert ORDERS[0] <= match <= MAX_MATCH
-        assert history.oldest <= position < history.n
+        assert index.oldest <= position < index.n
         assert whole[position - match : position] == tail[-match:]
         assert whole[position] != GAP
         longer = whole[position - match - 1 : position] == tail[-match - 1 :]
-        assert not longer or match in (MAX_MATCH, len(tail)) or position - match <= history.oldest
+        assert not longer or match in (MAX_MATCH, len(tail)) or position - match <= index.oldest
 
 
 @given(texts)
 @settings(max_examples=100)
 def test_the_last_occurrence_of_a_context_is_found(parts: list[list[int]]) -> None:
-    history = said(parts, 4096)
+    index = said(parts, 4096)
     last = parts[-1]
     if len(last) >= 5:
-        places = history.places(last[:4])
-        assert any(history.token(place.position) == last[4] for place in places) or len(places) >= 3
+        places = index.places(last[:4])
+        assert any(index.token(place.position) == last[4] for place in places) or len(places) >= 3
 
 
 def test_matches_cross_the_border_of_two_rounds() -> None:
-    grown, whole = History(256), History(256)
+    grown, whole = NgramIndex(256), NgramIndex(256)
     text = [1, 2, 3, 4, 5, 9, 1, 2, 3, 4]
     whole.extend(text)
     for token in text:
@@ -60,7 +60,7 @@ def test_matches_cross_the_border_of_two_rounds() -> None:
 @given(texts)
 @settings(max_examples=100)
 def test_filling_at_once_is_saying_one_by_one(parts: list[list[int]]) -> None:
-    slow, fast = said(parts), History(256)
+    slow, fast = said(parts), NgramIndex(256)
     fast.fill(slow.tokens())
     assert fast.tokens().tolist() == slow.tokens().tolist()
     for n in (1, 2, 4, 7):
@@ -73,49 +73,49 @@ def test_filling_at_once_is_saying_one_by_one(parts: list[list[int]]) -> None:
 
 
 def test_the_oldest_is_forgotten_and_never_misread() -> None:
-    history = History(256)
+    index = NgramIndex(256)
     rng = np.random.default_rng(0)
     whole: list[int] = []
     for _ in range(200):
         part = rng.integers(0, 4, 13).tolist()
-        history.extend(part)
+        index.extend(part)
         whole += part
-        for position, match in history.places(whole[-8:]):
+        for position, match in index.places(whole[-8:]):
             assert whole[position - match : position] == whole[-8:][-match:]
-    assert history.tokens().tolist() == whole[-255:]
+    assert index.tokens().tolist() == whole[-255:]
 
 
 def test_memory_is_what_the_budget_says() -> None:
-    history = History(STORE_TOKENS)
-    held = sum(sys.getsizeof(a) for a in [history._tokens, *history._heads, *history._before])
+    index = NgramIndex(STORE_TOKENS)
+    held = sum(sys.getsizeof(a) for a in [index._tokens, *index._heads, *index._before])
     assert held <= STORE_BYTES * 1.001
-    assert n_bytes(history.capacity) == history.n_bytes <= STORE_BYTES
+    assert n_bytes(index.capacity) == index.n_bytes <= STORE_BYTES
     for n_ctx in (100, 4096, 5000):
-        assert History(n_ctx + 1).n_bytes <= conversation_bytes(n_ctx)
+        assert NgramIndex(n_ctx + 1).n_bytes <= conversation_bytes(n_ctx)
 
 
 def test_nothing_is_copied_across_two_texts() -> None:
-    history = said([[1, 2, 3], [4, 5, 6]])
-    assert history.places([2, 3]) == []
-    recall = Recall({"store": history})
-    recall.start([1, 2])
-    assert recall.guess().token == 3  # type: ignore[union-attr]
-    recall.take(3)
-    assert recall.guess() is None
+    index = said([[1, 2, 3], [4, 5, 6]])
+    assert index.places([2, 3]) == []
+    lookup = Lookup({"store": index})
+    lookup.start([1, 2])
+    assert lookup.candidate().token == 3  # type: ignore[union-attr]
+    lookup.take(3)
+    assert lookup.candidate() is None
 
 
 def test_recollection_follows_the_longest_and_most_frequent() -> None:
-    history = said([[7, 1, 2, 3], [8, 1, 2, 4], [9, 1, 2, 4]])
-    recall = Recall({"copy": history})
-    recall.start([5, 1, 2])
-    assert recall.guess().token == 4  # type: ignore[union-attr]
-    recall.start([7, 1, 2])
-    assert recall.guess().token == 3  # type: ignore[union-attr]
+    index = said([[7, 1, 2, 3], [8, 1, 2, 4], [9, 1, 2, 4]])
+    lookup = Lookup({"copy": index})
+    lookup.start([5, 1, 2])
+    assert lookup.candidate().token == 4  # type: ignore[union-attr]
+    lookup.start([7, 1, 2])
+    assert lookup.candidate().token == 3  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("capacity", [1, 255, 256, 257])
 def test_any_capacity_is_rounded_up_to_one_that_works(capacity: int) -> None:
-    history = History(capacity)
-    history.extend(range(2000))
-    assert history.capacity >= capacity
-    assert history.tokens().tolist() == list(range(2000 - history.capacity + 1, 2000))
+    index = NgramIndex(capacity)
+    index.extend(range(2000))
+    assert index.capacity >= capacity
+    assert index.tokens().tolist() == list(range(2000 - index.capacity + 1, 2000))

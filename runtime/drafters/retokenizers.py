@@ -1,4 +1,14 @@
-"""Ways to say in the target's vocabulary what was drafted in another; `bench --ablate` compares them."""
+"""Retokenising: ways to say in the target's vocabulary what was drafted in another; `bench --ablate` compares them.
+
+The drafter wrote ` the` ` c` `at`. The target's vocabulary has ` the`, ` cat` and ` cats`, and the cache saw it say
+` cat` twice and ` cats` once where the drafter wrote ` c` `at` and ` c` `at` `s`:
+
+    retokenizer    tokens           n_settled  why
+    text           ` the` ` cat`    1          the text tokenised again; what is drafted next may make it ` cats`
+    merging        ` the` ` cat`    1          likewise; p_final = (2 + 0.5) / (3 + 1) = 0.625 says that it stays ` cat`
+    map            ` the`           1          ` c` has no counterpart of the same bytes: the draft is cut there
+    map, cache     ` the` ` cat`    1          merged by an entry, of which a longer one is known
+"""
 
 from __future__ import annotations
 
@@ -10,39 +20,39 @@ from edgellm.runtime.text.translate import continuation
 from edgellm.runtime.text.vocabulary import CannotEncode, Vocabulary
 
 
-class Spelled(NamedTuple):
+class Retokenized(NamedTuple):
     """Target tokens for a draft; what is drafted next may change all but the first `n_settled`."""
 
     tokens: list[int]
     n_settled: int
     goes_on: bool = True  # more drafted tokens can add to it
     n_merged: int = 0  # of the tokens, how many came from the cache
-    ends: float | None = None  # how likely the last token is whole, where it is not settled and something is known
+    p_final: float | None = None  # P(the last token stays) where it is not settled; None: nothing is known
 
 
-class Speller(Protocol):
+class Retokenizer(Protocol):
     """Draft tokens -> target tokens."""
 
-    def spell(self, tail: Sequence[int], drafted: Sequence[int], n_skip: int) -> Spelled:
+    def retokenize(self, tail: Sequence[int], drafted: Sequence[int], n_skip: int) -> Retokenized:
         """The target's tokens behind its `tail` for what was drafted, less its first `n_skip` bytes."""
         ...
 
 
-class TextSpeller:
+class TextRetokenizer:
     """Tokenise the drafted text again in its context (Timor et al. 2025, arXiv:2502.05202, SLEM)."""
 
     def __init__(self, own: Vocabulary, target: Vocabulary) -> None:
         self._own, self._target = own, target
 
-    def spell(self, tail: Sequence[int], drafted: Sequence[int], n_skip: int) -> Spelled:
+    def retokenize(self, tail: Sequence[int], drafted: Sequence[int], n_skip: int) -> Retokenized:
         try:
             tokens = continuation(self._target, tail, self._own.decode(drafted)[n_skip:])
         except CannotEncode:
-            return Spelled([], 0, False)
-        return Spelled(tokens, max(0, len(tokens) - 1))
+            return Retokenized([], 0, False)
+        return Retokenized(tokens, max(0, len(tokens) - 1))
 
 
-class MapSpeller:
+class MapRetokenizer:
     """Token by token, by equal bytes; with a cache also several draft tokens as one of the target's (OmniDraft).
 
     Drafted freely, then merged by the longest entry, then cut at the first token that has no counterpart.
@@ -52,13 +62,13 @@ class MapSpeller:
         self._own, self._cache = own, cache
         self.direct = direct_map(own, target)
 
-    def spell(self, tail: Sequence[int], drafted: Sequence[int], n_skip: int) -> Spelled:
+    def retokenize(self, tail: Sequence[int], drafted: Sequence[int], n_skip: int) -> Retokenized:
         start = 0
         while n_skip > 0 and start < len(drafted):
             n_skip -= len(self._own.piece(drafted[start]))
             start += 1
         if n_skip:
-            return Spelled([], 0, n_skip > 0)
+            return Retokenized([], 0, n_skip > 0)
         tokens: list[int] = []
         n_settled, n_merged, cache = 0, 0, self._cache
         while start < len(drafted):
@@ -67,7 +77,7 @@ class MapSpeller:
                 direct = self.direct[drafted[start]]
                 if direct < 0:
                     may_follow = cache is not None and cache.may_go_on(drafted, start)
-                    return Spelled(tokens, n_settled, may_follow, n_merged)
+                    return Retokenized(tokens, n_settled, may_follow, n_merged)
                 found = (1, direct)
             n_merged += found[0] > 1
             may_follow = cache is not None and cache.may_go_on(drafted, start)
@@ -75,10 +85,10 @@ class MapSpeller:
             tokens.append(found[1])
             if not may_follow and n_settled == len(tokens) - 1:
                 n_settled += 1
-        return Spelled(tokens, n_settled, True, n_merged)
+        return Retokenized(tokens, n_settled, True, n_merged)
 
 
-class MergingSpeller:
+class MergingRetokenizer:
     """Tokenise the drafted text again, and let the cache say how likely its end is the end of a token.
 
     What OmniDraft merges, tokenising in context merges too, seen or unseen; what that cannot know is whether a word
@@ -86,17 +96,17 @@ class MergingSpeller:
     """
 
     def __init__(self, own: Vocabulary, target: Vocabulary, cache: NgramCache) -> None:
-        self._text, self._own, self._target, self._cache = TextSpeller(own, target), own, target, cache
+        self._text, self._own, self._target, self._cache = TextRetokenizer(own, target), own, target, cache
 
-    def spell(self, tail: Sequence[int], drafted: Sequence[int], n_skip: int) -> Spelled:
-        spelled = self._text.spell(tail, drafted, n_skip)
-        if not spelled.tokens:
-            return spelled
-        n_left, at = len(self._target.piece(spelled.tokens[-1])), len(drafted)
+    def retokenize(self, tail: Sequence[int], drafted: Sequence[int], n_skip: int) -> Retokenized:
+        retokenized = self._text.retokenize(tail, drafted, n_skip)
+        if not retokenized.tokens:
+            return retokenized
+        n_left, at = len(self._target.piece(retokenized.tokens[-1])), len(drafted)
         while n_left > 0 and at:
             at -= 1
             n_left -= len(self._own.piece(drafted[at]))
-        return spelled._replace(ends=None if n_left else self._cache.ends(drafted[at:]))
+        return retokenized._replace(p_final=None if n_left else self._cache.p_final(drafted[at:]))
 
 
 def direct_map(own: Vocabulary, target: Vocabulary) -> list[int]:
@@ -109,10 +119,12 @@ def direct_map(own: Vocabulary, target: Vocabulary) -> list[int]:
     ]
 
 
-def learn_spellings(
+def learn_mappings(
     cache: NgramCache, own: Vocabulary, target: Vocabulary, own_tokens: Sequence[int], tokens: Sequence[int], n_new: int
 ) -> None:
-    """Add how the drafter spells the last `n_new` target tokens, by bytes; both end at the same byte of a text.
+    """Let the cache learn which draft tokens the last `n_new` target tokens are, by bytes.
+
+    Both sequences end at the same byte of a text.
 
     Spans whose borders are not borders of draft tokens teach nothing.
     """

@@ -1,9 +1,20 @@
-"""Tokens that were said, with chains to where the same few tokens were said before.
+"""An n-gram index over tokens that were said: chains to where the same few tokens were said before.
 
 The index is that of LZ77 compressors (a head for each hash, and for each place the place before it with the same hash):
 one step for each new token, memory that is known beforehand, and forgetting the oldest costs nothing. It serves as the
 suffix structure of copy drafting (CopySpec, arXiv:2502.08923; SAM-Decoding, arXiv:2411.10666) and, through the several
 places that a short context leads to, as an n-gram model with counts (ADED, arXiv:2407.12021).
+
+`1 2 3 4 5 9 1 2 3 4`: the last four tokens were said before at 0 .. 3, and what followed begins at position 4:
+
+>>> index = NgramIndex(256)
+>>> index.extend([1, 2, 3, 4, 5, 9, 1, 2, 3, 4])
+>>> index.places([1, 2, 3, 4])
+[Place(position=4, match=4)]
+>>> index.token(4)
+5
+>>> index.places([7, 3, 4])  # the chain of two tokens finds it too, with a shorter match
+[Place(position=4, match=2)]
 """
 
 from __future__ import annotations
@@ -15,9 +26,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-ORDERS = (1, 2, 4)  # tokens of context that have a chain each
-MAX_MATCH = 32  # tokens; longer ones are all as good
-MAX_PLACES = (8, 12, 12)  # looked at in each chain, newest first
+ORDERS = (1, 2, 4)  # tokens of context that have a chain of places each
+MAX_MATCH = 32  # tokens; longer matches count as this
+MAX_PLACES = (8, 12, 12)  # looked at in the chain of each order, newest first
+MIN_PLACES = 3  # found in a chain, so that those of shorter contexts are not searched
 GAP = -1  # between two texts: nothing is matched or copied across it
 _MULTIPLIER, _MASK = 0x9E3779B1, 0xFFFFFFFF
 
@@ -30,7 +42,7 @@ class Place(NamedTuple):
 
 
 def n_bytes(capacity: int) -> int:
-    """Memory of a history of that many tokens, a power of two."""
+    """Memory of an index of that many tokens, a power of two."""
     return 4 * capacity * (1 + len(ORDERS)) + 4 * len(ORDERS) * _n_heads(capacity)
 
 
@@ -38,7 +50,7 @@ def _n_heads(capacity: int) -> int:
     return max(256, capacity // 2)
 
 
-class History:
+class NgramIndex:
     """The newest `capacity` tokens of what was said; positions count from the first ever."""
 
     def __init__(self, capacity: int) -> None:
@@ -118,7 +130,7 @@ class History:
     def places(self, tail: Sequence[int], hashed: Sequence[int] | None = None) -> list[Place]:
         """Where the end of `tail` was said before and something followed, no place twice.
 
-        `hashed`: `hashes(tail)`, where several histories are asked.
+        `hashed`: `hashes(tail)`, where several indexes are asked.
 
         Chains of longer contexts are searched first; a chain that finds something ends the search unless what it found
         are few.
@@ -166,6 +178,3 @@ def _hashes(newest_first: Sequence[int]) -> list[int]:
         if length in ORDERS:
             found.append(hashed ^ (hashed >> 15))
     return found
-
-
-MIN_PLACES = 3  # that make a search in shorter contexts needless

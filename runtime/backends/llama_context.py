@@ -1,0 +1,59 @@
+"""A context of llama.cpp: every allocation follows from a few numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from llama_cpp import llama_cpp as api
+
+from edgellm.memory.context import ContextSettings
+from edgellm.memory.gguf import TYPE_IDS
+from edgellm.runtime.backends.llama_process import failure, listen, reason
+
+
+@dataclass(frozen=True, slots=True)
+class ContextLimits:
+    """What a context really takes, which may be less or more than was asked for. Sizes in tokens."""
+
+    n_ctx: int
+    n_batch: int  # of one call; more ends the process
+    n_rs_seq: int  # that a recurrent state can be rolled back; 0 for most architectures, whatever was asked for
+
+    @classmethod
+    def of(cls, context: Any) -> ContextLimits:
+        n_batch = min(int(api.llama_n_batch(context)), int(api.llama_n_ubatch(context)))
+        return cls(int(api.llama_n_ctx_seq(context)), n_batch, int(api.llama_n_rs_seq(context)))
+
+
+def new_context(model: Any, settings: ContextSettings, n_outputs: int, *, name: str, rolls_back: bool) -> Any:
+    """The engine's context on its model.
+
+    Args:
+        n_outputs: rows of logits that a pass may return.
+        name: the model's, for the sentence of a failure.
+        rolls_back: keep copies of a hybrid model's state, so that tokens can be taken back.
+
+    Raises:
+        LoadError: its memory could not be had.
+    """
+    params = api.llama_context_default_params()
+    params.n_ctx = settings.n_ctx
+    params.n_batch = params.n_ubatch = max(settings.n_ubatch, n_outputs)
+    params.n_seq_max = 1
+    params.n_outputs_max = n_outputs
+    params.n_threads = params.n_threads_batch = settings.n_threads
+    params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    params.type_k = params.type_v = TYPE_IDS[settings.kv.upper()]
+    params.no_perf = True
+    # A sliding window keeps n_ubatch spare cells, more than one rejected draft ever needs.
+    params.swa_full = False
+    params.n_rs_seq = max(n_outputs, settings.n_rs_seq) if rolls_back else 0
+    listen()
+    context = api.llama_init_from_model(model, params)
+    if not context:
+        raise failure(
+            f"{name}: no context of {settings.n_ctx:,} tokens could be made: {reason()}; "
+            "try a smaller --ctx or --kv q8_0"
+        )
+    return context

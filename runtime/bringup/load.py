@@ -1,0 +1,266 @@
+"""Paths in, a ready pair out: the target, its drafter, their vocabularies and templates, each built whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgellm.memory.context import DRAFT_TOKENS_MOST, ContextSettings
+from edgellm.memory.limits import N_UBATCH_DRAFT
+from edgellm.memory.plan import MemoryPlan
+from edgellm.memory.units import format_bytes
+from edgellm.runtime.backends.base import Backend, OutOfMemory, StopSwitch
+from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
+from edgellm.runtime.backends.llama_process import engine_name, kernels
+from edgellm.runtime.bringup.exactness import exact_width
+from edgellm.runtime.bringup.loading import Model, needs_padding, open_context, open_model
+from edgellm.runtime.bringup.planning import DEFAULTS, EngineOptions, plan_here, plan_next, reserve, trimmed, unplanned
+from edgellm.runtime.drafters.controller import AdaptiveDrafter
+from edgellm.runtime.drafters.factory import Pair, build_proposer
+from edgellm.runtime.drafters.failsafe import FailsafeProposer
+from edgellm.runtime.engine import Engine
+from edgellm.runtime.learning.ngram_index import NgramIndex
+from edgellm.runtime.learning.pair_state import PairState
+from edgellm.runtime.text.full_vocabulary import is_trimmed
+from edgellm.runtime.text.template import DOCUMENT, ChatTemplate, usable
+from edgellm.runtime.text.vocabulary_map import VocabularyMap, find
+from edgellm.runtime.text.vocabulary_match import Match, match
+
+
+def load(
+    target: Path | str,
+    draft: Path | str | None = None,
+    options: EngineOptions = DEFAULTS,
+    *,
+    plan: MemoryPlan | None = None,
+) -> Engine:
+    """Load a target and, if named, a drafter of any vocabulary, and allocate what the plan says.
+
+    Args:
+        plan: None for one within `options.budget_bytes`, or within what this machine has free. Where an allocation
+            fails all the same, the next smaller plan is tried, and `Engine.warnings` says so.
+
+    Raises:
+        DoesNotFit: there is not enough memory, found before anything is loaded; the message names what would fit.
+        LoadError: a file that cannot be loaded, with the reason.
+    """
+    target, draft = Path(target), Path(draft) if draft is not None else None
+    chosen, note = plan_here(target, draft, options, plan)
+    warnings: list[str] = []
+    while True:
+        try:
+            return _load_planned(target, draft, options, chosen, note, warnings)
+        except OutOfMemory as error:
+            smaller = plan_next(target, draft, options, chosen) if chosen else None
+            if smaller is None:
+                raise
+            warnings.append(f"{error}; trying a plan of {format_bytes(smaller.process_bytes)} instead")
+            chosen = smaller
+
+
+def _load_planned(
+    target: Path, draft: Path | None, options: EngineOptions, plan: MemoryPlan | None, note: str, warnings: list[str]
+) -> Engine:
+    if plan is not None:
+        reserve(plan)
+        draft = draft if plan.settings.drafter else None
+    engine = load_target(target, options, plan)
+    try:
+        engine = replace(engine, notes=[note, *engine.notes], warnings=[*engine.warnings, *warnings])
+        # A plan without copying has no room for what was learnt either.
+        given_up = options.copy and not engine.settings.copy
+        drafting = replace(options, learn="off") if given_up else options
+        return with_drafter(engine, draft, copy=engine.settings.copy, options=drafting)
+    except BaseException:
+        engine.close()
+        raise
+
+
+def load_target(path: Path, options: EngineOptions = DEFAULTS, plan: MemoryPlan | None = None) -> Engine:
+    """A target without a drafter, by its plan, or by `options` alone. Raises as `load`."""
+    settings = plan.settings if plan else unplanned(options)
+    model_options = ModelOptions(
+        n_gpu_layers=options.n_gpu_layers,
+        main_gpu=options.main_gpu,
+        mmap=settings.loading == "mapped",
+        # Our kernels give the same bits at every width; the engine's own do so only in the layout of the file.
+        repack=kernels().active or not options.exact,
+        loras=options.loras,
+    )
+    stop_switch = StopSwitch()
+    model = open_model(path, model_options)
+    n_asked = settings.target.n_ctx
+    settings = replace(settings, target=replace(settings.target, n_ctx=min(n_asked, model.n_ctx_train or n_asked)))
+    try:
+        pad_single = needs_padding(model, exact=options.exact)
+        backend = open_context(model, settings.target, pad_single=pad_single, stop_asked=stop_switch)
+    except BaseException:
+        model.close()
+        raise
+    backend.warm_up()
+    template, refusal = usable(model.chat_template, model.vocabulary)
+    n_draft, notes, warnings = min(settings.n_draft, backend.max_outputs - 1), [*model.notes], _trims(plan)
+    if not backend.can_rewind:
+        warnings.append(f"{path.name} keeps a state that cannot take tokens back, so nothing is drafted")
+    notes += [f"{lora.path.name} is applied, at {lora.scale:g} times its strength" for lora in options.loras]
+    warnings += _about_template(model, template, refusal)
+    if settings.target.n_ctx < n_asked:
+        notes.append(f"{path.name} was trained for {model.n_ctx_train:,} tokens: the context is that long")
+    if options.exact:
+        n_draft = min(n_draft, _exact_draft(backend, notes, warnings))
+    return Engine(
+        model,
+        backend,
+        template,
+        options,
+        settings,
+        plan=plan,
+        n_draft=n_draft,
+        stop_switch=stop_switch,
+        notes=notes,
+        warnings=warnings,
+    )
+
+
+def with_drafter(engine: Engine, draft: Path | None, *, copy: bool, options: EngineOptions | None = None) -> Engine:
+    """The same target with a drafter model, with copying, with both, or with neither.
+
+    `options`: of drafting, where they differ from the target's.
+
+    Raises:
+        LoadError: the drafter cannot be loaded.
+    """
+    options = options or engine.options
+    notes, warnings = [*engine.notes], [*engine.warnings]
+    state = PairState(engine.model, engine.backend, draft, options, warnings.append)
+    loaded = _load_draft(engine, draft, options, notes, warnings) if draft is not None else None
+    pair = replace(
+        engine,
+        options=options,
+        n_draft=min(engine.n_draft, options.n_draft),
+        draft_model=loaded.model if loaded else None,
+        draft_template=loaded.template if loaded else None,
+        pair=loaded.match if loaded else None,
+        table=loaded.table if loaded else None,
+        notes=notes,
+        warnings=warnings,
+    )
+    model = _proposer(engine, loaded, options, state, warnings) if loaded else None
+    store = state.store if options.learn != "off" and (copy or options.learned is not None) else None
+    if model is None and not copy and store is None:
+        return pair
+    drafter = AdaptiveDrafter(
+        engine.backend,
+        state.costs(model) if not options.fixed else None,
+        model=model,
+        conversation=NgramIndex(engine.backend.n_ctx + 1) if copy else None,
+        store=store.index if store is not None else None,
+        fixed=options.n_draft if options.fixed else None,
+        stop=options.stop,
+        passes_per_token=1.0 if loaded is not None and loaded.match.same else None,
+    )
+    state.attach(drafter)
+    return replace(pair, drafter=drafter, pair_state=state)
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A draft model that is loaded, and what its vocabulary shares with the target's."""
+
+    model: Model
+    backend: Backend
+    template: ChatTemplate
+    match: Match
+    table: VocabularyMap | None
+
+
+def _load_draft(engine: Engine, path: Path, options: EngineOptions, notes: list[str], warnings: list[str]) -> _Draft:
+    target = engine.model
+    model = open_model(
+        path,
+        ModelOptions(
+            n_gpu_layers=options.n_gpu_layers, main_gpu=options.main_gpu, mmap=engine.settings.loading == "mapped"
+        ),
+    )
+    try:
+        # The drafter need not be bit-exact; the target must.
+        settings = _draft_settings(engine, model, min(engine.n_draft, options.n_draft))
+        backend = open_context(model, settings, pad_single=False, stop_asked=engine.stop_switch)
+    except BaseException:
+        model.close()
+        raise
+    backend.warm_up()
+    # A file without a template is a base model: it continues a document better than markers it was never taught.
+    template, refusal = usable(model.chat_template, model.vocabulary, DOCUMENT)
+    warnings += _about_template(model, template, refusal)
+    table = None
+    if isinstance(model, LlamaModel):
+        notes += _about_vocabulary(model)
+        if isinstance(target, LlamaModel):
+            keys = {"target_key": target.vocabulary_key(), "draft_key": model.vocabulary_key()}
+            table, note = find(path.parent, **keys, engine=engine_name())
+            notes += [note] if note else []
+    shared = table.match if table else match(target.vocabulary, model.vocabulary)
+    notes.append(f"{path.name} drafts: {shared.reason}")
+    return _Draft(model, backend, template, shared, table)
+
+
+def _proposer(
+    engine: Engine, draft: _Draft, options: EngineOptions, state: PairState, warnings: list[str]
+) -> FailsafeProposer:
+    pair = Pair(
+        engine.model.vocabulary,
+        engine.backend,
+        engine.template.turn_end,
+        draft.model.vocabulary,
+        draft.backend,
+        draft.match,
+        draft.table,
+        options,
+        ngrams=lambda: state.ngrams(draft.model.vocabulary),
+    )
+    return FailsafeProposer(build_proposer(pair), warnings.append)
+
+
+def _draft_settings(engine: Engine, model: Model, n_draft: int) -> ContextSettings:
+    """What the plan says, within what the drafter was trained for; for one that was not planned, the target's."""
+    main = engine.settings.target
+    own = engine.settings.drafter or replace(main, n_ubatch=N_UBATCH_DRAFT)
+    n_rs_seq = n_draft * DRAFT_TOKENS_MOST if model.is_hybrid else 0
+    return replace(own, n_ctx=min(own.n_ctx, model.n_ctx_train or own.n_ctx), n_outputs=1, n_rs_seq=n_rs_seq)
+
+
+def _trims(plan: MemoryPlan | None) -> list[str]:
+    """What a plan gave up that a user must know of."""
+    if plan is None:
+        return []
+    trims = trimmed(plan)
+    return [*plan.lost, *([f"to fit {plan.limit.name}: {', '.join(trims)}"] if trims else [])]
+
+
+def _exact_draft(backend: Backend, notes: list[str], warnings: list[str]) -> int:
+    """The longest draft whose passes agree with single tokens in every bit."""
+    width = exact_width(backend)
+    if width > 1:
+        notes.append(f"exact: passes of 1 to {width} tokens agree bit for bit here")
+    else:
+        warnings.append("exact: no two pass widths agree bit for bit here, so nothing is drafted")
+    return width - 1
+
+
+def _about_vocabulary(model: LlamaModel) -> list[str]:
+    name, full = model.path.name, model.full_vocabulary
+    if full is not None:
+        return [f"{name} reads all of {full.header.path.name} and writes {len(full.kept):,} tokens of it"]
+    if is_trimmed(model.header):
+        return [f"{name} has no file of words beside it, so it reads with the tokens that it kept"]
+    return []
+
+
+def _about_template(model: Model, template: ChatTemplate, refusal: str) -> list[str]:
+    name = template.fallback or "plain document"
+    if refusal:
+        return [f"{model.path.name}: {refusal}; the {name} format is used instead"]
+    if template.fallback:
+        return [f"{model.path.name} carries no chat template: the {name} format is used"]
+    return []

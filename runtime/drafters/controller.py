@@ -1,0 +1,149 @@
+"""Who drafts, and how much: chosen every round so that tokens come as fast as they can.
+
+Each drafted token has a probability of being accepted (learnt, `acceptance.py`) and a cost (measured,
+`learning/costs.py`); `economics.py` says what is worth it. So a source is asked, a draft continued, and a tail kept,
+while that pays.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgellm.runtime.backends.base import Backend
+from edgellm.runtime.drafters.acceptance import Acceptance
+from edgellm.runtime.drafters.base import NONE, Draft, Proposer, Stop
+from edgellm.runtime.drafters.composer import Composer, Round
+from edgellm.runtime.drafters.economics import Economics
+from edgellm.runtime.drafters.explain import Choices, explain
+from edgellm.runtime.drafters.prompt_lookup import PromptLookup
+from edgellm.runtime.drafters.tuning import TUNING, Tuning
+from edgellm.runtime.learning.costs import Costs
+from edgellm.runtime.learning.ngram_index import NgramIndex
+from edgellm.runtime.sampling import GREEDY, Sampling
+
+
+class AdaptiveDrafter:
+    """Copies, looks up, and asks a draft model, mixed in one proposal as long as each token pays for itself."""
+
+    def __init__(
+        self,
+        target: Backend,
+        costs: Costs | None,
+        *,
+        model: Proposer | None = None,
+        conversation: NgramIndex | None = None,
+        store: NgramIndex | None = None,
+        fixed: int | None = None,
+        stop: Stop = "cost",
+        passes_per_token: float | None = None,
+        tuning: Tuning = TUNING,
+    ) -> None:
+        """
+        Args:
+            target: whose passes are timed.
+            costs: None is allowed with `fixed` alone.
+            conversation, store: where copies come from; what the target says is added to both.
+            fixed: draft so many tokens whatever they cost.
+            stop: what ends a draft; `cost` with `fixed` means that nothing does.
+            passes_per_token: of the model, for a token of the target's vocabulary, until it is known better.
+        """
+        self.target, self.model, self._tuning = target, model, tuning
+        self._fixed = fixed
+        self.economics = Economics(costs, target.max_outputs, tuning, fixed=fixed)
+        self.acceptance = Acceptance(tuning, passes_per_token=passes_per_token)
+        self.choices = Choices()
+        self._lookup = PromptLookup(conversation, store, store_vote=tuning.store_vote)
+        self._composer = Composer(self._lookup, model, self.economics, self.acceptance, tuning, fixed=fixed, stop=stop)
+        self._round = Round((), 0)
+
+    @property
+    def engine_s(self) -> float:
+        return self.model.engine_s if self.model is not None else 0.0
+
+    def begin(
+        self, prompt: Sequence[int], *, own_prompt: Sequence[int] | None = None, sampling: Sampling = GREEDY
+    ) -> None:
+        self._lookup.begin(prompt)
+        self._round = Round((), 0)
+        self.economics.begin()
+        if self.model is not None:
+            self.model.begin(prompt, own_prompt=own_prompt, sampling=sampling)
+            if self._composer.model_pays(len(prompt), self.model.n_unread(), reads=True):
+                self.model.prefill()
+
+    def propose(self, tokens: Sequence[int], limit: int) -> Draft:
+        started = time.perf_counter()
+        limit = min(limit, self._fixed) if self._fixed is not None else limit
+        now = self._round = Round(tokens, limit)
+        if limit > 0:
+            self.economics.renew_table(limit, len(tokens))
+            self._lookup.start(tokens)
+            if self._fixed is None:
+                now.limit = min(limit, self.economics.n_affordable())
+            self._composer.compose(now)
+        # Drawn tokens stay: dropping one because of what it is would bend the output's distribution.
+        floor = max((i for i, item in enumerate(now.drafted, 1) if item.probs is not None), default=0)
+        now.n_proposed = self.economics.n_worth([item.p for item in now.drafted], floor)
+        items = now.drafted[: now.n_proposed]
+        probs = [item.probs for item in items]
+        sources = [item.source for item in items]
+        joined = "+".join(dict.fromkeys(sources)) or NONE
+        self.choices.n_passes += now.n_passes
+        self.choices.n_probes += now.n_probes
+        self.choices.rounds_by[joined] += 1
+        self.choices.overhead_s += time.perf_counter() - started - now.in_model_s
+        now.target_mark_s = self.target.engine_s
+        return Draft([item.token for item in items], probs if any(probs) else None, joined, sources)
+
+    def observe(self, tokens: Sequence[int], n_new: int) -> None:
+        now, new = self._round, tokens[len(tokens) - n_new :]
+        started, n = time.perf_counter(), now.n_proposed
+        if self.economics.costs is not None:
+            target_s = self.target.engine_s - now.target_mark_s
+            self.economics.costs.target.observe(n + 1, len(tokens) - n_new, target_s)
+        self.choices.n_rounds += 1
+        self.choices.n_drafted += n
+        n_right = self.acceptance.learn(now.drafted, new)
+        if now.looked_up and (not now.drafted or now.drafted[0] is not now.looked_up[0]):
+            self.acceptance.learn(now.looked_up, new)  # what was not proposed costs nothing to check
+        self._composer.entropy_rule.observe(min(n_right, n), n, n == (self._fixed or n))
+        self.economics.observe(n, n_new, now.draft_s, probed=now.n_probes > 0)
+        self._lookup.observe(new)
+        self.choices.overhead_s += time.perf_counter() - started
+        if self.model is not None:
+            self.model.observe(tokens, n_new)
+
+    @property
+    def has_learnt(self) -> bool:
+        return self.choices.n_rounds > 0
+
+    def to_json(self) -> dict[str, Any]:
+        """What was learnt of whom to believe, as plain values."""
+        return {**self.acceptance.to_json(), "won": self.economics.loss.lead}
+
+    def restore(self, data: Mapping[str, Any]) -> None:
+        """Begin with what `to_json` gave. Raises ValueError, KeyError or TypeError where it is not that."""
+        self.acceptance.restore(data)
+        self.economics.loss.restore(float(data.get("won", self._tuning.lead_at_first)))
+
+    def snapshot(self) -> Any:
+        """What is learnt by now, for `rewind`; the conversation is left out, `begin` sets it."""
+        store = self._lookup.store.tokens() if self._lookup.store is not None else None
+        return store, self.acceptance.snapshot(), self.economics.loss.lead
+
+    def rewind(self, snapshot: Any) -> None:
+        """Know what was known then: so that a repeated measurement is one of the same thing."""
+        store, learnt, self.economics.loss.lead = snapshot
+        self.acceptance.rewind(learnt)
+        if self._lookup.store is not None:
+            self._lookup.store.fill(store)
+
+    def explain(self) -> str:
+        """What it does and why, in a sentence."""
+        return explain(self.choices, self.economics, self.acceptance, self.model)
+
+    def close(self) -> None:
+        if self.model is not None:
+            self.model.close()
