@@ -150,7 +150,7 @@ def test_an_exporter_is_quoted_however_it_ends_and_whatever_it_prints(
 
 def test_a_job_tells_what_its_exporter_raised_also_where_that_exits(tmp_path: Path) -> None:
     script = (
-        "import sys\nfrom edgellm.export import onnx_job\n"
+        "import sys\nfrom edgellm.export.onnx import onnx_job\n"
         "def export(job): sys.exit('not exported')\n"
         "onnx_job.export = export\nsys.exit(onnx_job.main())"
     )
