@@ -399,11 +399,13 @@ def read_recordings(path: Path) -> list[Recording]:
     return [Recording(f"{r['id']}/{r['turn']}", r["task"], r["prompt"], r["answer"], r["drafts"]) for r in records]
 
 
-def curves(target: Path | None, one_ms: float, draft_ms: float) -> dict[str, Callable[[], Costs]]:
+def curves(
+    target: Path | None, one_ms: float, draft_ms: float, per_token: float = 0.05
+) -> dict[str, Callable[[], Costs]]:
     """Named pairs of curves. Those of this machine are read from a file that `--curve` names."""
 
     def flat() -> Costs:
-        return Costs(assumed(one_ms / 1e3, 0.05), assumed(draft_ms / 1e3, 0.05))
+        return Costs(assumed(one_ms / 1e3, per_token), assumed(draft_ms / 1e3, 0.05))
 
     found: dict[str, Callable[[], Costs]] = {"flat": flat}
     if target is not None:
@@ -424,6 +426,7 @@ def main() -> None:
     parser.add_argument("--curves", type=Path)
     parser.add_argument("--one-ms", type=float, default=40.0)
     parser.add_argument("--draft-ms", type=float, default=4.0)
+    parser.add_argument("--per-token", type=float, default=0.05, help="of a pass, that each further token costs")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a number of the controller")
     parser.add_argument("--vary", action="store_true", help="only the controller, with half and twice of each number")
     parser.add_argument("--json", type=Path)
@@ -441,15 +444,17 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     if arguments.vary:
-        for name, costs in curves(arguments.curves, arguments.one_ms, arguments.draft_ms).items():
+        for name, costs in curves(arguments.curves, arguments.one_ms, arguments.draft_ms, arguments.per_token).items():
             print(f"{name}:")
             vary(pair, recordings, costs, tuning)
         return
     results: dict[str, Any] = {}
     for n_draft in (4, 8):
-        spellings(pair, recordings, curves(None, arguments.one_ms, arguments.draft_ms)["flat"], n_draft)
+        spellings(
+            pair, recordings, curves(None, arguments.one_ms, arguments.draft_ms, arguments.per_token)["flat"], n_draft
+        )
     text = TextRetokenizer(own, target)
-    for name, costs in curves(arguments.curves, arguments.one_ms, arguments.draft_ms).items():
+    for name, costs in curves(arguments.curves, arguments.one_ms, arguments.draft_ms, arguments.per_token).items():
         started = time.perf_counter()
         plain = replay(pair, recordings, costs, model=False, copy=False, store=False, fixed=0)
 

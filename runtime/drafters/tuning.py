@@ -11,22 +11,50 @@ from typing import Any, cast
 
 from edgellm.runtime.learning.lookup import STORE_VOTE, WEIGHTS
 
-CHOSEN = "chosen by replaying recordings of our own prompts"
+CHOSEN = "chosen by hand, with the simulator"
 FITTED = "logistic regression on drafts for 40 prompts of our own"
-GUESSED = "a round number"
+GUESSED = "a round number; nothing recorded"
 ADAEDL = "AdaEDL, arXiv:2410.18351"
-NOT_MEASURED = "not measured"
+
+# What half and twice of a number do to the controller's speed, as shares of it: `simulate.py --vary` on 13 answers (724
+# tokens) of Qwen2.5-Coder-1.5B with SmolLM2-135M, where each further token costs 5 % of a pass and the draft model 10 %
+# of one, then where they cost 40 % and 20 %. On so few, 1 % of the first and 3 % of the second are noise. What bounds a
+# loss (`max_loss_..`, `lead_..`) guards single answers more than the sum.
+HALF_AND_TWICE: dict[str, tuple[float, float, float, float]] = {
+    "lookup_strength": (0.001, -0.007, -0.003, -0.013),
+    "model_strength": (-0.003, 0.003, 0.005, 0.000),
+    "store_vote": (0.005, 0.003, -0.010, -0.014),
+    "acceptance_prior": (-0.001, 0.008, 0.017, 0.049),
+    "acceptance_prior_n": (-0.007, 0.006, -0.006, -0.026),
+    "acceptance_half_life": (-0.003, -0.003, -0.000, -0.008),
+    "acceptance_mean_step": (-0.000, 0.000, -0.007, 0.006),
+    "optimism": (0.000, 0.012, 0.015, 0.003),
+    "optimism_n": (0.000, -0.002, -0.013, -0.006),
+    "max_acceptance": (0.005, 0.000, 0.017, 0.000),
+    "min_reach": (0.000, 0.001, 0.000, 0.000),
+    "min_reach_slope": (0.005, 0.001, 0.010, 0.000),
+    "passes_per_token": (-0.004, -0.001, 0.011, 0.017),
+    "passes_per_token_step": (0.001, -0.003, -0.001, -0.001),
+    "model_price_share": (0.005, 0.013, -0.007, 0.028),
+    "lookup_over_model": (0.000, 0.000, 0.000, 0.000),
+    "max_model_starts": (0.000, 0.000, 0.000, 0.000),
+    "rate_half_life": (-0.010, 0.003, 0.004, -0.008),
+    "rate_prior_rounds": (0.008, -0.021, -0.013, -0.015),
+    "horizon": (0.000, 0.000, 0.001, 0.008),
+    "catch_up_tokens": (0.000, 0.000, -0.023, -0.012),
+    "max_loss_base": (0.000, 0.000, 0.031, 0.032),
+    "max_loss_per_token": (0.000, 0.000, 0.002, 0.037),
+    "lead_at_first": (0.000, 0.000, -0.006, 0.005),
+    "lead_to_stake": (0.000, 0.000, 0.008, -0.004),
+    "lead_rounds": (0.000, 0.000, 0.019, 0.037),
+    "lead_half_life": (0.000, 0.000, 0.024, 0.002),
+    "probe_share": (0.000, 0.000, -0.016, 0.010),
+    "max_probe_passes": (0.000, 0.000, 0.000, 0.000),
+}
 
 
-def _number(value: Any, unit: str, effect: str, origin: str = CHOSEN, half: str = "", twice: str = "") -> Any:
-    about = {
-        "unit": unit,
-        "effect": effect,
-        "origin": origin,
-        "half": half or NOT_MEASURED,
-        "twice": twice or NOT_MEASURED,
-    }
-    return field(default=value, metadata=about)
+def _number(value: Any, unit: str, effect: str, origin: str = CHOSEN) -> Any:
+    return field(default=value, metadata={"unit": unit, "effect": effect, "origin": origin})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +81,7 @@ class Tuning:
         STORE_VOTE, "share", "weight of a place in earlier answers against one in the conversation", GUESSED
     )
     acceptance_prior: float = _number(
-        0.6, "probability", "acceptance of a draft model that nothing is known of", "mean over six pairs"
+        0.6, "probability", "acceptance of a draft model that nothing is known of", GUESSED
     )
     acceptance_prior_n: float = _number(
         8.0, "observations", "that the long mean counts for beside what was seen lately", GUESSED
@@ -75,7 +103,7 @@ class Tuning:
     )
     passes_per_token: float = _number(
         1.3, "passes", "of a draft model of another vocabulary for a token of the target, before it is known",
-        "mean over our pairs",
+        GUESSED,
     )  # fmt: skip
     passes_per_token_step: float = _number(0.02, "share", "of a new draft in the mean of passes per token", GUESSED)
     model_price_share: float = _number(
@@ -151,9 +179,14 @@ TUNING = Tuning()
 
 
 def about(tuning: Tuning = TUNING) -> list[str]:
-    """A line for each number: name, value, unit, effect, origin."""
-    return [
-        f"{item.name} = {getattr(tuning, item.name)}  [{item.metadata['unit']}] {item.metadata['effect']} "
-        f"({item.metadata['origin']}; half: {item.metadata['half']}; twice: {item.metadata['twice']})"
-        for item in fields(tuning)
-    ]
+    """A line for each number: name, value, unit, effect, origin, and what half and twice of it do to the speed."""
+    lines = []
+    for item in fields(tuning):
+        measured = "not measured"
+        if item.name in HALF_AND_TWICE:
+            shares = HALF_AND_TWICE[item.name]
+            measured = "half {:+.1%}, twice {:+.1%}; where passes are expensive {:+.1%}, {:+.1%}".format(*shares)
+        says = item.metadata
+        value = f"{item.name} = {getattr(tuning, item.name)} [{says['unit']}]"
+        lines.append(f"{value} {says['effect']} ({says['origin']}; {measured})")
+    return lines

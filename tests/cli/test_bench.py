@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +132,8 @@ def test_a_changed_token_is_reported_with_its_place_and_its_logit_gap(target: Pa
         def begin(self, prompt: Any, **_: Any) -> None:
             liar.lies = False
 
-    plain.backend, plain.drafter = liar, Unmarked()  # type: ignore[assignment]
-    other = with_drafter(plain, None, copy=False)
-    other.drafter = Marked()
+    plain = replace(plain, backend=liar, drafter=Unmarked())  # type: ignore[arg-type]
+    other = replace(with_drafter(plain, None, copy=False), drafter=Marked())
     report = run({PLAIN: plain, "marked": other}, [prompt], max_tokens=8)
     plain.close()
     found = report.differences["marked", "p"]

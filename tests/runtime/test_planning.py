@@ -57,8 +57,8 @@ def test_the_engine_allocates_what_the_plan_says(path: Path) -> None:
         assert engine.settings.target == engine.backend.settings  # type: ignore[attr-defined]
         assert engine.backend.max_outputs == 4
         assert engine.n_draft == 3
-        kv = engine.controller.model.kv  # type: ignore[union-attr]
-        assert (kv.backend.n_ctx, kv.backend.settings.kv) == (512, "q8_0")
+        backend = engine.controller.model.backend  # type: ignore[union-attr]
+        assert (backend.n_ctx, backend.settings.kv) == (512, "q8_0")
 
 
 def test_a_plan_of_smaller_files_is_refused(path: Path, smollm2_path: Path) -> None:

@@ -13,8 +13,8 @@ from fakes import byte_vocabulary
 from tiny_gguf import write_tiny
 
 from edgellm.memory.gguf import read_header
-from edgellm.runtime import engine as engine_module
 from edgellm.runtime.backends.llama_process import engine_name
+from edgellm.runtime.bringup import load as load_module
 from edgellm.runtime.bringup.load import load
 from edgellm.runtime.bringup.planning import EngineOptions
 from edgellm.runtime.text.vocabulary_map import BadTable, VocabularyMap, find
@@ -140,7 +140,7 @@ def test_the_engine_takes_what_the_table_says_instead_of_comparing(
         assert engine.table is not None
         assert (engine.table.target_key, engine.table.draft_key, engine.table.engine) == (key, key, engine_name())
         stored = engine.pair
-    monkeypatch.setattr(engine_module, "match", lambda *_: pytest.fail("compared although the table says it"))
+    monkeypatch.setattr(load_module, "match", lambda *_: pytest.fail("compared although the table says it"))
     with load(smollm2_path, draft, options) as engine:
         assert engine.pair == stored
     monkeypatch.undo()

@@ -6,13 +6,14 @@ from dataclasses import fields
 
 import pytest
 
-from edgellm.runtime.drafters.tuning import TUNING, Tuning, about
+from edgellm.runtime.drafters.tuning import HALF_AND_TWICE, TUNING, Tuning, about
 
 
 def test_every_number_says_its_unit_its_effect_and_where_it_comes_from() -> None:
     for item in fields(Tuning):
-        assert all(item.metadata[name] for name in ("unit", "effect", "origin", "half", "twice")), item.name
+        assert all(item.metadata[name] for name in ("unit", "effect", "origin")), item.name
     assert len(about()) == len(fields(Tuning))
+    assert set(HALF_AND_TWICE) <= {item.name for item in fields(Tuning)}
 
 
 def test_numbers_are_set_by_name() -> None:
