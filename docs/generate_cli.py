@@ -118,7 +118,11 @@ def _type(parameter: Any) -> str:
     low, high = getattr(kind, "min", None), getattr(kind, "max", None)
     text = _TYPES.get(kind.name, kind.name)
     if (low, high) != (None, None):
-        text += f" ≥&nbsp;{low:g}" if high is None else f" ≤&nbsp;{high:g}" if low is None else f" {low:g} to {high:g}"
+        least, most = (
+            f"{bound:,}" if isinstance(bound, int) else f"{bound:g}" if bound is not None else ""
+            for bound in (low, high)
+        )
+        text += f" ≥&nbsp;{least}" if high is None else f" ≤&nbsp;{most}" if low is None else f" {least} to {most}"
     return text + (", repeatable" if getattr(parameter, "multiple", False) else "")
 
 

@@ -151,7 +151,7 @@ class Tuning:
         100.0, "passes of the target", "worth of time that is saved up for such probes", GUESSED
     )
 
-    # --- stopping a draft of fixed length (--stop entropy)
+    # --- stopping a draft of fixed length (`EngineOptions.stop` "entropy")
     entropy_gamma: float = _number(0.2, "1 / nats", "of the bound 1 - sqrt(gamma H) on acceptance", ADAEDL)
     entropy_threshold: float = _number(0.6, "probability", "that the bound starts being held against", ADAEDL)
     entropy_wanted: float = _number(0.9, "probability", "acceptance that the threshold is steered to", ADAEDL)
