@@ -31,7 +31,7 @@ class Pair:
     plan: MemoryPlan | None = None
 
     def open(self, listener: Listener = SILENCE) -> Engine:
-        """Load both; what was chosen is told as details, what was lost as warnings. Raises as `runtime.engine.load`."""
+        """Load both; what was chosen is told as details, what was lost as warnings. Raises as `bringup.load`."""
         from edgellm.runtime.backends.llama_process import kernels
         from edgellm.runtime.bringup.load import load as load_files
 

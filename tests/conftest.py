@@ -22,6 +22,8 @@ settings.register_profile("edgellm", deadline=None)
 settings.load_profile("edgellm")
 
 USER_ENV = dict(os.environ)  # before any test changes it
+if "PYTEST_XDIST_WORKER" in os.environ:  # several engines share the cores: threads that wait must not spin on them
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 _OURS = ("EDGELLM_", "HF_", "HUGGINGFACE_", "HUGGING_FACE_")
 
 
