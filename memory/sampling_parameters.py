@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from edgellm.memory.errors import USAGE, EdgellmError
 
@@ -25,8 +25,7 @@ class BadSampling(EdgellmError, ValueError):
     exit_code = USAGE
 
 
-@dataclass(frozen=True, slots=True)
-class Parameter:
+class Parameter(NamedTuple):
     """One parameter. Its values are numbers, from `low` to `high`, and None where it is `optional`."""
 
     name: str
