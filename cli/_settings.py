@@ -50,8 +50,8 @@ def show_or_change(talk: Conversation, text: str) -> None:
         try:
             SETTINGS[name].change(talk, value)
         except (ValueError, OverflowError, KeyError) as error:
-            why = f": {_errors.sentence(error)}" if _errors.exit_code(error) else ""
-            out.error(f"{name} cannot be {value!r}{why}")
+            why = _errors.sentence(error).removeprefix(f"{name} ") if _errors.exit_code(error) else ""
+            out.error(f"{name} cannot be {value!r}{why and f': {why}'}")
             return
         if name.startswith("think") and (note := talk.session.thinking.about()):
             out.warning(note)
