@@ -47,7 +47,7 @@ class Acceptance:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFacts:
+class PairSide:
     """One side of a pair."""
 
     name: str
@@ -68,8 +68,8 @@ class Verdict:
 class PairReport:
     """What is known of a pair."""
 
-    target: ModelFacts
-    draft: ModelFacts
+    target: PairSide
+    draft: PairSide
     match: Match
     to_draft: Overlap  # the target's vocabulary in the drafter's tokens
     to_target: Overlap  # and the other way round
@@ -237,8 +237,8 @@ def _drafter_alone(n_ctx: int) -> EngineOptions:
     return EngineOptions(n_ctx=n_ctx, n_draft=N_DRAFT, fixed=True, copy=False, learn="off")
 
 
-def _facts(file: ModelFile, model: Model) -> ModelFacts:
-    return ModelFacts(
+def _facts(file: ModelFile, model: Model) -> PairSide:
+    return PairSide(
         name=file.reference,
         architecture=model.architecture,
         n_tokens=model.vocabulary.n_tokens,
