@@ -67,14 +67,16 @@ def asked_bytes(size: str | None) -> int | None:
     return units.parse_memory(size)
 
 
-def cache_type(word: str) -> KvType:
-    """A type of the KV cache.
+def cache_type(word: str | None) -> KvType | None:
+    """A type of the KV cache; None leaves it to the plan.
 
     Raises:
         BadSetting: there is no such type; the message lists them.
     """
     from edgellm.memory.context import KV_BLOCKS
 
+    if word is None:
+        return None
     for known in KV_BLOCKS:
         if word.casefold() == known:
             return known

@@ -164,7 +164,7 @@ def plan_request(
         raise BadSetting(f"{loading!r} is no way to load: take {', '.join(get_args(Loading))}")
     return PlanRequest(
         n_ctx=n_ctx,
-        kv=cache_type(kv) if kv is not None else None,
+        kv=cache_type(kv),
         n_draft=n_draft,
         n_ubatch=n_ubatch,
         loading=cast(Loading, loading),

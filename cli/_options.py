@@ -63,7 +63,7 @@ def exclusive(**given: bool) -> None:
         raise typer.BadParameter(f"take one of {' and '.join(f'--{name}' for name in given)}")
 
 
-def _kv_type(word: str) -> str:
+def _kv_type(word: str) -> str | None:
     from edgellm.app.defaults import cache_type
 
     return cache_type(word)

@@ -70,7 +70,7 @@ def bench(
         n_ctx=ctx,
         **drafting_options(draft_tokens, assume_cost=assume_cost) | {"learn": "off" if no_learn else "fresh"},
         exact=exact,
-        kv=cache_type(kv) if kv is not None else None,
+        kv=cache_type(kv),
         n_threads=threads,
         budget_bytes=asked_bytes(budget),
     )

@@ -76,7 +76,7 @@ def chat(
         copy=not no_copy,
         **drafting_options(draft_tokens, learn=not no_learn, assume_cost=assume_cost, merged_probs=merged_probs),
         exact=exact,
-        kv=cache_type(kv) if kv is not None else None,
+        kv=cache_type(kv),
         n_threads=threads,
         n_gpu_layers=gpu_layers,
         budget_bytes=asked_bytes(budget),
