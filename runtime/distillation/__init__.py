@@ -1,0 +1,1 @@
+"""The drafter learns its target (OmniDraft, arXiv:2507.02659): lessons, training, the packed result."""

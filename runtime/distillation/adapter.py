@@ -1,0 +1,132 @@
+"""A drafter's adapter: by how much each scale and minimum of its file moves, packed, and the file with it merged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgellm.memory import files
+from edgellm.memory.errors import EdgellmError
+from edgellm.memory.gguf import GgufHeader, TensorInfo, read_header
+from edgellm.runtime.distillation.quantised import FORMATS, Floats, QuantisedMatrix
+from edgellm.runtime.learning.files import MAX_BYTES, Damaged, seal, unseal
+
+KIND, VERSION = "draft-adapter", 1
+MAX_RECORD_BYTES = 2**20
+MAX_PACKED_BYTES = 512 * 2**20  # of the numbers, unpacked; a drafter of 3 billion weights has half of it
+N_LEVELS = 127  # of a change, on either side of zero
+
+
+class DraftAdapterError(EdgellmError, ValueError):
+    """An adapter that cannot be used; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class DraftAdapter:
+    """What training changed of one drafter's file."""
+
+    base: str  # sha256 of that file
+    changes: Mapping[str, Floats]  # tensor -> theta, see `QuantisedMatrix`
+    record: Mapping[str, Any] = field(default_factory=dict)  # of what, from what and how well: plain values
+
+    def to_bytes(self) -> bytes:
+        """Packed: a byte for each number, in steps of its tensor's largest, then deflated."""
+        tensors, packed = [], []
+        for name, theta in self.changes.items():
+            step = float(np.abs(theta).max(initial=0.0)) / N_LEVELS or 1.0
+            tensors.append([name, list(theta.shape), step])
+            packed.append(np.rint(theta / step).astype(np.int8).tobytes())
+        head = json.dumps({"record": self.record, "tensors": tensors}).encode() + b"\n"
+        return seal(head + zlib.compress(b"".join(packed), 9), KIND, VERSION, self.base)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> DraftAdapter:
+        """Raises DraftAdapterError: it is none, or damaged."""
+        try:
+            payload = unseal(data, KIND, VERSION, None)
+            base = str(json.loads(data.partition(b"\n")[0])["key"])
+            line, _, packed = payload.partition(b"\n")
+            head = json.loads(line[: MAX_RECORD_BYTES + 1])
+            numbers = zlib.decompressobj().decompress(packed, MAX_PACKED_BYTES)
+            return cls(base, dict(_changes(head["tensors"], numbers)), dict(head["record"]))
+        except (Damaged, ValueError, KeyError, TypeError, zlib.error) as error:
+            raise DraftAdapterError(f"it is no draft adapter of edgellm: {error}") from None
+
+
+def _changes(tensors: Any, numbers: bytes) -> Any:
+    start = 0
+    for name, shape, step in tensors:
+        n_fields, n_out, n_blocks = map(int, shape)
+        n = n_fields * n_out * n_blocks
+        if min(n_fields, n_out, n_blocks) < 1 or start + n > len(numbers) or not 0 < float(step) < 1e6:
+            raise ValueError(f"{str(name)[:80]!r} has a shape or a step that cannot be")
+        theta = np.frombuffer(numbers, np.int8, n, start).astype(np.float32) * np.float32(step)
+        yield str(name), theta.reshape(n_fields, n_out, n_blocks)
+        start += n
+    if start != len(numbers):
+        raise ValueError("it holds more numbers than its tensors have")
+
+
+def read_draft_adapter(path: Path) -> DraftAdapter:
+    """Raises DraftAdapterError: the file is no adapter, or damaged. OSError: it cannot be read."""
+    if path.stat().st_size > MAX_BYTES + 2**16:
+        raise DraftAdapterError(f"{path} is too large for a draft adapter")
+    try:
+        return DraftAdapter.from_bytes(path.read_bytes())
+    except DraftAdapterError as error:
+        raise DraftAdapterError(f"{path}: {error}") from None
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def merge(adapter: DraftAdapter, base: Path, merged: Path) -> None:
+    """Write the drafter with its adapter: a file of the same types, size and speed; whole or not at all.
+
+    Raises:
+        DraftAdapterError: the adapter was made for another file, or does not fit its tensors.
+        GgufError: `base` is no sound model. OSError: the disk.
+    """
+    if sha256_of(base) != adapter.base:
+        raise DraftAdapterError(
+            f"the adapter was made for another drafter than {base.name}: adapt this one, or use that one"
+        )
+    header = read_header(base)
+    tensors = {tensor.name: tensor for tensor in header.tensors}
+    for name, theta in adapter.changes.items():
+        _check(header, tensors.get(name), name, theta)
+    with files.making(merged) as aside:
+        files.copy(base, aside)
+        with aside.open("r+b") as file:
+            for name, theta in adapter.changes.items():
+                matrix = quantised_matrix(header, tensors[name])
+                file.seek(header.data_offset + tensors[name].offset)
+                file.write(matrix.bytes_with(theta))
+
+
+def quantised_matrix(header: GgufHeader, tensor: TensorInfo) -> QuantisedMatrix:
+    """A matrix of a model's file."""
+    with header.path.open("rb") as file:
+        file.seek(header.data_offset + tensor.offset)
+        raw = np.frombuffer(file.read(tensor.n_bytes), np.uint8)
+    n_in, n_out = tensor.shape[0], tensor.shape[1]
+    return QuantisedMatrix(raw, tensor.type, (n_out, n_in))
+
+
+def _check(header: GgufHeader, tensor: TensorInfo | None, name: str, theta: Floats) -> None:
+    if tensor is None or tensor.type not in FORMATS or len(tensor.shape) != 2:
+        raise DraftAdapterError(f"{header.path.name} has no quantised matrix {name[:80]!r} that could change")
+    form = FORMATS[tensor.type]
+    wanted = (len(form.fields), tensor.shape[1], tensor.shape[0] // form.n_weights)
+    if theta.shape != wanted or not np.isfinite(theta).all():
+        raise DraftAdapterError(f"the adapter's {name} has the shape {theta.shape}, the drafter's {wanted}")
