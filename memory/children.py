@@ -8,6 +8,7 @@ and `answers` asks it: `python -m MODULE`, one JSON request in, JSON objects out
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -19,8 +20,11 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
+import psutil
+
 from edgellm.memory.errors import EdgellmError
 
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _MARK = b"\x1eedgellm "  # begins a line of the answer; what else comes through the pipe is none
 REPORT = "report it with what `edgellm doctor` says"
 SHORT_OF_MEMORY = "most often for want of memory: end other programs, or take a smaller model"
@@ -42,55 +46,99 @@ class ChildFailed(EdgellmError, RuntimeError):
         self.ended = ended
 
 
+class Child:
+    """A running `python -m module` that was asked for something. Use it as a context manager: leaving it ends it."""
+
+    def __init__(
+        self,
+        module: str,
+        request: Mapping[str, Any],
+        *,
+        timeout_s: float | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """
+        Args:
+            timeout_s: after which it is given up; None: never.
+            environment: variables that are set for it alone.
+        """
+        self._talk: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - `end` closes it
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._talk,
+            # Otherwise an abort asks an installed debugger for a backtrace, which takes seconds.
+            env={**os.environ, **(environment or {}), "GGML_NO_BACKTRACE": "1"},
+        )
+        self._timeout_s, self._late = timeout_s, threading.Event()
+        self._watchdog = threading.Timer(timeout_s or 0.0, self._give_up) if timeout_s is not None else None
+        if self._watchdog is not None:
+            self._watchdog.daemon = True
+            self._watchdog.start()
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # it may be gone already: how it ended says more
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.end()
+
+    def answers(self) -> Iterator[dict[str, Any]]:
+        """What it answers, as it comes.
+
+        Raises:
+            ChildFailed: it failed, was ended by a signal, or was given up.
+        """
+        assert self._process.stdout is not None
+        error = None
+        for answer in _read(self._process.stdout):
+            error = answer.get("error", error)
+            if "error" not in answer:
+                yield answer
+        if self._process.wait() or error is not None:
+            if self._late.is_set():
+                raise ChildFailed(f"it did not end within {self._timeout_s:.0f} s")
+            if error is not None:
+                raise ChildFailed(error)
+            raise ChildFailed(_last_words(self._process.returncode, self._talk), end_of(self._process.returncode))
+
+    def suspend(self) -> None:
+        """Let it stand still, with what it holds, until `resume`. It goes on by itself when its parent ends."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(self._process.pid).suspend()
+
+    def resume(self) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(self._process.pid).resume()
+
+    def end(self) -> None:
+        """End it, whatever it does. Safe to call twice."""
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._talk):
+            with contextlib.suppress(OSError):
+                if pipe is not None:
+                    pipe.close()
+
+    def _give_up(self) -> None:
+        self._late.set()
+        self._process.kill()
+
+
 def answers(module: str, request: Mapping[str, Any], *, timeout_s: float) -> Iterator[dict[str, Any]]:
     """Ask `python -m module`; its answers as they come. A consumer that stops early ends the child.
 
     Raises:
         ChildFailed: it failed, was ended by a signal, or took longer than `timeout_s` in all.
     """
-    with tempfile.TemporaryFile() as talk:
-        child = subprocess.Popen(
-            [sys.executable, "-m", module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=talk,
-            # Otherwise an abort asks an installed debugger for a backtrace, which takes seconds.
-            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
-        )
-        late = threading.Event()
-
-        def give_up() -> None:
-            late.set()
-            child.kill()
-
-        watchdog = threading.Timer(timeout_s, give_up)
-        watchdog.daemon = True
-        watchdog.start()
-        try:
-            assert child.stdin is not None
-            assert child.stdout is not None
-            with contextlib.suppress(OSError):  # it may be gone already: how it ended says more
-                child.stdin.write(json.dumps(request).encode() + b"\n")
-                child.stdin.flush()
-            error = None
-            for answer in _read(child.stdout):
-                error = answer.get("error", error)
-                if "error" not in answer:
-                    yield answer
-            if child.wait() or error is not None:
-                if late.is_set():
-                    raise ChildFailed(f"it did not end within {timeout_s:.0f} s")
-                if error is not None:
-                    raise ChildFailed(error)
-                raise ChildFailed(_last_words(child.returncode, talk), end_of(child.returncode))
-        finally:
-            watchdog.cancel()
-            child.kill()
-            child.wait()
-            for pipe in (child.stdin, child.stdout):
-                with contextlib.suppress(OSError):
-                    if pipe is not None:
-                        pipe.close()
+    with Child(module, request, timeout_s=timeout_s) as child:
+        yield from child.answers()
 
 
 def _read(pipe: IO[bytes]) -> Iterator[dict[str, Any]]:
@@ -151,6 +199,23 @@ def serve(job: Callable[[dict[str, Any], Send], None], *failures: type[Exception
             job(request, send)
         except failures as error:
             send({"error": " ".join(str(error).split())})
+
+
+def in_background(niceness: int = 10) -> None:
+    """Let a job of minutes be one that nobody feels: called in it, before it begins.
+
+    It gives way to every other process, leaves Ctrl-C to its parent, who hears it too, and goes on when it stands
+    still while its parent ends, so that it ends as well.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(OSError, psutil.Error):
+        if sys.platform == "win32":
+            psutil.Process().nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)
+        else:
+            os.nice(niceness)
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0)
 
 
 def _end_with_parent() -> None:

@@ -8,9 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from edgellm.memory.children import Send, serve
+from edgellm.memory.children import Send, in_background, serve
 
 
 class Refused(RuntimeError):
@@ -36,6 +37,13 @@ def job(request: Mapping[str, Any], send: Send) -> None:
             raise Refused("this file\nis refused")
         case "bug":
             raise ZeroDivisionError("a bug")
+        case "count":  # to a file, so that it is seen whether it goes on
+            in_background()
+            for n in range(100_000):
+                Path(request["path"]).write_text(str(n))
+                time.sleep(0.01)
+        case "environment":
+            send({"value": os.environ.get(request["name"])})
         case "hang":
             time.sleep(600)
         case "exit":

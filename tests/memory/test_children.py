@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from edgellm.memory.children import ChildFailed, answers, end_of
+from edgellm.memory.children import Child, ChildFailed, answers, end_of
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -101,6 +101,72 @@ def test_a_child_ends_with_its_parent() -> None:
     parent.wait()
     child.wait(timeout=30)
     parent.stdout.close()
+
+
+def counted(path: Path, *, beyond: str = "") -> str:
+    """What a counting child has written, once it is another text than `beyond`."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if path.is_file() and (text := path.read_text()) not in ("", beyond):
+            return text
+        time.sleep(0.01)
+    raise AssertionError("it does not count")
+
+
+def stands(path: Path) -> bool:
+    time.sleep(0.1)  # a write that was under way
+    before = path.read_text()
+    time.sleep(0.3)
+    return path.read_text() == before
+
+
+def test_a_child_stands_still_while_it_is_suspended_and_then_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "count"
+    with Child("child_jobs", {"act": "count", "path": str(path)}) as child:
+        counted(path)
+        child.suspend()
+        assert stands(path)
+        before = path.read_text()
+        child.resume()
+        assert counted(path, beyond=before) != before
+        child.suspend()
+    child.suspend()  # of one that is gone: nothing
+    child.resume()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody wakes it")
+def test_a_suspended_child_ends_with_its_parent(tmp_path: Path) -> None:
+    path = tmp_path / "count"
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import os, psutil, time\n"
+            "from edgellm.memory.children import Child\n"
+            f"child = Child('child_jobs', {{'act': 'count', 'path': {str(path)!r}}})\n"
+            f"while not os.path.exists({str(path)!r}): time.sleep(0.01)\n"
+            "child.suspend()\n"
+            "print(psutil.Process().children()[0].pid, flush=True)\n"
+            "time.sleep(600)",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    assert child.status() == psutil.STATUS_STOPPED
+    parent.kill()
+    parent.wait()
+    child.wait(timeout=30)
+    parent.stdout.close()
+
+
+def test_variables_are_set_for_the_child_alone() -> None:
+    request = {"act": "environment", "name": "OPENBLAS_NUM_THREADS"}
+    before = os.environ.get("OPENBLAS_NUM_THREADS")
+    with Child("child_jobs", request, environment={"OPENBLAS_NUM_THREADS": "7"}) as child:
+        assert {"value": "7"} in list(child.answers())
+    assert os.environ.get("OPENBLAS_NUM_THREADS") == before
 
 
 def test_windows_ends_are_named_too() -> None:
