@@ -11,7 +11,7 @@ from edgellm.export.convert.conversion import CHOICES, Choice
 from edgellm.export.convert.script import Converter, packages_in, refuse_tokenizer_code
 from edgellm.export.environments import DISK_BYTES, environment, is_installed, packages_of
 from edgellm.export.obtain.download import Progress
-from edgellm.export.obtain.source import sha256_of
+from edgellm.memory.files import sha256_of
 
 
 class Converters:

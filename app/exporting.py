@@ -42,6 +42,7 @@ from edgellm.export.read.facts import IsAdapter
 from edgellm.export.request import Event, Options, Request
 from edgellm.export.sizing import DRAFT_QUANT, best_quant
 from edgellm.memory.errors import EdgellmError
+from edgellm.memory.files import sha256_of
 from edgellm.memory.limits import N_CTX
 from edgellm.memory.plan import MemoryPlan
 from edgellm.memory.units import format_bytes
@@ -202,10 +203,10 @@ def _options(asked: ExportRequest, converters: Converters) -> Options:
         draft_quants=gguf_types(asked.draft_quant or ""),
         keep_vocab=asked.trim_vocab,
         trim_input=asked.trim_input,
-        keep_corpus=source.sha256_of(asked.trim_corpus) if asked.trim_corpus else None,
+        keep_corpus=sha256_of(asked.trim_corpus) if asked.trim_corpus else None,
         draft_head=head_type(asked.draft_head),
         drop_layers=layers(asked.drop_layers),
-        imatrix=source.sha256_of(asked.imatrix) if asked.imatrix else None,
+        imatrix=sha256_of(asked.imatrix) if asked.imatrix else None,
         converter=converters.option,
     )
 

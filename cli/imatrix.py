@@ -142,7 +142,7 @@ class _Progress:
 
 
 def _show(made: Made, *, json_: bool, seconds: float) -> None:
-    from edgellm.export.obtain.source import sha256_of
+    from edgellm.memory.files import sha256_of
 
     report = {
         "path": str(made.path),

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgellm.export.obtain.source import sha256_of
 from edgellm.export.read.json_file import read_json
 from edgellm.export.read.tokenizer_facts import TokenizerError
 from edgellm.memory import files
 from edgellm.memory.errors import EdgellmError
+from edgellm.memory.files import sha256_of
 from edgellm.memory.gguf import GgufError, read_header
 from edgellm.memory.onnx_graph import OnnxError, read_graph
 

@@ -14,11 +14,12 @@ from edgellm.export.convert.hf_to_gguf import to_gguf
 from edgellm.export.convert.script import Converter
 from edgellm.export.convert.script import convert as convert_by
 from edgellm.export.lora.adapter_export import Merging
-from edgellm.export.obtain.source import ModelSource, sha256_of
+from edgellm.export.obtain.source import ModelSource
 from edgellm.export.request import Event, Options, Tabulator
 from edgellm.export.staging import ExportError
 from edgellm.memory import files as whole_files
 from edgellm.memory.adapter import refuse_adapter
+from edgellm.memory.files import sha256_of
 from edgellm.memory.gguf import GgufHeader, read_header
 
 UNQUANTISED = {"F16", "F32", "BF16"}

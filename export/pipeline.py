@@ -21,10 +21,11 @@ from edgellm.export.convert.conversion import Conversion
 from edgellm.export.convert.script import Converter
 from edgellm.export.manifest import Manifest
 from edgellm.export.model_files import Step
-from edgellm.export.obtain.source import ModelSource, fingerprint, sha256_of
+from edgellm.export.obtain.source import ModelSource, fingerprint
 from edgellm.export.request import SMALL_PARAMS, Event, Request
 from edgellm.export.staging import ExportError, publish, staging_folder
 from edgellm.memory import files as whole_files
+from edgellm.memory.files import sha256_of
 
 _UNCHECKED = "not compared with transformers, for its size or as asked: --verify compares it, in float32"
 

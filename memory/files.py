@@ -97,6 +97,12 @@ def copy(source: Path, path: Path) -> None:
         shutil.copyfileobj(data, file, CHUNK_BYTES)
 
 
+def sha256_of(path: Path) -> str:
+    """The hash of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def settle(aside: Path, path: Path) -> None:
     """Give a finished file, or a folder of finished files, its name, durably: it is there whole or not at all."""
     if aside.is_dir():

@@ -21,13 +21,13 @@ from edgellm.export.check.reference import NoReference
 from edgellm.export.convert.conversion import Conversion
 from edgellm.export.convert.llama_cpp_converter import PACKAGE, SHA256
 from edgellm.export.environments import ExporterError, packages_of, run_job
-from edgellm.export.obtain.source import ModelSource, fingerprint, sha256_of
+from edgellm.export.obtain.source import ModelSource, fingerprint
 from edgellm.export.read.checkpoint import CheckpointError
 from edgellm.export.read.facts import UnsupportedModel, read_document, text_settings
 from edgellm.export.read.json_file import read_json
 from edgellm.export.read.tokenizer_config import named_ends
 from edgellm.memory.cpu import usable_cores
-from edgellm.memory.files import settle
+from edgellm.memory.files import settle, sha256_of
 
 _JOB = "convert/converter_job.py"
 _LEAST, _MOST = 64, 640  # tokens that are compared: beyond the window, where that is not too far

@@ -12,8 +12,9 @@ from edgellm.export.lora.lora_facts import read_facts
 from edgellm.export.obtain import hub, naming, store
 from edgellm.export.obtain.catalogue import HfSource, UnknownModel, find
 from edgellm.export.obtain.download import Progress, SourceError, Unwatched
-from edgellm.export.obtain.source import ADAPTER, sha256_of
+from edgellm.export.obtain.source import ADAPTER
 from edgellm.export.read.facts import UnsupportedModel
+from edgellm.memory.files import sha256_of
 
 
 @dataclass(frozen=True, slots=True)

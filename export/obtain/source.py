@@ -13,6 +13,7 @@ from edgellm.export.obtain import hub, naming, store
 from edgellm.export.obtain.catalogue import HfSource, find
 from edgellm.export.obtain.download import Progress
 from edgellm.export.read.checkpoint import chosen_weights, shards_of
+from edgellm.memory.files import sha256_of
 
 TOKENIZER_FILES = {
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -172,11 +173,6 @@ def _weights(folder: Path, names: Collection[str]) -> set[str]:
     if chosen is None:
         return set()
     return {chosen, *(set(shards_of(folder / chosen)) & set(names) if chosen.endswith(".index.json") else ())}
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fingerprint(value: Any) -> str:

@@ -18,13 +18,8 @@ from numpy.typing import NDArray
 from edgellm.memory import files
 from edgellm.memory.drafting_budgets import NGRAM_BYTES, STORE_TOKENS
 from edgellm.memory.errors import EdgellmError
-from edgellm.runtime.learning.files import (
-    MAX_BYTES,
-    MAX_HEADER_BYTES,
-    Damaged,
-    SealedFile,
-    unseal,
-)
+from edgellm.memory.sealed import MAX_BYTES, MAX_HEADER_BYTES, Damaged, unseal
+from edgellm.runtime.learning.files import SealedFile
 from edgellm.runtime.learning.ngram_index import GAP, NgramIndex
 from edgellm.runtime.learning.ngrams import NgramCache, entries_of
 

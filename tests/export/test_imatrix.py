@@ -22,10 +22,11 @@ from edgellm.export.convert import engine_jobs, imatrix, imatrix_file
 from edgellm.export.convert.engine_jobs import EngineJobError
 from edgellm.export.convert.hf_to_gguf import to_gguf
 from edgellm.export.convert.imatrix_file import BadImatrix, Collected
-from edgellm.export.obtain.source import resolve, sha256_of
+from edgellm.export.obtain.source import resolve
 from edgellm.export.request import Options, Request
 from edgellm.export.staging import ExportError
 from edgellm.memory import files
+from edgellm.memory.files import sha256_of
 from edgellm.memory.gguf import read_header
 
 TEXT = "The ferry left at six, before the fog had lifted. " * 60

@@ -26,10 +26,11 @@ from edgellm.export.convert import engine_jobs
 from edgellm.export.convert.gguf_writer import PlannedTensor, string, u32, write_gguf
 from edgellm.export.convert.trim import TrimError, _raw_entries, trim_vocabulary
 from edgellm.export.manifest import ManifestError
-from edgellm.export.obtain.source import resolve, sha256_of
+from edgellm.export.obtain.source import resolve
 from edgellm.export.read.facts import UnsupportedModel
 from edgellm.export.request import Options, Request
 from edgellm.export.staging import ExportError
+from edgellm.memory.files import sha256_of
 from edgellm.memory.gguf import TensorInfo, read_header
 from edgellm.runtime.bringup.load import load
 

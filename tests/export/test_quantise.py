@@ -17,8 +17,9 @@ from edgellm.export.convert.gguf_writer import PlannedTensor, f32s, string, writ
 from edgellm.export.convert.hf_to_gguf import to_gguf
 from edgellm.export.convert.script import Converter
 from edgellm.export.environments import ExporterError
-from edgellm.export.obtain.source import resolve, sha256_of
+from edgellm.export.obtain.source import resolve
 from edgellm.export.request import Options, Request
+from edgellm.memory.files import sha256_of
 from edgellm.memory.gguf import read_header
 
 

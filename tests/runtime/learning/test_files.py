@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgellm.memory.sealed import Damaged, seal, unseal
 from edgellm.runtime.learning import persistence
-from edgellm.runtime.learning.files import Damaged, SealedFile, seal, unseal
+from edgellm.runtime.learning.files import SealedFile
 from edgellm.runtime.learning.ngram_index import GAP
 from edgellm.runtime.learning.persistence import BadArchive, SavedNgrams, SavedStore
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zlib
 from collections.abc import Mapping
@@ -15,8 +14,8 @@ import numpy as np
 from edgellm.memory import files
 from edgellm.memory.errors import EdgellmError
 from edgellm.memory.gguf import GgufHeader, TensorInfo, read_header
-from edgellm.runtime.distillation.quantised import FORMATS, Floats, QuantisedMatrix
-from edgellm.runtime.learning.files import MAX_BYTES, Damaged, seal, unseal
+from edgellm.memory.quantised import FORMATS, Floats, QuantisedMatrix
+from edgellm.memory.sealed import MAX_BYTES, Damaged, seal, unseal
 
 KIND, VERSION = "draft-adapter", 1
 MAX_RECORD_BYTES = 2**20
@@ -84,12 +83,6 @@ def read_draft_adapter(path: Path) -> DraftAdapter:
         raise DraftAdapterError(f"{path}: {error}") from None
 
 
-def sha256_of(path: Path) -> str:
-    """The hash of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def merge(adapter: DraftAdapter, base: Path, merged: Path) -> None:
     """Write the drafter with its adapter: a file of the same types, size and speed; whole or not at all.
 
@@ -97,7 +90,7 @@ def merge(adapter: DraftAdapter, base: Path, merged: Path) -> None:
         DraftAdapterError: the adapter was made for another file, or does not fit its tensors.
         GgufError: `base` is no sound model. OSError: the disk.
     """
-    if sha256_of(base) != adapter.base:
+    if files.sha256_of(base) != adapter.base:
         raise DraftAdapterError(
             f"the adapter was made for another drafter than {base.name}: adapt this one, or use that one"
         )

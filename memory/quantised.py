@@ -124,9 +124,8 @@ class QuantisedMatrix:
             shape: (n_out, n_in).
         """
         self.format, self.shape = FORMATS[type_name], shape
-        n_out, n_in = shape
         self._blocks = raw.reshape(-1, self.format.n_bytes)
-        self._per_row = n_in // self.format.n_weights
+        self._per_row = shape[1] // self.format.n_weights
         self.start = np.stack([self._field(offset) for offset in self.format.fields])
         # A minimum moves by the size of its block's scale: it may be zero itself.
         shifts = np.abs(self.start[:1]) if self.has_free_minimum else np.abs(self.start)
@@ -152,7 +151,7 @@ class QuantisedMatrix:
         fields = (self.start + self.unit * self.theta).reshape(len(self._bases), -1, 1)
         total: Floats | None = None
         for value, basis in zip(fields, self._bases, strict=True):
-            part = value if basis is None else basis * value
+            part: Floats = value if basis is None else np.multiply(basis, value, dtype=F32)
             total = part if total is None else np.add(total, part, out=total)
         assert total is not None
         return total.reshape(self.shape)
@@ -164,7 +163,8 @@ class QuantisedMatrix:
             blocks.sum(-1) if basis is None else np.einsum("ij,ij->i", blocks, basis, dtype=F32, casting="unsafe")
             for basis in self._bases
         ]
-        return np.stack(parts).reshape(self.start.shape) * self.unit
+        gradient: Floats = np.stack(parts).reshape(self.start.shape) * self.unit
+        return gradient
 
     def bytes_with(self, theta: Floats) -> bytes:
         """The tensor as a file holds it, with its numbers moved by `theta`."""
