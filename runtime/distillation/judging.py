@@ -7,20 +7,31 @@ of its tokens. A draft that begins at some place is accepted as far as the hits 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgellm.runtime.distillation.lesson import Sample
 
 N_DRAFTED = 4  # tokens a pass, for the figures
 N_BOOTSTRAP = 4000
 MIN_ANSWERS = 5  # of fewer no interval is given: all of four better is chance in one case of sixteen
 _TAIL = 0.025  # on either side of an interval of 95 %
+_PASS_TOKENS = 1024  # read at once, which bounds the memory
 
 Hits = NDArray[np.bool_]
+
+
+class SupportsAgreement(Protocol):
+    """What is asked of a drafter; several threads may ask at once."""
+
+    def agreement(self, samples: Sequence[Sample]) -> list[Hits]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +78,24 @@ class Comparison:
             "ratio": round(self.ratio, 5),
             "interval": [round(bound, 5) for bound in self.interval] if self.interval else None,
         }
+
+
+def hits_of(network: SupportsAgreement, samples: Sequence[Sample], n_threads: int = 1) -> list[Hits]:
+    """Where a drafter is right, a sample each."""
+    with ThreadPoolExecutor(n_threads) as pool:
+        return list(chain.from_iterable(pool.map(network.agreement, _passes_of(samples))))
+
+
+def _passes_of(samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
+    """Neighbours that are read together."""
+    start = n_tokens = 0
+    for stop, sample in enumerate(samples):
+        if n_tokens and n_tokens + sample.n_tokens > _PASS_TOKENS:
+            yield samples[start:stop]
+            start, n_tokens = stop, 0
+        n_tokens += sample.n_tokens
+    if n_tokens:
+        yield samples[start:]
 
 
 def judge(hits: Sequence[Hits]) -> Judgement:

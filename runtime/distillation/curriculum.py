@@ -1,0 +1,118 @@
+"""Which lessons are learnt, which tell when to stop, and which judge in the end.
+
+What was asked decides, once and for ever: an answer that judges was never learnt from, in no earlier training either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from edgellm.runtime.distillation.lesson import Lesson, Sample
+
+N_PARTS = 16
+JUDGING = frozenset({0, 8})  # every eighth
+STOPPING = frozenset({4})
+MAX_JUDGED_TOKENS = 10_000  # of prompts and answers: reading them takes a third of what learning them would
+MAX_STOPPING_TOKENS = 2_000
+MAX_NEWER_TOKENS = 5_000
+REPLAYED = 0.5  # of the tokens that are new, so many that were learnt before are learnt again: nothing is forgotten
+ID_DIGITS = 12
+
+Named = tuple[str, Sample]  # by `id_of` the lesson
+
+
+@dataclass(frozen=True, slots=True)
+class Curriculum:
+    """Samples of the lessons that there are, the newest last."""
+
+    new: list[Named]  # to learn
+    replayed: list[Named]  # to learn again
+    stopping: list[Named]
+    judging: list[Named]
+    newer: list[Named]  # than the last training, from any part: by which what it brought is judged
+    n_lessons: int
+    n_unusable: int  # that the drafter has no words for
+
+    @property
+    def ids(self) -> list[str]:
+        return [name for part in (self.new, self.replayed, self.stopping, self.judging) for name, _ in part]
+
+
+def id_of(lesson: Lesson) -> str:
+    """By which a lesson is known again."""
+    return _digest([lesson.messages, lesson.tokens])[:ID_DIGITS]
+
+
+def part_of(lesson: Lesson) -> int:
+    """0 to 15, by what was asked."""
+    return int(_digest(lesson.messages)[:8], 16) % N_PARTS
+
+
+def is_judging(lesson: Lesson) -> bool:
+    return part_of(lesson) in JUDGING
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def arrange(
+    lessons: Sequence[Lesson],
+    sample: Callable[[Lesson], Sample | None],
+    seen: Collection[str],
+    *,
+    max_tokens: int | None = None,
+) -> Curriculum:
+    """
+    Args:
+        lessons: the newest last.
+        sample: a lesson in the drafter's tokens, None where it has none.
+        seen: ids of the lessons that the last training had.
+        max_tokens: of what is learnt, prompts included; the newest are taken. None: all.
+    """
+    parts: dict[str, list[Named]] = {name: [] for name in ("new", "old", "stopping", "judging", "newer")}
+    n_unusable = 0
+    for lesson in {id_of(lesson): lesson for lesson in lessons}.values():
+        name, made, part = id_of(lesson), sample(lesson), part_of(lesson)
+        if made is None:
+            n_unusable += 1
+            continue
+        if name not in seen:
+            parts["newer"].append((name, made))
+        where = "judging" if part in JUDGING else "stopping" if part in STOPPING else "old" if name in seen else "new"
+        parts[where].append((name, made))
+    share = 1 / (1 + REPLAYED) if parts["old"] else 1.0
+    new = newest(parts["new"], None if max_tokens is None else int(max_tokens * share))
+    return Curriculum(
+        new,
+        newest(parts["old"], int(n_tokens_of(new) * REPLAYED)),
+        newest(parts["stopping"], MAX_STOPPING_TOKENS),
+        newest(parts["judging"], MAX_JUDGED_TOKENS),
+        newest(parts["newer"], MAX_NEWER_TOKENS),
+        len(lessons),
+        n_unusable,
+    )
+
+
+def newest(named: Sequence[Named], max_tokens: int | None) -> list[Named]:
+    """The last of them that fit, in their order."""
+    kept, left = list[Named](), max_tokens
+    for one in reversed(named):
+        if left is not None:
+            if one[1].n_tokens > left:
+                break
+            left -= one[1].n_tokens
+        kept.append(one)
+    return kept[::-1]
+
+
+def n_tokens_of(named: Iterable[Named]) -> int:
+    """Prompts included."""
+    return sum(sample.n_tokens for _, sample in named)
+
+
+def samples_of(named: Iterable[Named]) -> list[Sample]:
+    return [sample for _, sample in named]
