@@ -88,6 +88,7 @@ class MergedDrafters:
 
     def sweep(self, named: Collection[str]) -> None:
         """Take away the folders that have not been used for longest, except those whose identifier is `named`."""
+        files.sweep(self.folder)
         for gone in self.folder.glob(f"{_GONE}*"):
             files.discard(gone)
         made = [path for path in self.folder.iterdir() if (path / _RECORD).is_file() and path.name not in named]
