@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from collections.abc import Mapping
@@ -29,11 +30,15 @@ class DraftAdapterError(EdgellmError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class DraftAdapter:
-    """What training changed of one drafter's file."""
+    """What training changed of one drafter's file.
+
+    The record says `target` and `drafter` (names), `n_tokens` (trained on), `before` and `after` (judgements on answers
+    held out, with `tokens_per_pass`) and `date`; whatever else it says is shown by `edgellm cache show --json`.
+    """
 
     base: str  # sha256 of that file
     changes: Mapping[str, Floats]  # tensor -> theta, see `QuantisedMatrix`
-    record: Mapping[str, Any] = field(default_factory=dict)  # of what, from what and how well: plain values
+    record: Mapping[str, Any] = field(default_factory=dict)  # plain values, see below
 
     def to_bytes(self) -> bytes:
         """Packed: a byte for each number, in steps of its tensor's largest, then deflated."""
@@ -59,6 +64,49 @@ class DraftAdapter:
             raise DraftAdapterError(f"it is no draft adapter of edgellm: {error}") from None
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterFile:
+    """An adapter that lies somewhere: what it is for and how well it did, without its numbers."""
+
+    path: Path
+    sha256: str
+    base: str  # sha256 of the drafter's file
+    record: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> AdapterFile:
+        """Raises DraftAdapterError: it is no adapter, or damaged. OSError: it cannot be read."""
+        data = _bytes_of(path)
+        try:
+            line = unseal(data, KIND, VERSION, None).partition(b"\n")[0]
+            record = json.loads(line[: MAX_RECORD_BYTES + 1])["record"]
+            base = str(json.loads(data.partition(b"\n")[0])["key"])
+            return cls(path, hashlib.sha256(data).hexdigest(), base, dict(record))
+        except (Damaged, ValueError, KeyError, TypeError) as error:
+            raise DraftAdapterError(f"{path} is no draft adapter of edgellm: {error}") from None
+
+    @property
+    def target(self) -> str | None:
+        """The model that it was trained to agree with."""
+        name = self.record.get("target")
+        return name if isinstance(name, str) else None
+
+    @property
+    def n_tokens(self) -> int | None:
+        """Tokens of the target's answers that it was trained on."""
+        n = self.record.get("n_tokens")
+        return n if isinstance(n, int) else None
+
+    @property
+    def tokens_per_pass(self) -> tuple[float, float] | None:
+        """Of the target on answers that were held out, without the adapter and with it."""
+        try:
+            before, after = (float(self.record[side]["tokens_per_pass"]) for side in ("before", "after"))
+        except (KeyError, TypeError, ValueError):
+            return None
+        return before, after
+
+
 def _changes(tensors: Any, numbers: bytes) -> Any:
     start = 0
     for name, shape, step in tensors:
@@ -75,12 +123,16 @@ def _changes(tensors: Any, numbers: bytes) -> Any:
 
 def read_draft_adapter(path: Path) -> DraftAdapter:
     """Raises DraftAdapterError: the file is no adapter, or damaged. OSError: it cannot be read."""
-    if path.stat().st_size > MAX_BYTES + 2**16:
-        raise DraftAdapterError(f"{path} is too large for a draft adapter")
     try:
-        return DraftAdapter.from_bytes(path.read_bytes())
+        return DraftAdapter.from_bytes(_bytes_of(path))
     except DraftAdapterError as error:
         raise DraftAdapterError(f"{path}: {error}") from None
+
+
+def _bytes_of(path: Path) -> bytes:
+    if path.stat().st_size > MAX_BYTES + 2**16:
+        raise DraftAdapterError(f"{path} is too large for a draft adapter")
+    return path.read_bytes()
 
 
 def merge(adapter: DraftAdapter, base: Path, merged: Path) -> None:

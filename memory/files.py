@@ -142,9 +142,14 @@ def _sync_file(path: Path) -> None:
 
 def _sweep(path: Path) -> None:
     """Take away what dead processes left beside a name."""
-    left = re.compile(re.escape(beside(path, "").name) + r"(\d+)\.part.*", re.DOTALL)
+    sweep(path.parent, re.escape(beside(path, "").name))
+
+
+def sweep(folder: Path, begin: str = r"\..+\.") -> None:
+    """Take away what dead processes left in a folder; `begin`: a pattern of the names up to the process's number."""
+    left = re.compile(begin + r"(\d+)\.part.*", re.DOTALL)
     with contextlib.suppress(OSError):  # of a folder that is not there, or is somebody else's
-        for other in path.parent.iterdir():
+        for other in folder.iterdir():
             found = left.fullmatch(other.name)
             if found and not psutil.pid_exists(int(found[1])):
                 discard(other)

@@ -151,7 +151,7 @@ class QuantisedMatrix:
         fields = (self.start + self.unit * self.theta).reshape(len(self._bases), -1, 1)
         total: Floats | None = None
         for value, basis in zip(fields, self._bases, strict=True):
-            part: Floats = value if basis is None else np.multiply(basis, value, dtype=F32)
+            part = np.asarray(value if basis is None else basis * value, F32)
             total = part if total is None else np.add(total, part, out=total)
         assert total is not None
         return total.reshape(self.shape)

@@ -66,7 +66,7 @@ def private_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
+def alone(path: Path, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
     """Hold the file's own lock; the system frees it when a process dies.
 
     Raises:
@@ -76,7 +76,7 @@ def alone(path: Path) -> Iterator[None]:
 
     lock = filelock.FileLock(path.with_name(path.name + ".lock"), mode=0o600)
     try:
-        lock.acquire(timeout=LOCK_TIMEOUT_S)
+        lock.acquire(timeout=timeout_s)
     except filelock.Timeout:
         raise Busy(None, "another process holds it", str(path)) from None
     try:
