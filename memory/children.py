@@ -106,6 +106,14 @@ class Child:
                 raise ChildFailed(error)
             raise ChildFailed(_last_words(self._process.returncode, self._talk), end_of(self._process.returncode))
 
+    def ask_to_stop(self) -> None:
+        """Let it keep what it has done and end, where its job heeds `stop_asked`. One that stands still goes on."""
+        self.resume()
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError, ValueError):
+            self._process.stdin.write(b"\n")
+            self._process.stdin.flush()
+
     def suspend(self) -> None:
         """Let it stand still, with what it holds, until `resume`. It goes on by itself when its parent ends."""
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -179,6 +187,9 @@ def without_folder(text: str) -> str:
 
 # The child's side.
 
+stop_asked = threading.Event()
+"""The parent wants the job to come to an end soon, keeping what it has done."""
+
 
 def serve(job: Callable[[dict[str, Any], Send], None], *failures: type[Exception]) -> None:
     """Read the request and do the job, which sends its answers. The process ends with its parent.
@@ -193,8 +204,8 @@ def serve(job: Callable[[dict[str, Any], Send], None], *failures: type[Exception
         def send(answer: Mapping[str, Any]) -> None:
             pipe.write(_MARK + json.dumps(answer).encode() + b"\n")
 
-        request = json.loads(sys.stdin.buffer.readline())
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        request = _read_request()
+        threading.Thread(target=_heed_parent, daemon=True).start()
         try:
             job(request, send)
         except failures as error:
@@ -218,8 +229,21 @@ def in_background(niceness: int = 10) -> None:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0)
 
 
-def _end_with_parent() -> None:
-    """The parent never writes a second line: its end of the pipe closes when it is gone."""
+def _read_request() -> dict[str, Any]:
+    """The line that the parent writes first; what comes behind it asks to stop."""
+    parts = list[bytes]()
+    while (part := os.read(0, 2**16)) and b"\n" not in part:
+        parts.append(part)
+    line, _, rest = part.partition(b"\n")
+    if rest:
+        stop_asked.set()
+    request: dict[str, Any] = json.loads(b"".join([*parts, line]))
+    return request
+
+
+def _heed_parent() -> None:
+    """A byte asks to stop; the parent's end of the pipe closes when it is gone."""
     with contextlib.suppress(OSError):
-        os.read(0, 1)
+        while os.read(0, 1):
+            stop_asked.set()
     os._exit(1)

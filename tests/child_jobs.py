@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgellm.memory.children import Send, in_background, serve
+from edgellm.memory.children import Send, in_background, serve, stop_asked
 
 
 class Refused(RuntimeError):
@@ -42,6 +42,8 @@ def job(request: Mapping[str, Any], send: Send) -> None:
             for n in range(100_000):
                 Path(request["path"]).write_text(str(n))
                 time.sleep(0.01)
+        case "heed":
+            send({"stopped": stop_asked.wait(60)})
         case "environment":
             send({"value": os.environ.get(request["name"])})
         case "hang":

@@ -161,6 +161,17 @@ def test_a_suspended_child_ends_with_its_parent(tmp_path: Path) -> None:
     parent.stdout.close()
 
 
+@pytest.mark.parametrize("is_waited", [False, True], ids=["at once", "while it works"])
+def test_a_child_that_is_asked_to_stop_keeps_what_it_has(is_waited: bool) -> None:
+    with Child("child_jobs", {"act": "heed"}) as child:
+        answers = child.answers()
+        if is_waited:
+            next(answers)
+        child.ask_to_stop()
+        assert {"stopped": True} in list(answers)
+        child.ask_to_stop()  # of one that is gone: nothing
+
+
 def test_variables_are_set_for_the_child_alone() -> None:
     request = {"act": "environment", "name": "OPENBLAS_NUM_THREADS"}
     before = os.environ.get("OPENBLAS_NUM_THREADS")
