@@ -29,16 +29,18 @@ class Curriculum:
     """Samples of the lessons that there are, the newest last."""
 
     new: list[Named]  # to learn
-    replayed: list[Named]  # to learn again
+    old: list[Named]  # that the last training had: of them some are learnt again
     stopping: list[Named]
     judging: list[Named]
-    newer: list[Named]  # than the last training, from any part: by which what it brought is judged
-    n_lessons: int
-    n_unusable: int  # that the drafter has no words for
+    newer: list[Named]  # than the last training, of every part: by which what it brought is judged
+    known: frozenset[str]  # ids of all lessons
+    n_unusable: int  # lessons that the drafter has no words for
 
-    @property
-    def ids(self) -> list[str]:
-        return [name for part in (self.new, self.replayed, self.stopping, self.judging) for name, _ in part]
+    def taught(self, max_tokens: int, least: int = 0) -> list[Named]:
+        """What to learn: the newest of `max_tokens` in all, of which the new ones have `least` at any rate."""
+        share = 1 / (1 + REPLAYED) if self.old else 1.0
+        new = newest(self.new, max(int(max_tokens * share), least))
+        return [*newest(self.old, int(n_tokens_of(new) * REPLAYED)), *new]
 
 
 def id_of(lesson: Lesson) -> str:
@@ -59,40 +61,30 @@ def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def arrange(
-    lessons: Sequence[Lesson],
-    sample: Callable[[Lesson], Sample | None],
-    seen: Collection[str],
-    *,
-    max_tokens: int | None = None,
-) -> Curriculum:
+def arrange(lessons: Sequence[Lesson], sample: Callable[[Lesson], Sample | None], seen: Collection[str]) -> Curriculum:
     """
     Args:
         lessons: the newest last.
         sample: a lesson in the drafter's tokens, None where it has none.
         seen: ids of the lessons that the last training had.
-        max_tokens: of what is learnt, prompts included; the newest are taken. None: all.
     """
     parts: dict[str, list[Named]] = {name: [] for name in ("new", "old", "stopping", "judging", "newer")}
-    n_unusable = 0
-    for lesson in {id_of(lesson): lesson for lesson in lessons}.values():
-        name, made, part = id_of(lesson), sample(lesson), part_of(lesson)
+    by_name, n_unusable = {id_of(lesson): lesson for lesson in lessons}, 0
+    for name, lesson in by_name.items():
+        made, part = sample(lesson), part_of(lesson)
         if made is None:
             n_unusable += 1
             continue
-        if name not in seen:
-            parts["newer"].append((name, made))
         where = "judging" if part in JUDGING else "stopping" if part in STOPPING else "old" if name in seen else "new"
-        parts[where].append((name, made))
-    share = 1 / (1 + REPLAYED) if parts["old"] else 1.0
-    new = newest(parts["new"], None if max_tokens is None else int(max_tokens * share))
+        for one in (where, *(["newer"] if name not in seen else [])):
+            parts[one].append((name, made))
     return Curriculum(
-        new,
-        newest(parts["old"], int(n_tokens_of(new) * REPLAYED)),
+        parts["new"],
+        parts["old"],
         newest(parts["stopping"], MAX_STOPPING_TOKENS),
         newest(parts["judging"], MAX_JUDGED_TOKENS),
         newest(parts["newer"], MAX_NEWER_TOKENS),
-        len(lessons),
+        frozenset(by_name),
         n_unusable,
     )
 

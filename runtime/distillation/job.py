@@ -1,0 +1,338 @@
+"""The child that trains a drafter: lessons in, and an adapter out that is adopted where it is better.
+
+`app.adapting` starts it and reads what it tells: the phase, each step, and in the end the outcome. Nothing that is in
+use changes before the last moment, so it may be killed whenever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgellm.memory import files
+from edgellm.memory.children import Send, in_background, serve, stop_asked
+from edgellm.memory.device import this_machine
+from edgellm.memory.draft_adapter import DraftAdapter, read_draft_adapter
+from edgellm.memory.errors import EdgellmError
+from edgellm.memory.gguf import read_header
+from edgellm.memory.plan import RUNTIME_BASE_BYTES, DoesNotFit
+from edgellm.memory.units import format_bytes
+from edgellm.runtime.distillation.adopted import Adopted
+from edgellm.runtime.distillation.curriculum import Curriculum, Named, arrange, n_tokens_of, samples_of
+from edgellm.runtime.distillation.judging import MIN_ANSWERS, Comparison, Hits, compare, hits_of
+from edgellm.runtime.distillation.lesson import Sample
+from edgellm.runtime.distillation.network import Network
+from edgellm.runtime.distillation.pair import open_pair
+from edgellm.runtime.distillation.training import TrainingSettings, train
+from edgellm.runtime.distillation.unfinished import Unfinished
+from edgellm.runtime.distillation.watching import RunningClock, Trainable, Watch, zeroed
+
+PROGRAM = "edgellm.runtime.distillation.job"
+# The trainer has threads of its own, and each of its products is small: set before numpy is imported.
+ENVIRONMENT = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL", "VECLIB", "BLIS")}
+MIN_TOKENS = 1_000  # of lessons that are new; learning fewer is not worth reading the model for
+LEARNING_COST = 4.0  # what learning a token takes, by what reading it takes
+MIN_TIME_SHARE = 0.5  # of the time, so much is for learning although judging is slow
+HASH_DIGITS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a training is asked to do. Plain values, since it travels as JSON."""
+
+    target: str  # files
+    draft: str
+    target_name: str
+    draft_name: str
+    target_key: str  # see `adopted.target_key`
+    learned: str  # folders: of lessons
+    adopted: str  # of adapters
+    seconds: float  # to take at most, while it is let run
+    n_threads: int
+    adapter: str | None = None  # the file of the one that the drafter goes with now
+    mem_bytes: int | None = None  # to take at most; None: what the machine has free
+    output: str | None = None  # where the adapter is written as well, adopted or not
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of it."""
+
+    adopted: bool
+    why: str  # a sentence
+    reason: str = ""  # what ended the training, see `watching.Reason`; "" where there was none
+    comparison: Mapping[str, Any] | None = None  # with what the drafter was before, on answers never learnt from
+    n_lessons: int = 0  # that there are
+    n_taught: int = 0  # of them learnt from
+    n_tokens: int = 0  # their answers', in the drafter's tokens
+    n_judged: int = 0  # answers that judged
+    seconds: float = 0.0
+    path: str | None = None  # the drafter that is used from now on
+    output: str | None = None
+    taken_back: str | None = None  # why what was learnt before is not used any more
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def judge_in_use(
+    network: Trainable, changes: Mapping[str, Any], newer: Sequence[Sample], n_threads: int = 1
+) -> Comparison:
+    """What training brought, by answers that came after it: the plain drafter (old) against the one in use (new).
+
+    The network is left as the one in use.
+    """
+    network.take(zeroed(network.changes()))
+    plain = hits_of(network, newer, n_threads)
+    network.take(changes)
+    return compare(plain, hits_of(network, newer, n_threads))
+
+
+class Training:
+    """One order, step by step."""
+
+    def __init__(self, order: Order, send: Send, clock: RunningClock) -> None:
+        self.order, self._send, self._clock = order, send, clock
+        self._warnings: list[str] = []
+        self._base = files.sha256_of(Path(order.draft))
+        self._adopted = Adopted(Path(order.adopted), self._warn)
+        self._unfinished = Unfinished(Path(order.adopted), order.target_key, self._base)
+        self._in_use = read_draft_adapter(Path(order.adapter)) if order.adapter else None
+        self._start = files.sha256_of(Path(order.adapter)) if order.adapter else "plain"
+        self._taken_back: str | None = None
+
+    def run(self) -> Result:
+        """Raises DoesNotFit, DistillationError, DraftAdapterError, LoadError, OSError."""
+        self._tell(phase="reading the lessons")
+        curriculum = self._curriculum()
+        if why := self._lacks(curriculum):
+            return self._result(False, why, curriculum)
+        network = self._open(curriculum)
+        self._begin_with(network, curriculum)
+        judged = samples_of(curriculum.judging)
+        self._tell(phase="judging the drafter as it is")
+        began_s = self._clock.seconds
+        before = hits_of(network, judged, self.order.n_threads)
+        spent_s = max(self._clock.seconds - began_s, 1e-3)
+        taught = self._taught(curriculum, n_tokens_of(curriculum.judging) / spent_s, spent_s)
+        if stop_asked.is_set():
+            return self._result(False, "it was stopped before it learnt", curriculum, reason="stopped")
+        watch = self._learn(network, taught, curriculum, spent_s)
+        if watch.reason == "stopped":
+            return self._result(False, "it was stopped; the same command goes on", curriculum, reason="stopped")
+        return self._judge(network, curriculum, taught, before, watch.reason)
+
+    def _curriculum(self) -> Curriculum:
+        order = self.order
+        with open_pair(Path(order.target), Path(order.draft), Path(order.learned), self._warn) as pair:
+            return arrange(pair.lessons.all(), pair.maker.sample, seen_by(self._in_use))
+
+    def _lacks(self, curriculum: Curriculum) -> str:
+        """Why there is nothing to train on, in a sentence; "" where there is."""
+        n_new, n_judging = n_tokens_of(curriculum.new), len(curriculum.judging)
+        if n_new >= MIN_TOKENS and n_judging >= MIN_ANSWERS:
+            return ""
+        return (
+            f"too few lessons: {len(curriculum.new)} new ones ({n_new:,} tokens) to learn from and {n_judging} to judge "
+            f"by, where {MIN_TOKENS:,} tokens and {MIN_ANSWERS} answers are needed; the same command goes on, and chats "
+            "and --prompts FILE bring more"
+        )
+
+    def _open(self, curriculum: Curriculum) -> Network:
+        """Raises DoesNotFit, DistillationError."""
+        order, path = self.order, Path(self.order.draft)
+        free = order.mem_bytes if order.mem_bytes is not None else this_machine().usable_bytes
+        self._refuse(4 * read_header(path).n_params, free)  # before any of it is read
+        network = Network.open(path)
+        longest = max(sample.n_tokens for _, sample in (*curriculum.new, *curriculum.old, *curriculum.judging))
+        held = network.n_bytes + RUNTIME_BASE_BYTES
+        for n_threads in range(order.n_threads, 0, -1):
+            needed = held + work_bytes(network, TrainingSettings(n_threads=n_threads), longest)
+            if needed <= free or n_threads == 1:
+                self._refuse(needed, free)
+                self.order = replace(order, n_threads=n_threads)
+                break
+        return network
+
+    def _refuse(self, needed: int, free: int) -> None:
+        if needed > free:
+            raise DoesNotFit(
+                f"training {self.order.draft_name} takes {format_bytes(needed)} and there are {format_bytes(free)} for "
+                "it: end other programs, raise --mem, or take a smaller --draft"
+            )
+
+    def _begin_with(self, network: Network, curriculum: Curriculum) -> None:
+        """What is in use, unless answers since then say that it makes things worse: it is then taken back."""
+        if self._in_use is None:
+            return
+        self._tell(phase="judging what was learnt before")
+        network.take(self._in_use.changes)
+        newer = samples_of(curriculum.newer)
+        found = judge_in_use(network, self._in_use.changes, newer, self.order.n_threads)
+        if found.is_worse and found.interval is not None:
+            self._taken_back = (
+                f"{self.order.draft_name} goes without what it learnt before: on {found.new.n_answers} newer answers it "
+                f"brought {found.ratio:.2f} times the tokens a pass (95 % interval {found.interval[0]:.2f} to "
+                f"{found.interval[1]:.2f})"
+            )
+            self._adopted.take_back(self.order.target_key, self._base, self._taken_back, adapter_sha256=self._start)
+            self._tell(taken_back=self._taken_back)
+            network.take(zeroed(network.changes()))
+            self._in_use, self._start = None, "plain"
+
+    def _taught(self, curriculum: Curriculum, tokens_per_s: float, judging_s: float) -> list[Named]:
+        """What is learnt: what an earlier run began with, or as many of the newest as the time is enough for."""
+        known = [*curriculum.new, *curriculum.old]
+        if (kept := self._unfinished.lessons(self._start, known)) is not None:
+            self._tell(resumed=True)
+            return kept
+        seconds = max(self._until_s(judging_s) - self._clock.seconds, 0.0)
+        taught = curriculum.taught(int(seconds * tokens_per_s / LEARNING_COST), MIN_TOKENS)
+        self._unfinished.begin(self._start, taught)
+        return taught
+
+    def _until_s(self, judging_s: float) -> float:
+        """When learning has to end, so that there is time to judge."""
+        return max(self.order.seconds - 1.2 * judging_s, self.order.seconds * MIN_TIME_SHARE)
+
+    def _learn(self, network: Network, taught: Sequence[Named], curriculum: Curriculum, judging_s: float) -> Watch:
+        order = self.order
+        self._tell(phase="learning", n_lessons=len(taught))
+        watch = Watch(
+            network,
+            samples_of(curriculum.stopping),
+            n_threads=order.n_threads,
+            clock=lambda: self._clock.seconds,
+            until_s=self._until_s(judging_s),
+            stop_asked=stop_asked.is_set,
+            tell=lambda event: self._tell(**event),
+        )
+
+        def on_step(step: Any) -> bool:
+            self._tell(step=asdict(step))
+            return watch(step)
+
+        settings, is_resting = TrainingSettings(n_threads=order.n_threads), True
+        while is_resting:
+            watch.is_resting = False
+            train(network, samples_of(taught), settings, on_step=on_step, checkpoint=self._unfinished.checkpoint)
+            is_resting = watch.is_resting
+        watch.settle()
+        return watch
+
+    def _judge(
+        self, network: Network, curriculum: Curriculum, taught: Sequence[Named], before: Sequence[Hits], reason: str
+    ) -> Result:
+        order = self.order
+        self._tell(phase="judging what was learnt")
+        packed = DraftAdapter(self._base, network.changes(), {}).to_bytes()
+        network.take(DraftAdapter.from_bytes(packed).changes)  # rounded, as it will run
+        comparison = compare(before, hits_of(network, samples_of(curriculum.judging), order.n_threads))
+        adapter = DraftAdapter(self._base, network.changes(), self._record(comparison, curriculum, taught))
+        if order.output is not None:
+            files.write(Path(order.output), adapter.to_bytes())
+        result = self._result(False, _verdict(comparison), curriculum, reason=reason)
+        n_tokens = sum(len(sample.answer) for _, sample in taught)
+        result = replace(result, comparison=comparison.to_json(), n_taught=len(taught), n_tokens=n_tokens)
+        if comparison.is_better:
+            adopted = self._adopted.adopt(order.target_key, adapter, Path(order.draft))
+            result = replace(result, adopted=True, path=str(adopted.path))
+        self._unfinished.end()
+        return replace(result, output=order.output, seconds=round(self._clock.seconds, 1))
+
+    def _record(self, comparison: Comparison, curriculum: Curriculum, taught: Sequence[Named]) -> dict[str, Any]:
+        """What is kept with an adapter; see `DraftAdapter`."""
+        order, n_tokens = self.order, sum(len(sample.answer) for _, sample in taught)
+        n_earlier = self._in_use.record.get("n_tokens", 0) if self._in_use is not None else 0
+        had = {name for part in (taught, curriculum.stopping, curriculum.judging) for name, _ in part}
+        return {
+            "target": order.target_name,
+            "target_key": order.target_key,
+            "drafter": order.draft_name,
+            "date": date.today().isoformat(),
+            "n_lessons": len(taught),
+            "n_tokens": n_tokens + (n_earlier if isinstance(n_earlier, int) else 0),
+            "before": comparison.old.to_json(),
+            "after": comparison.new.to_json(),
+            "ratio": round(comparison.ratio, 5),
+            "interval": comparison.to_json()["interval"],
+            "seconds": round(self._clock.seconds, 1),
+            "start": self._start,
+            # Those that there are: lessons that have gone since need not be known.
+            "lessons": sorted(had | (seen_by(self._in_use) & curriculum.known)),
+        }
+
+    def _result(self, adopted: bool, why: str, curriculum: Curriculum, *, reason: str = "") -> Result:
+        return Result(
+            adopted,
+            why,
+            reason,
+            n_lessons=len(curriculum.known),
+            n_judged=len(curriculum.judging),
+            seconds=round(self._clock.seconds, 1),
+            taken_back=self._taken_back,
+        )
+
+    def _warn(self, text: str) -> None:
+        self._tell(warning=text)
+
+    def _tell(self, **event: Any) -> None:
+        self._send(event)
+
+
+def _figures(found: Comparison) -> str:
+    interval = f", 95 % interval {found.interval[0]:.3f} to {found.interval[1]:.3f}" if found.interval else ""
+    return f"{found.ratio:.3f} times the tokens a pass{interval}"
+
+
+def _verdict(found: Comparison) -> str:
+    n = found.new.n_answers
+    if found.is_better:
+        return f"used from now on: {n} answers that it never learnt from are drafted better, {_figures(found)}"
+    return f"not used: {n} answers that it never learnt from are not surely drafted better, {_figures(found)}"
+
+
+def seen_by(adapter: DraftAdapter | None) -> set[str]:
+    """Ids of the lessons that an adapter's training had."""
+    names = adapter.record.get("lessons") if adapter is not None else None
+    return {str(name) for name in names} if isinstance(names, list) else set()
+
+
+def work_bytes(network: Network, settings: TrainingSettings, longest: int) -> int:
+    """Memory of a training beyond the weights: what passes keep for their way back, slopes, and the moments.
+
+    Args:
+        longest: tokens of the longest sample, which are never cut.
+    """
+    n_rows = max(settings.rows_at_once, longest)
+    widths = (
+        sum(matrix.shape[0] for matrix in network.matrices.values()) + 2 * network.shape.n_embd * network.shape.n_layers
+    )
+    largest = max((int(np.prod(matrix.shape)) for matrix in network.matrices.values()), default=0)
+    n_scales = sum(theta.size for theta in network.changes().values())
+    logits = 2 * 256 * network.n_vocab
+    return 4 * (settings.n_threads * (n_rows * widths + 2 * largest + logits + n_scales) + 4 * n_scales)
+
+
+def _run(request: dict[str, Any], send: Send) -> None:
+    in_background()
+    try:
+        send({"result": Training(Order(**request), send, RunningClock()).run().to_json()})
+    except DoesNotFit as error:
+        send({"does_not_fit": str(error)})
+    except OSError as error:
+        if isinstance(error, EdgellmError) or error.errno is None:
+            raise
+        send({"errno": error.errno, "strerror": error.strerror, "filename": error.filename})
+
+
+if __name__ == "__main__":
+    serve(_run, EdgellmError, OSError)
