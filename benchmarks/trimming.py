@@ -36,8 +36,8 @@ from edgellm.runtime.decode import generate
 from edgellm.runtime.drafters.controller import AdaptiveDrafter
 from edgellm.runtime.drafters.model import ModelDrafter
 from edgellm.runtime.drafters.translating import TranslatingDrafter
-from edgellm.runtime.engine import NEUTRAL
 from edgellm.runtime.sampling import GREEDY
+from edgellm.runtime.text.draft_prompt import NEUTRAL
 from edgellm.runtime.text.template import DOCUMENT, ChatTemplate, Message
 from edgellm.runtime.text.vocabulary_match import match
 

@@ -17,11 +17,10 @@ from edgellm.runtime.generation import Generation
 from edgellm.runtime.learning.pair_state import PairState
 from edgellm.runtime.request import Messages, OnFull, Request
 from edgellm.runtime.sampling import GREEDY, Sampling
-from edgellm.runtime.text.template import ChatTemplate, Message, TemplateError
+from edgellm.runtime.text.draft_prompt import draft_prompt
+from edgellm.runtime.text.template import ChatTemplate, Message
 from edgellm.runtime.text.vocabulary_map import VocabularyMap
 from edgellm.runtime.text.vocabulary_match import Match
-
-NEUTRAL = "You are a helpful assistant."  # the system prompt of a drafter whose target has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,19 +95,8 @@ class Engine:
         return Generation(self, request, cancel=cancel)
 
     def draft_prompt(self, messages: Sequence[Message], *, think: bool | None = None) -> list[int] | None:
-        """The conversation as the drafter would have it; None where it has no template for it.
-
-        Thoughts are left out: another model's are no memory of its own.
-        """
-        if self.draft_template is None:
-            return None
-        own = [Message(message.role, message.content) for message in messages]  # without ids of another vocabulary
-        if own[0].role != "system":
-            own.insert(0, Message("system", NEUTRAL))  # rather than the persona that its template would write
-        try:
-            return self.draft_template.render(own, think=think)
-        except TemplateError:
-            return None
+        """The conversation as the drafter would have it; None where it has no template for it."""
+        return draft_prompt(self.draft_template, messages, think=think) if self.draft_template is not None else None
 
     def save(self) -> None:
         """Write down what was learnt, where it is to be kept. A disk that refuses is a warning and no failure."""

@@ -1,0 +1,23 @@
+"""The conversation as a drafter with a vocabulary of its own reads it, when it drafts and when it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgellm.runtime.text.template import ChatTemplate, Message, TemplateError
+
+NEUTRAL = "You are a helpful assistant."  # the system prompt of a drafter whose target has none
+
+
+def draft_prompt(template: ChatTemplate, messages: Sequence[Message], *, think: bool | None = None) -> list[int] | None:
+    """Ids up to where the answer begins, by the drafter's own template; None where that refuses the conversation.
+
+    Thoughts are left out: another model's are no memory of its own.
+    """
+    own = [Message(message.role, message.content) for message in messages]  # without ids of another vocabulary
+    if own[0].role != "system":
+        own.insert(0, Message("system", NEUTRAL))  # rather than the persona that its template would write
+    try:
+        return template.render(own, think=think)
+    except TemplateError:
+        return None
