@@ -113,7 +113,8 @@ FORMATS: dict[str, BlockFormat] = {
 class QuantisedMatrix:
     """A matrix of a file: its codes, and the numbers that are trained.
 
-    Shapes: the matrix is [n_out, n_in]; `theta` is [n_fields, n_out, n_in / n_weights].
+    Shapes: the matrix is [n_out, n_in]; `theta` is [n_fields, n_out, n_in / n_weights]. Training moves a dense copy:
+    the codes are unpacked once.
     """
 
     def __init__(self, raw: Bytes, type_name: str, shape: tuple[int, int]) -> None:
@@ -127,42 +128,71 @@ class QuantisedMatrix:
         self._blocks = raw.reshape(-1, self.format.n_bytes)
         self._per_row = shape[1] // self.format.n_weights
         self.start = np.stack([self._field(offset) for offset in self.format.fields])
-        # A minimum moves by the size of its block's scale: it may be zero itself.
-        shifts = np.abs(self.start[:1]) if self.has_free_minimum else np.abs(self.start)
-        self.unit = np.broadcast_to(shifts, self.start.shape)
+        # A minimum that is added as it is may be zero: it moves by the size of its block's scale.
+        sizes = np.abs(self.start)
+        self.unit = np.broadcast_to(sizes[:1], sizes.shape) if self.format.n_weights == 32 else sizes
         self.theta = np.zeros_like(self.start)
-        self._bases = self.format.bases(self._blocks)
-
-    @property
-    def has_free_minimum(self) -> bool:
-        """Whether the second field is added to every weight as it is."""
-        return self.format.n_weights == 32 and len(self.format.fields) == 2
 
     def _field(self, offset: int) -> Floats:
         halves = np.ascontiguousarray(self._blocks[:, offset : offset + 2]).view(np.float16)
         return halves.astype(F32).reshape(self.shape[0], self._per_row)
 
-    def fields(self) -> Floats:
-        """What a file would hold: the trained numbers as half precision has them."""
-        return (self.start + self.unit * self.theta).astype(np.float16).astype(F32)
+    def _fields(self, theta: Floats) -> Floats:
+        """[n_fields, n_blocks, 1]"""
+        fields = self.start + self.unit * theta
+        return fields.astype(F32, copy=False).reshape(len(self.start), -1, 1)
 
     def dense(self) -> Floats:
         """The matrix itself, [n_out, n_in]."""
-        fields = (self.start + self.unit * self.theta).reshape(len(self._bases), -1, 1)
         total: Floats | None = None
-        for value, basis in zip(fields, self._bases, strict=True):
+        for value, basis in zip(self._fields(self.theta), self.format.bases(self._blocks), strict=True):
             part = np.asarray(value if basis is None else basis * value, F32)
             total = part if total is None else np.add(total, part, out=total)
         assert total is not None
         return total.reshape(self.shape)
 
-    def gradient(self, dense: Floats) -> Floats:
-        """The gradient for `theta` from that of the matrix, [n_out, n_in]."""
+    def _minima(self) -> Floats | None:
+        """What the second field is multiplied with: [n_blocks, n_parts, 1], or None for ones."""
+        if self.format.n_weights == 32:
+            return None
+        minima: Floats = _k_scales(self._blocks[:, 4:16])[1].astype(F32)
+        return -minima[..., None]
+
+    def move(self, dense: Floats, theta: Floats) -> None:
+        """Set `theta`, and make the dense copy agree with it."""
+        old, new = self._fields(self.theta), self._fields(theta)
+        ratio = np.divide(new[0], old[0], out=np.ones_like(old[0]), where=old[0] != 0)
         blocks = dense.reshape(-1, self.format.n_weights)
-        parts = [
-            blocks.sum(-1) if basis is None else np.einsum("ij,ij->i", blocks, basis, dtype=F32, casting="unsafe")
-            for basis in self._bases
-        ]
+        blocks *= ratio
+        if len(new) > 1:
+            shift, minima = new[1] - ratio * old[1], self._minima()
+            if minima is None:
+                blocks += shift
+            else:
+                parts = blocks.reshape(len(blocks), minima.shape[1], -1)
+                parts += shift[..., None] * minima
+        self.theta = theta
+
+    def gradient(self, slope: Floats, dense: Floats) -> Floats:
+        """The gradient for `theta` from that of the matrix.
+
+        Args:
+            slope: of the loss for each weight, [n_out, n_in].
+            dense: the matrix as it is, [n_out, n_in]; what its codes give follows from it.
+        """
+        width, fields = self.format.n_weights, self._fields(self.theta)[..., 0]
+        slopes = slope.reshape(-1, width)
+        first = np.einsum("ij,ij->i", slopes, dense.reshape(-1, width))
+        parts = [first]
+        if len(fields) > 1:
+            minima = self._minima()
+            if minima is None:
+                second = slopes.sum(-1)
+            else:
+                second = (slopes.reshape(len(slopes), minima.shape[1], -1).sum(-1) * minima[..., 0]).sum(-1)
+            first -= fields[1] * second
+            parts.append(second)
+        parts[0] = np.divide(first, fields[0], out=np.zeros_like(first), where=fields[0] != 0)
         gradient: Floats = np.stack(parts).reshape(self.start.shape) * self.unit
         return gradient
 

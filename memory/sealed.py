@@ -22,13 +22,13 @@ def seal(payload: bytes, kind: str, version: int, key: str) -> bytes:
     return json.dumps(header).encode() + b"\n" + payload
 
 
-def unseal(data: bytes, kind: str, version: int, key: str | None) -> bytes:
-    """The payload. `key` None takes any.
+def unseal(data: bytes, kind: str, version: int, key: str | None, *, max_bytes: int = MAX_BYTES) -> bytes:
+    """The payload, of at most `max_bytes`. `key` None takes any.
 
     Raises:
         Damaged: it is not of this kind, version and key, or not whole.
     """
-    line, newline, payload = data[: MAX_HEADER_BYTES + MAX_BYTES].partition(b"\n")
+    line, newline, payload = data[: MAX_HEADER_BYTES + max_bytes].partition(b"\n")
     try:
         header = json.loads(line[:MAX_HEADER_BYTES])
         found = (header["edgellm"], header["version"], header["key"], header["n_bytes"], header["sha256"])

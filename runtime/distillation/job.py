@@ -12,8 +12,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgellm.memory import files
 from edgellm.memory.children import Send, in_background, serve, stop_asked
 from edgellm.memory.device import this_machine
@@ -38,7 +36,7 @@ ENVIRONMENT = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", 
 MIN_TOKENS = 1_000  # of lessons that are new; learning fewer is not worth reading the model for
 LEARNING_COST = 4.0  # what learning a token takes, by what reading it takes
 MIN_TIME_SHARE = 0.5  # of the time, so much is for learning although judging is slow
-HASH_DIGITS = 12
+HEAD_ROWS = 256  # answer tokens whose logits a thread holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,25 +139,26 @@ class Training:
         if n_new >= MIN_TOKENS and n_judging >= MIN_ANSWERS:
             return ""
         return (
-            f"too few lessons: {len(curriculum.new)} new ones ({n_new:,} tokens) to learn from and {n_judging} to judge "
-            f"by, where {MIN_TOKENS:,} tokens and {MIN_ANSWERS} answers are needed; the same command goes on, and chats "
-            "and --prompts FILE bring more"
+            f"too few lessons: {len(curriculum.new)} new ones ({n_new:,} tokens) to learn and {n_judging} to judge by, "
+            f"where {MIN_TOKENS:,} tokens and {MIN_ANSWERS} answers are needed; the same command goes on, and chats and "
+            "--prompts FILE bring more"
         )
 
     def _open(self, curriculum: Curriculum) -> Network:
         """Raises DoesNotFit, DistillationError."""
         order, path = self.order, Path(self.order.draft)
         free = order.mem_bytes if order.mem_bytes is not None else this_machine().usable_bytes
-        self._refuse(4 * read_header(path).n_params, free)  # before any of it is read
+        header = read_header(path)
+        self._refuse(4 * header.n_params, free)  # before any of it is read
         network = Network.open(path)
+        n_vocab = max(tensor.shape[1] for tensor in header.tensors if tensor.name == "token_embd.weight")
         longest = max(sample.n_tokens for _, sample in (*curriculum.new, *curriculum.old, *curriculum.judging))
-        held = network.n_bytes + RUNTIME_BASE_BYTES
-        for n_threads in range(order.n_threads, 0, -1):
-            needed = held + work_bytes(network, TrainingSettings(n_threads=n_threads), longest)
-            if needed <= free or n_threads == 1:
-                self._refuse(needed, free)
-                self.order = replace(order, n_threads=n_threads)
-                break
+        needs = {
+            n: network.n_bytes + work_bytes(network, TrainingSettings(n_threads=n), n_vocab, longest)
+            for n in range(order.n_threads, 0, -1)
+        }
+        self._refuse(needs[1], free)
+        self.order = replace(order, n_threads=next(n for n, needed in needs.items() if needed <= free))
         return network
 
     def _refuse(self, needed: int, free: int) -> None:
@@ -179,9 +178,8 @@ class Training:
         found = judge_in_use(network, self._in_use.changes, newer, self.order.n_threads)
         if found.is_worse and found.interval is not None:
             self._taken_back = (
-                f"{self.order.draft_name} goes without what it learnt before: on {found.new.n_answers} newer answers it "
-                f"brought {found.ratio:.2f} times the tokens a pass (95 % interval {found.interval[0]:.2f} to "
-                f"{found.interval[1]:.2f})"
+                f"on {found.new.n_answers} answers that came after it was learnt it brought {_figures(found)} of the "
+                "plain drafter"
             )
             self._adopted.take_back(self.order.target_key, self._base, self._taken_back, adapter_sha256=self._start)
             self._tell(taken_back=self._taken_back)
@@ -306,20 +304,18 @@ def seen_by(adapter: DraftAdapter | None) -> set[str]:
     return {str(name) for name in names} if isinstance(names, list) else set()
 
 
-def work_bytes(network: Network, settings: TrainingSettings, longest: int) -> int:
-    """Memory of a training beyond the weights: what passes keep for their way back, slopes, and the moments.
+def work_bytes(network: Network, settings: TrainingSettings, n_vocab: int, longest: int) -> int:
+    """Memory of a training beyond the weights: what passes keep for their way back, slopes, moments, the program.
 
     Args:
         longest: tokens of the longest sample, which are never cut.
     """
-    n_rows = max(settings.rows_at_once, longest)
-    widths = (
-        sum(matrix.shape[0] for matrix in network.matrices.values()) + 2 * network.shape.n_embd * network.shape.n_layers
-    )
-    largest = max((int(np.prod(matrix.shape)) for matrix in network.matrices.values()), default=0)
+    shapes = [matrix.shape for matrix in network.matrices.values()]
+    width = sum(n_out for n_out, _ in shapes) + 2 * network.shape.n_embd * network.shape.n_layers
     n_scales = sum(theta.size for theta in network.changes().values())
-    logits = 2 * 256 * network.n_vocab
-    return 4 * (settings.n_threads * (n_rows * widths + 2 * largest + logits + n_scales) + 4 * n_scales)
+    largest = max((n_out * n_in for n_out, n_in in shapes), default=0)
+    thread = max(settings.rows_at_once, longest) * width + 2 * largest + 2 * HEAD_ROWS * n_vocab + n_scales
+    return 4 * (settings.n_threads * thread + 4 * n_scales) + RUNTIME_BASE_BYTES
 
 
 def _run(request: dict[str, Any], send: Send) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from edgellm.runtime.distillation.lesson import Lesson
 from edgellm.runtime.distillation.packed_lessons import MAX_BYTES, MAX_TOKENS, newest, pack, records_of, unpack
 from edgellm.runtime.learning.files import SealedFile
+from edgellm.runtime.learning.persistence import sealed, target_key
+from edgellm.runtime.text.vocabulary import Vocabulary
 
 MAX_ANSWER_TOKENS = 4096  # of one lesson; the rest of a longer answer is left out
 MAX_PROMPT_CHARACTERS = 16_384  # of one lesson; the oldest turns are left out before
@@ -75,6 +79,11 @@ class SavedLessons:
     def _set_aside(self, error: ValueError) -> None:
         assert self._file is not None
         self._file.set_aside(f"holds {error}")
+
+
+def lessons_of(folder: Path, target: Path, vocabulary: Vocabulary, warn: Callable[[str], None]) -> SavedLessons:
+    """Those that a target's chats keep in the folder of what is learnt."""
+    return SavedLessons(sealed(folder, "lessons", target_key(target, vocabulary), warn), vocabulary.n_tokens)
 
 
 def _shortened(lesson: Lesson) -> Lesson | None:

@@ -24,12 +24,11 @@ from edgellm.runtime.distillation.curriculum import id_of, is_judging
 from edgellm.runtime.distillation.job import seen_by
 from edgellm.runtime.distillation.judging import MIN_ANSWERS
 from edgellm.runtime.distillation.lesson import Lesson
-from edgellm.runtime.distillation.lessons import SavedLessons
+from edgellm.runtime.distillation.lessons import SavedLessons, lessons_of
 from edgellm.runtime.distillation.own_questions import OwnQuestions
 from edgellm.runtime.distillation.questions import Given, read_prompts
 from edgellm.runtime.distillation.talking import Talker
 from edgellm.runtime.distillation.watching import RunningClock
-from edgellm.runtime.learning.persistence import lessons_of
 from edgellm.runtime.text.template import usable
 
 PROGRAM = "edgellm.runtime.distillation.talk_job"

@@ -55,9 +55,8 @@ class PairState:
         self._model, self._backend, self._draft, self._options = model, backend, draft, options
         self._folder, self._warn = options.learned, warn
         self._keeps = options.learn == "kept" and self._folder is not None
-        # An adapted model says other things, and takes other drafts.
-        adapters = f" {fingerprint(options.loras)}" if options.loras else ""
-        self._target_key = f"{model.path.name} {model.vocabulary.fingerprint()}{adapters}" if self._keeps else ""
+        key = persistence.target_key
+        self._target_key = key(model.path, model.vocabulary, options.loras) if self._keeps else ""
         self._store: SavedStore | None = None
         self._lessons: SavedLessons | None = None
         self._ngrams: SavedNgrams | None = None

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.memory import files
+from edgellm.memory.adapter import Lora, fingerprint
 from edgellm.memory.drafting_budgets import NGRAM_BYTES, STORE_TOKENS
 from edgellm.memory.errors import EdgellmError
 from edgellm.memory.sealed import MAX_BYTES, MAX_HEADER_BYTES, Damaged, unseal
@@ -23,6 +24,7 @@ from edgellm.runtime.distillation.packed_lessons import newest, records_of, unpa
 from edgellm.runtime.learning.files import SealedFile
 from edgellm.runtime.learning.ngram_index import GAP, NgramIndex
 from edgellm.runtime.learning.ngrams import NgramCache, entries_of
+from edgellm.runtime.text.vocabulary import Vocabulary
 
 VERSION = 1
 KINDS = ("store", "lessons", "ngrams", "knowledge", "costs")
@@ -41,6 +43,12 @@ def sealed(folder: Path, kind: str, key: str, warn: Warn) -> SealedFile:
 
     digest = hashlib.sha256(os.fsencode(key)).hexdigest()[:16]
     return SealedFile(folder / f"{kind}-{digest}.bin", kind, VERSION, key, warn)
+
+
+def target_key(path: Path, vocabulary: Vocabulary, loras: Sequence[Lora] = ()) -> str:
+    """What a target says is kept under: an adapted model says other things."""
+    adapters = f" {fingerprint(loras)}" if loras else ""
+    return f"{path.name} {vocabulary.fingerprint()}{adapters}"
 
 
 class SavedStore:

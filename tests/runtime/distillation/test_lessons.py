@@ -20,13 +20,14 @@ from hypothesis import strategies as st
 from tiny_gguf import write_tiny
 
 from edgellm.memory import files
+from edgellm.memory.sealed import seal
 from edgellm.runtime import ChatSession, Engine, EngineOptions, Sampling, load
 from edgellm.runtime.distillation import lessons as saved_lessons
 from edgellm.runtime.distillation.lesson import Lesson
 from edgellm.runtime.distillation.lessons import SavedLessons
 from edgellm.runtime.distillation.packed_lessons import MAX_LIKELY, MAX_RECORD_BYTES, pack, records_of, unpack
 from edgellm.runtime.learning import persistence
-from edgellm.runtime.learning.files import SealedFile, seal
+from edgellm.runtime.learning.files import SealedFile
 from edgellm.runtime.learning.persistence import BadArchive
 from edgellm.runtime.text.markers import marker_ids
 from edgellm.runtime.text.reasoning import Thinking
