@@ -7,7 +7,7 @@ use changes before the last moment, so it may be killed whenever.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -25,60 +25,16 @@ from edgellm.runtime.distillation.curriculum import Curriculum, Named, arrange, 
 from edgellm.runtime.distillation.judging import MIN_ANSWERS, Comparison, Hits, compare, hits_of
 from edgellm.runtime.distillation.lesson import Sample
 from edgellm.runtime.distillation.network import Network
+from edgellm.runtime.distillation.orders import Result, TrainingOrder
 from edgellm.runtime.distillation.pair import open_pair
 from edgellm.runtime.distillation.training import TrainingSettings, train
 from edgellm.runtime.distillation.unfinished import Unfinished
 from edgellm.runtime.distillation.watching import RunningClock, Trainable, Watch, zeroed
 
-PROGRAM = "edgellm.runtime.distillation.job"
-# The trainer has threads of its own, and each of its products is small: set before numpy is imported.
-ENVIRONMENT = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL", "VECLIB", "BLIS")}
 MIN_TOKENS = 1_000  # of lessons that are new; learning fewer is not worth reading the model for
 LEARNING_COST = 4.0  # what learning a token takes, by what reading it takes
 MIN_TIME_SHARE = 0.5  # of the time, so much is for learning although judging is slow
 HEAD_ROWS = 256  # answer tokens whose logits a thread holds
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What a training is asked to do. Plain values, since it travels as JSON."""
-
-    target: str  # files
-    draft: str
-    target_name: str
-    draft_name: str
-    target_key: str  # see `adopted.target_key`
-    learned: str  # folders: of lessons
-    adopted: str  # of adapters
-    seconds: float  # to take at most, while it is let run
-    n_threads: int
-    adapter: str | None = None  # the file of the one that the drafter goes with now
-    mem_bytes: int | None = None  # to take at most; None: what the machine has free
-    output: str | None = None  # where the adapter is written as well, adopted or not
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What became of it."""
-
-    adopted: bool
-    why: str  # a sentence
-    reason: str = ""  # what ended the training, see `watching.Reason`; "" where there was none
-    comparison: Mapping[str, Any] | None = None  # with what the drafter was before, on answers never learnt from
-    n_lessons: int = 0  # that there are
-    n_taught: int = 0  # of them learnt from
-    n_tokens: int = 0  # their answers', in the drafter's tokens
-    n_judged: int = 0  # answers that judged
-    seconds: float = 0.0
-    path: str | None = None  # the drafter that is used from now on
-    output: str | None = None
-    taken_back: str | None = None  # why what was learnt before is not used any more
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def judge_in_use(
@@ -94,10 +50,10 @@ def judge_in_use(
     return compare(plain, hits_of(network, newer, n_threads))
 
 
-class Training:
-    """One order, step by step."""
+class Course:
+    """One training, step by step."""
 
-    def __init__(self, order: Order, send: Send, clock: RunningClock) -> None:
+    def __init__(self, order: TrainingOrder, send: Send, clock: RunningClock) -> None:
         self.order, self._send, self._clock = order, send, clock
         self._warnings: list[str] = []
         self._base = files.sha256_of(Path(order.draft))
@@ -140,8 +96,8 @@ class Training:
             return ""
         return (
             f"too few lessons: {len(curriculum.new)} new ones ({n_new:,} tokens) to learn and {n_judging} to judge by, "
-            f"where {MIN_TOKENS:,} tokens and {MIN_ANSWERS} answers are needed; the same command goes on, and chats and "
-            "--prompts FILE bring more"
+            f"where {MIN_TOKENS:,} tokens and {MIN_ANSWERS} answers are needed; the same command goes on, and chats "
+            "and --prompts FILE bring more"
         )
 
     def _open(self, curriculum: Curriculum) -> Network:
@@ -321,7 +277,7 @@ def work_bytes(network: Network, settings: TrainingSettings, n_vocab: int, longe
 def _run(request: dict[str, Any], send: Send) -> None:
     in_background()
     try:
-        send({"result": Training(Order(**request), send, RunningClock()).run().to_json()})
+        send({"result": Course(TrainingOrder(**request), send, RunningClock()).run().to_json()})
     except DoesNotFit as error:
         send({"does_not_fit": str(error)})
     except OSError as error:

@@ -6,7 +6,6 @@ Answers are kept as they come, so what ends it loses those of the last seconds a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,36 +24,18 @@ from edgellm.runtime.distillation.job import seen_by
 from edgellm.runtime.distillation.judging import MIN_ANSWERS
 from edgellm.runtime.distillation.lesson import Lesson
 from edgellm.runtime.distillation.lessons import SavedLessons, lessons_of
+from edgellm.runtime.distillation.orders import TalkOrder
 from edgellm.runtime.distillation.own_questions import OwnQuestions
 from edgellm.runtime.distillation.questions import Given, read_prompts
 from edgellm.runtime.distillation.talking import Talker
 from edgellm.runtime.distillation.watching import RunningClock
 from edgellm.runtime.text.template import usable
 
-PROGRAM = "edgellm.runtime.distillation.talk_job"
 N_SEQUENCES = (16, 8, 4, 2, 1)  # at once, or fewer where memory is short
 N_CTX = 1024  # tokens of each: a question, which may hold a text, and its answer
 ANSWER_TOKENS = 384  # at most; what a drafter learns from of one lesson is little longer
 SAVE_S = 3.0  # between writes of the lessons' file
 LAST_ANSWERS_SHARE = 0.85  # of the time, after which nothing new is asked: answers that run are finished
-
-
-@dataclass(frozen=True, slots=True)
-class TalkOrder:
-    """What a target is asked to do. Plain values, since it travels as JSON."""
-
-    target: str  # its file
-    target_name: str
-    learned: str  # the folder of lessons
-    n_tokens: int  # of answers that are new to the drafter: so many are wanted in all
-    seconds: float  # to take at most
-    n_threads: int
-    adapter: str | None = None  # of the drafter: the lessons that it learnt from are not new
-    prompts: str | None = None  # a file of questions; None: the target's own
-    mem_bytes: int | None = None  # to take at most; None: what the machine has free
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Lessons:
