@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgellm.app.adapters import adapters_json
+from edgellm.app.drafter_adapters import ChosenDraft, DrafterAdapter, adapter_json, choose
 from edgellm.app.listener import SILENCE, Listener
 from edgellm.app.loading import refuse_settings_of_a_plan, with_loras
 from edgellm.app.machine import machine
@@ -59,7 +61,7 @@ class Configuration:
     """One way to draft."""
 
     name: str
-    draft: Path | None
+    draft: ChosenDraft | None
     copies: bool  # what was said before is drafted first
 
 
@@ -75,6 +77,7 @@ class Benchmark:
     max_tokens: int  # of an answer
     plan: Path | None = None
     loras: Sequence[str] = ()
+    draft_adapter: str | None = None  # as `drafter_adapters.choose` takes it
     repeat: int = 1
     ablate: bool = False
     offline: bool = False
@@ -164,15 +167,20 @@ def measure(
     options = with_loras(asked.options, asked.loras, planned)
     first = drafts[0].removesuffix("+copy") if drafts and drafts[0].casefold() not in ("copy", "none") else None
     target, default = resolve_pair(model, first, offline=asked.offline, listener=listener)
-    configurations = _configurations(drafts, default, offline=asked.offline, listener=listener)
-    sizes = [one.draft for one in configurations if one.draft is not None]
+    adapter = asked.draft_adapter or (planned.draft_adapter if planned is not None else None)
+    chosen = partial(choose, target, asked=adapter, loras=options.loras, listener=listener)
+    configurations = _configurations(drafts, default, chosen, offline=asked.offline, listener=listener)
+    ablated = chosen(default) if asked.ablate and default is not None else None
+    drafters = [ablated] if asked.ablate else [one.draft for one in configurations]
+    adapters = {draft.fingerprint: draft.adapter for draft in drafters if draft is not None}
+    sizes = [one.draft.path for one in configurations if one.draft is not None]
     largest = max(sizes, key=lambda path: path.stat().st_size, default=None)
     plan, note = plan_here(target.path, largest, options, planned)
     listener.detail(note)
     plain = load_target(target.path, options, plan)
     engines: dict[str, Engine] = {}
     try:
-        engines = _engines(plain, configurations, default if asked.ablate else None, ablate=asked.ablate)
+        engines = _engines(plain, configurations, ablated, ablate=asked.ablate)
         for engine in engines.values():
             for note in engine.notes:
                 listener.detail(note)
@@ -185,7 +193,7 @@ def measure(
                 repeat=asked.repeat,
                 on_run=on_run,
             )
-        configs = [_described(name, engines[name], target, asked) for name in report.configs]
+        configs = [_described(name, engines[name], target, adapters, asked) for name in report.configs]
         return Measured(target.name, report, configs, machine(plain.backend))
     finally:
         for engine in engines.values():
@@ -193,14 +201,12 @@ def measure(
         plain.close()
 
 
-def ablation(plain: Engine, draft: Path | None) -> dict[str, Engine]:
+def ablation(plain: Engine, draft: ChosenDraft | None) -> dict[str, Engine]:
     """An engine for each row of `ABLATION`, sharing the target. Rows that need a draft model are left out without one.
 
     Raises:
         LoadError: the drafter cannot be loaded.
     """
-    from edgellm.runtime.bringup.load import with_drafter
-
     engines: dict[str, Engine] = {}
     for name, row in ABLATION.items():
         wants_model = row.get("model", True)
@@ -210,29 +216,39 @@ def ablation(plain: Engine, draft: Path | None) -> dict[str, Engine]:
         if row["fixed"]:
             changes["n_draft"] = N_ABLATE
         options = replace(plain.options, **changes)
-        engines[name] = with_drafter(plain, draft if wants_model else None, copy=row["copy"], options=options)
+        engines[name] = _drafted(plain, draft if wants_model else None, options, copies=row["copy"])
     return engines
+
+
+def _drafted(plain: Engine, draft: ChosenDraft | None, options: EngineOptions, *, copies: bool) -> Engine:
+    from edgellm.runtime.bringup.load import with_drafter
+
+    options = replace(options, draft_adapter=draft.fingerprint if draft is not None else None)
+    return with_drafter(plain, draft.path if draft is not None else None, copy=copies, options=options)
 
 
 def _engines(
-    plain: Engine, configurations: Sequence[Configuration], default: ModelFile | None, *, ablate: bool
+    plain: Engine, configurations: Sequence[Configuration], ablated: ChosenDraft | None, *, ablate: bool
 ) -> dict[str, Engine]:
-    from edgellm.runtime.bringup.load import with_drafter
     from edgellm.runtime.comparison import PLAIN
 
     if ablate:
-        return {PLAIN: plain, **ablation(plain, default.path if default else None)}
-    engines = {PLAIN: plain}
-    for one in configurations:
-        engines[one.name] = with_drafter(plain, one.draft, copy=one.copies)
-    return engines
+        return {PLAIN: plain, **ablation(plain, ablated)}
+    drafted = {one.name: _drafted(plain, one.draft, plain.options, copies=one.copies) for one in configurations}
+    return {PLAIN: plain, **drafted}
 
 
 def _configurations(
-    drafts: Sequence[str], default: ModelFile | None, *, offline: bool, listener: Listener
+    drafts: Sequence[str],
+    default: ModelFile | None,
+    chosen: Callable[[ModelFile], ChosenDraft],
+    *,
+    offline: bool,
+    listener: Listener,
 ) -> list[Configuration]:
     if not drafts:
-        return [Configuration(f"{default.name}+copy" if default else "copy", default.path if default else None, True)]
+        name = f"{default.name}+copy" if default else "copy"
+        return [Configuration(name, chosen(default) if default else None, copies=True)]
     found: list[Configuration] = []
     # Without a draft model there is copying to measure: `none` is what is set for a chat.
     for text in [text for text in drafts if text.casefold() != "none"] or ["copy"]:
@@ -243,15 +259,22 @@ def _configurations(
         else:
             file = resolve(reference, offline=offline, listener=listener)
             copies = reference != text
-            found.append(Configuration(file.name + ("+copy" if copies else ""), file.path, copies))
+            found.append(Configuration(file.name + ("+copy" if copies else ""), chosen(file), copies))
     return found
 
 
-def _described(name: str, engine: Engine, target: ModelFile, asked: Benchmark) -> dict[str, Any]:
+def _described(
+    name: str,
+    engine: Engine,
+    target: ModelFile,
+    adapters: Mapping[str | None, DrafterAdapter | None],
+    asked: Benchmark,
+) -> dict[str, Any]:
     return {
         "name": name,
         "target": target.name,
         "draft": engine.draft_model.path.name if engine.draft_model is not None else None,
+        "draft_adapter": adapter_json(adapters.get(engine.options.draft_adapter)),
         "draft_tokens": engine.n_draft,
         "loras": adapters_json(engine.options.loras),
         "exact": engine.options.exact,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 DEFAULT_TARGET = "qwen2.5-coder-1.5b-instruct"
 DEFAULT_DRAFTER = "smollm2-135m-instruct"  # another vocabulary than any target's but its own family's
 NO_DRAFTER = "none"
+NO_ADAPTER = "none"
 
 MIN_SIZE_RATIO = 2.0
 """A drafter is recommended only where its target is this many times its size, in bytes of the files, or of what a plan
@@ -34,6 +35,13 @@ def learned_folder() -> Path:
     from edgellm.memory.folders import home
 
     return home() / "learned"
+
+
+def adapted_folder() -> Path:
+    """Where drafters that learnt from their targets are kept."""
+    from edgellm.memory.folders import home
+
+    return home() / "adapted"
 
 
 def drafting_options(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgellm.app.defaults import GOOD_SIZE_RATIO, MIN_TOKENS_PER_ROUND
+from edgellm.app.drafter_adapters import DrafterAdapter, adapter_json, choose, pick
 from edgellm.app.listener import SILENCE, Listener
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class PairReport:
     to_draft: Overlap  # the target's vocabulary in the drafter's tokens
     to_target: Overlap  # and the other way round
     measured: Acceptance | None
+    adapter: DrafterAdapter | None = None  # that the drafter would run with, and was measured with
 
     @property
     def bytes_ratio(self) -> float:
@@ -118,16 +120,28 @@ class PairReport:
             "draft_to_target": {"n_split": back.n_split, "mean_split": back.mean_split},
             "bytes_ratio": self.bytes_ratio,
             "params_ratio": self.params_ratio,
+            "draft_adapter": adapter_json(self.adapter),
             "measured": asdict(self.measured) if self.measured else None,
             "verdict": self.verdict.sentence,
         }
 
 
-def evaluate(target: ModelFile, draft: ModelFile, *, measure: bool, listener: Listener = SILENCE) -> PairReport:
+def evaluate(
+    target: ModelFile,
+    draft: ModelFile,
+    *,
+    measure: bool,
+    draft_adapter: str | None = None,
+    listener: Listener = SILENCE,
+) -> PairReport:
     """Compare two models; if `measure`, let the pair answer four short questions too.
+
+    Args:
+        draft_adapter: as `drafter_adapters.choose` takes it.
 
     Raises:
         LoadError: one of them cannot be loaded, or holds a vocabulary only.
+        DraftAdapterError: the adapter cannot be used.
     """
     from edgellm.runtime.backends.base import LoadError
     from edgellm.runtime.backends.llama_cpp import ModelOptions
@@ -147,11 +161,13 @@ def evaluate(target: ModelFile, draft: ModelFile, *, measure: bool, listener: Li
     finally:
         for model in models:
             model.close()
-    measured = None
+    measured, adapter = None, pick(target, draft, draft_adapter, listener=listener)
     if measure:
+        chosen = choose(target, draft, draft_adapter, listener=listener)
+        adapter = chosen.adapter
         with listener.working("measuring …"):
-            measured = acceptance(target.path, draft.path)
-    return PairReport(facts[0], facts[1], matched, there, back, measured)
+            measured = acceptance(target.path, chosen.path)
+    return PairReport(facts[0], facts[1], matched, there, back, measured, adapter)
 
 
 def acceptance(target: Path, draft: Path) -> Acceptance:

@@ -47,6 +47,7 @@ def describe(reference: str) -> dict[str, Any]:
         BadReference, UnknownModel: the reference stands for nothing.
         NotHere: it is not on this machine, and not of the catalogue.
     """
+    from edgellm.app.drafter_adapters import adapters_for, adapters_of, adapters_taken_back
     from edgellm.export.obtain import naming, store
     from edgellm.export.obtain.catalogue import find
     from edgellm.memory.gguf import read_header
@@ -56,10 +57,17 @@ def describe(reference: str) -> dict[str, Any]:
         header = read_header(model.path)
         facts = {**installed_json(model), **_header_facts(header)}
         facts["licence"] = model.licence or header.metadata.get("general.license")
-        return facts
+        return facts | {
+            "draft_adapters": [one.to_json() for one in adapters_for(model)],
+            "adapters_taken_back": adapters_taken_back(model),
+        }
     if name is None:
         raise _not_here(reference)
-    return entry_json(find(name))
+    entry = find(name)
+    return entry_json(entry) | {
+        "draft_adapters": [one.to_json() for one in adapters_of(entry)],
+        "adapters_taken_back": [],
+    }
 
 
 def installed_json(model: ModelFile) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgellm.app.adapters import loras as read_loras
-from edgellm.app.defaults import BadSetting, drafting_options
+from edgellm.app.defaults import NO_ADAPTER, BadSetting, drafting_options
+from edgellm.app.drafter_adapters import ChosenDraft, DrafterAdapter, choose
 from edgellm.app.listener import LOG, SILENCE, Listener
 from edgellm.app.plans import models_of, read_plan
 from edgellm.app.references import resolve_pair
@@ -29,6 +30,18 @@ class Pair:
     draft: ModelFile | None
     options: EngineOptions
     plan: MemoryPlan | None = None
+    chosen: ChosenDraft | None = None  # the drafter's file, with its adapter
+
+    @property
+    def adapter(self) -> DrafterAdapter | None:
+        """What the drafter learnt of the target."""
+        return self.chosen.adapter if self.chosen is not None else None
+
+    @property
+    def _draft_path(self) -> Path | None:
+        if self.chosen is not None:
+            return self.chosen.path
+        return self.draft.path if self.draft is not None else None
 
     def open(self, listener: Listener = SILENCE) -> Engine:
         """Load both; what was chosen is told as details, what was lost as warnings. Raises as `bringup.load`."""
@@ -40,7 +53,7 @@ class Pair:
                 "--exact compares passes of every width first, which can take a minute on the engine's own kernels"
             )
         with listener.working(f"loading {self.target.name} …"):
-            engine = load_files(self.target.path, self.draft.path if self.draft else None, self.options, plan=self.plan)
+            engine = load_files(self.target.path, self._draft_path, self.options, plan=self.plan)
         try:
             for note in engine.notes:
                 listener.detail(note)
@@ -59,6 +72,7 @@ def load(
     *,
     plan: MemoryPlan | Path | str | None = None,
     loras: Sequence[Lora | str] = (),
+    draft_adapter: Path | str | None = None,
     offline: bool = False,
     listener: Listener = LOG,
 ) -> Engine:
@@ -73,6 +87,8 @@ def load(
         options: None for what `edgellm chat` takes: lengths that pay, and what was learnt before, which is kept.
         plan: as `edgellm plan --save` writes it, or its file.
         loras: adapters of the target, or FILE[:SCALE] texts.
+        draft_adapter: what the drafter learnt of the target: a file that `edgellm adapt` wrote, or "none"; None for
+            what was learnt here, or else what the catalogue has for the two.
         offline: ask no server.
         listener: who is told of downloads, choices and warnings; the logger "edgellm" if not given.
 
@@ -81,9 +97,18 @@ def load(
         NotHere, PullError: it could not be fetched.
         DoesNotFit: there is not enough memory, found before anything is loaded; the message names what would fit.
         LoadError: a file that cannot be loaded, with the reason.
-        AdapterError, PlanError: an adapter or a plan that cannot be used.
+        AdapterError, DraftAdapterError, PlanError: an adapter or a plan that cannot be used.
     """
-    pair = prepare(model, draft, options, plan=plan, loras=loras, offline=offline, listener=listener)
+    pair = prepare(
+        model,
+        draft,
+        options,
+        plan=plan,
+        loras=loras,
+        draft_adapter=draft_adapter,
+        offline=offline,
+        listener=listener,
+    )
     return pair.open(listener)
 
 
@@ -94,6 +119,7 @@ def prepare(
     *,
     plan: MemoryPlan | Path | str | None = None,
     loras: Sequence[Lora | str] = (),
+    draft_adapter: Path | str | None = None,
     offline: bool = False,
     listener: Listener = SILENCE,
 ) -> Pair:
@@ -109,7 +135,13 @@ def prepare(
         model, draft = models_of(planned, model, draft)
     options = with_loras(options, loras, planned)
     target, drafter = resolve_pair(model, draft, offline=offline, listener=listener)
-    return Pair(target, drafter, options, planned)
+    asked = _reference(draft_adapter) or (planned.draft_adapter if planned is not None else None)
+    if drafter is None:
+        if asked is not None and asked.casefold() != NO_ADAPTER:
+            listener.warning("nothing drafts, so the adapter of a drafter has no effect")
+        return Pair(target, None, options, planned)
+    chosen = choose(target, drafter, asked, loras=options.loras, listener=listener)
+    return Pair(target, drafter, replace(options, draft_adapter=chosen.fingerprint), planned, chosen)
 
 
 def with_loras(options: EngineOptions, loras: Sequence[Lora | str], plan: MemoryPlan | None) -> EngineOptions:

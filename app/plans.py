@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
 from edgellm.app import calibration
-from edgellm.app.defaults import BadSetting, asked_bytes, cache_type
+from edgellm.app.defaults import NO_ADAPTER, BadSetting, asked_bytes, cache_type
+from edgellm.app.drafter_adapters import DrafterAdapter, file_with, planned
 from edgellm.app.listener import SILENCE, Listener
 from edgellm.app.shapes import Known, drafter_for, look_up, of_name, smaller_than, with_adapters, with_references
 
@@ -36,6 +37,7 @@ class PlannedPair:
     target: Known
     solution: Solution
     measured: Measurement | None
+    adapter: DrafterAdapter | None = None  # that the drafter would run with
 
 
 def plan(
@@ -81,6 +83,7 @@ def plan_pair(
     ask: PlanRequest,
     *,
     adapters: Sequence[Lora] = (),
+    draft_adapter: str | None = None,
     probe: bool = False,
     calibrate: bool = False,
     offline: bool = False,
@@ -90,12 +93,13 @@ def plan_pair(
 
     Args:
         draft: "none" for no drafter; None for the one that the catalogue recommends, where one is small enough.
+        draft_adapter: as `drafter_adapters.choose` takes it.
         probe: ask llama.cpp for exact sizes where the files are here.
         calibrate: run a plan that fits in a process of its own, and keep what it took.
 
     Raises:
         BadReference, UnknownModel, UnknownShape, GgufError: as `look_up`.
-        AdapterError: an adapter is damaged, or not for this model.
+        AdapterError, DraftAdapterError: an adapter is damaged, or not for this model.
         LoadError: the run of `calibrate` failed.
     """
     from edgellm.memory.solve import solve
@@ -108,15 +112,24 @@ def plan_pair(
     solution = solve(target.shape, shape, place, ask, sizer=sizer, smaller=smaller)
     solution = replace(
         solution,
-        plan=replace(with_references(solution.plan, target, drafter), loras=tuple(a.reference for a in adapters)),
+        plan=replace(
+            with_references(solution.plan, target, drafter),
+            loras=tuple(a.reference for a in adapters),
+            draft_adapter=_reference(draft_adapter),
+        ),
         nearest=with_references(solution.nearest, target, drafter) if solution.nearest else None,
     )
+    adapter = None
+    if drafter is not None and solution.plan.drafter is not None:
+        adapter = planned(target, drafter, draft_adapter, loras=adapters, listener=listener)
     if calibrate and solution.plan.fits:
-        calibration.run(solution.plan, target.path, drafter.path if drafter else None, listener)
+        base = drafter.path if drafter is not None else None
+        path = file_with(adapter, base, listener) if adapter is not None and base is not None else base
+        calibration.run(solution.plan, target.path, path, listener)
     measured = calibration.find(solution.plan) if place.kind == "machine" else None
     if measured:
         solution = replace(solution, plan=calibration.with_speed(solution.plan, measured))
-    return PlannedPair(target, solution, measured)
+    return PlannedPair(target, solution, measured, adapter)
 
 
 def best_pairs(place: Device, ask: PlanRequest) -> list[Solution]:
@@ -237,6 +250,13 @@ def _made(reference: str, obtain: str | None) -> str:
     if obtain is not None and not Path(reference).is_file():
         raise PlanError(obtain)
     return reference
+
+
+def _reference(draft_adapter: str | None) -> str | None:
+    """What names it again, from another folder too."""
+    if draft_adapter is None or draft_adapter.casefold() == NO_ADAPTER:
+        return draft_adapter
+    return str(Path(draft_adapter).expanduser().resolve())
 
 
 def _rearranges() -> bool:

@@ -61,7 +61,7 @@ def recommended(target: ModelFile) -> ModelEntry | None:
     from edgellm.export.obtain import store
     from edgellm.export.obtain.catalogue import find
 
-    entry = _entry_of(target)
+    entry = entry_of(target)
     drafters = [find(name) for name in (entry.drafters if entry else (DEFAULT_DRAFTER,))]
     small = [
         drafter
@@ -81,7 +81,7 @@ def _announce_default_pair(listener: Listener) -> None:
         listener.note(f"No model is named, so the default pair is fetched once: {named}.")
 
 
-def _entry_of(model: ModelFile) -> ModelEntry | None:
+def entry_of(model: ModelFile) -> ModelEntry | None:
     """The catalogue's entry, by name or, for a file from elsewhere, by the name of the file."""
     from edgellm.export.obtain.catalogue import HfSource, load_catalogue
 

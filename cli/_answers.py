@@ -8,14 +8,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from edgellm.app.adapters import adapters_json
+from edgellm.app.drafter_adapters import adapter_json
 from edgellm.cli._output import out, wants_colour
 from edgellm.cli._terminal import WordWrap, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from edgellm.export.obtain.store import ModelFile
-    from edgellm.memory.adapter import Lora
+    from edgellm.app.loading import Pair
     from edgellm.runtime.request import Answer
 
 
@@ -112,9 +110,13 @@ class Plain:
 class Json(Plain):
     """One object at the end."""
 
-    def __init__(self, target: ModelFile, drafter: ModelFile | None, loras: Sequence[Lora] = ()) -> None:
-        self._models: dict[str, Any] = {"target": target.reference, "draft": drafter.reference if drafter else None}
-        self._models["loras"] = adapters_json(loras)
+    def __init__(self, pair: Pair) -> None:
+        self._models: dict[str, Any] = {
+            "target": pair.target.reference,
+            "draft": pair.draft.reference if pair.draft else None,
+            "draft_adapter": adapter_json(pair.adapter),
+            "loras": adapters_json(pair.options.loras),
+        }
 
     def thought(self, piece: str) -> None:
         pass

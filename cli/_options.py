@@ -96,6 +96,16 @@ Draft = Annotated[
         panel=DRAFTING,
     ),
 ]
+DraftAdapter = Annotated[
+    str | None,
+    option(
+        "--draft-adapter",
+        help="What the drafter learnt of the target: a file, or `none`; what it learnt here, or else comes with "
+        "edgellm, if not given.",
+        metavar="FILE|none",
+        panel=DRAFTING,
+    ),
+]
 Lora = Annotated[
     list[str],
     option(

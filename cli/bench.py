@@ -40,6 +40,7 @@ Repeat = Annotated[int, opt.option("--repeat", min=1, help="Measure every prompt
 def bench(
     model: opt.Model = None,
     draft: Drafters = [],  # noqa: B006
+    draft_adapter: opt.DraftAdapter = None,
     lora: opt.Lora = [],  # noqa: B006
     prompts: Prompts = None,
     limit: Limit = None,
@@ -83,6 +84,7 @@ def bench(
         max_tokens=max_tokens or _MAX_TOKENS,
         plan=plan,
         loras=lora,
+        draft_adapter=draft_adapter,
         repeat=repeat,
         ablate=ablate,
         offline=offline,

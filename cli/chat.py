@@ -38,6 +38,7 @@ def chat(
     think: opt.Think = None,
     think_budget: opt.ThinkBudget = None,
     draft: opt.Draft = None,
+    draft_adapter: opt.DraftAdapter = None,
     draft_tokens: opt.DraftTokens = None,
     no_learn: opt.NoLearn = False,
     assume_cost: opt.AssumeCost = None,
@@ -81,7 +82,16 @@ def chat(
         n_gpu_layers=gpu_layers,
         budget_bytes=asked_bytes(budget),
     )
-    pair = prepare(model, draft, options, plan=plan, loras=lora, offline=offline, listener=TERMINAL)
+    pair = prepare(
+        model,
+        draft,
+        options,
+        plan=plan,
+        loras=lora,
+        draft_adapter=draft_adapter,
+        offline=offline,
+        listener=TERMINAL,
+    )
     _log_engine()
     asked = _Asked(question, system, max_tokens, stop, on_full == "shift", think, think_budget, sampling, resume)
     with silent_keys(), pair.open(TERMINAL) as engine:
@@ -115,7 +125,7 @@ def _form(json_: bool, jsonl: bool, pair: Pair) -> Plain:
     from edgellm.cli._answers import Json, JsonLines, Plain
 
     kind = Json if json_ else JsonLines if jsonl else None
-    return kind(pair.target, pair.draft, pair.options.loras) if kind is not None else Plain()
+    return kind(pair) if kind is not None else Plain()
 
 
 def _converse(engine: Engine, pair: Pair, asked: _Asked, *, form: Plain) -> None:

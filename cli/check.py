@@ -25,6 +25,7 @@ def check(
         str, typer.Argument(envvar="EDGELLM_DRAFT", show_envvar=False, help="Drafter, of any vocabulary.")
     ],
     measure: Annotated[bool, opt.option("--measure", help="Let the pair answer four short questions.")] = False,
+    draft_adapter: opt.DraftAdapter = None,
     offline: opt.Offline = False,
     json_: opt.Json = False,
 ) -> None:
@@ -34,7 +35,7 @@ def check(
     from edgellm.cli._listener import TERMINAL
 
     files = [resolve(reference, offline=offline, listener=TERMINAL) for reference in (target, draft)]
-    report = evaluate(*files, measure=measure, listener=TERMINAL)
+    report = evaluate(*files, measure=measure, draft_adapter=draft_adapter, listener=TERMINAL)
     if json_:
         out.json(report.to_json())
     else:
@@ -64,6 +65,8 @@ def _print(report: PairReport) -> None:
         ("drafter's rest", _split(back, "of the target's")),
         ("size ratio", f"{report.bytes_ratio:.1f} in bytes, {report.params_ratio:.1f} in parameters"),
     ]
+    if report.adapter is not None:
+        rows.append(("adapter", str(report.adapter)))
     if measured := report.measured:
         rows.append(
             (

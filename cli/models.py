@@ -57,6 +57,10 @@ def show(
     for key, label in _LABELS.items():
         if facts.get(key):
             out.text(f"{label:<16}{_plain(key, facts[key])}")
+    for adapter in facts["draft_adapters"]:
+        out.text(f"{'drafted by':<16}{adapter['note']}")
+    for sentence in facts["adapters_taken_back"]:
+        out.note(sentence)
 
 
 def rm(

@@ -94,6 +94,7 @@ Output = Annotated[
 def plan(
     model: Model = None,
     draft: opt.Draft = None,
+    draft_adapter: opt.DraftAdapter = None,
     lora: opt.Lora = [],  # noqa: B006
     mem: opt.Mem = None,
     budget: opt.Budget = None,
@@ -152,6 +153,7 @@ def plan(
         place,
         ask,
         adapters=loras(lora),
+        draft_adapter=draft_adapter,
         probe=probe,
         calibrate=calibrate,
         offline=offline,
@@ -161,6 +163,7 @@ def plan(
 
 
 def _show(planned: PlannedPair, place: Device, save: Path | None, *, explain: bool, json_: bool) -> None:
+    from edgellm.app.drafter_adapters import adapter_json
     from edgellm.cli import _plan_view
 
     target, solution, measured = planned.target, planned.solution, planned.measured
@@ -171,9 +174,11 @@ def _show(planned: PlannedPair, place: Device, save: Path | None, *, explain: bo
         out.json(solution.plan.to_json())
     elif json_:
         remarks = _plan_view.remarks(solution.plan, target.shape)
-        out.json(_plan_view.as_json(solution, place, measured, remarks))
+        out.json({**_plan_view.as_json(solution, place, measured, remarks), "adapter": adapter_json(planned.adapter)})
     else:
         _plan_view.show(solution.plan, place, target.shape, measured, explain=explain)
+        if planned.adapter is not None:
+            out.text(f"it drafts as {planned.adapter}")
     if save is not None and not to_stdout and solution.plan.fits:
         out.note(f"saved to {save}")
     _plan_view.end(solution)

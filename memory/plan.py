@@ -111,6 +111,7 @@ class MemoryPlan:
     target_obtain: str | None = None  # how to make it, where nobody offers it at this type
     drafter_obtain: str | None = None
     loras: tuple[str, ...] = ()  # adapters of the target, as `--lora` names them
+    draft_adapter: str | None = None  # of the drafter, as `--draft-adapter` names it; None: the one that is in use then
 
     @property
     def limit_bytes(self) -> int:
@@ -173,6 +174,7 @@ class MemoryPlan:
             "drafter_reference": self.drafter_reference,
             "target_obtain": self.target_obtain,
             "loras": list(self.loras),
+            "draft_adapter": self.draft_adapter,
             "drafter_obtain": self.drafter_obtain,
             "drafter": self.drafter,
             "quantisation": self.quantisation,

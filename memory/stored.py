@@ -65,6 +65,7 @@ def _plan(data: Mapping[str, Any]) -> MemoryPlan:
         drafter_reference=_optional(data.get("drafter_reference")),
         target_obtain=_optional(data.get("target_obtain")),
         drafter_obtain=_optional(data.get("drafter_obtain")),
+        draft_adapter=_optional(data.get("draft_adapter")),
         loras=tuple(_text(reference) for reference in data.get("loras", ())),
     )
 

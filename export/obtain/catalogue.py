@@ -7,17 +7,19 @@ import functools
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from edgellm.memory.errors import USAGE, EdgellmError
 
 SHIPPED = Path(__file__).resolve().parents[2] / "models.yaml"
+ADAPTERS = SHIPPED.parent / "runtime" / "distillation" / "adapters"  # of drafters; those of another file lie beside it
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILENAME = re.compile(r"[A-Za-z0-9][\w.+-]*\.gguf")
+_ADAPTER = re.compile(r"[A-Za-z0-9][\w.+-]*\.adapter")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PACKAGE = re.compile(r"([A-Za-z0-9][\w.-]*?)(?:\{(\d+)\.\.(\d+)\})?==([\w.!+-]+)")
 
@@ -96,6 +98,7 @@ class ModelEntry:
     files: tuple[FileEntry, ...]  # the default first; () where only the checkpoint is known
     drafters: tuple[str, ...]  # names of recommended drafters, the best first
     facts: ModelFacts | None
+    adapters: Mapping[str, Path] = field(default_factory=dict)  # what a drafter learnt of this target, by its name
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +175,10 @@ def _entry(model: Mapping[str, Any], path: Path) -> ModelEntry:
             files=tuple(_file(file) for file in model.get("files", ())),
             drafters=tuple(model.get("drafters", ())),
             facts=_facts(model["facts"]) if "facts" in model else None,
+            adapters={
+                _matching(_NAME, drafter): (ADAPTERS if path == SHIPPED else path.parent) / _matching(_ADAPTER, file)
+                for drafter, file in model.get("adapters", {}).items()
+            },
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         name = model.get("name") if isinstance(model, Mapping) else model

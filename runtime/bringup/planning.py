@@ -66,6 +66,7 @@ class EngineOptions:
     main_gpu: int = 0
     mmap: bool = False  # weights are read once; mapped, llama.cpp would keep what it repacks a second time
     loras: tuple[Lora, ...] = ()  # adapters of the target
+    draft_adapter: str | None = None  # sha256 of the adapter in the drafter's file: its drafts are judged apart
     budget_bytes: int | None = None  # this program's own; what the machine has free
 
 

@@ -131,6 +131,8 @@ class PairState:
 
     def _knowledge_file(self) -> SealedFile | None:
         draft = f"{self._draft.name} {self._draft.stat().st_size}" if self._draft is not None else "no model"
+        if self._draft is not None and self._options.draft_adapter is not None:  # it drafts otherwise, at the same cost
+            draft += f" {self._options.draft_adapter}"
         return self._file("knowledge", f"{self._target_key} {draft}")
 
     def save(self) -> None:
