@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import queue
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from edgellm.app.background import Background, BackgroundError
 from edgellm.app.defaults import BadSetting, adapted_folder, asked_bytes, learned_folder
 from edgellm.app.listener import SILENCE, Listener
 from edgellm.memory.errors import EdgellmError
 from edgellm.runtime.distillation.orders import ENVIRONMENT, TALKING, TRAINING, Result, TalkOrder, TrainingOrder
 
 if TYPE_CHECKING:
-    from filelock import BaseFileLock
-
     from edgellm.export.obtain.store import ModelFile
-    from edgellm.memory.children import Child
 
 MINUTES = 30.0  # in all, at most, where nobody says
 N_TOKENS = 30_000  # of answers that are new to the drafter: what most of the gain comes from
 TALKING_SHARE = 0.6  # of the time, at most, for answers: learning one takes less than writing it
-STOP_S = 90.0  # that a child may take to keep what it has done; a step is the most that it finishes first
 
 Phase = Literal["answering", "learning", "judging"]
 
 
 class AdaptError(EdgellmError, RuntimeError):
-    """A drafter that could not be adapted; the message says why."""
+    """Another process adapts the pair already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +80,10 @@ class Outcome:
         return self.result.why if self.result is not None else "it was stopped; the same command goes on"
 
     def to_json(self) -> dict[str, Any]:
-        found = self.result.to_json() if self.result is not None else {"adopted": False, "why": self.why}
-        compared = found.pop("comparison", None) or {"old": None, "new": None, "ratio": None, "interval": None}
+        found: dict[str, Any] = self.result.to_json() if self.result is not None else {"adopted": False, "why": self.why}
+        compared = found.pop("comparison", None)
+        if compared is None:
+            compared = dict.fromkeys(("old", "new", "ratio", "interval"))
         names = {"target": self.job.target.name, "drafter": self.job.draft.name}
         return {**names, **found, **compared, "n_answered": self.n_answered, "seconds": round(self.seconds, 1)}
 
@@ -156,18 +155,191 @@ def adapt(
     the same job goes on from there.
 
     Raises:
-        AdaptError: another process adapts the pair, or a child failed.
+        AdaptError: another process adapts the pair.
+        BackgroundError: a child failed.
         DoesNotFit: the target, or a training of the drafter, takes more memory than there is.
         OSError: the disk.
     """
     began_s = time.monotonic()
-    with _alone(job) as lock:
-        talking = _Work(TALKING, _talk_order(job).to_json(), listener, _Talking(watch, job))
-        talked = talking.follow(cancel)
-        n_answered = talked.n_lessons - talked.n_before
+    with alone(job):
+        talk = _Talk(job, listener, watch)
+        talk.follow(cancel)
         spent_s = time.monotonic() - began_s
-        if talked.stopped or (cancel is not None and cancel.is_set()):
-            return Outcome(job, None, n_answered, spent_s)
-        training = Training.start(replace(job, seconds=max(job.seconds - spent_s, 0.0)), listener, watch=watch, lock=lock)
-        result = training.follow(cancel)
-        return Outcome(job, result, n_answered, time.monotonic() - began_s)
+        if cancel is not None and cancel.is_set():
+            return Outcome(job, None, talk.n_answered, spent_s)
+        left = replace(job, seconds=max(job.seconds - spent_s, 0.0))
+        result = Training(left, listener, watch).finish(cancel)
+    return Outcome(job, result, talk.n_answered, time.monotonic() - began_s)
+
+
+class Training:
+    """A child that trains: in the background of a chat it stands still while an answer is computed.
+
+    Whoever starts it holds `alone(job)` as long as it runs, and polls it now and then.
+    """
+
+    def __init__(self, job: AdaptJob, listener: Listener = SILENCE, watch: Watcher = lambda progress: None) -> None:
+        """Starts it; it takes `job.seconds` while it is let run."""
+        self.progress = Progress("judging")
+        self._result: Result | None = None
+        self._listener, self._watch, self._draft_name = listener, watch, job.draft.name
+        self._began_s, self._n_steps_before = time.monotonic(), 0
+        order = _training_order(job).to_json()
+        self._child = Background(
+            TRAINING, order, self._hear, what="training", environment=ENVIRONMENT, listener=listener
+        )
+
+    def suspend(self) -> None:
+        self._child.suspend()
+
+    def resume(self) -> None:
+        self._child.resume()
+
+    def poll(self) -> Result | None:
+        """What became of it; None while it runs.
+
+        Raises:
+            BackgroundError: it failed, or was ended by somebody else.
+            DoesNotFit: it takes more memory than there is.
+            OSError: the disk.
+        """
+        return self._finished() if self._child.poll() else None
+
+    def finish(self, cancel: threading.Event | None = None) -> Result:
+        """Wait for it. Raises as `poll`."""
+        self._child.follow(cancel)
+        return self._finished()
+
+    def stop(self) -> Result | None:
+        """Keep what was done, and end it: the next training goes on there. Raises as `poll`."""
+        self._child.stop()
+        return self._result
+
+    def _finished(self) -> Result:
+        if self._result is None:
+            raise BackgroundError("training failed: it ended without a result")
+        return self._result
+
+    def _hear(self, event: Mapping[str, Any]) -> None:
+        if "result" in event:
+            self._result = Result(**event["result"])
+        elif "taken_back" in event:
+            self._listener.note(f"{self._draft_name} no longer uses what it learnt before: {event['taken_back']}")
+        elif "resumed" in event:
+            self._listener.note("going on with the training that was interrupted")
+        elif "phase" in event:
+            phase: Phase = "learning" if event["phase"] == "learning" else "judging"
+            self._tell(Progress(phase, n_lessons=event.get("n_lessons", 0)))
+            self._began_s, self._n_steps_before = time.monotonic(), -1
+        elif "step" in event:
+            self._tell(self._after(event["step"]))
+
+    def _after(self, step: Mapping[str, Any]) -> Progress:
+        n_done, n_all = step["n_done"], step["n_steps"]
+        if self._n_steps_before < 0:
+            self._n_steps_before = n_done - 1
+        each_s = (time.monotonic() - self._began_s) / (n_done - self._n_steps_before)
+        return replace(
+            self.progress,
+            phase="learning",
+            n_done=n_done,
+            n_all=n_all,
+            tokens_per_s=step["tokens_per_s"],
+            loss=step["loss"],
+            seconds_left=each_s * (n_all - n_done),
+        )
+
+    def _tell(self, progress: Progress) -> None:
+        self.progress = progress
+        self._watch(progress)
+
+
+class _Talk:
+    """The child in which the target answers."""
+
+    def __init__(self, job: AdaptJob, listener: Listener, watch: Watcher) -> None:
+        self._job, self._watch, self._began_s = job, watch, time.monotonic()
+        self._n_before, self._n_lessons = -1, 0
+        self._child = Background(TALKING, _talk_order(job).to_json(), self._hear, what="answering", listener=listener)
+
+    @property
+    def n_answered(self) -> int:
+        return max(self._n_lessons - max(self._n_before, 0), 0)
+
+    def follow(self, cancel: threading.Event | None) -> None:
+        self._child.follow(cancel)
+
+    def _hear(self, event: Mapping[str, Any]) -> None:
+        if "n_lessons" not in event:
+            return
+        self._n_lessons = event["n_lessons"]
+        if self._n_before < 0:
+            self._n_before = self._n_lessons
+        speed, left_s = event["tokens_per_s"], TALKING_SHARE * self._job.seconds - (time.monotonic() - self._began_s)
+        if speed and self._job.prompts is None:
+            left_s = min(left_s, max(event["n_wanted"] - event["n_tokens"], 0) / speed)
+        n_all = event["n_wanted"] if self._job.prompts is None else 0
+        self._watch(
+            Progress("answering", event["n_tokens"], n_all, self._n_lessons, speed or None, None, max(left_s, 0.0))
+        )
+
+
+@contextlib.contextmanager
+def alone(job: AdaptJob) -> Iterator[None]:
+    """Hold a pair's own lock, which the system frees when a process dies.
+
+    Raises:
+        AdaptError: another process adapts the pair.
+    """
+    import hashlib
+
+    from filelock import FileLock, Timeout
+
+    from edgellm.runtime.learning.files import private_folder
+
+    private_folder(adapted_folder())
+    pair = f"{job.target.path} {job.draft.path}"
+    lock = FileLock(adapted_folder() / f"adapting-{hashlib.sha256(pair.encode()).hexdigest()[:16]}.lock", mode=0o600)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise AdaptError(
+            f"another process adapts {job.draft.name} to {job.target.name} just now: wait until it is done, or end it"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _talk_order(job: AdaptJob) -> TalkOrder:
+    return TalkOrder(
+        target=str(job.target.path),
+        target_name=job.target.name,
+        learned=str(learned_folder()),
+        n_tokens=job.n_tokens,
+        seconds=TALKING_SHARE * job.seconds,
+        n_threads=job.n_threads,
+        adapter=str(job.adapter) if job.adapter is not None else None,
+        prompts=str(job.prompts) if job.prompts is not None else None,
+        mem_bytes=job.mem_bytes,
+    )
+
+
+def _training_order(job: AdaptJob) -> TrainingOrder:
+    from edgellm.runtime.distillation.adopted import target_key
+
+    return TrainingOrder(
+        target=str(job.target.path),
+        draft=str(job.draft.path),
+        target_name=job.target.name,
+        draft_name=job.draft.name,
+        target_key=target_key(job.target.path),
+        learned=str(learned_folder()),
+        adopted=str(adapted_folder()),
+        seconds=job.seconds,
+        n_threads=job.n_threads,
+        adapter=str(job.adapter) if job.adapter is not None else None,
+        mem_bytes=job.mem_bytes,
+        output=str(job.output) if job.output is not None else None,
+    )

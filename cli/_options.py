@@ -69,7 +69,8 @@ def _kv_type(word: str) -> str | None:
     return cache_type(word)
 
 
-def _size(text: str) -> str:
+def size(text: str) -> str:
+    """Memory as people write it, found to be some. Raises BadSize."""
     from edgellm.memory.units import parse_memory
 
     parse_memory(text)
@@ -150,7 +151,7 @@ Budget = Annotated[
         "--budget",
         metavar="SIZE",
         help="Most memory of this program; what the machine has free if not given.",
-        callback=checked(_size),
+        callback=checked(size),
         panel=ENGINE,
     ),
 ]
@@ -161,7 +162,7 @@ Mem = Annotated[
         metavar="SIZE",
         help="Plan for a device with this memory (6GB, 6GiB), half of it a program's; an export then makes the most "
         "exact type that fits.",
-        callback=checked(_size),
+        callback=checked(size),
         panel=ENGINE,
     ),
 ]

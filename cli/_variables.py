@@ -23,6 +23,7 @@ PREFIX = "EDGELLM"
 # command -> options that mean another thing there than what is set for a chat or for other files: their variables have
 # the command's name too, as EDGELLM_IMATRIX_CTX.
 OWN: dict[str, frozenset[str]] = {
+    "adapt": frozenset({"mem", "output", "prompts", "tokens"}),  # a bound of its own, where others plan for a device
     "bundle": frozenset({"output", "quant", "draft-quant"}),  # one type where `export` takes several
     "export": frozenset({"output", "draft"}),  # a drafter to make files of
     "imatrix": frozenset({"output", "ctx", "chunks", "max-tokens", "text"}),  # of the text that is read

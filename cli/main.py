@@ -11,6 +11,7 @@ import typer
 from edgellm.cli import (
     _errors,
     _streams,
+    adapt,
     bench,
     cache,
     chat,
@@ -58,6 +59,7 @@ def _global(
 
 app.command(cls=Command)(chat.chat)
 app.command(cls=Command)(check.check)
+app.command(cls=Command)(adapt.adapt)
 app.command(cls=Command)(bench.bench)
 app.command(cls=plan.PlanCommand)(plan.plan)
 app.command(cls=Command)(devices.devices)
