@@ -11,8 +11,8 @@ from typing import Any
 
 from llama_cpp import llama_cpp as api
 
-from edgellm.memory.context import ContextSettings
 from edgellm.memory.limits import N_UBATCH
+from edgellm.memory.talking import sequence_settings
 from edgellm.runtime.backends.base import ContextFull, EngineError, LoadError, Logits, checked
 from edgellm.runtime.backends.llama_context import ContextLimits, new_context
 from edgellm.runtime.backends.llama_cpp import LlamaModel
@@ -36,7 +36,7 @@ class LlamaSequences:
             raise LoadError(f"{n_sequences} sequences were asked for; the engine keeps between 1 and {most}")
         self.model, self.n_sequences, self.n_ctx = model, n_sequences, n_ctx
         self.n_vocab = model.vocabulary.n_tokens
-        settings = ContextSettings(n_ctx, max(n_ubatch, n_sequences), n_sequences, n_threads=n_threads)
+        settings = sequence_settings(n_sequences, n_ctx, n_threads, n_ubatch)
         name = model.path.name
         self._ctx: Any = new_context(
             model.handle, settings, n_sequences, name=name, rolls_back=False, n_sequences=n_sequences

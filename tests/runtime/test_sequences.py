@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from llama_cpp import llama_cpp as api
 from tiny_gguf import write_tiny
 
+from edgellm.memory.buffers import compute_bytes, work_bytes
 from edgellm.memory.context import ContextSettings
+from edgellm.memory.kv import cache_bytes
+from edgellm.memory.shape import from_header
+from edgellm.memory.talking import sequence_settings, talk_bytes
 from edgellm.runtime.backends.base import ContextFull, EngineError, LoadError, Logits
 from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
 from edgellm.runtime.backends.llama_process import kernels
 from edgellm.runtime.backends.llama_sequences import LlamaSequences
+from edgellm.runtime.bringup.probe import _breakdown
 
 QUESTIONS = (b"The capital of France is", b"def add(a, b):", b"Once upon a time, there was a dog. " * 6, b"2 + 2 =")
 
@@ -56,7 +64,7 @@ def test_on_our_kernels_four_texts_at_once_have_the_bits_of_each_alone(smollm2_p
     model = LlamaModel(smollm2_path)
     prompts = [model.vocabulary.encode(question) for question in QUESTIONS]
     prompts[2] *= 3  # read in several pieces
-    sequences = LlamaSequences(model, len(prompts), n_ctx=256, n_threads=2)
+    sequences = LlamaSequences(model, len(prompts), n_ctx=256, n_threads=1)
     together = rows_together(sequences, prompts, 8)
     sequences.close()
     for prompt, rows in zip(prompts, together, strict=True):
@@ -101,3 +109,22 @@ def test_what_keeps_recurrent_state_is_refused(architecture: str, tmp_path: Path
 def test_more_sequences_than_the_engine_keeps_are_refused(tiny: LlamaModel) -> None:
     with pytest.raises(LoadError, match="between 1 and 256"):
         LlamaSequences(tiny, 1000, n_ctx=256, n_threads=1)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the engine's own sizes are read through a C++ name")
+@pytest.mark.parametrize(("architecture", "sizes"), [("llama", {"n_vocab": 32_000}), ("gemma3", {"n_layers": 6})])
+def test_what_the_context_takes_is_known_beforehand(architecture: str, sizes: dict[str, Any], tmp_path: Path) -> None:
+    """Caches and logits to the byte, temporaries within a tenth."""
+    n_sequences, n_ctx = 16, 600
+    model = LlamaModel(write_tiny(tmp_path / "tiny.gguf", architecture, n_embd=128, n_ff=512, **sizes))
+    sequences = LlamaSequences(model, n_sequences, n_ctx=n_ctx, n_threads=1)
+    parts = _breakdown(api, sequences._ctx)
+    sequences.close()
+    assert parts is not None
+    shape, settings = from_header(model.header), sequence_settings(n_sequences, n_ctx, 1)
+    model.close()
+    assert n_sequences * cache_bytes(shape, settings) == sum(kv for _, _, kv, _ in parts)
+    assert compute_bytes(shape, settings) == pytest.approx(sum(compute for *_, compute in parts), rel=0.1)
+    taken = sum(kv + compute for _, _, kv, compute in parts) + n_sequences * shape.n_vocab * 4
+    told = talk_bytes(shape, n_sequences=n_sequences, n_ctx=n_ctx, n_threads=1)
+    assert told == pytest.approx(taken + work_bytes(shape, settings), rel=0.03)
