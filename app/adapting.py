@@ -80,7 +80,9 @@ class Outcome:
         return self.result.why if self.result is not None else "it was stopped; the same command goes on"
 
     def to_json(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.result.to_json() if self.result is not None else {"adopted": False, "why": self.why}
+        found: dict[str, Any] = (
+            self.result.to_json() if self.result is not None else {"adopted": False, "why": self.why}
+        )
         compared = found.pop("comparison", None)
         if compared is None:
             compared = dict.fromkeys(("old", "new", "ratio", "interval"))

@@ -63,7 +63,9 @@ Mem = Annotated[
 ]
 Tokens = Annotated[
     int,
-    opt.option("--tokens", min=1000, help="Learn from so many tokens of answers that are new to the drafter.", metavar="N"),
+    opt.option(
+        "--tokens", min=1000, help="Learn from so many tokens of answers that are new to the drafter.", metavar="N"
+    ),
 ]
 Output = Annotated[
     Path | None,
@@ -131,8 +133,8 @@ def _show(outcome: Outcome, *, json_: bool) -> None:
             ],
         )
         out.note(
-            f"learnt from {result.n_taught:,} answers ({result.n_tokens:,} tokens), judged by {result.n_judged} others, in "
-            f"{_duration(outcome.seconds)}"
+            f"from {result.n_taught:,} answers ({result.n_tokens:,} tokens), judged by {result.n_judged} others, "
+            f"in {_duration(outcome.seconds)}"
         )
     out.text(outcome.why)
     if result is not None and result.output is not None:

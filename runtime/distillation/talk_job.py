@@ -5,7 +5,7 @@ Answers are kept as they come, so what ends it loses those of the last seconds a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from edgellm.runtime.distillation.lesson import Lesson
 from edgellm.runtime.distillation.lessons import SavedLessons, lessons_of
 from edgellm.runtime.distillation.orders import TalkOrder
 from edgellm.runtime.distillation.own_questions import OwnQuestions
-from edgellm.runtime.distillation.questions import Given, read_prompts
+from edgellm.runtime.distillation.questions import Given, Question, read_prompts
 from edgellm.runtime.distillation.talking import Talker
 from edgellm.runtime.distillation.watching import RunningClock
 from edgellm.runtime.text.template import usable
@@ -35,7 +35,7 @@ N_SEQUENCES = (16, 8, 4, 2, 1)  # at once, or fewer where memory is short
 N_CTX = 1024  # tokens of each: a question, which may hold a text, and its answer
 ANSWER_TOKENS = 384  # at most; what a drafter learns from of one lesson is little longer
 SAVE_S = 3.0  # between writes of the lessons' file
-LAST_ANSWERS_SHARE = 0.85  # of the time, after which nothing new is asked: answers that run are finished
+LAST_QUESTION_SHARE = 0.7  # of the time, after which nothing new is asked: answers that run are finished
 
 
 class Lessons:
@@ -70,6 +70,20 @@ class _Until:
 
     def is_set(self) -> bool:
         return stop_asked.is_set() or self._clock.seconds >= self._seconds
+
+
+class _Enough:
+    """An `Asker` that asks nothing more once there are lessons enough, or only time to finish answers."""
+
+    def __init__(self, asker: Given | OwnQuestions, is_enough: Callable[[], bool]) -> None:
+        self._asker, self._is_enough, self.hear = asker, is_enough, asker.hear
+
+    @property
+    def done(self) -> bool:
+        return self._asker.done or self._is_enough()
+
+    def next(self) -> Question | None:
+        return None if self.done else self._asker.next()
 
 
 def talk(order: TalkOrder, send: Send) -> None:
@@ -120,16 +134,20 @@ def _listen(
     send: Send,
 ) -> None:
     began_s, saved_s, n_said = clock.seconds, clock.seconds, 0
-    for lesson in talker.answer(asker, max_tokens=ANSWER_TOKENS, cancel=_Until(clock, order.seconds)):
+    is_own = isinstance(asker, OwnQuestions)
+
+    def is_enough() -> bool:
+        is_late = clock.seconds >= LAST_QUESTION_SHARE * order.seconds
+        return is_late or (is_own and lessons.suffice(order.n_tokens))
+
+    until = _Until(clock, order.seconds)
+    for lesson in talker.answer(_Enough(asker, is_enough), max_tokens=ANSWER_TOKENS, cancel=until):
         lessons.add(lesson)
         n_said += len(lesson.tokens)
         if clock.seconds - saved_s >= SAVE_S:
             lessons.save()
             saved_s = clock.seconds
         send(_state(lessons, order, n_said=n_said, seconds=clock.seconds - began_s))
-        is_late = clock.seconds >= LAST_ANSWERS_SHARE * order.seconds
-        if isinstance(asker, OwnQuestions) and (is_late or lessons.suffice(order.n_tokens)):
-            asker.stop()
 
 
 def _state(lessons: Lessons, order: TalkOrder, *, n_said: int, seconds: float) -> dict[str, Any]:
