@@ -28,6 +28,7 @@ N_LIKELY = 8  # tokens of which a probability is kept
 LEAST_LIKELY = 0.004
 NEAR = 9.0  # of the largest logit; others are less than 1/8,000 as likely, and not looked at
 N_DRAWN = 420  # tokens at most of a text that is drawn for the asker
+N_UNFINISHED_LEAST = 16  # tokens of an answer that was cut off: fewer say little of how the target goes on
 N_DRAWN_LEAST = 128  # with room for fewer, nothing useful would come of it
 DRAWN = Sampling(temperature=1.0, top_k=64, top_p=0.95, min_p=0.0)
 
@@ -61,7 +62,8 @@ class Talker:
 
         Args:
             max_tokens: of an answer; a question that leaves less room is skipped.
-            cancel: once set, this ends before the next pass, and answers that are not finished are dropped.
+            cancel: once set, this ends before the next pass; of answers that are not finished, what is long enough to
+                learn from is given too.
 
         Raises:
             ContextFull: a sequence is too short for what the asker wants to have written.
@@ -76,6 +78,7 @@ class Talker:
                 if cancel.is_set() or not running:
                     break
                 yield from self._heard(self._pass(running), asker)
+            yield from self._heard([text for text in running.values() if text.is_worth_keeping], asker)
         finally:
             for sequence in running:
                 self._sequences.drop(sequence)
@@ -168,6 +171,11 @@ class _Text(ABC):
     @property
     def finished(self) -> bool:
         return self.ended or len(self.tokens) >= self._n_most
+
+    @property
+    def is_worth_keeping(self) -> bool:
+        """Though it is not finished."""
+        return self.is_lesson and len(self.tokens) >= N_UNFINISHED_LEAST
 
     def take(self, row: NDArray[np.float32]) -> None:
         """Choose the next token by its logits, (n_vocab,)."""

@@ -149,6 +149,16 @@ def test_cancel_gives_back_what_was_finished_and_frees_the_sequences(talker: Cal
     assert texts(list(made.answer([Question.of("a"), Question.of("b")], max_tokens=50))) == ["a", "b"]
 
 
+def test_of_what_was_cut_off_the_long_answers_are_kept(talker: Callable[..., Talker]) -> None:
+    cancel = Event()
+    made = talker(str.encode)
+    Scripted.on_pass = lambda: cancel.set() if len(Scripted.passes) == 20 else None
+    lessons = list(made.answer([Question.of("long" * 9), Question.of("it")], max_tokens=50, cancel=cancel))
+    assert texts(lessons) == ["it", ("long" * 9)[:20]]
+    assert [lesson.ended for lesson in lessons] == [True, False]
+    assert len(lessons[1].likely) == len(lessons[1].tokens)
+
+
 def test_a_target_that_asks_itself_answers_its_own_questions(talker: Callable[..., Talker]) -> None:
     listed = b"1. How do I bake bread at home?\n2. **Why is the sky blue at noon?**\n3. short\n4) Hello, what is it?"
 
