@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 _MEANING = {
     "store": "tokens of earlier answers",
+    "lessons": "questions with their answers",
     "ngrams": "spellings of the target's tokens",
     "knowledge": "whom to believe",
     "costs": "what a pass costs",

@@ -11,6 +11,7 @@ from edgellm.memory.plan import MemoryPlan, PairSettings
 from edgellm.runtime.backends.base import Backend, StopSwitch
 from edgellm.runtime.bringup.loading import Model
 from edgellm.runtime.bringup.planning import EngineOptions
+from edgellm.runtime.distillation.lesson import Lesson
 from edgellm.runtime.drafters.base import Drafter, NoDrafter
 from edgellm.runtime.drafters.controller import AdaptiveDrafter
 from edgellm.runtime.generation import Generation
@@ -97,6 +98,11 @@ class Engine:
     def draft_prompt(self, messages: Sequence[Message], *, think: bool | None = None) -> list[int] | None:
         """The conversation as the drafter would have it; None where it has no template for it."""
         return draft_prompt(self.draft_template, messages, think=think) if self.draft_template is not None else None
+
+    def keep_lesson(self, lesson: Lesson) -> None:
+        """Let a drafter learn from an answer some day, where what is learnt is kept."""
+        if self.pair_state is not None and (lessons := self.pair_state.lessons) is not None:
+            lessons.add(lesson)
 
     def save(self) -> None:
         """Write down what was learnt, where it is to be kept. A disk that refuses is a warning and no failure."""

@@ -11,12 +11,15 @@ from typing import Protocol
 from edgellm.runtime import decode
 from edgellm.runtime.backends.base import Backend, ContextFull, Interrupted, StopSwitch, keep_common_prefix
 from edgellm.runtime.decode import RoundResult
+from edgellm.runtime.distillation.lesson import Lesson
 from edgellm.runtime.drafters.base import Drafter
 from edgellm.runtime.request import Answer, FinishReason, Piece, Request, Stats
 from edgellm.runtime.sampling import GREEDY
 from edgellm.runtime.text.reasoning import AnswerStream, Thinking
 from edgellm.runtime.text.template import ChatTemplate, Message
 from edgellm.runtime.text.vocabulary import Vocabulary
+
+MIN_LESSON_TOKENS = 16  # of an answer that was interrupted: fewer say little of how the target goes on
 
 
 class SupportsVocabulary(Protocol):
@@ -49,6 +52,8 @@ class SupportsGeneration(Protocol):
     def stop_switch(self) -> StopSwitch: ...
 
     def draft_prompt(self, messages: Sequence[Message], *, think: bool | None = None) -> list[int] | None: ...
+
+    def keep_lesson(self, lesson: Lesson) -> None: ...
 
     def save(self) -> None: ...
 
@@ -167,7 +172,17 @@ class Generation(Iterator[str]):
         text, thought = stream.text, stream.thought or None
         self._answer = Answer(text, tuple(tokens), reason, self._stats, self._n_forgotten, thought)
         self._engine.stop_switch.signal = None
+        self._keep_lesson(reason)
         self._engine.save()
+
+    def _keep_lesson(self, reason: FinishReason) -> None:
+        tokens = tuple(self._stream.tokens)
+        least = {"stop": 1, "length": 1, "interrupted": MIN_LESSON_TOKENS}.get(reason)
+        # What is drafted in a thought depends on the template, and a drafter may have no words for one.
+        if least is None or len(tokens) < least or self._stream.has_thought:
+            return
+        messages = tuple((message.role, message.content) for message in self._conversation(self._n_forgotten))
+        self._engine.keep_lesson(Lesson(messages, tokens, ended=reason == "stop"))
 
     def _rounds(self) -> Generator[RoundResult, None, None]:
         """Rounds of the answer whose tokens the caller collects; anew where it changed them, and from a shortened

@@ -13,6 +13,7 @@ from edgellm.runtime.backends.base import Backend
 from edgellm.runtime.backends.llama_cpp import LlamaBackend
 from edgellm.runtime.backends.llama_process import kernels
 from edgellm.runtime.bringup.planning import EngineOptions
+from edgellm.runtime.distillation.lessons import SavedLessons
 from edgellm.runtime.drafters.base import Learns, Proposer
 from edgellm.runtime.learning import costs as curves
 from edgellm.runtime.learning import persistence
@@ -34,7 +35,7 @@ class Named(Protocol):
 
 
 class PairState:
-    """The store, the n-gram cache, the acceptance heads and the cost curves of a pair."""
+    """The store, the lessons, the n-gram cache, the acceptance heads and the cost curves of a pair."""
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class PairState:
         adapters = f" {fingerprint(options.loras)}" if options.loras else ""
         self._target_key = f"{model.path.name} {model.vocabulary.fingerprint()}{adapters}" if self._keeps else ""
         self._store: SavedStore | None = None
+        self._lessons: SavedLessons | None = None
         self._ngrams: SavedNgrams | None = None
         self._learner: Learns | None = None
         self._curves: list[tuple[SealedFile, CostCurve]] = []
@@ -74,6 +76,13 @@ class PairState:
         if self._store is None:
             self._store = SavedStore(self._file("store", self._target_key), self._model.vocabulary.n_tokens)
         return self._store
+
+    @property
+    def lessons(self) -> SavedLessons | None:
+        """What this target answered, for drafters to learn from; None where nothing is kept."""
+        if self._lessons is None and self._keeps:
+            self._lessons = SavedLessons(self._file("lessons", self._target_key), self._model.vocabulary.n_tokens)
+        return self._lessons
 
     def ngrams(self, own: Vocabulary) -> NgramCache:
         """Which of the drafter's tokens the target's are."""
@@ -129,7 +138,7 @@ class PairState:
         """Write everything that is new; what cannot be written is told once and lost."""
         if self._folder is None:
             return
-        for part in (self._store, self._ngrams):
+        for part in (self._store, self._lessons, self._ngrams):
             if part is not None:
                 self._try(part.save)
         if self._learner is not None and self._learner.has_learnt and (file := self._knowledge_file()):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edgellm.memory import files
 from edgellm.memory.drafting_budgets import NGRAM_BYTES, STORE_TOKENS
 from edgellm.memory.errors import EdgellmError
+from edgellm.runtime.distillation.packed_lessons import newest, records_of, unpack
 from edgellm.runtime.learning.files import (
     MAX_BYTES,
     MAX_HEADER_BYTES,
@@ -29,8 +30,9 @@ from edgellm.runtime.learning.ngram_index import GAP, NgramIndex
 from edgellm.runtime.learning.ngrams import NgramCache, entries_of
 
 VERSION = 1
-KINDS = ("store", "ngrams", "knowledge", "costs")
+KINDS = ("store", "lessons", "ngrams", "knowledge", "costs")
 _NAME = re.compile(rf"({'|'.join(KINDS)})-([0-9a-f]{{16}})\.bin")
+_ANY_VOCABULARY = 2**31  # tokens of one that is not known here
 Warn = Callable[[str], None]
 
 
@@ -148,7 +150,7 @@ class SavedFile:
     kind: str
     key: str
     n_bytes: int
-    n_entries: int  # tokens of a store, entries of a cache; 1 otherwise
+    n_entries: int  # tokens of a store, lessons, entries of a cache; 1 otherwise
 
 
 def listing(folder: Path) -> list[SavedFile]:
@@ -170,9 +172,12 @@ def _described(path: Path) -> SavedFile:
     n_entries = 1
     if named[1] == "store":
         n_entries = len(payload) // 4
+    elif named[1] == "lessons":
+        with contextlib.suppress(ValueError):
+            n_entries = len(records_of(payload))
     elif named[1] == "ngrams":
         with contextlib.suppress(ValueError):
-            n_entries = len(entries_of(payload, 2**21, 2**31))
+            n_entries = len(entries_of(payload, 2**21, _ANY_VOCABULARY))
     return SavedFile(path, named[1], key, len(data), n_entries)
 
 
@@ -226,11 +231,17 @@ def _joined(kind: str, old: bytes | None, new: bytes) -> bytes:
         if len(new) % 4:
             raise ValueError("not a whole number of tokens")
         return ((old or b"") + new)[-4 * (STORE_TOKENS - 1) :]
+    if kind == "lessons":
+        for record in records_of(new):
+            unpack(record, _ANY_VOCABULARY)
+        with contextlib.suppress(ValueError):  # what is damaged here is not the archive's fault
+            return b"".join(newest([*records_of(old or b""), *records_of(new)]))
+        return new
     if kind == "ngrams":
         cache = NgramCache(NGRAM_BYTES)
         for payload in (old, new):
             if payload is not None:
-                cache.merge(entries_of(payload, 2**21, 2**31))
+                cache.merge(entries_of(payload, 2**21, _ANY_VOCABULARY))
         return cache.to_bytes()
     return old if old is not None else new  # what was measured here holds here
 

@@ -75,7 +75,7 @@ class ThoughtStream:
         self._vocabulary, self._markers = vocabulary, markers
         self.in_thought = in_thought
         self.n_thought = 0  # tokens since the thought was opened, over all of them
-        self._has_crossed = False
+        self.has_crossed = False  # a marker came
         self._is_begun = False  # something of this part was settled, so that white space is no edge any more
         self._pending: list[int] = []  # atoms that may become a marker
         self._space = b""  # newlines that may turn out to be an edge
@@ -98,7 +98,7 @@ class ThoughtStream:
     def end(self) -> list[tuple[bool, bytes]]:
         """What was held back, once nothing follows."""
         found = list(self._emit(self._pending))
-        if self._space and not self.in_thought and not self._has_crossed:
+        if self._space and not self.in_thought and not self.has_crossed:
             found.append((False, self._space))
         self._pending, self._space = [], b""
         return found
@@ -112,10 +112,10 @@ class ThoughtStream:
             return list(self._atoms)
         if self.in_thought:  # some models open again what the prompt has opened
             return [markers.closing] if self._is_begun else [markers.closing, markers.opening]
-        return [] if self._has_crossed or self._is_begun else [markers.opening]
+        return [] if self.has_crossed or self._is_begun else [markers.opening]
 
     def _is_edge(self) -> bool:
-        return self._has_crossed and not self._is_begun
+        return self.has_crossed and not self._is_begun
 
     def _settle(self, token: int) -> Iterator[tuple[bool, bytes]]:
         atoms = [_TOKEN + token] if token in self._tokens else list(self._vocabulary.piece(token))
@@ -141,7 +141,7 @@ class ThoughtStream:
     def _cross(self, name: str) -> None:
         markers = self._markers
         assert markers is not None
-        self._has_crossed, self._is_begun, self._space = True, False, b""
+        self.has_crossed, self._is_begun, self._space = True, False, b""
         if name not in markers.between:
             self.in_thought = name == markers.opening
 
@@ -152,12 +152,12 @@ class ThoughtStream:
         data, self._space = self._space + data, b""
         if not self._is_begun:
             rest = data.lstrip(_EDGE)
-            if not rest and (self.in_thought or self._has_crossed):
+            if not rest and (self.in_thought or self.has_crossed):
                 return
             if not rest:  # an opening may follow
                 self._space = data
                 return
-            if self.in_thought or self._has_crossed:
+            if self.in_thought or self.has_crossed:
                 data = rest
         self._is_begun = True
         if self.in_thought:  # they may be the last
@@ -186,6 +186,11 @@ class AnswerStream:
     @property
     def n_thought(self) -> int:
         return self._parts.n_thought
+
+    @property
+    def has_thought(self) -> bool:
+        """Whether tokens of a thought are among the answer's, be they the markers alone."""
+        return self._parts.in_thought or self._parts.has_crossed
 
     @property
     def stopped(self) -> bool:

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from edgellm.cli import _errors
+from edgellm.cli.cache import _MEANING
 from edgellm.cli.main import app
 from edgellm.memory.folders import home
 from edgellm.runtime.learning import persistence
@@ -34,6 +35,10 @@ def test_what_is_kept_is_shown(kept: Path) -> None:
     assert (file["kind"], file["of"], file["entries"]) == ("store", "model.gguf 0123", 3)
     assert file["bytes"] == Path(file["path"]).stat().st_size
     assert "model.gguf" in run(app, ["cache", "show"]).stdout
+
+
+def test_every_kind_is_told_in_words() -> None:
+    assert set(_MEANING) == set(persistence.KINDS)
 
 
 def test_it_is_exported_cleared_and_imported(kept: Path, tmp_path: Path) -> None:

@@ -50,6 +50,19 @@ def parts(stream: ThoughtStream, tokens: Sequence[int]) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize(
+    ("said", "in_thought", "expected"),
+    [("tin", False, False), ("<think></think>tin", False, True), ("</think>tin", True, True), ("", True, True)],
+)
+def test_an_answer_knows_whether_any_of_its_tokens_are_a_thoughts(said: str, in_thought: bool, expected: bool) -> None:
+    """A thought that says nothing is one, too."""
+    vocabulary = byte_vocabulary(control=ADDED)
+    stream = AnswerStream(TAGS, vocabulary, in_thought=in_thought)
+    for token in marker_ids(said, vocabulary):
+        stream.feed(token)
+    assert (stream.has_thought, stream.thought) == (expected, "")
+
+
+@pytest.mark.parametrize(
     ("template", "opening", "closing"),
     [
         ("{{ '<think>' }} {{ x.split('</think>') }}", "<think>", "</think>"),
