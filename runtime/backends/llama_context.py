@@ -26,21 +26,25 @@ class ContextLimits:
         return cls(int(api.llama_n_ctx_seq(context)), n_batch, int(api.llama_n_rs_seq(context)))
 
 
-def new_context(model: Any, settings: ContextSettings, n_outputs: int, *, name: str, rolls_back: bool) -> Any:
+def new_context(
+    model: Any, settings: ContextSettings, n_outputs: int, *, name: str, rolls_back: bool, n_sequences: int = 1
+) -> Any:
     """The engine's context on its model.
 
     Args:
         n_outputs: rows of logits that a pass may return.
         name: the model's, for the sentence of a failure.
         rolls_back: keep copies of a hybrid model's state, so that tokens can be taken back.
+        n_sequences: texts at once, each with a cache of its own of `settings.n_ctx` tokens.
 
     Raises:
         LoadError: its memory could not be had.
     """
     params = api.llama_context_default_params()
-    params.n_ctx = settings.n_ctx
+    params.n_ctx = n_sequences * settings.n_ctx
     params.n_batch = params.n_ubatch = max(settings.n_ubatch, n_outputs)
-    params.n_seq_max = 1
+    params.n_seq_max = n_sequences
+    params.kv_unified = False  # else every sequence's attention would go over the cells of all of them
     params.n_outputs_max = n_outputs
     params.n_threads = params.n_threads_batch = settings.n_threads
     params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_ENABLED
@@ -52,8 +56,6 @@ def new_context(model: Any, settings: ContextSettings, n_outputs: int, *, name: 
     listen()
     context = api.llama_init_from_model(model, params)
     if not context:
-        raise failure(
-            f"{name}: no context of {settings.n_ctx:,} tokens could be made: {reason()}; "
-            "try a smaller --ctx or --kv q8_0"
-        )
+        size = f"{settings.n_ctx:,} tokens" if n_sequences == 1 else f"{n_sequences} x {settings.n_ctx:,} tokens"
+        raise failure(f"{name}: no context of {size} could be made: {reason()}; try a smaller --ctx or --kv q8_0")
     return context

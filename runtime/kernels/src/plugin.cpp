@@ -163,16 +163,18 @@ bool cell_type_of(int ggml_type, CellType* out) {
     return ggml_type == kF32 || ggml_type == kF16 || ggml_type == kQ8_0;
 }
 
-// What FLASH_ATTN_EXT asks for, where it is what our attention computes: one sequence, no slopes, caps or sinks.
+// What FLASH_ATTN_EXT asks for, where it is what our attention computes: no slopes, caps or sinks. Of several sequences that keep caches
+// of their own (the last axis of all tensors), this describes the first; `of_sequence` moves on to another.
 bool describe(const Tensor* op, Attention* a) {
     const Tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3];
     float factors[3];   // scale, largest slope, cap
     std::memcpy(factors, op->op_params, sizeof factors);
     if (q->type != kF32 || q->nb[0] != sizeof(float) || op->type != kF32 || !cell_type_of(k->type, &a->k_type) ||
-        !cell_type_of(v->type, &a->v_type) || q->ne[3] != 1 || k->ne[3] != 1 || v->ne[3] != 1 || k->ne[2] != v->ne[2] || k->ne[1] != v->ne[1] ||
+        !cell_type_of(v->type, &a->v_type) || k->ne[3] != q->ne[3] || v->ne[3] != q->ne[3] || k->ne[2] != v->ne[2] || k->ne[1] != v->ne[1] ||
         k->ne[0] != q->ne[0] || k->ne[2] < 1 || factors[1] != 0 || factors[2] != 0 || op->src[4] ||
         (mask &&
-         (mask->type != kF16 || mask->nb[0] != 2 || mask->ne[0] < k->ne[1] || mask->ne[1] < q->ne[1] || mask->ne[2] != 1 || mask->ne[3] != 1))) {
+         (mask->type != kF16 || mask->nb[0] != 2 || mask->ne[0] < k->ne[1] || mask->ne[1] < q->ne[1] || mask->ne[2] != 1 ||
+          mask->ne[3] != q->ne[3]))) {
         return false;
     }
     auto bytes = [](size_t n) { return static_cast<int64_t>(n); };
@@ -185,6 +187,16 @@ bool describe(const Tensor* op, Attention* a) {
     return can_attend(*a);
 }
 
+Attention of_sequence(const Tensor* op, const Attention& first, int64_t i) {
+    Attention a = first;
+    a.q += i * static_cast<int64_t>(op->src[0]->nb[3]);
+    a.k += i * static_cast<int64_t>(op->src[1]->nb[3]);
+    a.v += i * static_cast<int64_t>(op->src[2]->nb[3]);
+    if (a.mask) a.mask += i * static_cast<int64_t>(op->src[3]->nb[3]);
+    a.out += i * a.n * a.n_heads * a.dv;
+    return a;
+}
+
 bool attends = false;   // after the self-test
 
 // Ours where it can. Else ggml's, whose attention of a single row over 512 cells or more splits the cache over its threads and sums
@@ -195,7 +207,7 @@ struct CacheAttention final : TensorTraits {
         Attention attention;
         const bool is_attention = op->op == attention_op;
         if (is_attention && attends && describe(op, &attention)) {
-            variant->attend(attention, params->ith, params->nth);
+            for (int64_t i = 0; i < op->src[0]->ne[3]; i++) variant->attend(of_sequence(op, attention, i), params->ith, params->nth);
             return true;
         }
         params->use_ref = is_attention && op->src[0]->ne[1] == 1;
