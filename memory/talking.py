@@ -7,13 +7,15 @@ from edgellm.memory.context import ContextSettings
 from edgellm.memory.limits import N_UBATCH
 from edgellm.memory.shape import ModelShape
 
+N_SEQUENCES = 16  # a pass over so many tokens costs some 2.3 times one token's
+
 
 def sequence_settings(n_sequences: int, n_ctx: int, n_threads: int, n_ubatch: int = N_UBATCH) -> ContextSettings:
     """How such a context is set up; `n_ctx` is each sequence's own, in tokens."""
     return ContextSettings(n_ctx, max(n_ubatch, n_sequences), n_sequences, n_threads=n_threads)
 
 
-def talk_bytes(shape: ModelShape, *, n_sequences: int = 16, n_ctx: int, n_threads: int = 2) -> int:
+def talk_bytes(shape: ModelShape, *, n_sequences: int = N_SEQUENCES, n_ctx: int, n_threads: int = 2) -> int:
     """Bytes of the caches of all sequences, temporaries, and a row of logits for each sequence.
 
     Raises:

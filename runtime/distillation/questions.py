@@ -81,13 +81,9 @@ def read_prompts(path: Path) -> list[Question]:
     for number, line in lines:
         try:
             questions.append(_from_json(line) if in_json else Question.of(line, "prompt"))
-        except _Wrong as wrong:
+        except BadPrompts as wrong:
             raise BadPrompts(f"{path}, line {number}: {wrong}") from None
     return questions
-
-
-class _Wrong(ValueError):
-    """What is wrong with a line; `read_prompts` says which."""
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
@@ -124,48 +120,49 @@ def _is_object(line: str) -> bool:
 
 
 def _from_json(line: str) -> Question:
+    """Raises BadPrompts: what is wrong with the line; which one it is says `read_prompts`."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
-        raise _Wrong("it is no JSON, as the first line is") from None
+        raise BadPrompts("it is no JSON, as the first line is") from None
     given = [name for name in _TEXTS if name in record] if isinstance(record, dict) else []
     if len(given) != 1:
         found = " and ".join(f'"{name}"' for name in given) or "none of them"
-        raise _Wrong(f'one of "prompt", "messages" and "turns" is needed, and it has {found}')
+        raise BadPrompts(f'one of "prompt", "messages" and "turns" is needed, and it has {found}')
     name, value = given[0], record[given[0]]
     kind = record.get("task", "prompt")
     if not isinstance(kind, str) or not 0 < len(kind) <= 64:
-        raise _Wrong('"task" must be a short text')
+        raise BadPrompts('"task" must be a short text')
     if name == "messages":
         return Question(_messages(value), kind)
     if name == "prompt":
         return Question.of(_text(value, '"prompt"'), kind)
     if not isinstance(value, list) or not value:
-        raise _Wrong('"turns" must be a list of texts')
+        raise BadPrompts('"turns" must be a list of texts')
     return Question.of(_text(value[0], 'the first of "turns"'), kind)
 
 
 def _messages(value: Any) -> tuple[tuple[str, str], ...]:
     if not isinstance(value, list) or not 0 < len(value) <= MESSAGES_MOST:
-        raise _Wrong(f'"messages" must be a list of 1 to {MESSAGES_MOST}')
+        raise BadPrompts(f'"messages" must be a list of 1 to {MESSAGES_MOST}')
     found: list[tuple[str, str]] = []
     for i, message in enumerate(value, 1):
         role = message.get("role") if isinstance(message, dict) else None
         if not isinstance(role, str) or role not in get_args(Role):
-            raise _Wrong(f'message {i} must have a "role", one of {", ".join(get_args(Role))}, and a "content"')
+            raise BadPrompts(f'message {i} must have a "role", one of {", ".join(get_args(Role))}, and a "content"')
         if role == "system" and i > 1:
-            raise _Wrong(f"message {i} is a system prompt, which must come first")
+            raise BadPrompts(f"message {i} is a system prompt, which must come first")
         found.append((role, _text(message.get("content"), f'"content" of message {i}')))
     if found[-1][0] != "user":
-        raise _Wrong("the last message must be a user's, which the target is then to answer")
+        raise BadPrompts("the last message must be a user's, which the target is then to answer")
     return tuple(found)
 
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise _Wrong(f"{name} must be a text that is not empty")
+        raise BadPrompts(f"{name} must be a text that is not empty")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise _Wrong(f"{name} holds half a character (a lone surrogate)") from None
+        raise BadPrompts(f"{name} holds half a character (a lone surrogate)") from None
     return value

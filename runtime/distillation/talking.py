@@ -10,6 +10,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.memory.talking import N_SEQUENCES
 from edgellm.memory.talking import talk_bytes as talk_bytes
 from edgellm.runtime.backends.base import ContextFull, StopSignal
 from edgellm.runtime.backends.llama_cpp import LlamaModel
@@ -23,7 +24,6 @@ from edgellm.runtime.text.markup import thoughts
 from edgellm.runtime.text.template import ChatTemplate, Message, Role, TemplateError
 from edgellm.runtime.text.vocabulary import Vocabulary
 
-N_SEQUENCES = 16  # a pass over so many tokens costs some 2.3 times one token's
 N_LIKELY = 8  # tokens of which a probability is kept
 LEAST_LIKELY = 0.004
 NEAR = 9.0  # of the largest logit; others are less than 1/8,000 as likely, and not looked at

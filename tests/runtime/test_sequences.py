@@ -77,13 +77,13 @@ def test_texts_begin_and_end_at_different_times(tiny: LlamaModel, sequences: Lla
     alone = [rows_alone(tiny, prompt, 2) for prompt in prompts]
     sequences.forward({0: prompts[3], 3: prompts[2]})  # two stand empty between them
     sequences.drop(0)
-    close = {"rtol": 1e-3, "atol": 1e-3}
     both = sequences.forward({3: [int(alone[2][0].argmax())], 0: prompts[0]})
-    np.testing.assert_allclose(both, [alone[0][0], alone[2][1]], **close)  # in rising order, whatever was given first
+    assert np.allclose(both, [alone[0][0], alone[2][1]], atol=1e-3)  # in rising order, whatever was given first
     # One that was passed over in between goes on where it stood, and those that stood empty are.
     one = sequences.forward({1: prompts[1]})
-    np.testing.assert_allclose(one, [alone[1][0]], **close)
-    np.testing.assert_allclose(sequences.forward({0: [int(alone[0][0].argmax())]}), [alone[0][1]], **close)
+    assert np.allclose(one, [alone[1][0]], atol=1e-3)
+    one = sequences.forward({0: [int(alone[0][0].argmax())]})
+    assert np.allclose(one, [alone[0][1]], atol=1e-3)
 
 
 def test_a_full_sequence_says_so_and_the_others_go_on(tiny: LlamaModel, sequences: LlamaSequences) -> None:

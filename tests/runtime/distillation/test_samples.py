@@ -187,6 +187,14 @@ def test_likely_tokens_are_told_where_both_vocabularies_have_a_border() -> None:
     assert [token for token, _ in sample.soft[0]] == [259, 256, end]
 
 
+def test_what_the_target_said_is_the_token_that_comes_however_long_that_is() -> None:
+    target, draft = small(b"th", b"e", b"cat"), small(b"the", b"ca")
+    likely: tuple[Likely, ...] = (((256, 0.75), (258, 0.25)), ((257, 1.0),))
+    sample = made(maker(target, draft), Lesson(ASKED, (256, 257), False, likely))
+    assert sample.answer.tolist() == [256]
+    assert sample.soft == (((256, 0.75), (257, 0.25)),)
+
+
 def test_likely_tokens_of_the_same_vocabulary_stay_as_they_are() -> None:
     vocabulary = small(b"the ", b"cat")
     end = vocabulary.turn_end
