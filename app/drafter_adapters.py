@@ -13,7 +13,6 @@ from edgellm.app.references import entry_of
 
 if TYPE_CHECKING:
     from edgellm.app.shapes import Known
-    from edgellm.export.obtain.catalogue import ModelEntry
     from edgellm.export.obtain.store import ModelFile
     from edgellm.memory.adapter import Lora
     from edgellm.memory.draft_adapter import AdapterFile
@@ -176,41 +175,9 @@ def planned(
     if target.shape.name not in entries or name not in entries:
         return None
     path = entries[target.shape.name].adapters.get(name)
-    file = _readable(path, listener) if path is not None else None
+    file = readable(path, listener) if path is not None else None
     offered = {one.sha256 for one in entries[name].files if one.quant == draft.shape.quantisation}
     return DrafterAdapter(file, "project", name) if file is not None and file.base in offered else None
-
-
-def adapters_for(target: ModelFile, listener: Listener = SILENCE) -> list[DrafterAdapter]:
-    """All adapters for a target that is here: those that were learnt here, and the catalogue's."""
-    from edgellm.runtime.distillation.adopted import target_key
-
-    entry, key = entry_of(target), target_key(target.path)
-    found = [
-        DrafterAdapter(one.adapter, "here", one.draft)
-        for one in _adopted(listener).listing()
-        if one.adapter is not None and one.target_key == key
-    ]
-    return found + (adapters_of(entry, listener) if entry is not None else [])
-
-
-def adapters_of(entry: ModelEntry, listener: Listener = SILENCE) -> list[DrafterAdapter]:
-    """The catalogue's for a target."""
-    files = {name: _readable(path, listener) for name, path in entry.adapters.items()}
-    return [DrafterAdapter(file, "project", name) for name, file in files.items() if file is not None]
-
-
-def adapters_taken_back(target: ModelFile) -> list[str]:
-    """What drafters had learnt of a target and were slower with, a sentence each."""
-    from edgellm.runtime.distillation.adopted import target_key
-
-    key = target_key(target.path)
-    return [
-        f"an adapter of {one.draft or 'a drafter'} was taken back on {given_up.date}: {given_up.why}"
-        for one in _adopted(SILENCE).listing()
-        if one.target_key == key
-        for given_up in one.taken_back
-    ]
 
 
 def _adopted(listener: Listener) -> Adopted:
@@ -260,7 +227,7 @@ def _shipped(target: ModelFile, draft: ModelFile, loras: Sequence[Lora], listene
     path = entry.adapters.get(drafter.name) if entry is not None and drafter is not None else None
     if path is None:
         return None
-    file = _readable(path, listener)
+    file = readable(path, listener)
     if file is None:
         return None
     if file.base != _sha256(draft):
@@ -273,7 +240,7 @@ def _shipped(target: ModelFile, draft: ModelFile, loras: Sequence[Lora], listene
     return DrafterAdapter(file, "project", draft.name)
 
 
-def _readable(path: Path, listener: Listener) -> AdapterFile | None:
+def readable(path: Path, listener: Listener) -> AdapterFile | None:
     """One of the catalogue's; None where its file is missing or damaged, which is told."""
     from edgellm.memory.draft_adapter import AdapterFile, DraftAdapterError
 

@@ -36,6 +36,7 @@ class ExportRequest:
     draft: str | None = None
     quant: str | None = None  # types, with commas
     draft_quant: str | None = None
+    adapter: Path | None = None  # what the drafter learnt of its target
     mem: str | None = None  # of the device that the type is chosen for, as in 6GB
     ctx: int | None = None  # tokens that `mem` plans for; N_CTX if None
     trim_vocab: float | None = None  # share of the drafter's vocabulary that is kept
@@ -76,6 +77,7 @@ RULES: Mapping[str, _Rule] = {  # each behind what it hangs on
     "draft": _Rule(_MODELS),
     "quant": _Rule(WAYS, excludes="mem", locked=False),
     "draft_quant": _Rule(_MODELS, needs="draft", locked=False),
+    "adapter": _Rule(_MODELS, needs="draft"),
     "mem": _Rule(_TO_GGUF, locked=False),
     "ctx": _Rule(_TO_GGUF, needs="mem", locked=False),
     "trim_vocab": _Rule(_TO_GGUF, needs="draft", locked=False),
@@ -149,6 +151,8 @@ def _why_idle(name: str, rule: _Rule, request: ExportRequest, way: Way, given: C
         return f"{word} goes with --format gguf"
     if way == "onnx" and name == "draft" and request.draft == "self":
         return "--draft self goes with --format gguf"
+    if name == "adapter" and request.draft == "self":
+        return "--adapter is of a drafter of its own: name that one with --draft"
     if way == "merge" and name == "converter" and request.converter != "own":
         return "--merge goes with edgellm's own converter: leave --converter out"
     if request.locked and "locked" in given:

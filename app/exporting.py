@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from edgellm.app import adapted_drafts
 from edgellm.app.converters import Converters
 from edgellm.app.defaults import asked_bytes
 from edgellm.app.evaluation import judge, tabulate
@@ -114,12 +115,22 @@ def _to_onnx(asked: ExportRequest, hooks: Hooks) -> Exported:
     exporter = _exporter(asked.exporter)
     types, draft_types = onnx_types(asked.quant or DEFAULT_ONNX_QUANT), onnx_types(asked.draft_quant or "")
     fetch = _Fetch(partial(onnx_facts.examine, exporter=exporter), asked.token, hooks.progress)
+    adapted = adapted_drafts.of_checkpoint(asked.adapter, hooks.progress) if asked.adapter else None
     target = fetch(asked.model, asked.revision)
     draft = fetch(asked.draft, None) if asked.draft else None
     folder = _folder(asked, "onnx")
     python = asked.exporter_python or environment(exporter, ask=hooks.ask)
     request = onnx_export.OnnxRequest(
-        target, draft, types, draft_types, exporter, python, folder, verify=asked.verify, judge=judge
+        target,
+        draft,
+        types,
+        draft_types,
+        exporter,
+        python,
+        folder,
+        verify=asked.verify,
+        judge=judge,
+        adapted=adapted,
     )
     return Exported(onnx_export.export_onnx(request, hooks.on_event), folder)
 
@@ -159,7 +170,13 @@ def _to_gguf(asked: ExportRequest, hooks: Hooks) -> Exported:
             target = fetch(asked.model, there.revision("target") if there else asked.revision)
         except IsAdapter as error:
             raise _FoundAdapter from error
-    draft = _draft(asked.draft or (there.repo("draft") if there else None), target, fetch, there)
+    reference, adapted = asked.draft or (there.repo("draft") if there else None), None
+    draft: ModelSource | None
+    if asked.adapter is not None and reference is not None:
+        adapted, draft = adapted_drafts.of_file(asked.adapter, reference, asked.token, hooks.progress)
+        asked = replace(asked, draft_quant=asked.draft_quant or adapted.quant)
+    else:
+        draft = _draft(reference, target, fetch, there)
     plan = None
     if (device_bytes := asked_bytes(asked.mem)) is not None:
         asked, plan = _sized(asked, device_bytes, target, draft, hooks.progress)
@@ -176,6 +193,7 @@ def _to_gguf(asked: ExportRequest, hooks: Hooks) -> Exported:
         judge=None if there else judge,
         tabulate=tabulate,
         merging=merging,
+        adapted=adapted,
     )
     if there is None:
         return Exported(pipeline.export(request, hooks.on_event), folder)
@@ -207,6 +225,7 @@ def _options(asked: ExportRequest, converters: Converters) -> Options:
         draft_head=head_type(asked.draft_head),
         drop_layers=layers(asked.drop_layers),
         imatrix=sha256_of(asked.imatrix) if asked.imatrix else None,
+        draft_adapter=sha256_of(asked.adapter) if asked.adapter else None,
         converter=converters.option,
     )
 

@@ -47,7 +47,7 @@ def describe(reference: str) -> dict[str, Any]:
         BadReference, UnknownModel: the reference stands for nothing.
         NotHere: it is not on this machine, and not of the catalogue.
     """
-    from edgellm.app.drafter_adapters import adapters_for, adapters_of, adapters_taken_back
+    from edgellm.app.kept_adapters import adapters_for, adapters_of, adapters_taken_back
     from edgellm.export.obtain import naming, store
     from edgellm.export.obtain.catalogue import find
     from edgellm.memory.gguf import read_header

@@ -25,6 +25,16 @@ DraftQuant = Annotated[
     str | None,
     option("--draft-quant", help="Types of the drafter.", show_default="as --quant", metavar="TYPES"),
 ]
+DraftAdapter = Annotated[
+    Path | None,
+    option(
+        "--adapter",
+        exists=True,
+        dir_okay=False,
+        help="What the drafter learnt of its target, which becomes part of it; `edgellm cache show` names the file.",
+        metavar="FILE",
+    ),
+]
 Output = Annotated[
     Path | None,
     option("--output", "-o", help="The folder to make.", show_default="NAME-export", metavar="FOLDER"),

@@ -18,6 +18,7 @@ def export(
     format_: given.Format = "gguf",
     quant: given.Quant = None,
     draft_quant: given.DraftQuant = None,
+    adapter: given.DraftAdapter = None,
     output: given.Output = None,
     mem: opt.Mem = None,
     ctx: opt.Ctx = None,
@@ -52,7 +53,8 @@ def export(
     from edgellm.cli._progress import DownloadBar
 
     request = ExportRequest(
-        model, format=format_, output=output, draft=draft, quant=quant, draft_quant=draft_quant, mem=mem, ctx=ctx,
+        model, format=format_, output=output, draft=draft, quant=quant, draft_quant=draft_quant, adapter=adapter,
+        mem=mem, ctx=ctx,
         trim_vocab=trim_vocab, trim_corpus=trim_corpus, trim_input=trim_input, drop_layers=drop_layers,
         draft_head=draft_head, imatrix=imatrix, converter=converter, base=base, merge=merge, exporter=exporter,
         exporter_python=exporter_python, locked=locked, verify=verify, revision=revision, token=token,

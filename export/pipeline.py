@@ -93,7 +93,8 @@ def _key(request: Request) -> str:
         return [source.name, source.repo, source.revision, files]
 
     parts: list[Any] = [asdict(request.options), stamp(request.target), stamp(request.draft), _tools(request)]
-    return fingerprint(parts + ([request.merging.described()] if request.merging else []))
+    parts += [merged.described() for merged in (request.merging, request.adapted) if merged is not None]
+    return fingerprint(parts)
 
 
 def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], None]) -> dict[str, Any]:
@@ -124,6 +125,7 @@ def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], No
         document[role] = {
             **described,
             **({"adapter": request.merging.described()} if request.merging and role == "target" else {}),
+            **({"adapter": request.adapted.described()} if request.adapted and role == "draft" else {}),
             "converter": base.converter(),
             "remarks": [*base.remarks, *remarks],
             "trimmed": base.trimmed,
@@ -142,7 +144,12 @@ def _make(request: Request, work: Path, key: str, on_event: Callable[[Event], No
 def _refuse_other_inputs(request: Request) -> None:
     """Files that the options name by their hash must be the same ones."""
     options = request.options
-    named = (("corpus", options.keep_corpus, request.corpus), ("matrix", options.imatrix, request.imatrix))
+    adapter = request.adapted.adapter.path if request.adapted else None
+    named = (
+        ("corpus", options.keep_corpus, request.corpus),
+        ("matrix", options.imatrix, request.imatrix),
+        ("adapter", options.draft_adapter, adapter),
+    )
     for option, digest, path in named:
         if digest != (sha256_of(path) if path else None):
             raise ExportError(f"the export was made with another {option}: give the same one (sha256 {digest})")
@@ -178,6 +185,11 @@ def _based(step: Step, request: Request, quants: tuple[str, ...]) -> _Base:
         step.say("remark", "convert", source.name, text=remark)
     if step.role == "target" and request.merging:
         whole = model_files.merged(step, request.merging, quants)
+    elif step.role == "draft" and request.adapted:
+        whole = step.file("adapted", request.adapted.write, "merge")
+        remarks = (*remarks, *filter(None, map(request.adapted.remark, quants)))
+        for remark in remarks:
+            step.say("remark", "quantise", source.name, text=remark)
     else:
         whole = model_files.unquantised(step, found, script, quants)
     model_files.refuse_foreign_heads(step.header(whole))

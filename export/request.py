@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgellm.export.convert.script import Converter
+from edgellm.export.lora.adapted_drafts import AdaptedDraft
 from edgellm.export.lora.adapter_export import Merging
 from edgellm.export.manifest import ManifestError
 from edgellm.export.obtain.source import ModelSource
@@ -40,6 +41,7 @@ class Options:
     drop_layers: tuple[int, ...] = ()  # of the drafter
     draft_head: str | None = None  # type of the drafter's last matrix, where it is not the file's
     imatrix: str | None = None  # sha256 of the target's importance matrix
+    draft_adapter: str | None = None  # sha256 of what the drafter learnt
     converter: str | None = None  # "own", "llama.cpp", or sha256 of another script; None: own where it knows the family
 
     @classmethod
@@ -54,7 +56,8 @@ class Options:
         }
         kinds: dict[str, type | tuple[type, ...]] = {
             **dict.fromkeys(("quants", "draft_quants"), str), "drop_layers": int, "trim_input": bool,
-            "keep_vocab": (float, int), **dict.fromkeys(("keep_corpus", "draft_head", "imatrix", "converter"), str),
+            "keep_vocab": (float, int), "draft_adapter": str,
+            **dict.fromkeys(("keep_corpus", "draft_head", "imatrix", "converter"), str),
         }  # fmt: skip
         for name, value in told.items():
             values = value if isinstance(value, tuple) else () if value is None else (value,)
@@ -77,3 +80,4 @@ class Request:
     judge: Judge | None = None  # how well a drafter fits, for the manifest
     tabulate: Tabulator | None = None  # what is stored beside a drafter
     merging: Merging | None = None  # an adapter that becomes part of the target
+    adapted: AdaptedDraft | None = None  # what the drafter learnt, which becomes part of it

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -105,16 +106,19 @@ def write_merged(folder: Path, adapter: Adapter, output: Path) -> None:
     checkpoint = read_checkpoint(folder)
     names = {gguf: name for name in checkpoint if (gguf := gguf_name(name, family)) is not None}
     merged = merge({gguf: checkpoint[name] for gguf, name in names.items()}, adapter)
+    own_head = HEAD in merged and HEAD not in names
+    tensors = {names.get(gguf, "lm_head.weight"): tensor for gguf, tensor in merged.items()}
+    write_folder(folder, output, tensors, **({"tie_word_embeddings": False} if own_head else {}))
+
+
+def write_folder(folder: Path, output: Path, tensors: Mapping[str, StoredTensor], **settings: Any) -> None:
+    """A Hub folder with other tensors, and settings of config.json that are other ones then."""
     output.mkdir()
     for name in TOKENIZER_FILES - {"config.json"}:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, output / name)
-    own_head = HEAD in merged and HEAD not in names
-    told = read_json(folder / "config.json") | ({"tie_word_embeddings": False} if own_head else {})
-    (output / "config.json").write_text(json.dumps(told), encoding="utf-8")
-    _write_safetensors(
-        output / "model.safetensors", {names.get(gguf, "lm_head.weight"): merged[gguf] for gguf in merged}
-    )
+    (output / "config.json").write_text(json.dumps(read_json(folder / "config.json") | settings), encoding="utf-8")
+    _write_safetensors(output / "model.safetensors", tensors)
 
 
 def _write_safetensors(path: Path, tensors: Mapping[str, StoredTensor]) -> None:

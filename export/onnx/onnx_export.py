@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from shutil import copyfile
@@ -14,6 +14,7 @@ from typing import Any
 from edgellm.export import manifest
 from edgellm.export.check.fidelity import TEXT, VerificationFailed
 from edgellm.export.environments import Exporter, run_job
+from edgellm.export.lora.adapted_drafts import AdaptedDraft
 from edgellm.export.manifest import Manifest
 from edgellm.export.obtain.source import TOKENIZER_FILES, ModelSource, fingerprint
 from edgellm.export.read.checkpoint import READABLE, read_checkpoint
@@ -24,6 +25,7 @@ from edgellm.memory.files import discard, making, write
 from edgellm.memory.onnx_graph import OnnxError, read_graph
 
 _JOB = "onnx/onnx_job.py"
+_ADAPTED = ".adapted"
 QUANTS = ("int4", "int8", "fp16", "fp32")
 N_VERIFIED = 2000  # tokens
 MIN_TOP1 = {"fp32": 0.999, "fp16": 0.98, "int8": 0.8, "int4": 0.5}  # below: not the same model any more
@@ -40,6 +42,7 @@ class OnnxRequest:
     output: Path
     verify: bool | None = None  # None: small models only
     judge: Judge | None = None
+    adapted: AdaptedDraft | None = None  # what the drafter learnt, which becomes part of it
 
 
 def export_onnx(request: OnnxRequest, on_event: Callable[[Event], None]) -> Manifest:
@@ -60,6 +63,7 @@ def export_onnx(request: OnnxRequest, on_event: Callable[[Event], None]) -> Mani
         request.quants, request.draft_quants, request.exporter, version("edgellm"),
         [[s.name, s.repo, s.revision, [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in s.files()]]
          for s in sources.values()],
+        *([request.adapted.described()] if request.adapted else ()),
     ])  # fmt: skip
     return publish(request.output, key, lambda work: {"key": key, **_make(request, sources, work, on_event)})
 
@@ -76,6 +80,12 @@ def _make(
     firsts: dict[str, Path] = {}
     for role, source in sources.items():
         quants = request.quants if role == "target" else (request.draft_quants or request.quants)
+        adapted = request.adapted if role == "draft" else None
+        remarks = list(filter(None, map(adapted.remark, quants))) if adapted else []
+        for remark in remarks:
+            on_event({"event": "remark", "step": "convert", "role": role, "file": source.name, "text": remark})
+        told = {"adapter": adapted.described(), "remarks": remarks} if adapted else {}
+        digests, source = source.digests(), _with_adapter(adapted, source, work) if adapted else source
         stored = read_checkpoint(source.path).values()
         n_params = sum(math.prod(tensor.shape) for tensor in stored if tensor.type in READABLE)
         wants_proof = request.verify or (request.verify is None and n_params <= SMALL_PARAMS)
@@ -115,17 +125,27 @@ def _make(
                 "repo": source.repo,
                 "revision": source.revision,
                 "licence": source.licence,
-                "files": source.digests(),
+                "files": digests,
             },
+            **told,
             "verification": checked or None,
         }
     if request.judge and "draft" in firsts:
         on_event({"event": "start", "step": "judge", "role": "draft", "file": firsts["draft"].name})
         document["pair"] = {"exported": request.judge(firsts["target"], firsts["draft"], measure=bool(checked))}
         on_event({"event": "done", "step": "judge", "role": "draft", "file": firsts["draft"].name})
-    for path in (log, tools_path):
+    for path in (log, tools_path, work / _ADAPTED):
         discard(path)
     return document | {"tools": tools, "files": files}
+
+
+def _with_adapter(adapted: AdaptedDraft, source: ModelSource, work: Path) -> ModelSource:
+    """The checkpoint with what its model learnt, for as long as the export runs."""
+    folder = work / _ADAPTED
+    if not folder.exists():
+        with making(folder) as aside:
+            adapted.write_checkpoint(source, aside)
+    return replace(source, path=folder)
 
 
 def _convert(request: OnnxRequest, source: ModelSource, folder: Path, quant: str, log: Path) -> dict[str, str]:

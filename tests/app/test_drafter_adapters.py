@@ -1,4 +1,4 @@
-"""Which drafter file runs: what was learnt here, what the catalogue has, what is asked for; the answer never changes."""
+"""Which drafter file runs: with what it learnt here, the catalogue's, or what is asked for; answers never change."""
 
 from __future__ import annotations
 

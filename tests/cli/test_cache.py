@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from draft_adapters import adapter_for, quantised_tiny
 from typer.testing import CliRunner
 
 from edgellm.cli import _errors
 from edgellm.cli.cache import _MEANING
 from edgellm.cli.main import app
 from edgellm.memory.folders import home
+from edgellm.runtime.distillation.adopted import Adopted
 from edgellm.runtime.learning import persistence
 from edgellm.runtime.learning.persistence import BadArchive, SavedStore
 
@@ -48,6 +50,25 @@ def test_it_is_exported_cleared_and_imported(kept: Path, tmp_path: Path) -> None
     assert json.loads(run(app, ["cache", "show", "--json"]).stdout)["files"] == []
     assert run(app, ["cache", "import", str(archive)]).exit_code == 0
     assert len(json.loads(run(app, ["cache", "show", "--json"]).stdout)["files"]) == 1
+
+
+def test_what_drafters_learnt_is_shown_and_deleted_and_told_to_be_a_file_of_its_own(tmp_path: Path) -> None:
+    base = quantised_tiny(tmp_path / "small.gguf")
+    adopted = Adopted(home() / "adapted")
+    found = adopted.adopt("0123", adapter_for(base), base)
+    assert found.adapter is not None
+    (pair,) = json.loads(run(app, ["cache", "show", "--json"]).stdout)["adapters"]
+    assert (pair["target"], pair["draft"], pair["adapter"]["n_tokens"]) == ("tiny-target", "tiny-drafter", 12_345)
+    assert pair["bytes"] > base.stat().st_size
+    shown = " ".join(run(app, ["cache", "show"]).stdout.split())
+    assert "12,345 tokens that tiny-drafter learnt from tiny-target: 2.76 -> 3.04 tokens a pass" in shown
+    exported = run(app, ["cache", "export", str(tmp_path / "learned.zip")])
+    assert f"{found.adapter.path} is not in it" in " ".join(exported.stderr.split())
+    adopted.take_back("0123", found.draft_sha256, "slower here")
+    assert "taken back on" in run(app, ["cache", "show"]).stderr
+    adopted.adopt("0123", adapter_for(base, 0.2), base)
+    assert "1 adapters of drafters deleted" in run(app, ["cache", "clear"]).stderr
+    assert json.loads(run(app, ["cache", "show", "--json"]).stdout)["adapters"] == []
 
 
 def test_an_archive_that_is_none_is_a_failure_with_a_sentence(tmp_path: Path) -> None:

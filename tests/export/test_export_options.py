@@ -17,6 +17,7 @@ EFFECTS = {
     "draft": "G O M g m",
     "quant": "G O A M",
     "draft-quant": "G O M",
+    "adapter": "G O M g m",
     "mem": "G M",
     "ctx": "G M",
     "trim-vocab": "G M",
@@ -36,11 +37,13 @@ EFFECTS = {
 }
 # What an option wants beside it.
 WITH = {
-    "draft-quant": ["draft"], "ctx": ["mem"], "trim-vocab": ["draft"], "trim-corpus": ["draft", "trim-vocab"],
+    "draft-quant": ["draft"], "adapter": ["draft"], "ctx": ["mem"], "trim-vocab": ["draft"],
+    "trim-corpus": ["draft", "trim-vocab"],
     "trim-input": ["draft", "trim-vocab"], "drop-layers": ["draft"], "draft-head": ["draft"],
 }  # fmt: skip
 FLAGS = {"trim-input", "merge", "locked", "verify"}
 VALUES: dict[str, object] = {
+    "adapter": Path("corpus.txt"),
     "draft": "nobody/draft", "quant": "Q8_0", "draft-quant": "Q8_0", "mem": "2GB", "ctx": 4096, "trim-vocab": 0.5,
     "trim-corpus": Path("corpus.txt"), "drop-layers": "1", "draft-head": "Q4_0", "imatrix": Path("corpus.txt"),
     "converter": "own", "base": "nobody/base", "exporter": "optimum", "exporter-python": Path("corpus.txt"),

@@ -17,20 +17,27 @@ import onnx
 import pytest
 from checkpoints import tiny_model
 from conftest import USER_ENV
+from draft_adapters import write_adapter
 from loopback_hub import LoopbackHub
 from tiny_onnx import write_tiny_onnx
 
 from edgellm.export import manifest
 from edgellm.export.bundle import pack
 from edgellm.export.check.fidelity import VerificationFailed
+from edgellm.export.convert import engine_jobs
+from edgellm.export.convert.hf_to_gguf import to_gguf
 from edgellm.export.environments import ExporterError, environment, requirements_of
+from edgellm.export.lora.adapted_drafts import AdaptedDraft
 from edgellm.export.manifest import ManifestError
 from edgellm.export.obtain.source import ModelSource
 from edgellm.export.onnx import onnx_facts, onnx_job
 from edgellm.export.onnx.onnx_export import OnnxRequest, export_onnx
+from edgellm.export.read.checkpoint import read_weights
 from edgellm.export.read.facts import UnsupportedModel
 from edgellm.export.staging import ExportError
 from edgellm.memory.context import ContextSettings
+from edgellm.memory.draft_adapter import AdapterFile, quantised_matrix
+from edgellm.memory.gguf import read_header
 from edgellm.memory.onnx_graph import read_graph
 from edgellm.runtime.backends.onnx_runtime import OnnxBackend, OnnxModel
 
@@ -203,6 +210,30 @@ def test_a_graph_that_is_not_the_checkpoints_model_is_refused(request_of: Reques
     with pytest.raises(VerificationFailed, match=r"99\.0%.*--no-verify"):
         export_onnx(request_of(top1=0.99), quiet)
     assert export_onnx(request_of(top1=0.99, verify=False), quiet)
+
+
+def test_what_a_drafter_learnt_is_in_the_checkpoint_that_its_graph_is_made_of(
+    request_of: RequestMaker, tmp_path: Path
+) -> None:
+    """The target's is as it was, and the manifest names the adapter; types that round it away are told."""
+    to_gguf(tmp_path / "tiny", tmp_path / "whole.gguf")
+    engine_jobs.quantise(tmp_path / "whole.gguf", base := tmp_path / "base.gguf", "Q4_1")
+    adapter = AdapterFile.read(write_adapter(tmp_path / "learnt.adapter", base, 0.2))
+    act = f"shutil.copy(job['source'] + '/model.safetensors', {str(tmp_path)!r} + '/' + job['quant'] + '.safetensors')"
+    events: list[Any] = []
+    made = export_onnx(request_of(act=act, adapted=AdaptedDraft(adapter, base), verify=False), events.append)
+    name = "model.layers.0.mlp.down_proj.weight"
+    target, draft = (read_weights(tmp_path / f"{quant}.safetensors")[name] for quant in ("fp32", "int4"))
+    AdaptedDraft(adapter, base).write(merged := tmp_path / "merged.gguf")
+    header = read_header(merged)
+    info = next(tensor for tensor in header.tensors if tensor.name == "blk.0.ffn_down.weight")
+    assert draft.read() == quantised_matrix(header, info).dense().tobytes()
+    assert target.read() == read_weights(tmp_path / "tiny" / "model.safetensors")[name].read()
+    assert made.document["draft"]["adapter"]["sha256"] == adapter.sha256
+    assert "adapter" not in made.document["target"]
+    assert [event["text"] for event in events if event["event"] == "remark"] == made.document["draft"]["remarks"]
+    assert "int4 rounds away" in made.document["draft"]["remarks"][0]
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 def test_a_gguf_file_is_no_source_of_onnx(request_of: RequestMaker, tmp_path: Path) -> None:
