@@ -151,7 +151,7 @@ class _Line(Terminal):
     def __init__(self) -> None:
         self.where = "before anything was learnt"
         self._is_live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not out.quiet
-        self._told_s, self._phase, self._is_shown = 0.0, "", False
+        self._told_s, self._kind, self._is_shown = 0.0, "", False
 
     def __enter__(self) -> _Line:
         return self
@@ -164,7 +164,8 @@ class _Line(Terminal):
         text, now = sentence(progress), time.monotonic()
         if progress.phase != "judging":
             self.where = f"while {text}"
-        is_new, self._phase = progress.phase != self._phase, progress.phase
+        kind = f"{progress.phase} {progress.tokens_per_s is not None}"
+        is_new, self._kind = kind != self._kind, kind
         if not is_new and now - self._told_s < (self.REDRAWN_S if self._is_live else self.EVERY_S):
             return
         self._told_s = now

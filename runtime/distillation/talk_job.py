@@ -35,6 +35,7 @@ N_SEQUENCES = (16, 8, 4, 2, 1)  # at once, or fewer where memory is short
 N_CTX = 1024  # tokens of each: a question, which may hold a text, and its answer
 ANSWER_TOKENS = 384  # at most; what a drafter learns from of one lesson is little longer
 SAVE_S = 3.0  # between writes of the lessons' file
+TELL_S = 2.0  # between signs of life
 LAST_QUESTION_SHARE = 0.7  # of the time, after which nothing new is asked: answers that run are finished
 
 
@@ -63,12 +64,15 @@ class Lessons:
 
 
 class _Until:
-    """Set once the parent or the time wants an end."""
+    """Set once the parent or the time wants an end. Asked in every pass, it tells now and then that there is life."""
 
-    def __init__(self, clock: RunningClock, seconds: float) -> None:
-        self._clock, self._seconds = clock, seconds
+    def __init__(self, clock: RunningClock, seconds: float, tell: Callable[[], None]) -> None:
+        self._clock, self._seconds, self._tell, self._told_s = clock, seconds, tell, clock.seconds
 
     def is_set(self) -> bool:
+        if self._clock.seconds - self._told_s >= TELL_S:
+            self._told_s = self._clock.seconds
+            self._tell()
         return stop_asked.is_set() or self._clock.seconds >= self._seconds
 
 
@@ -140,14 +144,17 @@ def _listen(
         is_late = clock.seconds >= LAST_QUESTION_SHARE * order.seconds
         return is_late or (is_own and lessons.suffice(order.n_tokens))
 
-    until = _Until(clock, order.seconds)
+    def tell() -> None:
+        send(_state(lessons, order, n_said=n_said, seconds=clock.seconds - began_s))
+
+    until = _Until(clock, order.seconds, tell)
     for lesson in talker.answer(_Enough(asker, is_enough), max_tokens=ANSWER_TOKENS, cancel=until):
         lessons.add(lesson)
         n_said += len(lesson.tokens)
         if clock.seconds - saved_s >= SAVE_S:
             lessons.save()
             saved_s = clock.seconds
-        send(_state(lessons, order, n_said=n_said, seconds=clock.seconds - began_s))
+        tell()
 
 
 def _state(lessons: Lessons, order: TalkOrder, *, n_said: int, seconds: float) -> dict[str, Any]:
