@@ -115,9 +115,9 @@ class Attention:
             k, v: of all rows, [n_rows, n_kv, d].
         """
         n_kv = k.shape[1]
-        dq: Floats = np.empty(q.shape, np.float32)
-        dk: Floats = np.empty(slope.shape[:1] + k.shape[1:], np.float32)
-        dv: Floats = np.empty(slope.shape[:1] + v.shape[1:], np.float32)
+        dq = np.empty_like(q)
+        dk = np.empty_like(k, shape=(len(q), *k.shape[1:]))
+        dv = np.empty_like(v, shape=(len(q), *v.shape[1:]))
         for rows, last in zip(self.texts, self.lasts, strict=True):
             n = last.stop - last.start
             queries, keys, values = self._grouped(q[last], n_kv), k[rows].transpose(1, 0, 2), v[rows].transpose(1, 0, 2)
@@ -133,7 +133,7 @@ class Attention:
 
 
 def _silu(x: Floats) -> tuple[Floats, Floats]:
-    gate = 1 / (1 + np.exp(-x))
+    gate = (1 / (1 + np.exp(-x))).astype(np.float32, copy=False)
     y = x * gate
     return y, gate + y * (1 - gate)
 
