@@ -23,7 +23,7 @@ from edgellm.memory.gguf import read_header
 from edgellm.runtime.distillation.adopted import Adopted, target_key
 from edgellm.runtime.distillation.merged import N_SPARE
 
-N_KILLS = 25
+N_KILLS = int(os.environ.get("EDGELLM_TEST_KILLS", "25"))  # 100 for the long run
 KEY = "0123"
 
 
