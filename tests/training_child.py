@@ -5,7 +5,6 @@ EDGELLM_TEST_STEP_S makes each step last.
 
 from __future__ import annotations
 
-import functools
 import os
 import time
 from collections.abc import Callable
@@ -30,5 +29,5 @@ def slow_train(*args: Any, on_step: Callable[[Step], bool], **more: Any) -> None
 if __name__ == "__main__":
     train = job.train
     job.train = slow_train  # type: ignore[assignment]
-    job.TrainingSettings = functools.partial(TrainingSettings, **STRIDES)  # type: ignore[misc, assignment]
+    job.settings_for = lambda taught, n_threads: TrainingSettings(**STRIDES)  # type: ignore[assignment]
     serve(job._run, EdgellmError, OSError)

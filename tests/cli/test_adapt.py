@@ -17,6 +17,7 @@ from learning_pairs import PATH, questions, tiny_pair
 from typer.testing import CliRunner
 
 from edgellm.app import adapting
+from edgellm.app.adapt_jobs import MINUTES, N_TOKENS
 from edgellm.app.adapting import AdaptJob, Outcome, Progress
 from edgellm.cli import _errors
 from edgellm.cli.adapt import sentence
@@ -79,7 +80,7 @@ def test_without_names_it_is_the_default_pair(adapted: Callable[..., dict[str, A
     asked = adapted(BETTER)
     assert run(app, ["adapt"]).exit_code == 0
     assert (asked["model"], asked["draft"], asked["prompts"]) == (None, None, None)
-    assert (asked["minutes"], asked["n_tokens"]) == (adapting.MINUTES, adapting.N_TOKENS)
+    assert (asked["minutes"], asked["n_tokens"]) == (MINUTES, N_TOKENS)
 
 
 def test_as_json_it_is_one_document_on_stdout(adapted: Callable[..., dict[str, Any]]) -> None:
