@@ -53,6 +53,7 @@ class Progress:
     tokens_per_s: float | None = None
     loss: float | None = None  # nats a token
     seconds_left: float | None = None  # of this phase
+    what: str = ""  # that it does, in more words
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,7 +189,7 @@ class Training:
             self._listener.note("going on with the training that was interrupted")
         elif "phase" in event:
             phase: Phase = "learning" if event["phase"] == "learning" else "judging"
-            self._tell(Progress(phase, n_lessons=event.get("n_lessons", 0)))
+            self._tell(Progress(phase, n_lessons=event.get("n_lessons", 0), what=event["phase"]))
             self._began_s, self._n_steps_before = time.monotonic(), -1
         elif "step" in event:
             self._tell(self._after(event["step"]))

@@ -132,7 +132,8 @@ def test_memory_has_a_variable_of_its_own(
 def test_where_it_stands_is_one_line() -> None:
     told = sentence(Progress("answering", 12_040, 30_000, 81, 108.4, None, 170.0))
     assert told == "answering: 12,040 of 30,000 tokens, 81 answers, 108 tok/s, 3 min left"
-    assert sentence(Progress("judging")) == "judging …"
+    assert sentence(Progress("answering", 31_000, 30_000, 190)) == "190 answers (31,000 tokens) to learn from"
+    assert sentence(Progress("judging", what="judging what was learnt")) == "judging what was learnt …"
 
 
 COMMAND = (
