@@ -113,9 +113,7 @@ def adapt(
             outcome = adapting.adapt(job, line, watch=line.see)
         except KeyboardInterrupt:
             line.erase()
-            out.note(
-                f"interrupted {line.where}: answers and steps that were done are kept, and the same command goes on from there"
-            )
+            out.note(f"interrupted {line.where}: what was done is kept, and the same command goes on from there")
             raise
     _show(outcome, json_=json_)
 

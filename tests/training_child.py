@@ -15,7 +15,7 @@ from edgellm.memory.errors import EdgellmError
 from edgellm.runtime.distillation import job
 from edgellm.runtime.distillation.training import Step, TrainingSettings
 
-STRIDES: dict[str, Any] = {"learning_rate": 1.0, "batch_tokens": 20, "n_warm_up": 1}
+STRIDES: dict[str, Any] = {"learning_rate": 1.0, "batch_tokens": 20, "rows_at_once": 256, "n_warm_up": 1}
 
 
 def slow_train(*args: Any, on_step: Callable[[Step], bool], **more: Any) -> None:

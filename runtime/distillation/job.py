@@ -27,7 +27,7 @@ from edgellm.runtime.distillation.network import Network
 from edgellm.runtime.distillation.orders import Result, TrainingOrder
 from edgellm.runtime.distillation.pair import open_pair
 from edgellm.runtime.distillation.training import Step, TrainingSettings, train
-from edgellm.runtime.distillation.trial import Stopped, Trial, judge_in_use
+from edgellm.runtime.distillation.trial import Stopped, Trial
 from edgellm.runtime.distillation.unfinished import Unfinished
 from edgellm.runtime.distillation.watching import RunningClock, Watch, zeroed
 
@@ -65,7 +65,6 @@ class Course:
             return self._result(STOPPED, curriculum, reason="stopped")
 
     def _learn_and_judge(self, network: Network, curriculum: Curriculum) -> Result:
-        self._begin_with(network, curriculum)
         self._tell(phase="judging the drafter as it is")
         trial = Trial(
             network,
@@ -75,6 +74,7 @@ class Course:
             clock=lambda: self._clock.seconds,
             stop_asked=stop_asked.is_set,
         )
+        self._begin_with(network, curriculum, trial)
         plain = trial.plain_hits()
         before = trial.hits() if self._in_use is not None else plain
         taught = self._taught(curriculum, trial)
@@ -125,14 +125,11 @@ class Course:
                 "it: end other programs, raise --mem, or take a smaller --draft"
             )
 
-    def _begin_with(self, network: Network, curriculum: Curriculum) -> None:
+    def _begin_with(self, network: Network, curriculum: Curriculum, trial: Trial) -> None:
         """What is in use, unless answers since then say that it makes things worse: it is then taken back."""
         if self._in_use is None:
             return
-        self._tell(phase="judging what was learnt before")
-        network.take(self._in_use.changes)
-        newer = samples_of(curriculum.newer)
-        found = judge_in_use(network, self._in_use.changes, newer, self.order.n_threads)
+        found = trial.of_use(self._in_use.changes, curriculum.newer)
         if found.is_worse and found.interval is not None:
             self._taken_back = (
                 f"on {found.new.n_answers} answers that came after it was learnt it brought {_figures(found)} of the "

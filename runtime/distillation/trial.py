@@ -11,7 +11,7 @@ from edgellm.runtime.distillation.judging import MIN_ANSWERS, Comparison, Hits, 
 from edgellm.runtime.distillation.lesson import Sample
 from edgellm.runtime.distillation.watching import Trainable, zeroed
 
-SHARE = 0.12  # of the time of a training, that reading them once may take
+SHARE = 0.1  # of the time of a training, that reading the answers that judge may take, each time
 
 
 class Stopped(EdgellmError, RuntimeError):
@@ -51,18 +51,27 @@ class Trial:
         Raises:
             Stopped, here and in `hits`.
         """
-        self._network, self._n_threads = network, n_threads
+        self._network, self._n_threads, self._room_s = network, n_threads, SHARE * seconds
         self._asked = _Stoppable(network, stop_asked)
         few, began_s = list(judging[-MIN_ANSWERS:]), clock()
         hits_of(self._asked, samples_of(few), n_threads)
         self.tokens_per_s = n_tokens_of(few) / max(clock() - began_s, 1e-3)
-        room = newest(judging, int(SHARE * seconds * self.tokens_per_s))
+        room = self._fitting(judging, self._room_s)
         self.judging = room if len(room) >= MIN_ANSWERS else few
 
     @property
     def seconds(self) -> float:
         """That reading them once takes."""
         return n_tokens_of(self.judging) / self.tokens_per_s
+
+    def _fitting(self, named: Sequence[Named], seconds: float) -> list[Named]:
+        """The newest that can be read in a time."""
+        return newest(named, int(seconds * self.tokens_per_s))
+
+    def of_use(self, changes: Mapping[str, Floats], newer: Sequence[Named]) -> Comparison:
+        """What training brought by then, by as many of the answers since as there is time for. Raises Stopped."""
+        fitting = samples_of(self._fitting(newer, self._room_s / 2))
+        return judge_in_use(self._network, changes, fitting, self._n_threads)
 
     def hits(self) -> list[Hits]:
         return hits_of(self._asked, samples_of(self.judging), self._n_threads)
