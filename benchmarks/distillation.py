@@ -2,7 +2,7 @@
 
     python benchmarks/distillation.py answers TARGET.gguf --prompts FILE --out answers.jsonl [--limit 24]
     python benchmarks/distillation.py curve TARGET.gguf DRAFTER.gguf --learned FOLDER --judge answers.jsonl
-        [--at 5000,20000,80000] [--kinds maths,python] [--keep FOLDER] --out curve.jsonl
+        [--at 5000,20000,80000] [--kinds maths,python] [--adapter FILE] --out curve.jsonl
     python benchmarks/distillation.py variants TARGET.gguf DRAFTER.gguf --learned FOLDER --judge answers.jsonl
         [--tokens 20000] [--variants scales,hybrid,upper] --out variants.jsonl
 
@@ -36,6 +36,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.memory import files
+from edgellm.memory.draft_adapter import DraftAdapter
 from edgellm.memory.quantised import Floats
 from edgellm.runtime.backends.llama_cpp import LlamaModel
 from edgellm.runtime.distillation.curriculum import is_judging
@@ -110,7 +112,7 @@ def curve(arguments: argparse.Namespace) -> None:
     network = Network.open(arguments.drafter)
     marks = sorted(map(int, arguments.at.split(",")))
     began_s, cpu_s = time.perf_counter(), time.process_time()
-    n_judging_cpu_s = 0.0
+    n_judging_cpu_s, first = 0.0, dict[str, Any]()
     with arguments.out.open("w") as out:
 
         def note(n_tokens: int) -> None:
@@ -126,11 +128,11 @@ def curve(arguments: argparse.Namespace) -> None:
             }
             out.write(json.dumps({"n_tokens": n_tokens, "judged": found, **cost}) + "\n")
             out.flush()
-            if arguments.keep:
-                np.savez(
-                    arguments.keep / f"{n_tokens}.npz",
-                    **{k: v.astype(np.float16) for k, v in network.changes().items()},
+            if arguments.adapter:
+                files.write(
+                    arguments.adapter, adapter_of(network, arguments, n_tokens, first or found, found).to_bytes()
                 )
+            first.update(first or found)
 
         def on_step(step: Step) -> bool:
             if marks and step.n_tokens >= marks[0]:
@@ -143,6 +145,21 @@ def curve(arguments: argparse.Namespace) -> None:
         train(network, limited(samples, marks[-1] + settings.batch_tokens), settings, on_step=on_step)
         if marks:
             note(sum(len(sample.answer) for sample in samples))
+
+
+def adapter_of(
+    network: Network, arguments: argparse.Namespace, n_tokens: int, before: Mapping[str, Any], after: Mapping[str, Any]
+) -> DraftAdapter:
+    """What `edgellm adapt` would write."""
+    record = {
+        "target": arguments.target.stem,
+        "drafter": arguments.drafter.stem,
+        "n_tokens": n_tokens,
+        "before": before["own"],
+        "after": after["own"],
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    return DraftAdapter(files.sha256_of(arguments.drafter), network.changes(), record)
 
 
 def limited(samples: Sequence[Sample], n_tokens: int) -> list[Sample]:
@@ -276,9 +293,8 @@ class LowRank(Dense):
 def q8_0(weight: Floats) -> Floats:
     blocks = weight.reshape(-1, 32)
     scale = (np.abs(blocks).max(-1, keepdims=True) / 127).astype(np.float16).astype(np.float32)
-    return (np.rint(np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale != 0)) * scale).reshape(
-        weight.shape
-    )
+    codes = np.rint(np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale != 0))
+    return (codes * scale).astype(np.float32, copy=False).reshape(weight.shape)
 
 
 def with_minimum(n_levels: int) -> Callable[[Floats], Floats]:
@@ -289,7 +305,8 @@ def with_minimum(n_levels: int) -> Callable[[Floats], Floats]:
         least = blocks.min(-1, keepdims=True).astype(np.float16).astype(np.float32)
         scale = ((blocks.max(-1, keepdims=True) - least) / (n_levels - 1)).astype(np.float16).astype(np.float32)
         codes = np.rint(np.divide(blocks - least, scale, out=np.zeros_like(blocks), where=scale != 0))
-        return (np.clip(codes, 0, n_levels - 1) * scale + least).reshape(weight.shape)
+        written = np.clip(codes, 0, n_levels - 1) * scale + least
+        return written.astype(np.float32, copy=False).reshape(weight.shape)
 
     return grid
 
@@ -367,7 +384,7 @@ def main() -> None:
         if name == "curve":
             taught.add_argument("--at", default="5000,10000,20000,40000,80000,160000,320000", help="tokens of answers")
             taught.add_argument("--rate", type=float, default=1e-3)
-            taught.add_argument("--keep", type=Path, help="folder for the changes at each of them")
+            taught.add_argument("--adapter", type=Path, help="file for what was learnt so far, at each of them")
         else:
             taught.add_argument("--tokens", type=int, default=20_000)
             taught.add_argument("--variants", default=",".join(VARIANTS))
