@@ -15,6 +15,7 @@ learnt, which shows what is forgotten of the others. `variants` train the same l
     soft      the same, on the target's probabilities where both vocabularies have a border
     hybrid    OmniDraft's loss (arXiv:2507.02659): reverse KL there, 0.2 times cross-entropy elsewhere
     upper     scales of the upper half of the layers
+    head      also the scales of the tied embedding, by what it says as the head
     lora      adapters of rank 16 on all matrices, not merged; then merged and written as Q5_1, Q8_0 and Q4_1 would
     full      all weights of the matrices, likewise
 
@@ -37,7 +38,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.memory import files
-from edgellm.memory.draft_adapter import DraftAdapter
+from edgellm.memory.draft_adapter import DraftAdapter, quantised_matrix
+from edgellm.memory.gguf import GgufHeader
 from edgellm.memory.quantised import Floats
 from edgellm.runtime.backends.llama_cpp import LlamaModel
 from edgellm.runtime.distillation.curriculum import is_judging
@@ -239,6 +241,28 @@ class Upper(Network):
         return {n: t for n, t in super().changes().items() if int(n.split(".")[1]) >= self.shape.n_layers // 2}
 
 
+class WithHead(Network):
+    """Learns in the tied embedding too."""
+
+    def __init__(self, header: GgufHeader) -> None:
+        super().__init__(header)
+        tensor = next(tensor for tensor in header.tensors if tensor.name == "token_embd.weight")
+        self.matrices[tensor.name] = quantised_matrix(header, tensor)
+        self._weights["token_embd"] = self._embedding
+
+    def _loss(self, last: Floats, answers: NDArray[np.int32], found: Gradients) -> Floats:
+        back = super()._loss(last, answers, found)
+        normed = self._normed(last, "output_norm.weight")
+        logits = normed @ self._head.T
+        logits -= logits.max(-1, keepdims=True)
+        np.exp(logits, out=logits)
+        logits /= logits.sum(-1, keepdims=True)
+        logits[np.arange(len(answers)), answers] -= 1
+        name = "token_embd.weight"
+        found.thetas[name] = self.matrices[name].gradient((logits.T @ normed).astype(np.float32), self._embedding)
+        return back
+
+
 class Dense(Network):
     """Hands out the slopes of whole matrices."""
 
@@ -294,7 +318,8 @@ def q8_0(weight: Floats) -> Floats:
     blocks = weight.reshape(-1, 32)
     scale = (np.abs(blocks).max(-1, keepdims=True) / 127).astype(np.float16).astype(np.float32)
     codes = np.rint(np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale != 0))
-    return (codes * scale).astype(np.float32, copy=False).reshape(weight.shape)
+    written: Floats = (codes * scale).astype(np.float32, copy=False)
+    return written.reshape(weight.shape)
 
 
 def with_minimum(n_levels: int) -> Callable[[Floats], Floats]:
@@ -305,8 +330,8 @@ def with_minimum(n_levels: int) -> Callable[[Floats], Floats]:
         least = blocks.min(-1, keepdims=True).astype(np.float16).astype(np.float32)
         scale = ((blocks.max(-1, keepdims=True) - least) / (n_levels - 1)).astype(np.float16).astype(np.float32)
         codes = np.rint(np.divide(blocks - least, scale, out=np.zeros_like(blocks), where=scale != 0))
-        written = np.clip(codes, 0, n_levels - 1) * scale + least
-        return written.astype(np.float32, copy=False).reshape(weight.shape)
+        written: Floats = (np.clip(codes, 0, n_levels - 1) * scale + least).astype(np.float32, copy=False)
+        return written.reshape(weight.shape)
 
     return grid
 
@@ -329,7 +354,8 @@ def train_dense(network: Dense, samples: Sequence[Sample], settings: TrainingSet
 
 
 VARIANTS: dict[str, tuple[type[Network], float]] = {  # with the rate that suits it
-    "scales": (Network, 1e-3), "soft": (Soft, 1e-3), "hybrid": (Hybrid, 1e-3), "upper": (Upper, 1e-3),
+    "scales": (Network, 1e-3),
+    "head": (WithHead, 1e-3), "soft": (Soft, 1e-3), "hybrid": (Hybrid, 1e-3), "upper": (Upper, 1e-3),
     "lora": (LowRank, 1e-3), "full": (Dense, 2e-5),
 }  # fmt: skip
 
