@@ -301,9 +301,9 @@ def test_what_does_not_fit_is_refused_before_it_is_read(pair: TinyPair) -> None:
 def test_fewer_threads_take_less_memory(pair: TinyPair) -> None:
     pair.answered(questions(60))
     network = job.Network.open(pair.draft)
-    one, four = (job.work_bytes(network, TrainingSettings(n_threads=n), 320, 100) for n in (1, 4))
+    one, four = (job.needed_bytes(network, TrainingSettings(n_threads=n), 320, 100) for n in (1, 4))
     assert one < four
-    course = job.Course(pair.order(n_threads=4, mem_bytes=network.n_bytes + one), lambda event: None, RunningClock())
+    course = job.Course(pair.order(n_threads=4, mem_bytes=one), lambda event: None, RunningClock())
     course._open(course._curriculum())
     assert course.order.n_threads == 1
 
