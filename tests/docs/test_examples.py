@@ -31,13 +31,22 @@ FOREIGN = [one for one in STARTED if Path(one.words[0]).name != "edgellm"]
 TARGET, DRAFTER = "qwen2.5-coder-1.5b-instruct", "smollm2-135m-instruct"
 STANDS_FOR = {"MODEL": TARGET, "TARGET": TARGET, "DRAFTER": DRAFTER}  # in examples
 # What a reader has, or has just made.
-READERS = {"chats.txt", "imatrix.gguf", "learnt.adapter", "learnt.zip", "out/MODEL-int4", "out"}
+READERS = {
+    "chats.txt",
+    "imatrix.gguf",
+    "learnt.adapter",
+    "learnt.zip",
+    "my.adapter",
+    "questions.txt",
+    "out/MODEL-int4",
+    "out",
+}
 
 # What is parsed and not run, and why; the first that says yes is the reason.
 NOT_RUN: dict[str, Callable[[tuple[str, ...]], object]] = {
     "asks the Hub": lambda words: words[1] == "pull" or any(word.startswith(("user/", "hf.co/")) for word in words),
     "is a conversation in a terminal": lambda words: words[1] == "chat" and not {"-p", "--prompt"} & {*words},
-    "takes minutes": lambda words: words[1] in ("bench", "imatrix") or {"--calibrate", "--measure"} & {*words},
+    "takes minutes": lambda words: words[1] in ("adapt", "bench", "imatrix") or {"--calibrate", "--measure"} & {*words},
     "shows the engine's own log": lambda words: "-v" in words,
     "draws with matplotlib": lambda words: any(word.endswith(".png") for word in words),
     "is about files of the reader's": lambda words: words[1] in ("export", "verify", "bundle") or READERS & {*words},
