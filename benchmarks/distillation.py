@@ -52,7 +52,7 @@ from edgellm.runtime.distillation.talking import Talker, read_prompts
 from edgellm.runtime.distillation.training import Adam, Step, TrainingSettings, batches, train
 from edgellm.runtime.text.template import usable
 
-HELD_OUT = 40  # lessons of the folder that judge
+HELD_OUT = 32  # lessons of the folder that judge
 FLOOR = 1e-4  # probability of a token that the target did not hold likely, where a logarithm of it is asked
 RANK, STRENGTH = 16, 2.0  # of LoRA
 

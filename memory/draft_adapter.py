@@ -22,6 +22,8 @@ KIND, VERSION = "draft-adapter", 1
 MAX_RECORD_BYTES = 2**20
 MAX_PACKED_BYTES = 512 * 2**20  # of the numbers, unpacked; a drafter of 3 billion weights has half of it
 N_LEVELS = 127  # of a change, on either side of zero
+MAX_STEP = 1.0  # no training moves a scale by a hundred times itself
+STEP_OF_RMS = 0.25  # adds a noise of 0.07 of what is typical, and deflates to about half a byte
 
 
 class DraftAdapterError(EdgellmError, ValueError):
@@ -41,10 +43,11 @@ class DraftAdapter:
     record: Mapping[str, Any] = field(default_factory=dict)  # plain values, see below
 
     def to_bytes(self) -> bytes:
-        """Packed: a byte for each number, in steps of its tensor's largest, then deflated."""
+        """Packed: a byte for each number, in steps of a quarter of what is typical in its tensor, then deflated."""
         tensors, packed = [], []
         for name, theta in self.changes.items():
-            step = float(np.abs(theta).max(initial=0.0)) / N_LEVELS or 1.0
+            typical = float(np.sqrt(np.mean(np.square(theta, dtype=np.float64))))
+            step = max(STEP_OF_RMS * typical, float(np.abs(theta).max(initial=0.0)) / N_LEVELS) or MAX_STEP / 2
             tensors.append([name, list(theta.shape), step])
             packed.append(np.rint(theta / step).astype(np.int8).tobytes())
         head = json.dumps({"record": self.record, "tensors": tensors}).encode() + b"\n"
@@ -60,7 +63,7 @@ class DraftAdapter:
             head = json.loads(line[: MAX_RECORD_BYTES + 1])
             numbers = zlib.decompressobj().decompress(packed, MAX_PACKED_BYTES)
             return cls(base, dict(_changes(head["tensors"], numbers)), dict(head["record"]))
-        except (Damaged, ValueError, KeyError, TypeError, zlib.error) as error:
+        except (Damaged, ValueError, KeyError, TypeError, OverflowError, RecursionError, zlib.error) as error:
             raise DraftAdapterError(f"it is no draft adapter of edgellm: {error}") from None
 
 
@@ -82,7 +85,7 @@ class AdapterFile:
             record = json.loads(line[: MAX_RECORD_BYTES + 1])["record"]
             base = str(json.loads(data.partition(b"\n")[0])["key"])
             return cls(path, hashlib.sha256(data).hexdigest(), base, dict(record))
-        except (Damaged, ValueError, KeyError, TypeError) as error:
+        except (Damaged, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DraftAdapterError(f"{path} is no draft adapter of edgellm: {error}") from None
 
     @property
@@ -112,7 +115,7 @@ def _changes(tensors: Any, numbers: bytes) -> Any:
     for name, shape, step in tensors:
         n_fields, n_out, n_blocks = map(int, shape)
         n = n_fields * n_out * n_blocks
-        if min(n_fields, n_out, n_blocks) < 1 or start + n > len(numbers) or not 0 < float(step) < 1e6:
+        if min(n_fields, n_out, n_blocks) < 1 or start + n > len(numbers) or not 0 < float(step) < MAX_STEP:
             raise ValueError(f"{str(name)[:80]!r} has a shape or a step that cannot be")
         theta = np.frombuffer(numbers, np.int8, n, start).astype(np.float32) * np.float32(step)
         yield str(name), theta.reshape(n_fields, n_out, n_blocks)
