@@ -18,13 +18,15 @@ from edgellm.memory.device import this_machine
 from edgellm.memory.draft_adapter import DraftAdapter, read_draft_adapter
 from edgellm.memory.errors import EdgellmError
 from edgellm.memory.gguf import read_header
-from edgellm.memory.plan import RUNTIME_BASE_BYTES, DoesNotFit
+from edgellm.memory.plan import DoesNotFit
+from edgellm.memory.shape import from_header
+from edgellm.memory.training_size import training_bytes
 from edgellm.memory.units import format_bytes
 from edgellm.runtime.distillation.adopted import Adopted
 from edgellm.runtime.distillation.curriculum import Curriculum, Named, arrange, n_tokens_of, samples_of
 from edgellm.runtime.distillation.judging import MIN_ANSWERS, Comparison, Hits, compare, hits_of
 from edgellm.runtime.distillation.lesson import Sample
-from edgellm.runtime.distillation.network import Network
+from edgellm.runtime.distillation.network import Network, refuse_untrainable
 from edgellm.runtime.distillation.orders import Result, TrainingOrder
 from edgellm.runtime.distillation.pair import open_pair
 from edgellm.runtime.distillation.training import TrainingSettings, train
@@ -34,7 +36,6 @@ from edgellm.runtime.distillation.watching import RunningClock, Trainable, Watch
 MIN_TOKENS = 1_000  # of lessons that are new; learning fewer is not worth reading the model for
 LEARNING_COST = 4.0  # what learning a token takes, by what reading it takes
 MIN_TIME_SHARE = 0.5  # of the time, so much is for learning although judging is slow
-HEAD_ROWS = 256  # answer tokens whose logits a thread holds
 
 
 def judge_in_use(
@@ -101,21 +102,16 @@ class Course:
         )
 
     def _open(self, curriculum: Curriculum) -> Network:
-        """Raises DoesNotFit, DistillationError."""
-        order, path = self.order, Path(self.order.draft)
+        """Raises DoesNotFit before the weights are read. UnknownShape, DistillationError."""
+        order, header = self.order, read_header(Path(self.order.draft))
         free = order.mem_bytes if order.mem_bytes is not None else this_machine().usable_bytes
-        header = read_header(path)
-        self._refuse(4 * header.n_params, free)  # before any of it is read
-        network = Network.open(path)
-        n_vocab = max(tensor.shape[1] for tensor in header.tensors if tensor.name == "token_embd.weight")
+        refuse_untrainable(header)
+        shape = from_header(header)
         longest = max(sample.n_tokens for _, sample in (*curriculum.new, *curriculum.old, *curriculum.judging))
-        needs = {
-            n: network.n_bytes + work_bytes(network, TrainingSettings(n_threads=n), n_vocab, longest)
-            for n in range(order.n_threads, 0, -1)
-        }
+        needs = {n: training_bytes(shape, n, longest) for n in range(order.n_threads, 0, -1)}
         self._refuse(needs[1], free)
         self.order = replace(order, n_threads=next(n for n, needed in needs.items() if needed <= free))
-        return network
+        return Network(header)
 
     def _refuse(self, needed: int, free: int) -> None:
         if needed > free:
@@ -166,6 +162,7 @@ class Course:
             n_threads=order.n_threads,
             clock=lambda: self._clock.seconds,
             until_s=self._until_s(judging_s),
+            kept_every_s=order.kept_every_s,
             stop_asked=stop_asked.is_set,
             tell=lambda event: self._tell(**event),
         )
@@ -260,24 +257,11 @@ def seen_by(adapter: DraftAdapter | None) -> set[str]:
     return {str(name) for name in names} if isinstance(names, list) else set()
 
 
-def work_bytes(network: Network, settings: TrainingSettings, n_vocab: int, longest: int) -> int:
-    """Memory of a training beyond the weights: what passes keep for their way back, slopes, moments, the program.
-
-    Args:
-        longest: tokens of the longest sample, which are never cut.
-    """
-    shapes = [matrix.shape for matrix in network.matrices.values()]
-    width = sum(n_out for n_out, _ in shapes) + 2 * network.shape.n_embd * network.shape.n_layers
-    n_scales = sum(theta.size for theta in network.changes().values())
-    largest = max((n_out * n_in for n_out, n_in in shapes), default=0)
-    thread = max(settings.rows_at_once, longest) * width + 2 * largest + 2 * HEAD_ROWS * n_vocab + n_scales
-    return 4 * (settings.n_threads * thread + 4 * n_scales) + RUNTIME_BASE_BYTES
-
-
 def _run(request: dict[str, Any], send: Send) -> None:
-    in_background()
+    order = TrainingOrder(**request)
+    in_background(order.niceness)
     try:
-        send({"result": Course(TrainingOrder(**request), send, RunningClock()).run().to_json()})
+        send({"result": Course(order, send, RunningClock()).run().to_json()})
     except DoesNotFit as error:
         send({"does_not_fit": str(error)})
     except OSError as error:

@@ -19,10 +19,10 @@ from edgellm.memory.draft_adapter import quantised_matrix
 from edgellm.memory.errors import EdgellmError
 from edgellm.memory.gguf import GgufHeader, TensorInfo, read_header
 from edgellm.memory.quantised import FORMATS, QuantisedMatrix
+from edgellm.memory.training_size import TRAINABLE
 from edgellm.runtime.distillation.lesson import Sample
 from edgellm.runtime.distillation.ops import ACTIVATIONS, Attention, Floats, Rotation, rms_norm, rms_norm_back
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
 _MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 _GEMMA_GLOBAL_EVERY = 6  # layers; the others see a window
 _GEMMA_LOCAL_BASE = 10_000.0
@@ -51,10 +51,9 @@ class Shape:
     def of(cls, header: GgufHeader) -> Shape:
         """Raises DistillationError: an architecture that cannot be trained, or a header that lacks a number."""
         name = header.architecture
-        if name not in ARCHITECTURES:
+        if name not in TRAINABLE:
             raise DistillationError(
-                f"{header.path.name} ({name or 'unknown'}) cannot be trained: "
-                f"take a drafter of {', '.join(ARCHITECTURES)}"
+                f"{header.path.name} ({name or 'unknown'}) cannot be trained: take a drafter of {', '.join(TRAINABLE)}"
             )
         n_embd, n_heads = header.hparam("embedding_length"), header.hparam("attention.head_count")
         numbers: dict[str, Any] = {
@@ -81,6 +80,11 @@ class Shape:
     def window_of(self, layer: int) -> int:
         """Tokens that a layer sees; 0 for all."""
         return self.window if self.window and (layer + 1) % _GEMMA_GLOBAL_EVERY else 0
+
+
+def refuse_untrainable(header: GgufHeader) -> None:
+    """Raises DistillationError: the header alone says that the model cannot be trained."""
+    Shape.of(header)
 
 
 @dataclass(slots=True)
