@@ -5,102 +5,21 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
+from edgellm.app.adapt_jobs import MINUTES, N_TOKENS, TALKING_SHARE, Phase, Watcher, talk_order, training_order
+from edgellm.app.adapt_jobs import AdaptError as AdaptError
+from edgellm.app.adapt_jobs import AdaptJob as AdaptJob
+from edgellm.app.adapt_jobs import Outcome as Outcome
+from edgellm.app.adapt_jobs import Progress as Progress
+from edgellm.app.adapt_jobs import alone as alone
 from edgellm.app.background import Background, BackgroundError
-from edgellm.app.defaults import BadSetting, adapted_folder, asked_bytes, learned_folder
+from edgellm.app.defaults import BadSetting, asked_bytes
 from edgellm.app.listener import SILENCE, Listener
-from edgellm.memory.errors import EdgellmError
-from edgellm.runtime.distillation.orders import (
-    ENVIRONMENT,
-    KEPT_EVERY_S,
-    TALKING,
-    TRAINING,
-    Result,
-    TalkOrder,
-    TrainingOrder,
-)
-
-if TYPE_CHECKING:
-    from edgellm.export.obtain.store import ModelFile
-
-MINUTES = 30.0  # in all, at most, where nobody says
-N_TOKENS = 30_000  # of answers that are new to the drafter: what most of the gain comes from
-BESIDE_CHAT_KEPT_EVERY_S = 60.0  # chats are left at any moment, and what is kept is tens of megabytes
-TALKING_SHARE = 0.6  # of the time, at most, for answers: learning one takes less than writing it
-
-Phase = Literal["answering", "learning", "judging"]
-
-
-class AdaptError(EdgellmError, RuntimeError):
-    """Another process adapts the pair already."""
-
-
-@dataclass(frozen=True, slots=True)
-class AdaptJob:
-    """What is asked for: files that are here, and bounds."""
-
-    target: ModelFile
-    draft: ModelFile
-    adapter: Path | None = None  # that the drafter goes with now
-    prompts: Path | None = None  # questions; None: what chats left, and the target's own where that is too little
-    seconds: float = MINUTES * 60
-    mem_bytes: int | None = None  # None: what the machine has free
-    n_threads: int = 1
-    n_tokens: int = N_TOKENS
-    output: Path | None = None  # where the adapter is written as well
-    beside_chat: bool = False  # gives way to everything, and may be ended at any moment
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where it stands."""
-
-    phase: Phase
-    n_done: int = 0  # tokens of answers, or steps of learning
-    n_all: int = 0  # 0: not known
-    n_lessons: int = 0
-    tokens_per_s: float | None = None
-    loss: float | None = None  # nats a token
-    seconds_left: float | None = None  # of this phase
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of it."""
-
-    job: AdaptJob
-    result: Result | None  # of the training; None where it did not come to it
-    n_answered: int  # questions that the target answered
-    seconds: float
-
-    @property
-    def interrupted(self) -> bool:
-        return self.result is None or self.result.reason == "stopped"
-
-    @property
-    def adopted(self) -> bool:
-        return self.result is not None and self.result.adopted
-
-    @property
-    def why(self) -> str:
-        return self.result.why if self.result is not None else "it was stopped; the same command goes on"
-
-    def to_json(self) -> dict[str, Any]:
-        found: dict[str, Any] = (
-            self.result.to_json() if self.result is not None else {"adopted": False, "why": self.why}
-        )
-        compared = found.pop("comparison", None)
-        if compared is None:
-            compared = dict.fromkeys(("old", "new", "ratio", "interval"))
-        names = {"target": self.job.target.name, "drafter": self.job.draft.name}
-        return {**names, **found, **compared, "n_answered": self.n_answered, "seconds": round(self.seconds, 1)}
-
-
-Watcher = Callable[[Progress], None]
+from edgellm.runtime.distillation.orders import ENVIRONMENT, TALKING, TRAINING, Result
 
 
 def prepare(
@@ -180,26 +99,41 @@ def adapt(
         if cancel is not None and cancel.is_set():
             return Outcome(job, None, talk.n_answered, spent_s)
         left = replace(job, seconds=max(job.seconds - spent_s, 0.0))
-        result = Training(left, listener, watch).finish(cancel)
-    return Outcome(job, result, talk.n_answered, time.monotonic() - began_s)
+        outcome = Training(left, listener, watch).finish(cancel)
+    return replace(outcome, job=job, n_answered=talk.n_answered, seconds=time.monotonic() - began_s)
 
 
 class Training:
     """A child that trains: in the background of a chat it stands still while an answer is computed.
 
-    Whoever starts it holds `alone(job)` as long as it runs, and polls it now and then.
+    It takes `job.seconds` while it is let run.
     """
 
     def __init__(self, job: AdaptJob, listener: Listener = SILENCE, watch: Watcher = lambda progress: None) -> None:
-        """Starts it; it takes `job.seconds` while it is let run."""
+        """Starts it, for whoever holds `alone(job)`."""
         self.progress = Progress("judging")
+        self._job, self._listener, self._watch = job, listener, watch
+        self._held = contextlib.ExitStack()
         self._result: Result | None = None
-        self._listener, self._watch, self._draft_name = listener, watch, job.draft.name
-        self._began_s, self._n_steps_before = time.monotonic(), 0
-        order = _training_order(job).to_json()
+        self._started_s = self._began_s = time.monotonic()
+        self._n_steps_before = 0
+        order = training_order(job).to_json()
         self._child = Background(
             TRAINING, order, self._hear, what="training", environment=ENVIRONMENT, listener=listener
         )
+
+    @classmethod
+    def start(cls, job: AdaptJob, listener: Listener = SILENCE, watch: Watcher = lambda progress: None) -> Training:
+        """Start one that holds the pair until it has ended.
+
+        Raises:
+            AdaptError: another process adapts the pair.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(alone(job))
+            training = cls(job, listener, watch)
+            training._held = stack.pop_all()
+        return training
 
     @property
     def may_stand_still(self) -> bool:
@@ -212,7 +146,7 @@ class Training:
     def resume(self) -> None:
         self._child.resume()
 
-    def poll(self) -> Result | None:
+    def poll(self) -> Outcome | None:
         """What became of it; None while it runs.
 
         Raises:
@@ -220,37 +154,52 @@ class Training:
             DoesNotFit: it takes more memory than there is.
             OSError: the disk.
         """
-        return self._finished() if self._child.poll() else None
+        try:
+            ended = self._child.poll()
+        finally:
+            self._let_go()
+        return self._outcome() if ended else None
 
-    def finish(self, cancel: threading.Event | None = None) -> Result:
+    def finish(self, cancel: threading.Event | None = None) -> Outcome:
         """Wait for it. Raises as `poll`."""
-        self._child.follow(cancel)
-        return self._finished()
+        try:
+            self._child.follow(cancel)
+        finally:
+            self._let_go()
+        return self._outcome()
 
-    def stop(self) -> Result | None:
+    def stop(self) -> Outcome:
         """Keep what was done, and end it: the next training goes on there. Raises as `poll`."""
-        self._child.stop()
-        return self._result
+        try:
+            self._child.stop()
+        finally:
+            self._let_go()
+        return Outcome(self._job, self._result, 0, time.monotonic() - self._started_s)
 
     def end(self) -> None:
         """End it at once: what it did since it last kept anything is lost."""
         self._child.end()
+        self._let_go()
 
-    def _finished(self) -> Result:
+    def _let_go(self) -> None:
+        if self._child.ended:
+            self._held.close()
+
+    def _outcome(self) -> Outcome:
         if self._result is None:
             raise BackgroundError("training failed: it ended without a result")
-        return self._result
+        return Outcome(self._job, self._result, 0, time.monotonic() - self._started_s)
 
     def _hear(self, event: Mapping[str, Any]) -> None:
         if "result" in event:
             self._result = Result(**event["result"])
         elif "taken_back" in event:
-            self._listener.note(f"{self._draft_name} no longer uses what it learnt before: {event['taken_back']}")
+            self._listener.note(f"{self._job.draft.name} no longer uses what it learnt before: {event['taken_back']}")
         elif "resumed" in event:
             self._listener.note("going on with the training that was interrupted")
         elif "phase" in event:
             phase: Phase = "learning" if event["phase"] == "learning" else "judging"
-            self._tell(Progress(phase, n_lessons=event.get("n_lessons", 0)))
+            self._tell(Progress(phase, n_lessons=event.get("n_lessons", 0), what=event["phase"]))
             self._began_s, self._n_steps_before = time.monotonic(), -1
         elif "step" in event:
             self._tell(self._after(event["step"]))
@@ -281,7 +230,7 @@ class _Talk:
     def __init__(self, job: AdaptJob, listener: Listener, watch: Watcher) -> None:
         self._job, self._watch, self._began_s = job, watch, time.monotonic()
         self._n_before, self._n_lessons = -1, 0
-        self._child = Background(TALKING, _talk_order(job).to_json(), self._hear, what="answering", listener=listener)
+        self._child = Background(TALKING, talk_order(job).to_json(), self._hear, what="answering", listener=listener)
 
     @property
     def n_answered(self) -> int:
@@ -303,70 +252,3 @@ class _Talk:
         self._watch(
             Progress("answering", event["n_tokens"], n_all, self._n_lessons, speed or None, None, max(left_s, 0.0))
         )
-
-
-@contextlib.contextmanager
-def alone(job: AdaptJob) -> Iterator[None]:
-    """Hold a pair's own lock, which the system frees when a process dies.
-
-    Raises:
-        AdaptError: another process adapts the pair.
-    """
-    import hashlib
-
-    from filelock import FileLock, Timeout
-
-    from edgellm.runtime.learning.files import private_folder
-
-    private_folder(adapted_folder())
-    pair = f"{job.target.path} {job.draft.path}"
-    lock = FileLock(
-        adapted_folder() / f"adapting-{hashlib.sha256(pair.encode()).hexdigest()[:16]}.lock",
-        mode=0o600,
-        thread_local=False,
-    )
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise AdaptError(
-            f"another process adapts {job.draft.name} to {job.target.name} just now: wait until it is done, or end it"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _talk_order(job: AdaptJob) -> TalkOrder:
-    return TalkOrder(
-        target=str(job.target.path),
-        target_name=job.target.name,
-        learned=str(learned_folder()),
-        n_tokens=job.n_tokens,
-        seconds=TALKING_SHARE * job.seconds,
-        n_threads=job.n_threads,
-        adapter=str(job.adapter) if job.adapter is not None else None,
-        prompts=str(job.prompts) if job.prompts is not None else None,
-        mem_bytes=job.mem_bytes,
-    )
-
-
-def _training_order(job: AdaptJob) -> TrainingOrder:
-    from edgellm.runtime.distillation.adopted import target_key
-
-    return TrainingOrder(
-        target=str(job.target.path),
-        draft=str(job.draft.path),
-        target_name=job.target.name,
-        draft_name=job.draft.name,
-        target_key=target_key(job.target.path),
-        learned=str(learned_folder()),
-        adopted=str(adapted_folder()),
-        seconds=job.seconds,
-        n_threads=job.n_threads,
-        adapter=str(job.adapter) if job.adapter is not None else None,
-        mem_bytes=job.mem_bytes,
-        output=str(job.output) if job.output is not None else None,
-        niceness=19 if job.beside_chat else 10,
-        kept_every_s=BESIDE_CHAT_KEPT_EVERY_S if job.beside_chat else KEPT_EVERY_S,
-    )

@@ -180,6 +180,18 @@ def planned(
     return DrafterAdapter(file, "project", name) if file is not None and file.base in offered else None
 
 
+def take_back(target: Path, adapter: DrafterAdapter, why: str, *, loras: Sequence[Lora] = ()) -> None:
+    """Do not use an adapter with this target any more; `why`, a sentence, is told where adapters are shown.
+
+    Raises:
+        OSError: the disk, or another process.
+    """
+    from edgellm.runtime.distillation.adopted import target_key
+
+    file = adapter.file
+    _adopted(SILENCE).take_back(target_key(target, loras), file.base, why, adapter_sha256=file.sha256)
+
+
 def _adopted(listener: Listener) -> Adopted:
     from edgellm.runtime.distillation.adopted import Adopted
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from edgellm.app.adapting import AdaptError, AdaptJob, Training, alone
+from edgellm.app.adapt_jobs import AdaptError, AdaptJob
+from edgellm.app.adapting import Training
 from edgellm.app.defaults import BadSetting, adapted_folder
 from edgellm.app.listener import LOG, SILENCE, Listener, Silence
 from edgellm.app.loading import Pair
@@ -55,7 +56,7 @@ class IdleAdapting:
         self._training: Training | None = None
         self._found: Result | None = None  # that is still to be taken into use
         self._woken = threading.Event()
-        self._hold = ExitStack()  # what a training holds
+        self._hold = ExitStack()  # the lock on learning beside a chat
         self._next = NextTraining(session, pair, bounds)
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -108,8 +109,8 @@ class IdleAdapting:
         if self._training is None:
             return
         with self._guarded():
-            if (result := self._training.poll()) is not None:
-                self._ended(result)
+            if (outcome := self._training.poll()) is not None:
+                self._ended(outcome.result)
             elif self._training.may_stand_still:
                 self._training.suspend()
             else:
@@ -161,8 +162,8 @@ class IdleAdapting:
     def _mind(self, training: Training) -> None:
         from edgellm.memory.device import this_machine
 
-        if (result := training.poll()) is not None:
-            self._ended(result)
+        if (outcome := training.poll()) is not None:
+            self._ended(outcome.result)
         elif not this_machine().usable_bytes:
             self._drop()  # somebody else needs the memory
         elif self._bounds.may_spend:
@@ -174,19 +175,18 @@ class IdleAdapting:
         with ExitStack() as stack:
             try:
                 stack.enter_context(_only_one())
-                stack.enter_context(alone(job))
+                self._training = Training.start(job, _Aside(self._untold))
             except AdaptError:  # in another process: perhaps some answers later
-                self._next.later()
-                return
-            self._training = Training(job, _Aside(self._untold))
+                return self._next.later()
             self._hold = stack.pop_all()
 
     # On either.
 
-    def _ended(self, result: Result) -> None:
+    def _ended(self, result: Result | None) -> None:
         self._drop()
-        if result.reason != "stopped":
-            self._next.learnt()
+        if result is None or result.reason == "stopped":
+            return
+        self._next.learnt()
         if result.adopted or result.taken_back is not None:
             self._found = result
 

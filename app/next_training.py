@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from edgellm.app import power
-from edgellm.app.adapting import AdaptJob
+from edgellm.app.adapt_jobs import AdaptJob
 from edgellm.app.defaults import adapted_folder
 from edgellm.app.new_lessons import FEW_TOKENS, NewLessons
 from edgellm.memory.plan import DoesNotFit
@@ -104,7 +104,7 @@ class NextTraining:
             self._new = NewLessons(self._lessons, key, sha256)
         seen = adapter.record.get("lessons") if adapter is not None else None
         lacking = self._new.n_lacking(self._bounds.n_tokens, set(map(str, seen or ())))
-        if lacking and Unfinished(adapted_folder(), key, sha256).checkpoint.is_file():
+        if lacking and Unfinished(adapted_folder(), key, sha256).is_there:
             return True
         self._lacking = lacking
         return not lacking
@@ -134,7 +134,7 @@ class NextTraining:
 def hindrance(session: ChatSession, pair: Pair) -> str | None:
     """Why nothing can learn beside a chat of this pair, in a sentence; None where it can."""
     from edgellm.memory.gguf import GgufError, read_header
-    from edgellm.runtime.distillation.network import DistillationError, refuse_untrainable
+    from edgellm.runtime.distillation.architecture import DistillationError, Shape
 
     engine = session.engine
     if pair.draft is None or engine.draft_model is None:
@@ -148,7 +148,7 @@ def hindrance(session: ChatSession, pair: Pair) -> str | None:
     if engine.options.loras:
         return "its target answers otherwise with --lora; leave that out, or --adapt"
     try:
-        refuse_untrainable(read_header(pair.draft.path))
+        Shape.of(read_header(pair.draft.path))
     except (DistillationError, GgufError, OSError) as error:
         return str(error)
     return None

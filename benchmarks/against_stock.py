@@ -1,13 +1,14 @@
 """Ours against llama.cpp's own kernels: plain and drafted decoding of both, prompt by prompt, in turn.
 
     python benchmarks/against_stock.py TARGET.gguf DRAFTER.gguf --prompts FILE [--prompts FILE] [--every 3]
-        [--tokens 64] [--repeat 3] [--fixed 3] --out runs.jsonl
+        [--tokens 64] [--repeat 3] [--fixed 3] [--adapted MERGED.gguf] --out runs.jsonl
     python benchmarks/against_stock.py --summary runs.jsonl
 
 A process chooses its kernels once, so each side is a process of its own; only one of them works at a time. Each prompt
-is answered by all four (with --fixed by six: ours with so many tokens a draft, by the model alone and by all sources),
-their order turning by one each time, and the median of the repetitions counts. Drafting begins with nothing learnt and
-learns from prompt to prompt. A run that was cut short goes on where it stopped. The summary is a table in Markdown.
+is answered by all four (with --fixed by six: ours with so many tokens a draft, by the model alone and by all sources;
+with --adapted also by ours with a drafter that learnt its target, alike in all else), their order turning by one each
+time, and the median of the repetitions counts. Drafting begins with nothing learnt and learns from prompt to prompt. A
+run that was cut short goes on where it stopped. The summary is a table in Markdown.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sides import Side
 
 from edgellm.runtime.comparison import Prompt, read_prompts
 
 SIDES = {"stock": "off", "ours": "auto"}
-PLAIN, DRAFTED = "plain", "drafted"
+PLAIN, DRAFTED, ADAPTED = "plain", "drafted", "drafted, adapted"
 N_LEAST = 64  # generated tokens, of a prompt that a speed is told of
 
 
@@ -42,13 +43,18 @@ def work(arguments: argparse.Namespace) -> None:
     plan, _ = plan_here(arguments.target, arguments.drafter, options)
     plain = load_target(arguments.target, options, plan)
     engines = {PLAIN: plain, DRAFTED: with_drafter(plain, arguments.drafter, copy=True)}
+    if arguments.adapted and kernels().active:
+        engines[ADAPTED] = with_drafter(plain, arguments.adapted, copy=True)
     if arguments.fixed and kernels().active:
-        for sources, copy, learn in (("the model alone", False, "off"), ("all sources", True, "fresh")):
+        sources: list[tuple[str, bool, Literal["off", "fresh"]]]
+        sources = [("the model alone", False, "off"), ("all sources", True, "fresh")]
+        for name, copy, learn in sources:
             fixed = EngineOptions(
                 n_ctx=arguments.ctx, learn=learn, n_threads=arguments.threads, fixed=True, n_draft=arguments.fixed
             )
-            name = f"fixed {arguments.fixed}, {sources}"
-            engines[name] = with_drafter(plain, arguments.drafter, copy=copy, options=fixed)
+            engines[f"fixed {arguments.fixed}, {name}"] = with_drafter(
+                plain, arguments.drafter, copy=copy, options=fixed
+            )
     known = {name: comparison.known(engine) for name, engine in engines.items()}
     print(json.dumps(list(engines)), flush=True)
     for line in sys.stdin:
@@ -71,6 +77,8 @@ def measure(arguments: argparse.Namespace, worker_arguments: Sequence[str]) -> N
     done = {(row["id"], row["repeat"]) for row in read_rows(arguments.out)} if arguments.out.exists() else set()
     sides = {name: Side(kernels, __file__, ["--worker", *worker_arguments]) for name, kernels in SIDES.items()}
     order = [(name, config) for name, side in sides.items() for config in side.hello]
+    if arguments.skip_stock_drafted:
+        order.remove(("stock", DRAFTED))
     for (
         name,
         config,
@@ -138,8 +146,11 @@ def summarise(path: Path) -> None:
               + f" | {ratios[0][0]:.2f} ({ratios[0][1]}) | {statistics.mean(r for r, _ in ratios):.2f}"
               + f" | {same} of {len(texts[side, config])} |")  # fmt: skip
         low = [f"{ratio:.2f} {id_}" for ratio, id_ in ratios if ratio < 0.97]
-        if config == DRAFTED:
-            print(f"\n{side}: {len(low)} of {len(ratios)} prompts below 0.97: {', '.join(low)}\n", file=sys.stderr)
+        if config in {DRAFTED, ADAPTED}:
+            print(
+                f"\n{side}, {config}: {len(low)} of {len(ratios)} prompts below 0.97: {', '.join(low)}\n",
+                file=sys.stderr,
+            )
 
 
 def main() -> None:
@@ -151,6 +162,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--fixed", type=int, help="also drafts of so many tokens, on our kernels")
+    parser.add_argument("--adapted", type=Path, help="the drafter with its adapter merged, on our kernels")
+    parser.add_argument(
+        "--skip-stock-drafted", action="store_true", help="leave out the engine's kernels with a drafter"
+    )
     parser.add_argument("--ctx", type=int, default=4096)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path)

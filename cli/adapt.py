@@ -113,7 +113,7 @@ def adapt(
             outcome = adapting.adapt(job, line, watch=line.see)
         except KeyboardInterrupt:
             line.erase()
-            out.note(f"interrupted {line.where}: answers and steps are kept, and the same command goes on from there")
+            out.note(f"interrupted {line.where}: what was done is kept, and the same command goes on from there")
             raise
     _show(outcome, json_=json_)
 
@@ -163,8 +163,8 @@ class _Line(Terminal):
         """An `adapting.Watcher`."""
         text, now = sentence(progress), time.monotonic()
         if progress.phase != "judging":
-            self.where = f"while {text}"
-        kind = f"{progress.phase} {progress.tokens_per_s is not None}"
+            self.where = f"while {progress.phase}"
+        kind = f"{progress.phase} {progress.what} {progress.tokens_per_s is not None}"
         is_new, self._kind = kind != self._kind, kind
         if not is_new and now - self._told_s < (self.REDRAWN_S if self._is_live else self.EVERY_S):
             return
@@ -203,6 +203,8 @@ class _Line(Terminal):
 def sentence(progress: Progress) -> str:
     """Where it stands: "answering: 12,040 of 30,000 tokens, 81 answers, 108 tok/s, 3 min left"."""
     parts = []
+    if progress.phase == "answering" and progress.n_done >= progress.n_all > 0:
+        return f"{progress.n_lessons:,} answers ({progress.n_done:,} tokens) to learn from"
     if progress.phase == "answering":
         wanted = f" of {progress.n_all:,}" if progress.n_all else ""
         parts += [f"{progress.n_done:,}{wanted} tokens", f"{progress.n_lessons:,} answers"]
@@ -214,7 +216,7 @@ def sentence(progress: Progress) -> str:
         parts.append(f"loss {progress.loss:.3f}")
     if progress.seconds_left is not None:
         parts.append(f"{_duration(progress.seconds_left)} left")
-    return f"{progress.phase}: {', '.join(parts)}" if parts else f"{progress.phase} …"
+    return f"{progress.phase}: {', '.join(parts)}" if parts else f"{progress.what or progress.phase} …"
 
 
 def _duration(seconds: float) -> str:

@@ -182,6 +182,8 @@ def _show(measured: Measured) -> None:
         s = report.summary(config)
         for who, n in sorted(s["drafted_by"].items()):
             out.text(f"  {who} drafted {n:,} tokens, {s['acceptance_by'][who]:.0%} accepted")
+        if described["draft_adapter"] is not None:
+            out.text(f"  {described['draft_adapter']['note']}")
         out.text(f"  {described['explained']}")
     for (config, prompt_id), found in report.differences.items():
         out.text(

@@ -64,7 +64,7 @@ def clear() -> None:
     from edgellm.runtime.learning import persistence
 
     n, n_adapters = persistence.clear(_folder()), kept_adapters.clear()
-    told = [f"{n} files"] * bool(n) + [f"{n_adapters} adapters of drafters"] * bool(n_adapters)
+    told = [f"{n} files"] * bool(n) + [f"{n_adapters} adapter{'s' * (n_adapters > 1)} of drafters"] * bool(n_adapters)
     out.note(f"{' and '.join(told)} deleted" if told else "there was nothing to delete")
 
 
@@ -102,9 +102,7 @@ def _show_adapter(pair: Mapping[str, Any]) -> None:
         what = f"tokens that {pair['draft']} learnt from {pair['target'] or pair['target_key'][:8]}{gain}"
         out.text(f"{format_bytes(pair['bytes']):>10}  {n_tokens:>8} {what} ({pair['date']})")
     for given_up in pair["taken_back"]:
-        out.note(
-            f"an adapter of {pair['draft'] or 'a drafter'} was taken back on {given_up['date']}: {given_up['why']}"
-        )
+        out.note(given_up["note"])
 
 
 def _folder() -> Path:

@@ -167,7 +167,8 @@ def _converse(engine: Engine, pair: Pair, asked: _Asked, *, form: Plain) -> None
 def _learning(session: ChatSession, pair: Pair, adapt: str) -> Iterator[Around]:
     """What goes around each answer, so that the drafter learns between them."""
     from edgellm.app.defaults import BadSetting
-    from edgellm.app.idle_adapting import IdleAdapting, IdleBounds
+    from edgellm.app.idle_adapting import IdleAdapting
+    from edgellm.app.next_training import IdleBounds
     from edgellm.cli._listener import DIM
 
     with contextlib.ExitStack() as stack:

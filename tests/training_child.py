@@ -5,7 +5,6 @@ EDGELLM_TEST_STEP_S makes each step last.
 
 from __future__ import annotations
 
-import functools
 import os
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from edgellm.memory.errors import EdgellmError
 from edgellm.runtime.distillation import job
 from edgellm.runtime.distillation.training import Step, TrainingSettings
 
-STRIDES: dict[str, Any] = {"learning_rate": 1.0, "batch_tokens": 20, "n_warm_up": 1}
+STRIDES: dict[str, Any] = {"learning_rate": 1.0, "batch_tokens": 20, "rows_at_once": 256, "n_warm_up": 1}
 
 
 def slow_train(*args: Any, on_step: Callable[[Step], bool], **more: Any) -> None:
@@ -30,5 +29,5 @@ def slow_train(*args: Any, on_step: Callable[[Step], bool], **more: Any) -> None
 if __name__ == "__main__":
     train = job.train
     job.train = slow_train  # type: ignore[assignment]
-    job.TrainingSettings = functools.partial(TrainingSettings, **STRIDES)  # type: ignore[misc, assignment]
+    job.settings_for = lambda taught, n_threads: TrainingSettings(**STRIDES)  # type: ignore[assignment]
     serve(job._run, EdgellmError, OSError)

@@ -171,10 +171,16 @@ class Adopted:
         payload = file.read()
         if payload is None:
             return None
-        try:
+        with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
             return self._described(file.key, json.loads(payload))
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            file.set_aside(f"cannot be used ({error})")
+        with alone(file.path):  # what it named may be gone because another process adopted in this very moment
+            payload = file.read()
+            if payload is None:
+                return None
+            try:
+                return self._described(file.key, json.loads(payload))
+            except (ValueError, KeyError, TypeError, OSError) as error:
+                file.set_aside(f"cannot be used ({error})")
         return None
 
     def _described(self, key: str, value: Mapping[str, Any]) -> AdoptedDraft:

@@ -33,7 +33,7 @@ class Curriculum:
     stopping: list[Named]
     judging: list[Named]
     newer: list[Named]  # than the last training, of every part: by which what it brought is judged
-    known: frozenset[str]  # ids of all lessons
+    known: tuple[str, ...]  # ids of all lessons
     n_unusable: int  # lessons that the drafter has no words for
 
     def taught(self, max_tokens: int, least: int = 0) -> list[Named]:
@@ -84,7 +84,7 @@ def arrange(lessons: Sequence[Lesson], sample: Callable[[Lesson], Sample | None]
         newest(parts["stopping"], MAX_STOPPING_TOKENS),
         newest(parts["judging"], MAX_JUDGED_TOKENS),
         newest(parts["newer"], MAX_NEWER_TOKENS),
-        frozenset(by_name),
+        tuple(by_name),
         n_unusable,
     )
 

@@ -6,7 +6,7 @@ use changes before the last moment, so it may be killed whenever.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
@@ -23,32 +23,22 @@ from edgellm.memory.shape import from_header
 from edgellm.memory.training_size import training_bytes
 from edgellm.memory.units import format_bytes
 from edgellm.runtime.distillation.adopted import Adopted
+from edgellm.runtime.distillation.architecture import Shape
 from edgellm.runtime.distillation.curriculum import Curriculum, Named, arrange, n_tokens_of, samples_of
-from edgellm.runtime.distillation.judging import MIN_ANSWERS, Comparison, Hits, compare, hits_of
-from edgellm.runtime.distillation.lesson import Sample
-from edgellm.runtime.distillation.network import Network, refuse_untrainable
+from edgellm.runtime.distillation.judging import MIN_ANSWERS, Comparison, Judgement, compare, judge
+from edgellm.runtime.distillation.network import Network
 from edgellm.runtime.distillation.orders import Result, TrainingOrder
 from edgellm.runtime.distillation.pair import open_pair
-from edgellm.runtime.distillation.training import TrainingSettings, train
+from edgellm.runtime.distillation.training import Step, TrainingSettings, train
+from edgellm.runtime.distillation.trial import Stopped, Trial
 from edgellm.runtime.distillation.unfinished import Unfinished
-from edgellm.runtime.distillation.watching import RunningClock, Trainable, Watch, zeroed
+from edgellm.runtime.distillation.watching import RunningClock, Watch, zeroed
 
 MIN_TOKENS = 1_000  # of lessons that are new; learning fewer is not worth reading the model for
 LEARNING_COST = 4.0  # what learning a token takes, by what reading it takes
-MIN_TIME_SHARE = 0.5  # of the time, so much is for learning although judging is slow
-
-
-def judge_in_use(
-    network: Trainable, changes: Mapping[str, Any], newer: Sequence[Sample], n_threads: int = 1
-) -> Comparison:
-    """What training brought, by answers that came after it: the plain drafter (old) against the one in use (new).
-
-    The network is left as the one in use.
-    """
-    network.take(zeroed(network.changes()))
-    plain = hits_of(network, newer, n_threads)
-    network.take(changes)
-    return compare(plain, hits_of(network, newer, n_threads))
+MAX_NAMED = 40_000  # lessons of which an adapter's record says that it had them
+STOPPED = "it was stopped; the same command goes on"
+N_STEPS, MIN_BATCH_TOKENS = 20, 250  # so many steps are made of few lessons, of so many answer tokens at least
 
 
 class Course:
@@ -69,21 +59,33 @@ class Course:
         self._tell(phase="reading the lessons")
         curriculum = self._curriculum()
         if why := self._lacks(curriculum):
-            return self._result(False, why, curriculum)
+            return self._result(why, curriculum)
         network = self._open(curriculum)
-        self._begin_with(network, curriculum)
-        judged = samples_of(curriculum.judging)
+        try:
+            return self._learn_and_judge(network, curriculum)
+        except Stopped:
+            return self._result(STOPPED, curriculum, reason="stopped")
+
+    def _learn_and_judge(self, network: Network, curriculum: Curriculum) -> Result:
         self._tell(phase="judging the drafter as it is")
-        began_s = self._clock.seconds
-        before = hits_of(network, judged, self.order.n_threads)
-        spent_s = max(self._clock.seconds - began_s, 1e-3)
-        taught = self._taught(curriculum, n_tokens_of(curriculum.judging) / spent_s, spent_s)
-        if stop_asked.is_set():
-            return self._result(False, "it was stopped before it learnt", curriculum, reason="stopped")
-        watch = self._learn(network, taught, curriculum, spent_s)
-        if watch.reason == "stopped":
-            return self._result(False, "it was stopped; the same command goes on", curriculum, reason="stopped")
-        return self._judge(network, curriculum, taught, before, watch.reason)
+        trial = Trial(
+            network,
+            curriculum.judging,
+            n_threads=self.order.n_threads,
+            seconds=self.order.seconds,
+            clock=lambda: self._clock.seconds,
+            stop_asked=stop_asked.is_set,
+        )
+        self._begin_with(network, curriculum, trial)
+        plain = trial.plain_hits()
+        before = trial.hits() if self._in_use is not None else plain
+        taught = self._taught(curriculum, trial)
+        reason = self._learn(network, taught, curriculum, trial)
+        if reason == "stopped":
+            raise Stopped("it was stopped while it learnt")
+        self._tell(phase="judging what was learnt")
+        comparison = compare(before, trial.hits())
+        return self._settle(network, curriculum, taught, trial, comparison, judge(plain), reason)
 
     def _curriculum(self) -> Curriculum:
         order = self.order
@@ -105,10 +107,10 @@ class Course:
         """Raises DoesNotFit before the weights are read. UnknownShape, DistillationError."""
         order, header = self.order, read_header(Path(self.order.draft))
         free = order.mem_bytes if order.mem_bytes is not None else this_machine().usable_bytes
-        refuse_untrainable(header)
-        shape = from_header(header)
+        Shape.of(header)  # says why, where it cannot be trained
         longest = max(sample.n_tokens for _, sample in (*curriculum.new, *curriculum.old, *curriculum.judging))
-        needs = {n: training_bytes(shape, n, longest) for n in range(order.n_threads, 0, -1)}
+        shape, threads = from_header(header), range(order.n_threads, 0, -1)
+        needs = {n: training_bytes(shape, n, longest) for n in threads}
         self._refuse(needs[1], free)
         self.order = replace(order, n_threads=next(n for n, needed in needs.items() if needed <= free))
         return Network(header)
@@ -120,14 +122,11 @@ class Course:
                 "it: end other programs, raise --mem, or take a smaller --draft"
             )
 
-    def _begin_with(self, network: Network, curriculum: Curriculum) -> None:
+    def _begin_with(self, network: Network, curriculum: Curriculum, trial: Trial) -> None:
         """What is in use, unless answers since then say that it makes things worse: it is then taken back."""
         if self._in_use is None:
             return
-        self._tell(phase="judging what was learnt before")
-        network.take(self._in_use.changes)
-        newer = samples_of(curriculum.newer)
-        found = judge_in_use(network, self._in_use.changes, newer, self.order.n_threads)
+        found = trial.of_use(self._in_use.changes, curriculum.newer)
         if found.is_worse and found.interval is not None:
             self._taken_back = (
                 f"on {found.new.n_answers} answers that came after it was learnt it brought {_figures(found)} of the "
@@ -138,22 +137,26 @@ class Course:
             network.take(zeroed(network.changes()))
             self._in_use, self._start = None, "plain"
 
-    def _taught(self, curriculum: Curriculum, tokens_per_s: float, judging_s: float) -> list[Named]:
+    def _taught(self, curriculum: Curriculum, trial: Trial) -> list[Named]:
         """What is learnt: what an earlier run began with, or as many of the newest as the time is enough for."""
         known = [*curriculum.new, *curriculum.old]
         if (kept := self._unfinished.lessons(self._start, known)) is not None:
             self._tell(resumed=True)
             return kept
-        seconds = max(self._until_s(judging_s) - self._clock.seconds, 0.0)
-        taught = curriculum.taught(int(seconds * tokens_per_s / LEARNING_COST), MIN_TOKENS)
+        seconds = max(self._until_s(trial) - self._clock.seconds, 0.0)
+        taught = curriculum.taught(int(seconds * trial.tokens_per_s / LEARNING_COST), MIN_TOKENS)
         self._unfinished.begin(self._start, taught)
         return taught
 
-    def _until_s(self, judging_s: float) -> float:
+    def _until_s(self, trial: Trial) -> float:
         """When learning has to end, so that there is time to judge."""
-        return max(self.order.seconds - 1.2 * judging_s, self.order.seconds * MIN_TIME_SHARE)
+        return self.order.seconds - 1.2 * trial.seconds
 
-    def _learn(self, network: Network, taught: Sequence[Named], curriculum: Curriculum, judging_s: float) -> Watch:
+    def _learn(self, network: Network, taught: Sequence[Named], curriculum: Curriculum, trial: Trial) -> str:
+        """Leaves the network as what was learnt will run; what ended it, see `Watch`."""
+        if (learnt := self._unfinished.learnt()) is not None:  # only to be judged was left
+            network.take(learnt.changes)
+            return "learnt"
         order = self.order
         self._tell(phase="learning", n_lessons=len(taught))
         watch = Watch(
@@ -161,69 +164,92 @@ class Course:
             samples_of(curriculum.stopping),
             n_threads=order.n_threads,
             clock=lambda: self._clock.seconds,
-            until_s=self._until_s(judging_s),
+            until_s=self._until_s(trial),
             kept_every_s=order.kept_every_s,
             stop_asked=stop_asked.is_set,
             tell=lambda event: self._tell(**event),
         )
 
-        def on_step(step: Any) -> bool:
+        def on_step(step: Step) -> bool:
             self._tell(step=asdict(step))
             return watch(step)
 
-        settings, is_resting = TrainingSettings(n_threads=order.n_threads), True
+        settings, is_resting = settings_for(taught, order.n_threads), True
         while is_resting:
             watch.is_resting = False
             train(network, samples_of(taught), settings, on_step=on_step, checkpoint=self._unfinished.checkpoint)
             is_resting = watch.is_resting
-        watch.settle()
-        return watch
+        if watch.reason != "stopped":
+            watch.settle()
+            self._unfinished.keep(DraftAdapter(self._base, network.changes()))
+            if (learnt := self._unfinished.learnt()) is not None:  # rounded, as it will run
+                network.take(learnt.changes)
+        return watch.reason
 
-    def _judge(
-        self, network: Network, curriculum: Curriculum, taught: Sequence[Named], before: Sequence[Hits], reason: str
+    def _settle(
+        self,
+        network: Network,
+        curriculum: Curriculum,
+        taught: Sequence[Named],
+        trial: Trial,
+        comparison: Comparison,
+        plain: Judgement,
+        reason: str,
     ) -> Result:
+        """Use it if it is better, and write it where it was asked for."""
         order = self.order
-        self._tell(phase="judging what was learnt")
-        packed = DraftAdapter(self._base, network.changes(), {}).to_bytes()
-        network.take(DraftAdapter.from_bytes(packed).changes)  # rounded, as it will run
-        comparison = compare(before, hits_of(network, samples_of(curriculum.judging), order.n_threads))
-        adapter = DraftAdapter(self._base, network.changes(), self._record(comparison, curriculum, taught))
+        record = self._record(curriculum, taught, trial, comparison, plain)
+        adapter = DraftAdapter(self._base, network.changes(), record)
         if order.output is not None:
             files.write(Path(order.output), adapter.to_bytes())
-        result = self._result(False, _verdict(comparison), curriculum, reason=reason)
-        n_tokens = sum(len(sample.answer) for _, sample in taught)
-        result = replace(result, comparison=comparison.to_json(), n_taught=len(taught), n_tokens=n_tokens)
-        if comparison.is_better:
-            adopted = self._adopted.adopt(order.target_key, adapter, Path(order.draft))
-            result = replace(result, adopted=True, path=str(adopted.path))
+        path = self._adopted.adopt(order.target_key, adapter, Path(order.draft)).path if comparison.is_better else None
         self._unfinished.end()
-        return replace(result, output=order.output, seconds=round(self._clock.seconds, 1))
+        return replace(
+            self._result(_verdict(comparison), curriculum, reason=reason),
+            adopted=comparison.is_better,
+            comparison=comparison.to_json(),
+            n_taught=len(taught),
+            n_tokens=sum(len(sample.answer) for _, sample in taught),
+            n_judged=len(trial.judging),
+            path=str(path) if path is not None else None,
+            output=order.output,
+        )
 
-    def _record(self, comparison: Comparison, curriculum: Curriculum, taught: Sequence[Named]) -> dict[str, Any]:
+    def _record(
+        self,
+        curriculum: Curriculum,
+        taught: Sequence[Named],
+        trial: Trial,
+        comparison: Comparison,
+        plain: Judgement,
+    ) -> dict[str, Any]:
         """What is kept with an adapter; see `DraftAdapter`."""
-        order, n_tokens = self.order, sum(len(sample.answer) for _, sample in taught)
+        n_tokens = sum(len(sample.answer) for _, sample in taught)
         n_earlier = self._in_use.record.get("n_tokens", 0) if self._in_use is not None else 0
-        had = {name for part in (taught, curriculum.stopping, curriculum.judging) for name, _ in part}
+        parts = (taught, curriculum.stopping, trial.judging)
+        had = {name for part in parts for name, _ in part} | seen_by(self._in_use)
+        found = comparison.to_json()
         return {
-            "target": order.target_name,
-            "target_key": order.target_key,
-            "drafter": order.draft_name,
+            "target": self.order.target_name,
+            "target_key": self.order.target_key,
+            "drafter": self.order.draft_name,
             "date": date.today().isoformat(),
             "n_lessons": len(taught),
             "n_tokens": n_tokens + (n_earlier if isinstance(n_earlier, int) else 0),
-            "before": comparison.old.to_json(),
+            "before": plain.to_json(),
             "after": comparison.new.to_json(),
-            "ratio": round(comparison.ratio, 5),
-            "interval": comparison.to_json()["interval"],
+            "in_use": found["old"],  # that it began with, by which it was judged
+            "ratio": found["ratio"],
+            "interval": found["interval"],
             "seconds": round(self._clock.seconds, 1),
             "start": self._start,
-            # Those that there are: lessons that have gone since need not be known.
-            "lessons": sorted(had | (seen_by(self._in_use) & curriculum.known)),
+            # Of those that there are: lessons that have gone since need not be known.
+            "lessons": [name for name in curriculum.known if name in had][-MAX_NAMED:],
         }
 
-    def _result(self, adopted: bool, why: str, curriculum: Curriculum, *, reason: str = "") -> Result:
+    def _result(self, why: str, curriculum: Curriculum, *, reason: str = "") -> Result:
         return Result(
-            adopted,
+            False,
             why,
             reason,
             n_lessons=len(curriculum.known),
@@ -249,6 +275,14 @@ def _verdict(found: Comparison) -> str:
     if found.is_better:
         return f"used from now on: {n} answers that it never learnt from are drafted better, {_figures(found)}"
     return f"not used: {n} answers that it never learnt from are not surely drafted better, {_figures(found)}"
+
+
+def settings_for(taught: Sequence[Named], n_threads: int) -> TrainingSettings:
+    """Of few lessons smaller steps are made: a step moves a number by a thousandth, however much it learns from."""
+    usual, n_tokens = TrainingSettings(n_threads=n_threads), sum(len(sample.answer) for _, sample in taught)
+    batch_tokens = min(usual.batch_tokens, max(n_tokens // N_STEPS, MIN_BATCH_TOKENS))
+    n_warm_up = min(usual.n_warm_up, 1 + n_tokens // batch_tokens // 4)
+    return replace(usual, batch_tokens=batch_tokens, n_warm_up=n_warm_up)
 
 
 def seen_by(adapter: DraftAdapter | None) -> set[str]:

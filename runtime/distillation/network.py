@@ -1,90 +1,30 @@
 """A small decoder from its GGUF file in numpy: what it would say, and how its scales should change.
 
-The weights are those of the quantised file, so what is trained is what runs. Loss and gradients agree with torch's; see
-the tests. Architectures: llama, qwen2, qwen3, gemma3 with text alone.
+The weights are those of the quantised file, so what is trained is what runs. Architectures: llama,
+qwen2, qwen3, and gemma3 with text alone.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.memory.draft_adapter import quantised_matrix
-from edgellm.memory.errors import EdgellmError
 from edgellm.memory.gguf import GgufHeader, TensorInfo, read_header
-from edgellm.memory.quantised import FORMATS, QuantisedMatrix
-from edgellm.memory.training_size import TRAINABLE
+from edgellm.memory.quantised import FORMATS, Floats, QuantisedMatrix
+from edgellm.runtime.distillation.architecture import DistillationError, Shape
 from edgellm.runtime.distillation.lesson import Sample
-from edgellm.runtime.distillation.ops import ACTIVATIONS, Attention, Floats, Rotation, rms_norm, rms_norm_back
+from edgellm.runtime.distillation.ops import ACTIVATIONS, Attention, Rotation, rms_norm, rms_norm_back
+from edgellm.runtime.distillation.rows import Gradients, Rows
 
 _MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-_GEMMA_GLOBAL_EVERY = 6  # layers; the others see a window
 _GEMMA_LOCAL_BASE = 10_000.0
 _HEAD_ROWS = 256  # answer tokens whose logits are held at once
-
-
-class DistillationError(EdgellmError, ValueError):
-    """A drafter that cannot be trained; the message says why and what can."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The numbers of a header that the arithmetic needs."""
-
-    architecture: str
-    n_layers: int
-    n_heads: int
-    n_kv: int
-    head_dim: int
-    n_embd: int
-    eps: float
-    base: float
-    window: int
-
-    @classmethod
-    def of(cls, header: GgufHeader) -> Shape:
-        """Raises DistillationError: an architecture that cannot be trained, or a header that lacks a number."""
-        name = header.architecture
-        if name not in TRAINABLE:
-            raise DistillationError(
-                f"{header.path.name} ({name or 'unknown'}) cannot be trained: take a drafter of {', '.join(TRAINABLE)}"
-            )
-        n_embd, n_heads = header.hparam("embedding_length"), header.hparam("attention.head_count")
-        numbers: dict[str, Any] = {
-            "n_layers": header.hparam("block_count"),
-            "n_heads": n_heads,
-            "n_kv": header.hparam("attention.head_count_kv", n_heads),
-            "n_embd": n_embd,
-            "eps": header.hparam("attention.layer_norm_rms_epsilon"),
-        }
-        wrong = [key for key, value in numbers.items() if not isinstance(value, int | float) or value <= 0]
-        if wrong:
-            raise DistillationError(
-                f"{header.path.name} cannot be trained: its header has no usable {', '.join(wrong)}"
-            )
-        head_dim = header.hparam("attention.key_length", n_embd // n_heads)
-        return cls(
-            architecture=name,
-            head_dim=head_dim,
-            base=float(header.hparam("rope.freq_base", 10_000.0)),
-            window=int(header.hparam("attention.sliding_window", 0)) if name == "gemma3" else 0,
-            **numbers,
-        )
-
-    def window_of(self, layer: int) -> int:
-        """Tokens that a layer sees; 0 for all."""
-        return self.window if self.window and (layer + 1) % _GEMMA_GLOBAL_EVERY else 0
-
-
-def refuse_untrainable(header: GgufHeader) -> None:
-    """Raises DistillationError: the header alone says that the model cannot be trained."""
-    Shape.of(header)
 
 
 @dataclass(slots=True)
@@ -103,61 +43,6 @@ class _Kept:
     fed: Floats  # what the feed-forward part adds, before a norm of its own
     raw_q: Floats | None = None  # before the norm of each head
     raw_k: Floats | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Texts one after another, as a pass reads them."""
-
-    tokens: NDArray[np.int32]
-    positions: NDArray[np.int32]
-    texts: tuple[slice, ...]
-    lasts: tuple[slice, ...]  # of `answered`, of each text
-    answered: NDArray[np.int64]  # rows behind which a token of an answer comes: the last ones of each text
-    answers: NDArray[np.int32]  # those tokens
-    n_answers: tuple[int, ...]  # of each text
-
-    @classmethod
-    def of(cls, samples: Sequence[Sample]) -> Rows:
-        tokens, positions, texts, answered, start = [], [], [], [], 0
-        ends = np.cumsum([len(sample.answer) for sample in samples]).tolist()
-        for sample in samples:
-            text = np.concatenate((sample.prompt, sample.answer))[:-1]
-            stop = start + len(text)
-            tokens.append(text)
-            positions.append(np.arange(len(text), dtype=np.int32))
-            texts.append(slice(start, stop))
-            answered.append(np.arange(stop - len(sample.answer), stop))
-            start = stop
-        return cls(
-            np.concatenate(tokens),
-            np.concatenate(positions),
-            tuple(texts),
-            tuple(slice(end - len(sample.answer), end) for end, sample in zip(ends, samples, strict=True)),
-            np.concatenate(answered),
-            np.concatenate([sample.answer for sample in samples]),
-            tuple(len(sample.answer) for sample in samples),
-        )
-
-
-@dataclass(slots=True)
-class Gradients:
-    """Of the sum of losses over some answer tokens."""
-
-    loss: float = 0.0
-    n_tokens: int = 0
-    n_right: int = 0  # whose likeliest token was the answer's
-    thetas: dict[str, Floats] = field(default_factory=dict)
-
-    def add(self, other: Gradients) -> None:
-        self.loss += other.loss
-        self.n_tokens += other.n_tokens
-        self.n_right += other.n_right
-        for name, theta in other.thetas.items():
-            if name in self.thetas:
-                self.thetas[name] += theta
-            else:
-                self.thetas[name] = theta
 
 
 class Network:

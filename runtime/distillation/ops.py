@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+from edgellm.memory.quantised import Floats
+
 _GELU = math.sqrt(2 / math.pi)
 
 
@@ -114,15 +115,15 @@ class Attention:
             k, v: of all rows, [n_rows, n_kv, d].
         """
         n_kv = k.shape[1]
-        dq = np.empty(q.shape, np.float32)
-        dk = np.empty((len(q), *k.shape[1:]), np.float32)
-        dv = np.empty((len(q), *v.shape[1:]), np.float32)
+        dq = np.empty_like(q)
+        dk = np.empty_like(k, shape=(len(q), *k.shape[1:]))
+        dv = np.empty_like(v, shape=(len(q), *v.shape[1:]))
         for rows, last in zip(self.texts, self.lasts, strict=True):
             n = last.stop - last.start
             queries, keys, values = self._grouped(q[last], n_kv), k[rows].transpose(1, 0, 2), v[rows].transpose(1, 0, 2)
             scores, slopes = self._scores(queries, keys, n), self._grouped(slope[last], n_kv)
             dv[last] = (scores[..., -n:].transpose(0, 2, 1) @ slopes).transpose(1, 0, 2)
-            change = slopes @ values.transpose(0, 2, 1)
+            change = (slopes @ values.transpose(0, 2, 1)).astype(np.float32, copy=False)
             change -= np.einsum("...i,...i->...", change, scores)[..., None]
             change *= scores
             change *= np.float32(self.scale)
@@ -132,7 +133,7 @@ class Attention:
 
 
 def _silu(x: Floats) -> tuple[Floats, Floats]:
-    gate = 1 / (1 + np.exp(-x))
+    gate = (1 / (1 + np.exp(-x))).astype(np.float32, copy=False)
     y = x * gate
     return y, gate + y * (1 - gate)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
+from edgellm.runtime.distillation.architecture import DistillationError
 from edgellm.runtime.distillation.lessons import SavedLessons, lessons_of
-from edgellm.runtime.distillation.network import DistillationError
 from edgellm.runtime.distillation.samples import SampleMaker
 from edgellm.runtime.text.full_vocabulary import is_trimmed
 from edgellm.runtime.text.template import DOCUMENT, usable

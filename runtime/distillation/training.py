@@ -15,7 +15,8 @@ from edgellm.memory import files
 from edgellm.memory.quantised import Floats
 from edgellm.memory.sealed import Damaged, seal, unseal
 from edgellm.runtime.distillation.lesson import Sample
-from edgellm.runtime.distillation.network import Gradients, Network
+from edgellm.runtime.distillation.network import Network
+from edgellm.runtime.distillation.rows import Gradients
 
 _CHECKPOINT, _VERSION = "training", 1
 _RAISED = np.float32(4096)  # what moments are multiplied by, so that half precision holds them

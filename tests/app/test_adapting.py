@@ -75,18 +75,39 @@ def test_two_at_once_are_one_and_a_sentence(job: AdaptJob) -> None:
 
 def test_a_training_stands_still_while_it_is_suspended(job: AdaptJob, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGELLM_TEST_STEP_S", "0.02")
+    training = Training.start(job)
+    with pytest.raises(AdaptError), alone(job):
+        pass
+    eventually(lambda: training.poll() is not None or training.progress.n_done)
+    training.suspend()
+    time.sleep(0.2)
+    assert training.poll() is None
+    before = training.progress.n_done
+    time.sleep(0.4)
+    assert training.poll() is None
+    assert training.progress.n_done == before
+    training.resume()
+    eventually(training.poll)
+    outcome = training.poll()
+    assert outcome is not None
+    assert outcome.adopted
+    with alone(job):  # it was let go
+        pass
+
+
+def test_a_training_that_is_stopped_while_it_stands_still_keeps_what_it_did(
+    job: AdaptJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGELLM_TEST_STEP_S", "0.05")
+    training = Training.start(job)
+    eventually(lambda: training.poll() is not None or training.progress.n_done)
+    training.suspend()
+    assert training.stop().interrupted
     with alone(job):
-        training = Training(job)
-        eventually(lambda: training.poll() is not None or training.progress.n_done)
-        training.suspend()
-        time.sleep(0.2)
-        assert training.poll() is None
-        before = training.progress.n_done
-        time.sleep(0.4)
-        assert training.poll() is None
-        assert training.progress.n_done == before
-        training.resume()
-        assert training.finish().adopted
+        pass
+    seen: list[Progress] = []
+    assert Training.start(job, watch=seen.append).finish().adopted
+    assert min(progress.n_done for progress in seen if progress.n_done) > 1
 
 
 def test_what_is_cancelled_is_gone_on_with(job: AdaptJob, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,13 +130,14 @@ def test_what_is_cancelled_is_gone_on_with(job: AdaptJob, monkeypatch: pytest.Mo
 
 def test_a_child_that_is_killed_is_a_sentence(job: AdaptJob, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGELLM_TEST_STEP_S", "0.05")
+    training = Training.start(job)
+    eventually(lambda: training.poll() is not None or training.progress.n_done)
+    (process,) = psutil.Process().children()
+    process.kill()
+    with pytest.raises(BackgroundError, match="training failed: it was ended by SIGKILL"):
+        training.finish()
     with alone(job):
-        training = Training(job)
-        eventually(lambda: training.poll() is not None or training.progress.n_done)
-        (process,) = psutil.Process().children()
-        process.kill()
-        with pytest.raises(BackgroundError, match="training failed: it was ended by SIGKILL"):
-            training.finish()
+        pass
 
 
 def test_what_does_not_fit_says_so_before_it_begins(job: AdaptJob) -> None:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import edgellm
 from edgellm.app.defaults import adapted_folder, learned_folder
-from edgellm.app.drafter_adapters import choose
+from edgellm.app.drafter_adapters import choose, take_back
 from edgellm.app.listener import Silence
 from edgellm.app.loading import prepare
 from edgellm.cli.main import app
@@ -125,12 +125,14 @@ def test_a_damaged_one_of_the_catalogue_is_a_warning(
 def test_one_that_was_taken_back_is_not_offered_again(
     pair: tuple[ModelFile, ModelFile], shipped: Path, told: Recorder
 ) -> None:
-    adopted, key = adopt(pair), target_key(pair[0].path)
-    adopted.take_back(key, sha256_of(pair[1].path), "slower here")
-    assert origin(pair, told=told) == "project"
-    assert "taken back on" in told.details[0]
-    adopted.take_back(key, sha256_of(pair[1].path), "slower too", adapter_sha256=sha256_of(shipped))
+    adopt(pair)
+    for why, after in (("slower here", "project"), ("slower too", None)):
+        adapter = choose(*pair).adapter
+        assert adapter is not None
+        take_back(pair[0].path, adapter, why)
+        assert origin(pair) == after
     assert origin(pair, told=told) is None
+    assert all("taken back on" in text for text in told.details)
     shown = run_json("show", pair[0].path)
     assert [text.partition(": ")[2] for text in shown["adapters_taken_back"]] == ["slower here", "slower too"]
 
@@ -200,6 +202,13 @@ def test_a_plan_runs_with_the_adapter_that_it_was_made_with(
     made = prepare(None, None, plan=saved, draft_adapter=shipped).adapter  # what is said now goes before
     assert made is not None
     assert made.origin == "asked"
+
+
+def test_without_a_drafter_it_has_no_effect_and_says_so(
+    pair: tuple[ModelFile, ModelFile], shipped: Path, told: Recorder
+) -> None:
+    assert prepare(pair[0].path, "none", draft_adapter=shipped, listener=told).adapter is None
+    assert told.warned == ["nothing drafts, so the adapter of a drafter has no effect"]
 
 
 def test_a_pair_that_is_not_here_is_planned_with_the_catalogues_adapter(

@@ -17,6 +17,7 @@ from learning_pairs import PATH, questions, tiny_pair
 from typer.testing import CliRunner
 
 from edgellm.app import adapting
+from edgellm.app.adapt_jobs import MINUTES, N_TOKENS
 from edgellm.app.adapting import AdaptJob, Outcome, Progress
 from edgellm.cli import _errors
 from edgellm.cli.adapt import sentence
@@ -79,7 +80,7 @@ def test_without_names_it_is_the_default_pair(adapted: Callable[..., dict[str, A
     asked = adapted(BETTER)
     assert run(app, ["adapt"]).exit_code == 0
     assert (asked["model"], asked["draft"], asked["prompts"]) == (None, None, None)
-    assert (asked["minutes"], asked["n_tokens"]) == (adapting.MINUTES, adapting.N_TOKENS)
+    assert (asked["minutes"], asked["n_tokens"]) == (MINUTES, N_TOKENS)
 
 
 def test_as_json_it_is_one_document_on_stdout(adapted: Callable[..., dict[str, Any]]) -> None:
@@ -131,7 +132,8 @@ def test_memory_has_a_variable_of_its_own(
 def test_where_it_stands_is_one_line() -> None:
     told = sentence(Progress("answering", 12_040, 30_000, 81, 108.4, None, 170.0))
     assert told == "answering: 12,040 of 30,000 tokens, 81 answers, 108 tok/s, 3 min left"
-    assert sentence(Progress("judging")) == "judging …"
+    assert sentence(Progress("answering", 31_000, 30_000, 190)) == "190 answers (31,000 tokens) to learn from"
+    assert sentence(Progress("judging", what="judging what was learnt")) == "judging what was learnt …"
 
 
 COMMAND = (

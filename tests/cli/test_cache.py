@@ -67,7 +67,7 @@ def test_what_drafters_learnt_is_shown_and_deleted_and_told_to_be_a_file_of_its_
     adopted.take_back("0123", found.draft_sha256, "slower here")
     assert "taken back on" in run(app, ["cache", "show"]).stderr
     adopted.adopt("0123", adapter_for(base, 0.2), base)
-    assert "1 adapters of drafters deleted" in run(app, ["cache", "clear"]).stderr
+    assert "1 adapter of drafters deleted" in run(app, ["cache", "clear"]).stderr
     assert json.loads(run(app, ["cache", "show", "--json"]).stdout)["adapters"] == []
 
 

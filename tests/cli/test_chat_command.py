@@ -89,7 +89,9 @@ def test_json_names_the_models_the_reason_and_every_figure(chat: Chat, tiny: Pat
     drafting = ("--draft", tiny, "--no-copy", "--draft-tokens", 4)  # left to decide, it draws on the clock
     done = chat(tiny, *drafting, "-p", "hat", "-n", 24, "--json")
     result = json.loads(done.stdout)
-    assert list(result) == ["text", "reasoning", "finish_reason", "n_forgotten", "target", "draft", "loras", "stats"]
+    models = ["target", "draft", "draft_adapter", "loras"]
+    assert list(result) == ["text", "reasoning", "finish_reason", "n_forgotten", *models, "stats"]
+    assert result["draft_adapter"] is None
     assert result["finish_reason"] == "length"
     assert result["target"] == result["draft"] == str(tiny)
     stats = result["stats"]

@@ -43,15 +43,18 @@ WITHOUT = {"version", "install-completion", "show-completion"}
 DIFFERENT: dict[str, dict[str, str]] = {
     "ctx": {"imatrix": "tokens of a chunk: its least and its most are those of a pass, and it has a default"},
     "draft": {
+        "adapt": "there has to be one",
         "bench": "several are compared, and `copy` is one",
         "export": "a checkpoint to make files of, and `self`",
     },
     "draft-quant": {"bundle": "one type of those that an export made"},
     "format": {"bundle": "what the export must be of"},
     "max-tokens": {"imatrix": "tokens of a text that is read: no less than a chunk's least"},
+    "mem": {"adapt": "of this program, and not of a device"},
     "measure": {"doctor": "on by default, so that it has a --no-measure; it times the machine, not a pair"},
-    "output": dict.fromkeys(("bundle", "export", "imatrix", "plan"), "what is written differs"),
+    "output": dict.fromkeys(("adapt", "bundle", "export", "imatrix", "plan"), "what is written differs"),
     "probe": {"devices": "asks for GPUs, not for sizes"},
+    "prompts": {"adapt": "of forms that a benchmark has not, and answered instead of timed"},
     "quant": {"bundle": "one type of those that an export made"},
 }
 

@@ -30,7 +30,8 @@ FOREIGN = [one for one in STARTED if Path(one.words[0]).name != "edgellm"]
 
 TARGET, DRAFTER = "qwen2.5-coder-1.5b-instruct", "smollm2-135m-instruct"
 STANDS_FOR = {"MODEL": TARGET, "TARGET": TARGET, "DRAFTER": DRAFTER}  # in examples
-READERS = {"chats.txt", "imatrix.gguf", "learnt.zip", "out/MODEL-int4", "out"}  # what a reader has, or has just made
+# What a reader has, or has just made.
+READERS = {"chats.txt", "imatrix.gguf", "learnt.adapter", "learnt.zip", "out/MODEL-int4", "out"}
 
 # What is parsed and not run, and why; the first that says yes is the reason.
 NOT_RUN: dict[str, Callable[[tuple[str, ...]], object]] = {

@@ -14,6 +14,7 @@ from draft_adapters import write_adapter
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
+from edgellm.app import adapted_drafts
 from edgellm.app.export_options import BadOption
 from edgellm.cli.main import app
 from edgellm.export import bundle, manifest
@@ -24,6 +25,7 @@ from edgellm.export.obtain.source import ModelSource
 from edgellm.export.read.facts import UnsupportedModel
 from edgellm.memory.draft_adapter import AdapterFile, quantised_matrix
 from edgellm.memory.files import sha256_of
+from edgellm.memory.folders import home
 from edgellm.memory.gguf import read_header
 
 FAMILIES = ("llama", "qwen2", "gemma3")  # pairs of rows in llama.cpp; biases; another norm
@@ -114,6 +116,26 @@ def test_an_adapter_of_another_file_is_refused_before_anything_is_made(
     assert done.exit_code == 2
     assert "changes one GGUF file of tiny-drafter" in " ".join(done.output.replace("│", " ").split())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_name_of_the_catalogue_stands_for_its_file_of_that_hash(
+    export: Callable[..., Any], tmp_path: Path, draft: Path, adapter: Path, catalogue: Callable[..., None]
+) -> None:
+    files = [
+        {"quant": quant, "filename": f"{quant}.gguf", "sha256": sha256, "sources": [{"hf": "us/tiny"}]}
+        for quant, sha256 in (("Q8_0", "0" * 64), ("Q4_1", sha256_of(draft)))
+    ]
+    catalogue({"name": "tiny-drafter", "files": files})
+    pulled = home() / "models" / "tiny-drafter" / "Q4_1.gguf"
+    pulled.parent.mkdir(parents=True)
+    pulled.write_bytes(draft.read_bytes())
+    done = export("--draft", "tiny-drafter", "--adapter", adapter)
+    assert done.exit_code == 0, done.output
+    assert manifest.read(tmp_path / "out").document["draft"]["adapter"]["base"] == sha256_of(draft)
+    assert adapted_drafts.of_checkpoint(adapter).base == pulled
+    other = write_adapter(tmp_path / "other.adapter", quantised(tiny_model(tmp_path / "m" / "other", "qwen2")))
+    with pytest.raises(BadOption, match="is not on this machine"):
+        adapted_drafts.of_checkpoint(other)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

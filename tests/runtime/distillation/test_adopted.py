@@ -23,7 +23,7 @@ from edgellm.memory.gguf import read_header
 from edgellm.runtime.distillation.adopted import Adopted, target_key
 from edgellm.runtime.distillation.merged import N_SPARE
 
-N_KILLS = 25
+N_KILLS = int(os.environ.get("EDGELLM_TEST_KILLS", "25"))  # 100 for the long run
 KEY = "0123"
 
 
@@ -161,6 +161,26 @@ def test_damage_is_set_aside_with_a_warning(
     assert adopted.find(KEY, sha256_of(base)) is None
     assert len(warnings) == 1
     assert adopted.adopt(KEY, adapter_for(base), base).path is not None
+
+
+def test_a_reader_that_meets_an_adoption_takes_the_new_one(
+    adopted: Adopted, base: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The adapter that its record named is gone by the time it looks for it; the new record is no damage."""
+    adopted.adopt(KEY, adapter_for(base, 0.1), base)
+    read = AdapterFile.read
+
+    def late(path: Path) -> AdapterFile:
+        monkeypatch.setattr(AdapterFile, "read", read)
+        Adopted(adopted.folder).adopt(KEY, adapter_for(base, 0.2), base)
+        return read(path)
+
+    monkeypatch.setattr(AdapterFile, "read", late)
+    found = adopted.find(KEY, sha256_of(base))
+    assert found is not None
+    assert found.path is not None
+    assert scale_of(found.path) == pytest.approx(1.2 * scale_of(base), rel=1e-2)
+    assert warnings == []
 
 
 def test_a_merged_file_that_is_damaged_is_made_again(adopted: Adopted, base: Path, warnings: list[str]) -> None:

@@ -60,7 +60,7 @@ def test_what_was_learnt_is_learnt_again_by_half_as_much_and_what_is_new_is_told
     again = [one for one in taught if one[0] in seen]
     assert names(found.new) <= names(taught)
     assert 0 < n_tokens_of(again) <= REPLAYED * n_tokens_of(found.new)
-    assert found.known == {id_of(one) for one in LESSONS}
+    assert found.known == tuple(id_of(one) for one in LESSONS)
 
 
 def test_of_too_many_the_newest_are_taken() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import random
@@ -31,6 +30,7 @@ from edgellm.memory.training_size import training_bytes
 from edgellm.runtime.distillation import job
 from edgellm.runtime.distillation.adopted import Adopted
 from edgellm.runtime.distillation.curriculum import id_of
+from edgellm.runtime.distillation.judging import Hits
 from edgellm.runtime.distillation.lesson import Sample
 from edgellm.runtime.distillation.orders import Result, TrainingOrder
 from edgellm.runtime.distillation.training import TrainingSettings
@@ -46,7 +46,7 @@ def pair(tmp_path: Path) -> TinyPair:
 
 @pytest.fixture
 def in_strides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "TrainingSettings", functools.partial(TrainingSettings, **STRIDES))
+    monkeypatch.setattr(job, "settings_for", lambda taught, n_threads: TrainingSettings(**STRIDES))
 
 
 def run(order: TrainingOrder) -> tuple[Result, Events]:
@@ -92,6 +92,52 @@ def test_what_makes_it_no_better_is_not_used(pair: TinyPair) -> None:
     assert result.comparison is not None
     assert in_use(pair) is None
     assert (pair.folder / "out.adapter").is_file()  # who asks for it gets it
+
+
+@pytest.mark.usefixtures("in_strides")
+def test_what_is_learnt_and_not_judged_yet_is_judged_by_the_next(
+    pair: TinyPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair.answered(questions(60))
+    with monkeypatch.context() as patched:
+        hits, n_asked = job.Trial.hits, [0]
+
+        def stopped(trial: job.Trial) -> list[Hits]:
+            n_asked[0] += 1
+            if n_asked[0] > 1:
+                raise job.Stopped("it was stopped while the drafter was judged")
+            return hits(trial)
+
+        patched.setattr(job.Trial, "hits", stopped)
+        result, _ = run(pair.order())
+        assert (result.adopted, result.reason) == (False, "stopped")
+    result, events = run(pair.order())
+    assert result.adopted
+    assert not [event for event in events if "step" in event]
+    assert not list(pair.adopted.glob("training-*"))
+
+
+@pytest.mark.usefixtures("in_strides")
+def test_what_takes_longer_than_was_thought_ends_in_time_and_is_judged(
+    pair: TinyPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair.answered(questions(60))
+    monkeypatch.setattr(job, "LEARNING_COST", 0.01)
+
+    class Late(RunningClock):
+        """Each look at it takes a while."""
+
+        @property
+        def seconds(self) -> float:
+            self.now = getattr(self, "now", 0.0) + 1.0
+            return self.now
+
+        @seconds.setter
+        def seconds(self, value: float) -> None: ...
+
+    result = job.Course(pair.order(seconds=10.0), lambda event: None, Late()).run()
+    assert result.reason == "time"
+    assert result.comparison is not None
 
 
 @pytest.mark.parametrize("n", [0, 5])

@@ -74,6 +74,19 @@ def test_lessons_that_a_drafter_has_learnt_are_not_new(pair: TinyPair) -> None:
     assert counted.n_judging == sum(map(is_judging, lessons)) >= MIN_ANSWERS
 
 
+def test_a_full_disk_is_told_and_damages_nothing(pair: TinyPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair.answered(questions(10))
+    with monkeypatch.context() as patched:
+
+        def full(path: Path, data: bytes, *, private: bool = False) -> None:
+            raise OSError(28, "No space left on device", str(path))
+
+        patched.setattr("edgellm.memory.files.write", full)
+        with pytest.raises(OSError, match="No space left"):
+            talk(order(pair))
+    assert talk(order(pair, seconds=0.0))[0]["n_lessons"] == 10
+
+
 def test_without_time_nothing_is_begun(pair: TinyPair) -> None:
     events = talk(order(pair, seconds=0.0))
     assert [event["n_lessons"] for event in events] == [0]
