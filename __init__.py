@@ -16,7 +16,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgellm.app.idle_adapting import adapt_while_idle as adapt_while_idle
     from edgellm.app.loading import load as load
+    from edgellm.app.next_training import IdleBounds as IdleBounds
     from edgellm.app.plans import plan as plan
     from edgellm.memory.adapter import Lora as Lora
     from edgellm.memory.plan import MemoryPlan as MemoryPlan
@@ -41,6 +43,7 @@ _HOMES = {
     "Engine": "runtime.engine",
     "EngineOptions": "runtime.bringup.planning",
     "Generation": "runtime.generation",
+    "IdleBounds": "app.next_training",
     "Lora": "memory.adapter",
     "MemoryPlan": "memory.plan",
     "Message": "runtime.text.template",
@@ -48,6 +51,7 @@ _HOMES = {
     "Request": "runtime.request",
     "Sampling": "runtime.sampling",
     "Stats": "runtime.request",
+    "adapt_while_idle": "app.idle_adapting",
     "load": "app.loading",
     "plan": "app.plans",
 }

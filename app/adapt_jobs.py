@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgellm.app.defaults import adapted_folder, learned_folder
 from edgellm.memory.errors import EdgellmError
-from edgellm.runtime.distillation.orders import Result, TalkOrder, TrainingOrder
+from edgellm.runtime.distillation.orders import KEPT_EVERY_S, Result, TalkOrder, TrainingOrder
 
 if TYPE_CHECKING:
     from edgellm.export.obtain.store import ModelFile
 
 MINUTES = 30.0  # in all, at most, where nobody says
 N_TOKENS = 30_000  # of answers that are new to the drafter: what most of the gain comes from
+BESIDE_CHAT_KEPT_EVERY_S = 60.0  # chats are left at any moment, and what is kept is tens of megabytes
 TALKING_SHARE = 0.6  # of the time, at most, for answers: learning one takes less than writing it
 
 Phase = Literal["answering", "learning", "judging"]
@@ -40,6 +41,7 @@ class AdaptJob:
     n_threads: int = 1
     n_tokens: int = N_TOKENS
     output: Path | None = None  # where the adapter is written as well
+    beside_chat: bool = False  # gives way to everything, and may be ended at any moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,11 @@ def alone(job: AdaptJob) -> Iterator[None]:
 
     private_folder(adapted_folder())
     pair = f"{job.target.path} {job.draft.path}"
-    lock = FileLock(adapted_folder() / f"adapting-{hashlib.sha256(pair.encode()).hexdigest()[:16]}.lock", mode=0o600)
+    lock = FileLock(
+        adapted_folder() / f"adapting-{hashlib.sha256(pair.encode()).hexdigest()[:16]}.lock",
+        mode=0o600,
+        thread_local=False,
+    )
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -147,4 +153,6 @@ def training_order(job: AdaptJob) -> TrainingOrder:
         adapter=str(job.adapter) if job.adapter is not None else None,
         mem_bytes=job.mem_bytes,
         output=str(job.output) if job.output is not None else None,
+        niceness=19 if job.beside_chat else 10,
+        kept_every_s=BESIDE_CHAT_KEPT_EVERY_S if job.beside_chat else KEPT_EVERY_S,
     )

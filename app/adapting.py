@@ -135,6 +135,11 @@ class Training:
             training._held = stack.pop_all()
         return training
 
+    @property
+    def may_stand_still(self) -> bool:
+        """From when it has told something: then it ends with this process even where it stands still."""
+        return self._child.has_told
+
     def suspend(self) -> None:
         self._child.suspend()
 
@@ -170,6 +175,11 @@ class Training:
         finally:
             self._let_go()
         return Outcome(self._job, self._result, 0, time.monotonic() - self._started_s)
+
+    def end(self) -> None:
+        """End it at once: what it did since it last kept anything is lost."""
+        self._child.end()
+        self._let_go()
 
     def _let_go(self) -> None:
         if self._child.ended:

@@ -44,6 +44,7 @@ class Background:
         self._hear, self._what, self._listener = hear, what, listener
         self._events: queue.SimpleQueue[Event | Exception | None] = queue.SimpleQueue()
         self._child, self.ended = Child(module, request, environment=environment), False
+        self.has_told = False  # anything yet
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
@@ -116,6 +117,7 @@ class Background:
         self._child.end()
 
     def _take(self, event: Event) -> None:
+        self.has_told = True
         if "does_not_fit" in event:
             self.end()
             raise DoesNotFit(event["does_not_fit"])

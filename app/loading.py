@@ -31,6 +31,7 @@ class Pair:
     options: EngineOptions
     plan: MemoryPlan | None = None
     chosen: ChosenDraft | None = None  # the drafter's file, with its adapter
+    asked_adapter: str | None = None  # what was asked for of it: a file, or "none"
 
     @property
     def adapter(self) -> DrafterAdapter | None:
@@ -141,7 +142,7 @@ def prepare(
             listener.warning("nothing drafts, so the adapter of a drafter has no effect")
         return Pair(target, None, options, planned)
     chosen = choose(target, drafter, asked, loras=options.loras, listener=listener)
-    return Pair(target, drafter, replace(options, draft_adapter=chosen.fingerprint), planned, chosen)
+    return Pair(target, drafter, replace(options, draft_adapter=chosen.fingerprint), planned, chosen, asked)
 
 
 def with_loras(options: EngineOptions, loras: Sequence[Lora | str], plan: MemoryPlan | None) -> EngineOptions:

@@ -50,6 +50,7 @@ def plan(
     n_ctx: int | None = None,
     kv: str | None = None,
     n_draft: int | None = None,
+    adapt: bool = False,
     offline: bool = False,
 ) -> MemoryPlan:
     """What fits, what each part takes and how fast it will roughly be, before anything is downloaded.
@@ -60,6 +61,7 @@ def plan(
         budget: of the program; or
         device: a name that `edgellm devices` lists; this machine if none of the three is given.
         n_ctx, kv, n_draft: context in tokens, type of its cache, tokens drafted a round; None: what fits best.
+        adapt: the drafter learns between the answers of a chat, where there is room for that.
         offline: ask no server for the header of a model that is not here.
 
     Returns:
@@ -73,7 +75,7 @@ def plan(
     here = memory is None and device is None
     ask = plan_request(n_ctx=n_ctx, kv=kv, n_draft=n_draft, here=here, keep_drafter=draft is not None)
     named = None if draft is None else str(draft)
-    return plan_pair(str(model), named, place, ask, offline=offline).solution.plan
+    return plan_pair(str(model), named, place, ask, adapt=adapt, offline=offline).solution.plan
 
 
 def plan_pair(
@@ -86,6 +88,7 @@ def plan_pair(
     draft_adapter: str | None = None,
     probe: bool = False,
     calibrate: bool = False,
+    adapt: bool = False,
     offline: bool = False,
     listener: Listener = SILENCE,
 ) -> PlannedPair:
@@ -96,6 +99,7 @@ def plan_pair(
         draft_adapter: as `drafter_adapters.choose` takes it.
         probe: ask llama.cpp for exact sizes where the files are here.
         calibrate: run a plan that fits in a process of its own, and keep what it took.
+        adapt: the drafter learns beside a chat, where there is room.
 
     Raises:
         BadReference, UnknownModel, UnknownShape, GgufError: as `look_up`.
@@ -103,6 +107,7 @@ def plan_pair(
         LoadError: the run of `calibrate` failed.
     """
     from edgellm.memory.solve import solve
+    from edgellm.memory.training_size import with_training
 
     target = look_up(model, offline=offline)
     drafter = drafter_for(target.shape, draft, offline=offline)
@@ -129,6 +134,8 @@ def plan_pair(
     measured = calibration.find(solution.plan) if place.kind == "machine" else None
     if measured:
         solution = replace(solution, plan=calibration.with_speed(solution.plan, measured))
+    if adapt:
+        solution = replace(solution, plan=with_training(solution.plan, shape))
     return PlannedPair(target, solution, measured, adapter)
 
 

@@ -29,4 +29,14 @@ class Terminal:
         return waiting(what)
 
 
+class Dim(Terminal):
+    """Between the lines of a conversation."""
+
+    def note(self, text: str) -> None:
+        from edgellm.cli._terminal import dim
+
+        out.note(dim(f"({text})"))
+
+
 TERMINAL = Terminal()
+DIM = Dim()

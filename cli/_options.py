@@ -225,6 +225,17 @@ MergedProbs = Annotated[
         panel=DRAFTING,
     ),
 ]
+Adapt = Annotated[
+    str,
+    option(
+        "--adapt",
+        metavar="off|idle|battery",
+        help="Let the drafter learn between the answers of a conversation: not at all, while nobody waits, or on a "
+        "battery too.",
+        callback=one_of("off", "idle", "battery", what="time to learn"),
+        panel=DRAFTING,
+    ),
+]
 Exact = Annotated[
     bool, option("--exact", help="Use only batch sizes whose results agree in every bit.", panel=DRAFTING)
 ]

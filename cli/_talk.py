@@ -7,6 +7,7 @@ import difflib
 import re
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ _COMMANDS = {  # command -> (its arguments, what it does)
     "/load": ("FILE", "go on with a conversation from a file"),
     "/exit": ("", "leave (also /quit, /bye, Ctrl-D)"),
 }
+Around = Callable[[], AbstractContextManager[object]]
 _ALIASES = {"/quit": "/exit", "/bye": "/exit", "/?": "/help"}
 _TAKEN_BACK = "(stopped while reading: the question is taken back, arrow up brings it again)"
 
@@ -47,6 +49,7 @@ class Talk:
     draft: ModelFile | None
     max_tokens: int | None = None
     kept: Path | None = None  # where the conversation is kept at leaving, for `--resume`
+    around: Around = nullcontext  # entered for each answer
     answers: list[Answer] = dataclasses.field(default_factory=list)
 
     def run(self, history: Path) -> None:
@@ -115,6 +118,10 @@ class Talk:
 
     def _answer(self, say: Callable[..., Iterator[str]]) -> None:
         """Show an answer as it comes, then what it cost. `say`: a session's `reply` or `regenerate`."""
+        with self.around():
+            self._show(say)
+
+    def _show(self, say: Callable[..., Iterator[str]]) -> None:
         shown, n_forgotten, cancel = Plain(), self.session.n_forgotten, threading.Event()
         with interrupts(cancel), waiting("…") as erase:
 

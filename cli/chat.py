@@ -9,7 +9,7 @@ import select
 import stat
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from edgellm.cli._output import out
 if TYPE_CHECKING:
     from edgellm.app.loading import Pair
     from edgellm.cli._answers import Plain
-    from edgellm.cli._talk import Talk
+    from edgellm.cli._talk import Around, Talk
     from edgellm.runtime.conversation import ChatSession
     from edgellm.runtime.engine import Engine
 
@@ -39,6 +39,7 @@ def chat(
     think_budget: opt.ThinkBudget = None,
     draft: opt.Draft = None,
     draft_adapter: opt.DraftAdapter = None,
+    adapt: opt.Adapt = "off",
     draft_tokens: opt.DraftTokens = None,
     no_learn: opt.NoLearn = False,
     assume_cost: opt.AssumeCost = None,
@@ -93,7 +94,7 @@ def chat(
         listener=TERMINAL,
     )
     _log_engine()
-    asked = _Asked(question, system, max_tokens, stop, on_full == "shift", think, think_budget, sampling, resume)
+    asked = _Asked(question, system, max_tokens, stop, on_full == "shift", think, think_budget, sampling, resume, adapt)
     with silent_keys(), pair.open(TERMINAL) as engine:
         _converse(engine, pair, asked, form=_form(json_, jsonl, pair))
 
@@ -111,6 +112,7 @@ class _Asked:
     think_budget: int | None
     sampling: Mapping[str, Any]
     resume: bool
+    adapt: str
 
 
 def _check_resumable(resume: bool) -> None:
@@ -147,7 +149,8 @@ def _converse(engine: Engine, pair: Pair, asked: _Asked, *, form: Plain) -> None
         out.warning(note)
     talk = Talk(session, pair.target, pair.draft, asked.max_tokens, kept=kept_path())
     if asked.question is None:
-        _talk(talk, resume=asked.resume)
+        with _learning(session, pair, asked.adapt) as talk.around:
+            _talk(talk, resume=asked.resume)
     else:
         if asked.resume:
             talk.resume()
@@ -156,8 +159,27 @@ def _converse(engine: Engine, pair: Pair, asked: _Asked, *, form: Plain) -> None
         finally:
             if asked.resume:
                 talk.keep()
-    if engine.controller is not None:
-        out.detail(f"drafting: {engine.controller.explain()}")
+    if session.engine.controller is not None:
+        out.detail(f"drafting: {session.engine.controller.explain()}")
+
+
+@contextlib.contextmanager
+def _learning(session: ChatSession, pair: Pair, adapt: str) -> Iterator[Around]:
+    """What goes around each answer, so that the drafter learns between them."""
+    from edgellm.app.defaults import BadSetting
+    from edgellm.app.idle_adapting import IdleAdapting
+    from edgellm.app.next_training import IdleBounds
+    from edgellm.cli._listener import DIM
+
+    with contextlib.ExitStack() as stack:
+        around: Around = contextlib.nullcontext
+        if adapt != "off":
+            bounds = IdleBounds(on_battery=adapt == "battery")
+            try:
+                around = stack.enter_context(IdleAdapting(session, pair, bounds, DIM)).answering
+            except BadSetting as error:
+                out.warning(f"the drafter does not learn: {error}")
+        yield around
 
 
 def _question(prompt: str | None) -> str | None:

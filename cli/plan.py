@@ -102,6 +102,7 @@ def plan(
     ctx: opt.Ctx = None,
     kv: opt.Kv = None,
     draft_tokens: opt.DraftTokens = None,
+    adapt: opt.Adapt = "off",
     n_ubatch: opt.Ubatch = None,
     loading: Loading = None,
     probe: Probe = False,
@@ -156,6 +157,7 @@ def plan(
         draft_adapter=draft_adapter,
         probe=probe,
         calibrate=calibrate,
+        adapt=adapt != "off",
         offline=offline,
         listener=TERMINAL,
     )

@@ -221,7 +221,8 @@ def in_background(niceness: int = 10) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(OSError, psutil.Error):
         if sys.platform == "win32":
-            psutil.Process().nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)
+            low, lowest = psutil.BELOW_NORMAL_PRIORITY_CLASS, psutil.IDLE_PRIORITY_CLASS
+            psutil.Process().nice(lowest if niceness >= 19 else low)
         else:
             os.nice(niceness)
     if sys.platform == "linux":

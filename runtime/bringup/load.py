@@ -133,7 +133,7 @@ def with_drafter(engine: Engine, draft: Path | None, *, copy: bool, options: Eng
     options = options or engine.options
     notes, warnings = [*engine.notes], [*engine.warnings]
     state = PairState(engine.model, engine.backend, draft, options, warnings.append)
-    loaded = _load_draft(engine, draft, options, notes, warnings) if draft is not None else None
+    loaded = open_draft(engine, draft, options, notes, warnings) if draft is not None else None
     pair = replace(
         engine,
         options=options,
@@ -145,7 +145,7 @@ def with_drafter(engine: Engine, draft: Path | None, *, copy: bool, options: Eng
         notes=notes,
         warnings=warnings,
     )
-    model = _proposer(engine, loaded, options, state, warnings) if loaded else None
+    model = proposer_of(engine, loaded, options, state, warnings) if loaded else None
     store = state.store if options.learn != "off" and (copy or options.learned is not None) else None
     if model is None and not copy and store is None:
         return pair
@@ -164,7 +164,7 @@ def with_drafter(engine: Engine, draft: Path | None, *, copy: bool, options: Eng
 
 
 @dataclass(frozen=True, slots=True)
-class _Draft:
+class LoadedDraft:
     """A draft model that is loaded, and what its vocabulary shares with the target's."""
 
     model: Model
@@ -174,7 +174,23 @@ class _Draft:
     table: VocabularyMap | None
 
 
-def _load_draft(engine: Engine, path: Path, options: EngineOptions, notes: list[str], warnings: list[str]) -> _Draft:
+def open_draft(
+    engine: Engine,
+    path: Path,
+    options: EngineOptions,
+    notes: list[str],
+    warnings: list[str],
+    *,
+    known: Match | None = None,
+) -> LoadedDraft:
+    """The drafter of a file, for the engine's target.
+
+    Args:
+        known: what the two vocabularies share, where that is known; then `engine.table` goes with it.
+
+    Raises:
+        LoadError: it cannot be loaded.
+    """
     target = engine.model
     model = open_model(
         path,
@@ -193,6 +209,8 @@ def _load_draft(engine: Engine, path: Path, options: EngineOptions, notes: list[
     # A file without a template is a base model: it continues a document better than markers it was never taught.
     template, refusal = usable(model.chat_template, model.vocabulary, DOCUMENT)
     warnings += _about_template(model, template, refusal)
+    if known is not None:
+        return LoadedDraft(model, backend, template, known, engine.table)
     table = None
     if isinstance(model, LlamaModel):
         notes += _about_vocabulary(model)
@@ -202,12 +220,13 @@ def _load_draft(engine: Engine, path: Path, options: EngineOptions, notes: list[
             notes += [note] if note else []
     shared = table.match if table else match(target.vocabulary, model.vocabulary)
     notes.append(f"{path.name} drafts: {shared.reason}")
-    return _Draft(model, backend, template, shared, table)
+    return LoadedDraft(model, backend, template, shared, table)
 
 
-def _proposer(
-    engine: Engine, draft: _Draft, options: EngineOptions, state: PairState, warnings: list[str]
+def proposer_of(
+    engine: Engine, draft: LoadedDraft, options: EngineOptions, state: PairState, warnings: list[str]
 ) -> FailsafeProposer:
+    """What drafts with it; `warnings` is told once where it fails."""
     pair = Pair(
         engine.model.vocabulary,
         engine.backend,

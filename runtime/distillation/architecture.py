@@ -7,8 +7,9 @@ from typing import Any
 
 from edgellm.memory.errors import EdgellmError
 from edgellm.memory.gguf import GgufHeader
+from edgellm.memory.training_size import TRAINABLE
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
+ARCHITECTURES = TRAINABLE
 _GEMMA_GLOBAL_EVERY = 6  # layers; the others see a window
 
 

@@ -18,9 +18,12 @@ from edgellm.memory.device import this_machine
 from edgellm.memory.draft_adapter import DraftAdapter, read_draft_adapter
 from edgellm.memory.errors import EdgellmError
 from edgellm.memory.gguf import read_header
-from edgellm.memory.plan import RUNTIME_BASE_BYTES, DoesNotFit
+from edgellm.memory.plan import DoesNotFit
+from edgellm.memory.shape import from_header
+from edgellm.memory.training_size import training_bytes
 from edgellm.memory.units import format_bytes
 from edgellm.runtime.distillation.adopted import Adopted
+from edgellm.runtime.distillation.architecture import Shape
 from edgellm.runtime.distillation.curriculum import Curriculum, Named, arrange, n_tokens_of, samples_of
 from edgellm.runtime.distillation.judging import MIN_ANSWERS, Comparison, Judgement, compare, judge
 from edgellm.runtime.distillation.network import Network
@@ -36,8 +39,6 @@ LEARNING_COST = 4.0  # what learning a token takes, by what reading it takes
 MAX_NAMED = 40_000  # lessons of which an adapter's record says that it had them
 STOPPED = "it was stopped; the same command goes on"
 N_STEPS, MIN_BATCH_TOKENS = 20, 250  # so many steps are made of few lessons, of so many answer tokens at least
-MARGIN = 1.1  # of the memory that is asked for
-HEAD_ROWS = 256  # answer tokens whose logits a thread holds
 
 
 class Course:
@@ -103,21 +104,16 @@ class Course:
         )
 
     def _open(self, curriculum: Curriculum) -> Network:
-        """Raises DoesNotFit, DistillationError."""
-        order, path = self.order, Path(self.order.draft)
+        """Raises DoesNotFit before the weights are read. UnknownShape, DistillationError."""
+        order, header = self.order, read_header(Path(self.order.draft))
         free = order.mem_bytes if order.mem_bytes is not None else this_machine().usable_bytes
-        header = read_header(path)
-        self._refuse(4 * header.n_params, free)  # before any of it is read
-        network = Network.open(path)
-        n_vocab = max(tensor.shape[1] for tensor in header.tensors if tensor.name == "token_embd.weight")
+        Shape.of(header)  # says why, where it cannot be trained
         longest = max(sample.n_tokens for _, sample in (*curriculum.new, *curriculum.old, *curriculum.judging))
-        needs = {
-            n: needed_bytes(network, TrainingSettings(n_threads=n), n_vocab, longest)
-            for n in range(order.n_threads, 0, -1)
-        }
+        shape, threads = from_header(header), range(order.n_threads, 0, -1)
+        needs = {n: training_bytes(shape, n, longest) for n in threads}
         self._refuse(needs[1], free)
         self.order = replace(order, n_threads=next(n for n, needed in needs.items() if needed <= free))
-        return network
+        return Network(header)
 
     def _refuse(self, needed: int, free: int) -> None:
         if needed > free:
@@ -169,6 +165,7 @@ class Course:
             n_threads=order.n_threads,
             clock=lambda: self._clock.seconds,
             until_s=self._until_s(trial),
+            kept_every_s=order.kept_every_s,
             stop_asked=stop_asked.is_set,
             tell=lambda event: self._tell(**event),
         )
@@ -294,27 +291,11 @@ def seen_by(adapter: DraftAdapter | None) -> set[str]:
     return {str(name) for name in names} if isinstance(names, list) else set()
 
 
-def needed_bytes(network: Network, settings: TrainingSettings, n_vocab: int, longest: int) -> int:
-    """Memory of a training: the weights dense and as the file has them, what passes keep for their way back, slopes and
-    moments, the program. Measured: 3 to 6 % less for one thread, 17 % less for two.
-
-    Args:
-        longest: tokens of the longest sample, which are never cut.
-    """
-    matrices = network.matrices.values()
-    blocks = sum(m.shape[0] * m.shape[1] // m.format.n_weights * m.format.n_bytes for m in matrices)
-    width = sum(m.shape[0] for m in matrices) + 2 * network.shape.n_embd * network.shape.n_layers
-    n_scales = sum(theta.size for theta in network.changes().values())
-    largest = max((m.shape[0] * m.shape[1] for m in matrices), default=0)
-    thread = max(settings.rows_at_once, longest) * width + 2 * largest + 2 * HEAD_ROWS * n_vocab + n_scales
-    needed = network.n_bytes + blocks + 4 * (settings.n_threads * thread + 7 * n_scales) + RUNTIME_BASE_BYTES
-    return int(needed * MARGIN)
-
-
 def _run(request: dict[str, Any], send: Send) -> None:
-    in_background()
+    order = TrainingOrder(**request)
+    in_background(order.niceness)
     try:
-        send({"result": Course(TrainingOrder(**request), send, RunningClock()).run().to_json()})
+        send({"result": Course(order, send, RunningClock()).run().to_json()})
     except DoesNotFit as error:
         send({"does_not_fit": str(error)})
     except OSError as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 TALKING = "edgellm.runtime.distillation.talk_job"  # the programs
 TRAINING = "edgellm.runtime.distillation.job"
+KEPT_EVERY_S = 120.0  # between the states that a killed training goes on from
 # The trainer has threads of its own, and each of its products is small. Read when numpy is imported.
 ENVIRONMENT = {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL", "VECLIB", "BLIS")}
 
@@ -46,6 +47,8 @@ class TrainingOrder:
     adapter: str | None = None  # the file of the one that the drafter goes with now
     mem_bytes: int | None = None  # to take at most; None: what the machine has free
     output: str | None = None  # where the adapter is written as well, adopted or not
+    niceness: int = 10  # 19: only what nobody else wants
+    kept_every_s: float = KEPT_EVERY_S
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -24,6 +24,11 @@ class Unfinished:
         self.checkpoint = folder / f"training-{digest}.state"
         self._learnt = folder / f"training-{digest}.learnt"
 
+    @property
+    def is_there(self) -> bool:
+        """Whether something was kept that a training may go on with."""
+        return self.checkpoint.is_file() or self._learnt.is_file()
+
     def begin(self, start: str, lessons: Sequence[Named]) -> None:
         """Remember what is learnt from now on.
 
@@ -43,7 +48,7 @@ class Unfinished:
         by_name = dict(known)
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             kept = json.loads(self._lessons.read_bytes())
-            if kept["start"] == start and (self.checkpoint.is_file() or self._learnt.is_file()):
+            if kept["start"] == start and self.is_there:
                 return [(str(name), by_name[name]) for name in kept["lessons"]]
         return None
 

@@ -16,7 +16,6 @@ from edgellm.runtime.distillation.lesson import Sample
 N_LOOKS = 10  # at the answers apart, in one training
 MIN_LOOK_TOKENS = 500  # of answers: with fewer, agreement says nothing
 FALL = 0.005  # of agreement: two looks in a row below the best by more than this end it
-KEPT_EVERY_S = 120.0  # between the states that a killed training goes on from
 
 Reason = Literal["learnt", "levelled off", "time", "stopped"]
 
@@ -65,6 +64,7 @@ class Watch:
         n_threads: int,
         clock: Callable[[], float],
         until_s: float,
+        kept_every_s: float,
         stop_asked: Callable[[], bool],
         tell: Callable[[Mapping[str, Any]], None],
     ) -> None:
@@ -72,10 +72,12 @@ class Watch:
         Args:
             apart: samples that are not learnt, which tell when it gets worse.
             until_s: by the clock, when it has to end.
+            kept_every_s: how often it rests.
             tell: is told how agreement on them goes.
         """
         self._network, self._apart, self._n_threads = network, apart, n_threads
-        self._clock, self._until_s, self._stop_asked, self._tell = clock, until_s, stop_asked, tell
+        self._clock, self._until_s, self._kept_every_s = clock, until_s, kept_every_s
+        self._stop_asked, self._tell = stop_asked, tell
         self._looks = sum(len(sample.answer) for sample in apart) >= MIN_LOOK_TOKENS
         self._best, self._best_changes, self._n_below = 0.0, dict[str, Floats](), 0
         self._kept_s, self.is_resting, self.reason = clock(), False, "learnt"
@@ -89,7 +91,7 @@ class Watch:
             self.reason = "levelled off"
         elif now >= self._until_s:
             self.reason = "time"
-        elif now - self._kept_s >= KEPT_EVERY_S:
+        elif now - self._kept_s >= self._kept_every_s:
             self._kept_s, self.is_resting = now, True
             return False
         return self.reason == "learnt"

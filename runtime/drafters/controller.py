@@ -50,13 +50,27 @@ class AdaptiveDrafter:
             passes_per_token: of the model, for a token of the target's vocabulary, until it is known better.
         """
         self.target, self.model, self._tuning = target, model, tuning
-        self._fixed = fixed
+        self._fixed, self._stop = fixed, stop
         self.economics = Economics(costs, target.max_outputs, tuning, fixed=fixed)
         self.acceptance = Acceptance(tuning, passes_per_token=passes_per_token)
         self.choices = Choices()
         self._lookup = PromptLookup(conversation, store, store_vote=tuning.store_vote)
         self._composer = Composer(self._lookup, model, self.economics, self.acceptance, tuning, fixed=fixed, stop=stop)
         self._round = Round((), 0)
+
+    def with_model(self, model: Proposer) -> AdaptiveDrafter:
+        """The same target, costs and copies with another draft model, of which nothing is known yet but its words."""
+        return AdaptiveDrafter(
+            self.target,
+            self.economics.costs,
+            model=model,
+            conversation=self._lookup.conversation,
+            store=self._lookup.store,
+            fixed=self._fixed,
+            stop=self._stop,
+            passes_per_token=self.acceptance.passes_per_token,
+            tuning=self._tuning,
+        )
 
     @property
     def engine_s(self) -> float:

@@ -22,7 +22,7 @@ class PromptLookup:
         self, conversation: NgramIndex | None, store: NgramIndex | None, *, store_vote: float = STORE_VOTE
     ) -> None:
         """What the target says is added to both. See `Lookup` for `store_vote`."""
-        self._conversation, self.store = conversation, store
+        self.conversation, self.store = conversation, store
         self._alignment = EditAlignment(conversation) if conversation is not None else None
         sources = {COPY: conversation, STORE: store}
         indexes = {name: index for name, index in sources.items() if index is not None}
@@ -30,7 +30,7 @@ class PromptLookup:
 
     def begin(self, prompt: Sequence[int]) -> None:
         """A turn starts. Of the conversation, what the prompt repeats is kept."""
-        if (said := self._conversation) is not None:
+        if (said := self.conversation) is not None:
             known = said.tokens()
             if len(known) > len(prompt) or list(prompt[: len(known)]) != known.tolist():
                 said.clear()
@@ -55,7 +55,7 @@ class PromptLookup:
 
     def observe(self, new: Sequence[int]) -> None:
         """These were said."""
-        for index in (self._conversation, self.store):
+        for index in (self.conversation, self.store):
             if index is not None:
                 index.extend(new)
         if self._alignment is not None:

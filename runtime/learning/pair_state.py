@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,6 +64,12 @@ class PairState:
         self._learner: Learns | None = None
         self._curves: list[tuple[SealedFile, CostCurve]] = []
         self._told: set[str] = set()
+
+    def with_draft(self, draft: Path, options: EngineOptions) -> PairState:
+        """The same with another file of the drafter: costs and words are shared, whom to believe is learnt anew."""
+        other = copy(self)
+        other._draft, other._options, other._learner = draft, options, None
+        return other
 
     def _file(self, kind: str, key: str) -> SealedFile | None:
         if self._folder is None or (kind != "costs" and not self._keeps):

@@ -122,6 +122,31 @@ def test_thoughts_are_saved_beside_the_text_and_files_without_them_are_read(
     assert read(path, vocabulary).messages[1].reasoning is None
 
 
+def test_each_answer_is_made_inside_what_goes_around_it(
+    talk: Talk, model: ModelFile, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that nothing is learnt meanwhile, and another drafter may be there when it begins."""
+    happened: list[str] = []
+
+    @contextlib.contextmanager
+    def around() -> Iterator[None]:
+        happened.append("in")
+        yield
+        happened.append("out")
+
+    talking = Talk(ChatSession(talk.session.engine), model, None, max_tokens=3, around=around)
+    generate = ChatSession._answer
+
+    def answer(self: ChatSession, *arguments: Any) -> Iterator[str]:
+        happened.append("answer")
+        return generate(self, *arguments)
+
+    monkeypatch.setattr(ChatSession, "_answer", answer)
+    for text in ("hat", "/regen", "/stats"):
+        say(talking, capsys, text)
+    assert happened == ["in", "answer", "out"] * 2
+
+
 def test_a_conversation_that_is_left_is_kept_privately_and_can_be_resumed(
     talk: Talk, model: ModelFile, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,6 +50,22 @@ def test_the_json_holds_what_is_promised(model: Path) -> None:
     assert data["tokens_per_s"]["kind"] == "estimated"
 
 
+def test_what_a_drafter_learns_beside_a_chat_is_a_line_of_the_plan_or_a_sentence(tmp_path: Path) -> None:
+    target, draft = write_tiny(tmp_path / "target.gguf", n_layers=8), write_tiny(tmp_path / "drafter.gguf", n_layers=1)
+    pair = ("plan", target, "--draft", draft, "--json", "--budget")
+    without, with_it = (json.loads(edgellm(*pair, "1GiB", *more).stdout) for more in ((), ("--adapt", "idle")))
+    (line,) = [line for line in with_it["lines"] if line["name"] == "drafter training"]
+    assert with_it["total_bytes"] == without["total_bytes"] + line["n_bytes"]
+    assert with_it["fits"] is True
+    assert not with_it["lost"]
+    tight = f"{(without['total_bytes'] + line['n_bytes'] // 2) // 2**20}MiB"
+    short = edgellm(*pair, tight, "--adapt", "battery")
+    assert short.returncode == 0  # the pair itself fits
+    (sentence,) = json.loads(short.stdout)["lost"]
+    assert sentence.startswith("drafter does not learn beside a chat: training takes ")
+    assert edgellm("plan", target, "--adapt", "always").returncode == 2
+
+
 def test_what_does_not_fit_exits_3_and_names_what_would(model: Path) -> None:
     done = edgellm("plan", model, "--draft", "none", "--budget", "68MiB", "--ctx", "32768")
     assert done.returncode == 3

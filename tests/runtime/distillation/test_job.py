@@ -23,7 +23,10 @@ from training_child import STRIDES
 from edgellm.memory import files
 from edgellm.memory.children import Child, ChildFailed
 from edgellm.memory.draft_adapter import read_draft_adapter
+from edgellm.memory.gguf import read_header
 from edgellm.memory.plan import DoesNotFit
+from edgellm.memory.shape import from_header
+from edgellm.memory.training_size import training_bytes
 from edgellm.runtime.distillation import job
 from edgellm.runtime.distillation.adopted import Adopted
 from edgellm.runtime.distillation.curriculum import id_of
@@ -300,8 +303,8 @@ def test_what_does_not_fit_is_refused_before_it_is_read(pair: TinyPair) -> None:
 
 def test_fewer_threads_take_less_memory(pair: TinyPair) -> None:
     pair.answered(questions(60))
-    network = job.Network.open(pair.draft)
-    one, four = (job.needed_bytes(network, TrainingSettings(n_threads=n), 320, 100) for n in (1, 4))
+    shape = from_header(read_header(pair.draft))
+    one, four = (training_bytes(shape, n) for n in (1, 4))
     assert one < four
     course = job.Course(pair.order(n_threads=4, mem_bytes=one), lambda event: None, RunningClock())
     course._open(course._curriculum())

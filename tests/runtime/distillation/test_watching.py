@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.runtime.distillation.lesson import Sample
-from edgellm.runtime.distillation.watching import KEPT_EVERY_S, N_LOOKS, RunningClock, Watch
+from edgellm.runtime.distillation.orders import KEPT_EVERY_S
+from edgellm.runtime.distillation.watching import N_LOOKS, RunningClock, Watch
 
 APART = [Sample(np.zeros(1, np.int32), np.zeros(1000, np.int32))]
 
@@ -43,6 +44,7 @@ class Step:
 def watching(network: Fake, apart: Sequence[Sample] = APART, **more: Any) -> tuple[Watch, list[Mapping[str, Any]]]:
     told: list[Mapping[str, Any]] = []
     given: dict[str, Any] = {"clock": lambda: 0.0, "until_s": 1e9, "stop_asked": lambda: False} | more
+    given.setdefault("kept_every_s", KEPT_EVERY_S)
     return Watch(network, apart, n_threads=1, tell=told.append, **given), told
 
 
