@@ -377,7 +377,7 @@ def variants(arguments: argparse.Namespace) -> None:
             kind, rate = VARIANTS[name]
             network = kind.open(arguments.drafter)
             began_s = time.process_time()
-            one = replace(settings, learning_rate=rate)
+            one = replace(settings, learning_rate=rate * arguments.faster)
             if isinstance(network, Dense):
                 train_dense(network, samples, one)
             else:
@@ -414,6 +414,7 @@ def main() -> None:
         else:
             taught.add_argument("--tokens", type=int, default=20_000)
             taught.add_argument("--variants", default=",".join(VARIANTS))
+            taught.add_argument("--faster", type=float, default=1.0, help="times each one's learning rate")
     for command in commands.choices.values():
         command.add_argument("--threads", type=int, default=1)
         command.add_argument("--out", type=Path, required=True)
