@@ -363,7 +363,7 @@ VARIANTS: dict[str, tuple[type[Network], float]] = {  # with the rate that suits
 def variants(arguments: argparse.Namespace) -> None:
     samples, sets = gather(arguments)
     samples = limited(samples, arguments.tokens)
-    settings = TrainingSettings(n_threads=arguments.threads)
+    settings = TrainingSettings(n_threads=arguments.threads, batch_tokens=arguments.batch)
     with arguments.out.open("a") as out:
 
         def note(label: str, network: Network, **cost: float) -> None:
@@ -415,6 +415,7 @@ def main() -> None:
             taught.add_argument("--tokens", type=int, default=20_000)
             taught.add_argument("--variants", default=",".join(VARIANTS))
             taught.add_argument("--faster", type=float, default=1.0, help="times each one's learning rate")
+            taught.add_argument("--batch", type=int, default=1000, help="answer tokens of a step")
     for command in commands.choices.values():
         command.add_argument("--threads", type=int, default=1)
         command.add_argument("--out", type=Path, required=True)
