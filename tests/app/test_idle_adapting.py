@@ -267,6 +267,23 @@ def test_leaving_is_quick_and_leaves_no_process(chat: Chat, stack: ExitStack, is
     assert not psutil.pid_exists(process)
 
 
+def test_a_drafter_that_cannot_be_loaded_is_a_warning_and_the_old_one_stays(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgellm.runtime.backends.base import LoadError
+    from edgellm.runtime.bringup import exchange
+
+    def refuse(*given: object) -> None:
+        raise LoadError("there is no room for it")
+
+    monkeypatch.setattr(exchange, "with_draft_file", refuse)
+    chat.begun()
+    chat.end("adopt")
+    assert chat.ask()
+    assert chat.session.engine is chat.engine
+    assert chat.told.warnings == ["nothing is learnt in this chat any more: there is no room for it"]
+
+
 def test_leaving_behind_an_exchange_frees_both_models(chat: Chat, stack: ExitStack) -> None:
     chat.begun()
     chat.end("adopt")
@@ -282,10 +299,15 @@ def test_leaving_behind_an_exchange_frees_both_models(chat: Chat, stack: ExitSta
     assert chat.engine.model._model is None  # type: ignore[union-attr]
 
 
-def test_what_came_at_the_end_is_said_at_leaving(chat: Chat, stack: ExitStack) -> None:
+def test_what_came_at_the_end_is_loaded_meanwhile_and_said_at_leaving(chat: Chat, stack: ExitStack) -> None:
     chat.begun()
     chat.end("adopt")
+    eventually(lambda: chat.idle._ready is not None)  # the next question would not wait for it
+    assert chat.session.engine is chat.engine
+    ready = chat.idle._ready
     stack.close()
+    assert ready is not None
+    assert ready.draft_model._model is None  # type: ignore[union-attr]
     assert [note[:36] for note in chat.told.notes] == ["the drafter has learnt from 14 answe"]
 
 
