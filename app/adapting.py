@@ -21,7 +21,7 @@ from edgellm.app.defaults import BadSetting, asked_bytes
 from edgellm.app.listener import SILENCE, Listener
 from edgellm.runtime.distillation.orders import ENVIRONMENT, TALKING, TRAINING, Result
 
-END_S = 0.2  # that somebody who leaves waits for the end of a child
+END_S = 0.05  # that somebody who leaves or asks waits for a child to be gone
 
 
 def prepare(
