@@ -21,6 +21,8 @@ from edgellm.app.defaults import BadSetting, asked_bytes
 from edgellm.app.listener import SILENCE, Listener
 from edgellm.runtime.distillation.orders import ENVIRONMENT, TALKING, TRAINING, Result
 
+END_S = 0.05  # that somebody who leaves or asks waits for a child to be gone
+
 
 def prepare(
     model: str | None = None,
@@ -178,7 +180,7 @@ class Training:
 
     def end(self) -> None:
         """End it at once: what it did since it last kept anything is lost."""
-        self._child.end()
+        self._child.end(END_S)
         self._let_go()
 
     def _let_go(self) -> None:

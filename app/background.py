@@ -111,10 +111,10 @@ class Background:
                 pass
         self.end()
 
-    def end(self) -> None:
-        """At once."""
+    def end(self, patience_s: float | None = None) -> None:
+        """At once; `patience_s` is that of `Child.end`."""
         self.ended = True
-        self._child.end()
+        self._child.end(patience_s)
 
     def _take(self, event: Event) -> None:
         self.has_told = True

@@ -25,6 +25,7 @@ from edgellm.memory.plan import DoesNotFit
 if TYPE_CHECKING:
     from edgellm.runtime.conversation import ChatSession
     from edgellm.runtime.distillation.orders import Result
+    from edgellm.runtime.engine import Engine
 
 TICK_S = 2.0  # between looks at the child, the battery and the memory
 
@@ -51,10 +52,11 @@ class IdleAdapting:
         self._session, self._pair, self._bounds, self._listener = session, pair, bounds, listener
         self._engine = session.engine
         self._untold: list[tuple[bool, str]] = []  # (is a warning, text), until nobody is typing
-        self._lock = threading.RLock()  # of the three below
+        self._lock = threading.RLock()  # of what stands in the next four lines
         self._is_answering, self._closed, self._gave_up = False, False, False
         self._training: Training | None = None
-        self._found: Result | None = None  # that is still to be taken into use
+        self._found: Result | None = None  # that is still to be taken into use,
+        self._ready: Engine | None = None  # by this engine
         self._woken = threading.Event()
         self._hold = ExitStack()  # the lock on learning beside a chat
         self._next = NextTraining(session, pair, bounds)
@@ -88,7 +90,7 @@ class IdleAdapting:
 
     def close(self) -> None:
         """End what is being learnt, at once: what it kept is gone on with in the next chat. Safe to call twice."""
-        from edgellm.runtime.bringup.exchange import without_drafter
+        from edgellm.runtime.bringup.exchange import close_drafter, without_drafter
 
         with self._lock:
             self._closed = True
@@ -97,7 +99,9 @@ class IdleAdapting:
         self._woken.set()
         if self._found is not None:
             self._untold.append((False, _news(self._found)))
-            self._found = None
+        if self._ready is not None:
+            close_drafter(self._ready)
+        self._found = self._ready = None
         self._tell()
         if self._session.engine is not self._engine:
             self._session.engine = without_drafter(self._session.engine)
@@ -118,18 +122,15 @@ class IdleAdapting:
 
     def _take_into_use(self) -> None:
         """Exchange the drafter where another one is used from now on."""
-        from edgellm.app.drafter_adapters import choose
-        from edgellm.runtime.bringup.exchange import exchange_drafter
+        from edgellm.runtime.bringup.exchange import close_drafter
 
-        result, self._found = self._found, None
-        if result is None:
-            return
-        with self._guarded():
-            engine = self._session.engine
-            chosen = choose(self._pair.target, self._next.draft)
-            if chosen.fingerprint != engine.options.draft_adapter:
-                self._session.engine = exchange_drafter(engine, chosen.path, chosen.fingerprint)
-                self._untold.append((False, _news(result)))
+        with self._lock:
+            self._load()
+            found, ready, self._found, self._ready = self._found, self._ready, None, None
+        if found is not None and ready is not None:
+            close_drafter(self._session.engine)
+            self._session.engine = ready
+            self._untold.append((False, _news(found)))
 
     def _tell(self) -> None:
         while self._untold:
@@ -156,6 +157,8 @@ class IdleAdapting:
                 self._stand_still()  # Ctrl-Z and `fg` let it go on
             elif self._training is not None:
                 self._mind(self._training)
+            elif self._found is not None:
+                self._load()
             elif job is not None:
                 self._begin(job)
 
@@ -181,6 +184,21 @@ class IdleAdapting:
             self._hold = stack.pop_all()
 
     # On either.
+
+    def _load(self) -> None:
+        """Have the drafter ready that is used from now on: to load it takes the better part of a second."""
+        from edgellm.app.drafter_adapters import choose
+        from edgellm.runtime.bringup.exchange import with_draft_file
+
+        if self._found is None or self._ready is not None:
+            return
+        with self._guarded():
+            engine = self._session.engine
+            chosen = choose(self._pair.target, self._next.draft)
+            if chosen.fingerprint != engine.options.draft_adapter:
+                self._ready = with_draft_file(engine, chosen.path, chosen.fingerprint)
+        if self._ready is None:
+            self._found = None
 
     def _ended(self, result: Result | None) -> None:
         self._drop()

@@ -123,13 +123,21 @@ class Child:
         with contextlib.suppress(psutil.NoSuchProcess):
             psutil.Process(self._process.pid).resume()
 
-    def end(self) -> None:
-        """End it, whatever it does. Safe to call twice."""
+    def end(self, patience_s: float | None = None) -> None:
+        """End it, whatever it does. Safe to call twice.
+
+        Args:
+            patience_s: to wait at most until it is gone. One of low priority can take seconds where others want the
+                cores: it does nothing any more, and its memory comes back later.
+        """
         if self._watchdog is not None:
             self._watchdog.cancel()
         self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout, self._talk):
+        pipes: list[IO[bytes] | None] = [self._process.stdin, self._talk]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(patience_s)
+            pipes.append(self._process.stdout)  # until it is gone, somebody may be reading
+        for pipe in pipes:
             with contextlib.suppress(OSError):
                 if pipe is not None:
                     pipe.close()

@@ -11,17 +11,18 @@ from edgellm.runtime.drafters.base import NoDrafter
 from edgellm.runtime.engine import Engine
 
 
-def exchange_drafter(engine: Engine, draft: Path, adapter_sha256: str | None) -> Engine:
+def with_draft_file(engine: Engine, draft: Path, adapter_sha256: str | None) -> Engine:
     """An engine that shares the target, its context and the measured costs, and drafts with another file.
 
-    The one that is given no longer drafts and must not be used again; the target is closed with either.
+    The one that is given is as it was, until one of the two is put away by `close_drafter`; the target is closed with
+    either. They are not used at once.
 
     Args:
         draft: the same drafter with other weights, as `edgellm adapt` makes one: vocabulary and sizes are the same.
         adapter_sha256: of the adapter that is merged into it; None for the plain one.
 
     Raises:
-        LoadError: it cannot be loaded, or nothing drafts; the engine is as it was.
+        LoadError: it cannot be loaded, or nothing drafts so far.
     """
     controller, state, match = engine.controller, engine.pair_state, engine.pair
     if controller is None or state is None or match is None:
@@ -35,7 +36,6 @@ def exchange_drafter(engine: Engine, draft: Path, adapter_sha256: str | None) ->
     except BaseException:
         _close(loaded)
         raise
-    _free_drafter(engine)
     return replace(
         engine,
         options=options,
@@ -48,12 +48,12 @@ def exchange_drafter(engine: Engine, draft: Path, adapter_sha256: str | None) ->
 
 def without_drafter(engine: Engine) -> Engine:
     """An engine that shares the target and drafts nothing; the one that is given must not be used again."""
-    _free_drafter(engine)
+    close_drafter(engine)
     return replace(engine, drafter=NoDrafter(), draft_model=None, draft_template=None)
 
 
-def _free_drafter(engine: Engine) -> None:
-    """What it learnt is kept."""
+def close_drafter(engine: Engine) -> None:
+    """Free it, the target left alone; what it learnt is kept. The engine must not be used again."""
     engine.save()
     engine.drafter.close()
     if engine.draft_model is not None:

@@ -250,6 +250,7 @@ def test_what_fails_is_one_warning_and_the_chat_goes_on(chat: Chat, how: str, wh
     (warning,) = chat.told.warnings
     assert warning.startswith("nothing is learnt in this chat any more: ")
     assert why in warning
+    eventually(lambda: not children())
     time.sleep(0.1)
     assert not children()
     with adapt_jobs.alone(adapt_jobs.AdaptJob(chat.pair.target, chat.pair.draft)):  # type: ignore[arg-type]
@@ -264,7 +265,24 @@ def test_leaving_is_quick_and_leaves_no_process(chat: Chat, stack: ExitStack, is
     began_s = time.monotonic()
     stack.close()
     assert time.monotonic() - began_s < 0.5
-    assert not psutil.pid_exists(process)
+    eventually(lambda: not psutil.pid_exists(process))
+
+
+def test_a_drafter_that_cannot_be_loaded_is_a_warning_and_the_old_one_stays(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgellm.runtime.backends.base import LoadError
+    from edgellm.runtime.bringup import exchange
+
+    def refuse(*given: object) -> None:
+        raise LoadError("there is no room for it")
+
+    monkeypatch.setattr(exchange, "with_draft_file", refuse)
+    chat.begun()
+    chat.end("adopt")
+    assert chat.ask()
+    assert chat.session.engine is chat.engine
+    assert chat.told.warnings == ["nothing is learnt in this chat any more: there is no room for it"]
 
 
 def test_leaving_behind_an_exchange_frees_both_models(chat: Chat, stack: ExitStack) -> None:
@@ -282,10 +300,15 @@ def test_leaving_behind_an_exchange_frees_both_models(chat: Chat, stack: ExitSta
     assert chat.engine.model._model is None  # type: ignore[union-attr]
 
 
-def test_what_came_at_the_end_is_said_at_leaving(chat: Chat, stack: ExitStack) -> None:
+def test_what_came_at_the_end_is_loaded_meanwhile_and_said_at_leaving(chat: Chat, stack: ExitStack) -> None:
     chat.begun()
     chat.end("adopt")
+    eventually(lambda: chat.idle._ready is not None)  # the next question would not wait for it
+    assert chat.session.engine is chat.engine
+    ready = chat.idle._ready
     stack.close()
+    assert ready is not None
+    assert ready.draft_model._model is None  # type: ignore[union-attr]
     assert [note[:36] for note in chat.told.notes] == ["the drafter has learnt from 14 answe"]
 
 
@@ -403,7 +426,7 @@ def test_it_lets_go_of_its_memory_where_others_need_it(chat: Chat, monkeypatch: 
     here = device.this_machine()
     monkeypatch.setattr(device, "this_machine", lambda: SimpleNamespace(usable_bytes=0, name=here.name))
     eventually(lambda: chat.idle._gave_up)
-    assert not psutil.pid_exists(process)
+    eventually(lambda: not psutil.pid_exists(process))
 
 
 def test_of_two_chats_one_learns(chat: Chat, stack: ExitStack, pair: Pair) -> None:

@@ -11,7 +11,7 @@ from tiny_gguf import write_tiny
 from edgellm.memory.draft_adapter import AdapterFile
 from edgellm.runtime import EngineOptions, load
 from edgellm.runtime.backends.base import LoadError
-from edgellm.runtime.bringup.exchange import exchange_drafter, without_drafter
+from edgellm.runtime.bringup.exchange import close_drafter, with_draft_file, without_drafter
 from edgellm.runtime.distillation.adopted import Adopted
 from edgellm.runtime.engine import Engine
 
@@ -42,15 +42,17 @@ def test_answers_and_what_was_read_stay_and_the_drafts_are_the_new_files(
     with load(target, draft, options) as engine:
         assert tokens(engine, QUESTION) == expected[0]
         held = list(engine.backend.tokens)
-        other = exchange_drafter(engine, merged, adapter.sha256)
+        other = with_draft_file(engine, merged, adapter.sha256)
         assert list(other.backend.tokens) == held
+        close_drafter(engine)
         assert other.draft_model is not None
         assert other.draft_model.path == merged
         answer = other.generate(FURTHER, max_tokens=24).finish()
         assert answer.tokens == expected[1]
         assert answer.stats.n_cached > 0
         assert answer.stats.n_drafted > 0 or not fixed
-        back = exchange_drafter(other, draft, None)
+        back = with_draft_file(other, draft, None)
+        close_drafter(other)
         assert tokens(back, QUESTION) == expected[0]
         alone = without_drafter(back)
         assert tokens(alone, FURTHER) == expected[1]
@@ -63,7 +65,7 @@ def test_a_file_that_cannot_be_loaded_leaves_the_engine_as_it_was(files: tuple[P
     with load(target, draft, EngineOptions(n_ctx=256, n_threads=1, learn="fresh")) as engine:
         before = tokens(engine, QUESTION)
         with pytest.raises(LoadError):
-            exchange_drafter(engine, damaged, None)
+            with_draft_file(engine, damaged, None)
         assert tokens(engine, QUESTION) == before
         assert engine.controller is not None
         assert engine.controller.model is not None
@@ -75,7 +77,7 @@ def test_where_nothing_drafts_nothing_is_exchanged(files: tuple[Path, Path]) -> 
         load(target, None, EngineOptions(n_ctx=256, n_threads=1)) as engine,
         pytest.raises(LoadError, match="no draft"),
     ):
-        exchange_drafter(engine, draft, None)
+        with_draft_file(engine, draft, None)
 
 
 def _written(path: Path, data: bytes) -> Path:
