@@ -38,10 +38,8 @@ class Themes:
     unwanted: tuple[str, ...]  # beginnings of messages, in small letters
     listed_kinds: Mapping[str, str]
     single_kinds: Mapping[str, str]
-    english_texts: Mapping[str, str]
-    foreign_texts: Mapping[str, str]
-    english_tasks: Sequence[str]
-    foreign_tasks: Sequence[str]
+    texts: Mapping[str, Mapping[str, str]]  # a group of them -> kind -> the request for one
+    tasks: Mapping[str, Sequence[str]]  # a group -> what is then done with one of its texts
     follow_ups: Sequence[str]
     topics: Sequence[str]
 
@@ -57,10 +55,8 @@ def themes() -> Themes:
         tuple(requests["unwanted"]),
         kinds["listed"],
         kinds["single"],
-        texts["english"],
-        texts["foreign"],
-        tasks["english"],
-        tasks["foreign"],
+        texts,
+        {group: tasks[group] for group in texts},
         tasks["follow_ups"],
         [topic for topics in table["topics"].values() for topic in topics],
     )
@@ -77,7 +73,9 @@ class OwnQuestions:
         """
         self._rng = np.random.default_rng(seed)
         self._themes = themes()
-        self._texts = {**self._themes.english_texts, **self._themes.foreign_texts}
+        self._texts = {
+            kind: (group, text) for group, texts in self._themes.texts.items() for kind, text in texts.items()
+        }
         self._kinds = [*self._themes.listed_kinds, *self._themes.single_kinds]
         self._next_kind = int(self._rng.integers(len(self._kinds)))  # they take turns
         self._waiting: deque[Question] = deque()
@@ -134,14 +132,11 @@ class OwnQuestions:
 
     def _text(self) -> Question:
         kind = self._one_of(list(self._texts))
-        return Question.of(self._texts[kind].format(topic=self._topic()), kind)
+        return Question.of(self._texts[kind][1].format(topic=self._topic()), kind)
 
     def _task(self, kind: str, text: str) -> Question:
         """Something to do with a text that the target wrote."""
-        if kind in self._themes.foreign_texts:
-            task = self._one_of(self._themes.foreign_tasks)
-        else:
-            task = self._one_of(self._themes.english_tasks)
+        task = self._one_of(self._themes.tasks[self._texts[kind][0]])
         return Question.of(task.format(language=kind.capitalize(), text=text), f"on-{kind}")
 
     def _messages(self, question: Question, text: str) -> list[str]:

@@ -31,7 +31,7 @@ def test_all_kinds_topics_and_tasks_are_asked_in_their_shares() -> None:
     assert requests.keys() == given.listed_kinds.keys() | given.single_kinds.keys()
     assert max(requests.values()) - min(requests.values()) <= 1
     kinds = Counter(question.kind for question in asked if question.seed is None)
-    texts = given.english_texts.keys() | given.foreign_texts.keys()
+    texts = {kind for group in given.texts.values() for kind in group}
     n_texts, n_requests = sum(kinds[kind] for kind in texts), sum(requests.values())
     assert abs(n_texts / (n_texts + n_requests) - TEXT_SHARE) < 0.05
     assert all(kinds[f"on-{kind}"] == kinds[kind] for kind in texts)
