@@ -22,7 +22,7 @@ KIND, VERSION = "draft-adapter", 1
 MAX_RECORD_BYTES = 2**20
 MAX_PACKED_BYTES = 512 * 2**20  # of the numbers, unpacked; a drafter of 3 billion weights has half of it
 N_LEVELS = 127  # of a change, on either side of zero
-MAX_STEP = 1.0  # no training moves a scale by a hundred times itself
+MAX_STEP = 100.0  # no training moves a scale by ten thousand times itself
 STEP_OF_RMS = 0.25  # adds a noise of 0.07 of what is typical, and deflates to about half a byte
 
 
@@ -43,13 +43,14 @@ class DraftAdapter:
     record: Mapping[str, Any] = field(default_factory=dict)  # plain values, see below
 
     def to_bytes(self) -> bytes:
-        """Packed: a byte for each number, in steps of a quarter of what is typical in its tensor, then deflated."""
+        """Packed: a byte for each number, in steps of a quarter of what is typical of its field, then deflated."""
         tensors, packed = [], []
         for name, theta in self.changes.items():
-            typical = float(np.sqrt(np.mean(np.square(theta, dtype=np.float64))))
-            step = max(STEP_OF_RMS * typical, float(np.abs(theta).max(initial=0.0)) / N_LEVELS) or MAX_STEP / 2
-            tensors.append([name, list(theta.shape), step])
-            packed.append(np.rint(theta / step).astype(np.int8).tobytes())
+            steps = [_step_of(field) for field in theta]
+            tensors.append([name, list(theta.shape), steps])
+            packed += [
+                np.rint(field / step).astype(np.int8).tobytes() for field, step in zip(theta, steps, strict=True)
+            ]
         head = json.dumps({"record": self.record, "tensors": tensors}).encode() + b"\n"
         return seal(head + zlib.compress(b"".join(packed), 9), KIND, VERSION, self.base)
 
@@ -110,18 +111,28 @@ class AdapterFile:
         return before, after
 
 
+def _step_of(field: Floats) -> float:
+    """Of one of a tensor's fields, [n_out, n_blocks]."""
+    typical = float(np.sqrt(np.mean(np.square(field, dtype=np.float64))))
+    return max(STEP_OF_RMS * typical, float(np.abs(field).max(initial=0.0)) / N_LEVELS) or MAX_STEP / 2
+
+
 def _changes(tensors: Any, numbers: bytes) -> Any:
     start = 0
-    for name, shape, step in tensors:
+    for name, shape, steps in tensors:
         n_fields, n_out, n_blocks = map(int, shape)
         n = n_fields * n_out * n_blocks
-        if min(n_fields, n_out, n_blocks) < 1 or start + n > len(numbers) or not 0 < float(step) < MAX_STEP:
+        if min(n_fields, n_out, n_blocks) < 1 or start + n > len(numbers) or not _are_steps(steps, n_fields):
             raise ValueError(f"{str(name)[:80]!r} has a shape or a step that cannot be")
-        theta = np.frombuffer(numbers, np.int8, n, start).astype(np.float32) * np.float32(step)
-        yield str(name), theta.reshape(n_fields, n_out, n_blocks)
+        theta = np.frombuffer(numbers, np.int8, n, start).astype(np.float32).reshape(n_fields, n_out, n_blocks)
+        yield str(name), theta * np.array(steps, np.float32)[:, None, None]
         start += n
     if start != len(numbers):
         raise ValueError("it holds more numbers than its tensors have")
+
+
+def _are_steps(steps: Any, n_fields: int) -> bool:
+    return isinstance(steps, list) and len(steps) == n_fields and all(0 < float(step) < MAX_STEP for step in steps)
 
 
 def read_draft_adapter(path: Path) -> DraftAdapter:

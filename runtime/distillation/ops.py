@@ -133,7 +133,8 @@ class Attention:
 
 
 def _silu(x: Floats) -> tuple[Floats, Floats]:
-    gate = (1 / (1 + np.exp(-x))).astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):  # one part in infinity is zero
+        gate = (1 / (1 + np.exp(-x))).astype(np.float32, copy=False)
     y = x * gate
     return y, gate + y * (1 - gate)
 
