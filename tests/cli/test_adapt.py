@@ -148,7 +148,7 @@ def test_ctrl_c_keeps_what_was_done_and_says_how_to_go_on(tmp_path: Path) -> Non
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("question 1\n")
     words = ["adapt", str(pair.target), "-d", str(pair.draft), "-f", str(prompts), "--threads", "1", "--json"]
-    environment = {**os.environ, "PYTHONPATH": PATH, "EDGELLM_TEST_STEP_S": "0.1"}
+    environment = {**os.environ, "PYTHONPATH": PATH, "EDGELLM_TEST_STEP_S": "0.5"}
     begun = subprocess.Popen(
         [sys.executable, "-c", COMMAND, *words],
         env=environment,

@@ -154,6 +154,9 @@ def test_a_suspended_child_ends_with_its_parent(tmp_path: Path) -> None:
     )
     assert parent.stdout is not None
     child = psutil.Process(int(parent.stdout.readline()))
+    until_s = time.monotonic() + 10
+    while child.status() != psutil.STATUS_STOPPED and time.monotonic() < until_s:
+        time.sleep(0.01)
     assert child.status() == psutil.STATUS_STOPPED
     parent.kill()
     parent.wait()
