@@ -1,11 +1,11 @@
 """Whether a target drafts for itself with layers left out, before and after training.
 
     OPENBLAS_NUM_THREADS=1 python benchmarks/self_drafts.py TARGET.gguf --folder FOLDER [--tokens 25000]
-        [--kept 75,50,25] [--rates 1e-3,3e-3]
+        [--kept 75,50,25] [--rates 3e-3,1e-3]
 
 The target answers questions of its own; an eighth of them judges, the others are learnt, by the scales of each copy,
-once at each rate. FOLDER keeps the answers, the copies, and a line of JSON for every judgement (`judged.jsonl`); a run
-that was stopped goes on with the answers that are there. Copies are the target's file with tensors left out: the first
+once at each rate. FOLDER keeps the answers, the copies, and a line of JSON for every judgement (`judged.jsonl`): a run
+that was stopped goes on from there. Copies are the target's file with tensors left out: the first
 and the last two layers stay always, the others are dropped evenly from the middle.
 
 Costs are bytes of weights that a pass reads: layers, norms and head. The speed against plain decoding that is expected
@@ -19,8 +19,9 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -32,7 +33,7 @@ from edgellm.export.convert.gguf_copy import copied, raw_entries
 from edgellm.memory.gguf import GgufHeader, TensorInfo, read_header
 from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
 from edgellm.runtime.distillation.curriculum import is_judging
-from edgellm.runtime.distillation.judging import N_DRAFTED, Hits, compare, hits_of, judge
+from edgellm.runtime.distillation.judging import N_DRAFTED, hits_of, judge
 from edgellm.runtime.distillation.lesson import Lesson, Sample
 from edgellm.runtime.distillation.network import Network
 from edgellm.runtime.distillation.own_questions import OwnQuestions
@@ -119,29 +120,8 @@ def samples_of(target: Path, lessons: Sequence[Lesson]) -> Sets:
     return [sample for judges, sample in made if not judges], [sample for judges, sample in made if judges]
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One copy, at one rate."""
-
-    kept: list[int]
-    cost: float  # of a pass, relative to the target's
-    rate: float | None  # None: not trained
-    hits: list[Hits]
-    cpu_s: float
-    steps: list[tuple[int, float, float]]  # tokens learnt so far, loss and agreement of the step before it was learnt
-
-    def to_json(self, untrained: Trial) -> Row:
-        judged = judge(self.hits)
-        speed = judged.tokens_per_pass / (1 + N_DRAFTED * self.cost)
-        figures = {"kept": self.kept, "cost": round(self.cost, 4), "rate": self.rate, "speed": round(speed, 4)}
-        gain = compare(untrained.hits, self.hits).to_json()
-        more = {"ratio": gain["ratio"], "interval": gain["interval"], "cpu_s": round(self.cpu_s, 1)}
-        return figures | judged.to_json() | more | {"steps": self.steps}
-
-
-def tried(
-    copy: Path, kept: list[int], cost: float, rate: float | None, sets: tuple[list[Sample], list[Sample]]
-) -> Trial:
+def tried(copy: Path, kept: list[int], cost: float, rate: float | None, sets: Sets) -> Row:
+    """A copy judged, after training at a rate if one is given."""
     learnt, judging = sets
     began_s, steps = time.process_time(), list[tuple[int, float, float]]()
 
@@ -153,22 +133,28 @@ def tried(
     if rate is not None:
         train(network, learnt, TrainingSettings(learning_rate=rate), on_step=note)
     cpu_s = time.process_time() - began_s
-    return Trial(kept, cost, rate, hits_of(network, judging), cpu_s, steps)
+    judged = judge(hits_of(network, judging))
+    speed = judged.tokens_per_pass / (1 + N_DRAFTED * cost)
+    row = {"kept": kept, "cost": round(cost, 4), "rate": rate, "speed": round(speed, 4), "cpu_s": round(cpu_s, 1)}
+    return row | judged.to_json() | {"steps": steps}  # tokens so far; loss and agreement of each before it was learnt
 
 
-def rows(target: Path, folder: Path, shares: Sequence[float], rates: Sequence[float], sets: Sets) -> Iterator[Row]:
-    """The whole target for itself, then each copy, untrained and at each rate."""
-    header = read_header(target)
+def rows(target: Path, folder: Path, trials: Iterable[tuple[float, float | None]], sets: Sets) -> Iterator[Row]:
+    """A judgement for each share of the layers and rate; those that the folder holds already are not made again."""
+    header, path = read_header(target), folder / "judged.jsonl"
     n_layers = int(header.hparam("block_count"))
-    for share in (1.0, *shares):
-        kept = layers_kept(n_layers, math.floor(share * n_layers + 0.5))
-        copy = folder / f"{target.stem}-{len(kept)}-layers.gguf"
-        write_copy(target, copy, kept)
-        cost = pass_bytes(read_header(copy)) / pass_bytes(header)
-        untrained = tried(copy, kept, cost, None, sets)
-        yield untrained.to_json(untrained)
-        for rate in rates if share < 1 else ():
-            yield tried(copy, kept, cost, rate, sets).to_json(untrained)
+    known = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    with path.open("a", encoding="utf-8") as out:
+        for share, rate in trials:
+            kept = layers_kept(n_layers, math.floor(share * n_layers + 0.5))
+            row = next((row for row in known if (row["kept"], row["rate"]) == (kept, rate)), None)
+            if row is None:
+                copy = folder / f"{target.stem}-{len(kept)}-layers.gguf"
+                write_copy(target, copy, kept)
+                row = tried(copy, kept, pass_bytes(read_header(copy)) / pass_bytes(header), rate, sets)
+                out.write(json.dumps(row) + "\n")
+                out.flush()
+            yield row
 
 
 def show(row: Row) -> None:
@@ -192,7 +178,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=25_000, help="of answers, an eighth of which judges")
     parser.add_argument("--kept", default="75,50,25", help="percent of the layers")
-    parser.add_argument("--rates", default="1e-3,3e-3")
+    parser.add_argument("--rates", default="3e-3,1e-3")
     parser.add_argument("--threads", type=int, default=1, help="of the target, while it answers")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
@@ -204,11 +190,9 @@ def main() -> None:
     print(f"{time.process_time() - began_s:.0f} CPU-seconds\n\n{HEAD}\n{'|---' * HEAD.count(' |')}|", flush=True)
     shares = [int(percent) / 100 for percent in arguments.kept.split(",")]
     rates = [float(rate) for rate in arguments.rates.split(",")]
-    with (arguments.folder / "judged.jsonl").open("a", encoding="utf-8") as out:
-        for row in rows(arguments.target, arguments.folder, shares, rates, sets):
-            show(row)
-            out.write(json.dumps(row) + "\n")
-            out.flush()
+    trials = [*product((1.0, *shares), (None,)), *((share, rate) for rate, share in product(rates, shares))]
+    for row in rows(arguments.target, arguments.folder, trials, sets):
+        show(row)
 
 
 if __name__ == "__main__":
