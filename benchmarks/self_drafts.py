@@ -1,12 +1,13 @@
 """Whether a target drafts for itself with layers left out, before and after training.
 
     OPENBLAS_NUM_THREADS=1 python benchmarks/self_drafts.py TARGET.gguf --folder FOLDER [--tokens 25000]
-        [--kept 75,50,25] [--rates 3e-3,1e-3]
+        [--kept 75,50,25] [--rates 3e-3,1e-3] [--learn N]
 
-The target answers questions of its own; an eighth of them judges, the others are learnt, by the scales of each copy,
-once at each rate. FOLDER keeps the answers, the copies, and a line of JSON for every judgement (`judged.jsonl`): a run
-that was stopped goes on from there. Copies are the target's file with tensors left out: the first
-and the last two layers stay always, the others are dropped evenly from the middle.
+The target answers questions of its own; an eighth of them judges, the others (with --learn, the first N tokens of
+their answers) are learnt by the scales of each copy, once at each rate. FOLDER keeps the answers, the copies, and a
+line of JSON for every judgement (`judged.jsonl`): a run that was stopped goes on from there. Copies are the target's
+file with tensors left out: the first and the last two layers stay always, the others are dropped evenly from the
+middle.
 
 Costs are bytes of weights that a pass reads: layers, norms and head. The speed against plain decoding that is expected
 of drafts of four is tokens a pass / (1 + 4 x cost). It takes the target's pass over five tokens for one of its usual
@@ -26,7 +27,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from distillation import read_answers
+from distillation import limited, read_answers
 
 from edgellm.export.convert import gguf_writer as gguf
 from edgellm.export.convert.gguf_copy import copied, raw_entries
@@ -45,7 +46,7 @@ from edgellm.runtime.text.template import usable
 
 N_ENDS = 2  # layers at either end that are never dropped
 ARCHITECTURES = ("llama", "qwen2", "qwen3")  # whose layers are all alike: gemma3's see a window by their number
-HEAD = "| layers | cost | rate | agreement | accepted of 4 | tokens a pass | needed | x plain | CPU-s |"
+HEAD = "| layers | cost | learnt | rate | agreement | accepted of 4 | tokens a pass | needed | x plain | CPU-s |"
 
 Sets = tuple[list[Sample], list[Sample]]  # to learn, and that judge
 Row = dict[str, Any]
@@ -135,8 +136,13 @@ def tried(copy: Path, kept: list[int], cost: float, rate: float | None, sets: Se
     cpu_s = time.process_time() - began_s
     judged = judge(hits_of(network, judging))
     speed = judged.tokens_per_pass / (1 + N_DRAFTED * cost)
-    row = {"kept": kept, "cost": round(cost, 4), "rate": rate, "speed": round(speed, 4), "cpu_s": round(cpu_s, 1)}
-    return row | judged.to_json() | {"steps": steps}  # tokens so far; loss and agreement of each before it was learnt
+    row = {"kept": kept, "cost": round(cost, 4), "rate": rate, "n_learnt": n_learnt(rate, learnt)}
+    row |= judged.to_json() | {"speed": round(speed, 4), "cpu_s": round(cpu_s, 1)}
+    return row | {"steps": steps}  # tokens so far; loss and agreement of each before it was learnt
+
+
+def n_learnt(rate: float | None, samples: Sequence[Sample]) -> int:
+    return 0 if rate is None else sum(len(sample.answer) for sample in samples)
 
 
 def rows(target: Path, folder: Path, trials: Iterable[tuple[float, float | None]], sets: Sets) -> Iterator[Row]:
@@ -147,7 +153,8 @@ def rows(target: Path, folder: Path, trials: Iterable[tuple[float, float | None]
     with path.open("a", encoding="utf-8") as out:
         for share, rate in trials:
             kept = layers_kept(n_layers, math.floor(share * n_layers + 0.5))
-            row = next((row for row in known if (row["kept"], row["rate"]) == (kept, rate)), None)
+            key = kept, rate, n_learnt(rate, sets[0])
+            row = next((row for row in known if (row["kept"], row["rate"], row["n_learnt"]) == key), None)
             if row is None:
                 copy = folder / f"{target.stem}-{len(kept)}-layers.gguf"
                 write_copy(target, copy, kept)
@@ -161,7 +168,8 @@ def show(row: Row) -> None:
     cells = (
         str(len(row["kept"])),
         f"{row['cost']:.2f}",
-        "untrained" if row["rate"] is None else f"{row['rate']:g}",
+        f"{row['n_learnt']:,}",
+        "" if row["rate"] is None else f"{row['rate']:g}",
         f"{row['agreement']:.1%}",
         f"{row['accepted_of_4']:.2f}",
         f"{row['tokens_per_pass']:.2f}",
@@ -179,14 +187,16 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=25_000, help="of answers, an eighth of which judges")
     parser.add_argument("--kept", default="75,50,25", help="percent of the layers")
     parser.add_argument("--rates", default="3e-3,1e-3")
+    parser.add_argument("--learn", type=int, default=10**9, help="tokens of answers at most")
     parser.add_argument("--threads", type=int, default=1, help="of the target, while it answers")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     began_s = time.process_time()
     lessons = answers(arguments.target, arguments.folder / "answers.jsonl", arguments.tokens, arguments.threads)
-    sets = samples_of(arguments.target, lessons)
-    n_learnt, n_judging = (sum(len(sample.answer) for sample in samples) for samples in sets)
-    print(f"{len(lessons)} answers, {n_learnt:,} tokens to learn and {n_judging:,} that judge; ", end="")
+    learnt, judging = samples_of(arguments.target, lessons)
+    sets = (limited(learnt, arguments.learn), judging)
+    n_said, n_judging = (sum(len(sample.answer) for sample in samples) for samples in (learnt, judging))
+    print(f"{len(lessons)} answers, {n_said:,} tokens to learn and {n_judging:,} that judge; ", end="")
     print(f"{time.process_time() - began_s:.0f} CPU-seconds\n\n{HEAD}\n{'|---' * HEAD.count(' |')}|", flush=True)
     shares = [int(percent) / 100 for percent in arguments.kept.split(",")]
     rates = [float(rate) for rate in arguments.rates.split(",")]
