@@ -28,11 +28,11 @@ from pathlib import Path
 
 from edgellm.export.convert import engine_jobs
 from edgellm.export.convert import gguf_writer as gguf
+from edgellm.export.convert.gguf_copy import copied, raw_entries
 from edgellm.export.convert.gguf_writer import PlannedTensor, write_gguf
 from edgellm.export.read.gguf_vocabulary import BYTE, NORMAL, UNUSED
 from edgellm.memory.byte_encoder import SPACE, byte_alphabet
 from edgellm.memory.errors import EdgellmError
-from edgellm.memory.files import CHUNK_BYTES
 from edgellm.memory.gguf import GgufHeader, TensorInfo, read_header
 
 FREQUENT = Path(__file__).with_name("frequent.txt")
@@ -111,7 +111,7 @@ def trim_vocabulary(source: Path, target: Path, kept: Sequence[int]) -> None:
         TrimError: tensors that do not lie as a vocabulary's rows.
     """
     header = read_header(source)
-    entries = dict(_raw_entries(source))
+    entries = dict(raw_entries(source))
     tokens, types, scores, merges = _vocabulary(header)
     names = [tensor.name for tensor in header.tensors if tensor.name != "token_embd.weight"]
     if per_layer := next((name for name in names if "per_layer_token_embd" in name), None):
@@ -155,7 +155,7 @@ def write_words(source: Path, target: Path, kept: Sequence[int]) -> bool:
     scale = _EMBEDDING_SCALES.get(header.architecture)
     if scale is None or tensor is None:
         return False
-    entries = dict(_raw_entries(source))
+    entries = dict(raw_entries(source))
     entries["edgellm.vocabulary.words"] = gguf.string(_words_key(header, kept))
     entries["edgellm.vocabulary.kept"] = gguf.i32s(kept)
     entries["edgellm.embedding_scale"] = gguf.f32(scale(tensor.shape[0]))
@@ -163,13 +163,8 @@ def write_words(source: Path, target: Path, kept: Sequence[int]) -> bool:
     matrices = [tensor for tensor in header.tensors if tensor.name in {"token_embd.weight", "output.weight"}]
     if any(matrix.type != "Q8_0" for matrix in matrices):
         return False
-    write_gguf(target, entries, [_copied(source, header, matrix) for matrix in matrices])
+    write_gguf(target, entries, [copied(header, matrix) for matrix in matrices])
     return True
-
-
-def _copied(path: Path, header: GgufHeader, tensor: TensorInfo) -> PlannedTensor:
-    start = header.data_offset + tensor.offset
-    return PlannedTensor(tensor.name, tensor.shape, tensor.type, lambda: _pieces(path, start, tensor.n_bytes))
 
 
 def _words_key(header: GgufHeader, kept: Sequence[int]) -> str:
@@ -208,7 +203,7 @@ def _halves(merge: bytes) -> tuple[bytes, bytes]:
 
 def _planned(path: Path, header: GgufHeader, tensor: TensorInfo, kept: Sequence[int], n_vocab: int) -> PlannedTensor:
     if tensor.name not in _VOCABULARY_TENSORS:
-        return _copied(path, header, tensor)
+        return copied(header, tensor)
     start = header.data_offset + tensor.offset
     if not tensor.shape or tensor.shape[-1] != n_vocab:
         raise TrimError(f"{path}: {tensor.name} has {tensor.shape[-1]:,} rows for {n_vocab:,} tokens")
@@ -218,53 +213,11 @@ def _planned(path: Path, header: GgufHeader, tensor: TensorInfo, kept: Sequence[
     )
 
 
-def _pieces(path: Path, start: int, n_bytes: int, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        file.seek(start)
-        while n_bytes:
-            data = file.read(min(chunk_bytes, n_bytes))
-            if not data:
-                raise TrimError(f"{path} is truncated: pull or export it again")
-            n_bytes -= len(data)
-            yield data
-
-
 def _rows(path: Path, start: int, row_bytes: int, kept: Sequence[int]) -> Iterator[bytes]:
     with path.open("rb") as file:
         for row in kept:
             file.seek(start + row * row_bytes)
             yield file.read(row_bytes)
-
-
-_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # of the format's scalars, bytes
-
-
-def _raw_entries(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(key, type and value as they lie in the file) of each metadata entry. The header has been read and found
-    sound.
-    """
-    with path.open("rb") as file:
-        _, _, _, n_entries = struct.unpack("<4sIQQ", file.read(24))
-
-        def string_bytes() -> bytes:
-            length = file.read(8)
-            return length + file.read(struct.unpack("<Q", length)[0])
-
-        def value_bytes(kind: int) -> bytes:
-            if kind == 8:
-                return string_bytes()
-            if kind != 9:
-                return file.read(_WIDTHS[kind])
-            head = file.read(12)
-            item_kind, n_items = struct.unpack("<IQ", head)
-            if item_kind == 8:
-                return head + b"".join(string_bytes() for _ in range(n_items))
-            return head + file.read(_WIDTHS[item_kind] * n_items)
-
-        for _ in range(n_entries):
-            key = string_bytes()[8:].decode("utf-8", "replace")
-            kind = file.read(4)
-            yield key, kind + value_bytes(struct.unpack("<I", kind)[0])
 
 
 class _Parts:

@@ -23,8 +23,9 @@ from checkpoints import tiny_model
 from edgellm.app.evaluation import tabulate
 from edgellm.export import bundle, manifest, pipeline
 from edgellm.export.convert import engine_jobs
+from edgellm.export.convert.gguf_copy import raw_entries
 from edgellm.export.convert.gguf_writer import PlannedTensor, string, u32, write_gguf
-from edgellm.export.convert.trim import TrimError, _raw_entries, trim_vocabulary
+from edgellm.export.convert.trim import TrimError, trim_vocabulary
 from edgellm.export.manifest import ManifestError
 from edgellm.export.obtain.source import resolve
 from edgellm.export.read.facts import UnsupportedModel
@@ -285,7 +286,7 @@ def test_a_draft_head_inside_a_file_is_kept_and_reported_and_one_of_another_kind
         PlannedTensor(tensor.name, tensor.shape, tensor.type, partial(part_of, data, header.data_offset, tensor))
         for tensor in header.tensors
     ]
-    entries = dict(_raw_entries(plain))
+    entries = dict(raw_entries(plain))
     write_gguf(tmp_path / "mtp.gguf", entries | {"llama.nextn_predict_layers": u32(1)}, tensors)
     asked = replace(request(tmp_path, quants=("Q8_0",)), target=resolve(str(tmp_path / "mtp.gguf")))
     made = pipeline.export(replace(asked, output=tmp_path / "mtp"), ignore)
