@@ -61,7 +61,7 @@ class Network:
         self._vectors = {
             name: self._dense(name).reshape(-1) for name, tensor in self._tensors.items() if len(tensor.shape) == 1
         }
-        self._activate = ACTIVATIONS["gelu" if shape.architecture == "gemma3" else "silu"]
+        self._activate, self._steepness = ACTIVATIONS["gelu" if shape.architecture == "gemma3" else "silu"]
         self._embedding_scale = np.float32(math.sqrt(shape.n_embd) if shape.architecture == "gemma3" else 1.0)
 
     @classmethod
@@ -172,7 +172,7 @@ class Network:
         middle = x + self._normed(attended, f"{at}post_attention_norm.weight")
         normed = self._normed(middle, f"{at}ffn_norm.weight")
         gate, up = self._product(normed, at + "ffn_gate"), self._product(normed, at + "ffn_up")
-        fed = self._product(self._activate(gate)[0] * up, at + "ffn_down")
+        fed = self._product(self._activate(gate) * up, at + "ffn_down")
         if kept is not None:
             one = _Kept(
                 x[last], q[last], k, v, mixed[last], attended[last], middle[last], gate[last], up[last], fed[last]
@@ -186,12 +186,12 @@ class Network:
         self, layer: int, slope: Floats, kept: _Kept, attention: Attention, rotation: Rotation, found: Gradients
     ) -> Floats:
         at = f"blk.{layer}."
-        active, steepness = self._activate(kept.gate)
+        active = self._activate(kept.gate)
         fed = self._normed_back(slope, kept.fed, f"{at}post_ffw_norm.weight")
         inner = self._product_back(fed, active * kept.up, at + "ffn_down", found)
         normed = self._normed(kept.middle, f"{at}ffn_norm.weight")
         back = self._product_back(inner * active, normed, at + "ffn_up", found)
-        back += self._product_back(inner * kept.up * steepness, normed, at + "ffn_gate", found)
+        back += self._product_back(inner * kept.up * self._steepness(kept.gate), normed, at + "ffn_gate", found)
         slope = slope + self._normed_back(back, kept.middle, f"{at}ffn_norm.weight")
         attended = self._normed_back(slope, kept.attended, f"{at}post_attention_norm.weight")
         mixed = self._heads(self._product_back(attended, kept.mixed, at + "attn_output", found))

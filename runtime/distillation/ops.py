@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgellm.memory.quantised import Floats
 
-_GELU = math.sqrt(2 / math.pi)
+_GELU, _CUBIC = math.sqrt(2 / math.pi), np.float32(0.044715)
 
 
 def rms_norm(x: Floats, weight: Floats, eps: float) -> tuple[Floats, Floats]:
@@ -132,19 +132,38 @@ class Attention:
         return dq, dk, dv
 
 
-def _silu(x: Floats) -> tuple[Floats, Floats]:
+def silu(x: Floats) -> Floats:
+    return x * _gate(x)
+
+
+def silu_slope(x: Floats) -> Floats:
+    gate = _gate(x)
+    return gate * (1 + x * (1 - gate))
+
+
+def _gate(x: Floats) -> Floats:
     with np.errstate(over="ignore"):  # one part in infinity is zero
-        gate = (1 / (1 + np.exp(-x))).astype(np.float32, copy=False)
-    y = x * gate
-    return y, gate + y * (1 - gate)
+        gate: Floats = np.exp(-x)
+    gate += 1
+    return np.reciprocal(gate, out=gate)
 
 
-def _gelu(x: Floats) -> tuple[Floats, Floats]:
+def gelu(x: Floats) -> Floats:
     """As ggml has it: the approximation by a hyperbolic tangent."""
-    cubic = np.float32(0.044715)
-    tanh = np.tanh(np.float32(_GELU) * (x + cubic * x * x * x))
-    inner = np.float32(_GELU) * (1 + 3 * cubic * x * x)
-    return x * (1 + tanh) / 2, (1 + tanh) / 2 + x * (1 - tanh * tanh) * inner / 2
+    return x * (1 + _bend(x)) / 2
 
 
-ACTIVATIONS: dict[str, Callable[[Floats], tuple[Floats, Floats]]] = {"silu": _silu, "gelu": _gelu}
+def gelu_slope(x: Floats) -> Floats:
+    tanh = _bend(x)
+    inner = np.float32(_GELU) * (1 + 3 * _CUBIC * x * x)
+    return (1 + tanh) / 2 + x * (1 - tanh * tanh) * inner / 2
+
+
+def _bend(x: Floats) -> Floats:
+    return np.tanh(np.float32(_GELU) * (x + _CUBIC * x * x * x))
+
+
+ACTIVATIONS: dict[str, tuple[Callable[[Floats], Floats], Callable[[Floats], Floats]]] = {  # each with its slope
+    "silu": (silu, silu_slope),
+    "gelu": (gelu, gelu_slope),
+}
