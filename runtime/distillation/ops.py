@@ -145,7 +145,8 @@ def _gate(x: Floats) -> Floats:
     with np.errstate(over="ignore"):  # one part in infinity is zero
         gate: Floats = np.exp(-x)
     gate += 1
-    return np.reciprocal(gate, out=gate)
+    np.reciprocal(gate, out=gate)
+    return gate
 
 
 def gelu(x: Floats) -> Floats:
@@ -156,11 +157,13 @@ def gelu(x: Floats) -> Floats:
 def gelu_slope(x: Floats) -> Floats:
     tanh = _bend(x)
     inner = np.float32(_GELU) * (1 + 3 * _CUBIC * x * x)
-    return (1 + tanh) / 2 + x * (1 - tanh * tanh) * inner / 2
+    slope: Floats = (1 + tanh) / 2 + x * (1 - tanh * tanh) * inner / 2
+    return slope
 
 
 def _bend(x: Floats) -> Floats:
-    return np.tanh(np.float32(_GELU) * (x + _CUBIC * x * x * x))
+    tanh: Floats = np.tanh(np.float32(_GELU) * (x + _CUBIC * x * x * x))
+    return tanh
 
 
 ACTIVATIONS: dict[str, tuple[Callable[[Floats], Floats], Callable[[Floats], Floats]]] = {  # each with its slope
