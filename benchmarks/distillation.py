@@ -16,6 +16,7 @@ learnt, which shows what is forgotten of the others. `variants` train the same l
     hybrid    OmniDraft's loss (arXiv:2507.02659): reverse KL there, 0.2 times cross-entropy elsewhere
     upper     scales of the upper half of the layers
     head      also the scales of the tied embedding, by what it says as the head
+    whole     the same as scales, and what a question's tokens hold learns too
     lora      adapters of rank 16 on all matrices, not merged; then merged and written as Q5_1, Q8_0 and Q4_1 would
     full      all weights of the matrices, likewise
 
@@ -263,6 +264,31 @@ class WithHead(Network):
         return back
 
 
+class Whole(Network):
+    """Lets slopes reach the questions: their tokens learn to hold what the answers want, but are not predicted."""
+
+    n_asked: list[int]  # rows of each text before its answer
+    lengths: list[int]  # rows of each
+
+    def gradients(self, samples: Sequence[Sample]) -> Gradients:
+        network = object.__new__(type(self))  # threads share the weights, not which rows are questions
+        network.__dict__.update(self.__dict__)
+        network.n_asked = [len(one.prompt) - 1 for one in samples]
+        texts = [np.concatenate((one.prompt, one.answer)) for one in samples]
+        network.lengths = [len(text) - 1 for text in texts]
+        return Network.gradients(network, [Sample(text[:1], text[1:]) for text in texts])
+
+    def _loss(self, last: Floats, answers: NDArray[np.int32], found: Gradients) -> Floats:
+        said = np.ones(len(last), np.bool_)
+        start = 0
+        for n, rows in zip(self.n_asked, self.lengths, strict=True):
+            said[start : start + n] = False
+            start += rows
+        slope = np.zeros_like(last)
+        slope[said] = super()._loss(last[said], answers[said], found)
+        return slope
+
+
 class Dense(Network):
     """Hands out the slopes of whole matrices."""
 
@@ -355,7 +381,7 @@ def train_dense(network: Dense, samples: Sequence[Sample], settings: TrainingSet
 
 VARIANTS: dict[str, tuple[type[Network], float]] = {  # with the rate that suits it
     "scales": (Network, 1e-3),
-    "head": (WithHead, 1e-3), "soft": (Soft, 1e-3), "hybrid": (Hybrid, 1e-3), "upper": (Upper, 1e-3),
+    "head": (WithHead, 1e-3), "whole": (Whole, 1e-3), "soft": (Soft, 1e-3), "hybrid": (Hybrid, 1e-3), "upper": (Upper, 1e-3),
     "lora": (LowRank, 1e-3), "full": (Dense, 2e-5),
 }  # fmt: skip
 

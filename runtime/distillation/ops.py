@@ -151,7 +151,8 @@ def _gate(x: Floats) -> Floats:
 
 def gelu(x: Floats) -> Floats:
     """As ggml has it: the approximation by a hyperbolic tangent."""
-    return x * (1 + _bend(x)) / 2
+    share: Floats = (1 + _bend(x)) / 2
+    return x * share
 
 
 def gelu_slope(x: Floats) -> Floats:
