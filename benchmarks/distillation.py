@@ -380,9 +380,8 @@ def train_dense(network: Dense, samples: Sequence[Sample], settings: TrainingSet
 
 
 VARIANTS: dict[str, tuple[type[Network], float]] = {  # with the rate that suits it
-    "scales": (Network, 1e-3),
-    "head": (WithHead, 1e-3), "whole": (Whole, 1e-3), "soft": (Soft, 1e-3), "hybrid": (Hybrid, 1e-3), "upper": (Upper, 1e-3),
-    "lora": (LowRank, 1e-3), "full": (Dense, 2e-5),
+    "scales": (Network, 1e-3), "soft": (Soft, 1e-3), "hybrid": (Hybrid, 1e-3), "upper": (Upper, 1e-3),
+    "head": (WithHead, 1e-3), "whole": (Whole, 1e-3), "lora": (LowRank, 1e-3), "full": (Dense, 2e-5),
 }  # fmt: skip
 
 

@@ -151,8 +151,7 @@ def _gate(x: Floats) -> Floats:
 
 def gelu(x: Floats) -> Floats:
     """As ggml has it: the approximation by a hyperbolic tangent."""
-    share: Floats = (1 + _bend(x)) / 2
-    return x * share
+    return x * (1 + _bend(x)) * np.float32(0.5)
 
 
 def gelu_slope(x: Floats) -> Floats:
