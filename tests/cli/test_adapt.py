@@ -136,7 +136,8 @@ def test_where_it_stands_is_one_line() -> None:
     assert sentence(Progress("judging", what="judging what was learnt")) == "judging what was learnt …"
 
 
-COMMAND = (
+COMMAND = (  # a shell's background job begins with Ctrl-C ignored, and so does all that tests start in one
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     "from edgellm.app import adapting; adapting.TRAINING = 'training_child'\nfrom edgellm.cli.main import main; main()"
 )
 
