@@ -27,7 +27,7 @@ from edgellm.runtime.distillation.architecture import Shape
 from edgellm.runtime.distillation.curriculum import Curriculum, Named, arrange, n_tokens_of, samples_of
 from edgellm.runtime.distillation.judging import MIN_ANSWERS, Comparison, Judgement, compare, judge
 from edgellm.runtime.distillation.network import Network
-from edgellm.runtime.distillation.orders import Result, TrainingOrder
+from edgellm.runtime.distillation.orders import Result, TrainingOrder, telling_failures
 from edgellm.runtime.distillation.pair import open_pair
 from edgellm.runtime.distillation.training import Step, TrainingSettings, train
 from edgellm.runtime.distillation.trial import Stopped, Trial
@@ -294,14 +294,8 @@ def seen_by(adapter: DraftAdapter | None) -> set[str]:
 def _run(request: dict[str, Any], send: Send) -> None:
     order = TrainingOrder(**request)
     in_background(order.niceness)
-    try:
+    with telling_failures(send):
         send({"result": Course(order, send, RunningClock()).run().to_json()})
-    except DoesNotFit as error:
-        send({"does_not_fit": str(error)})
-    except OSError as error:
-        if isinstance(error, EdgellmError) or error.errno is None:
-            raise
-        send({"errno": error.errno, "strerror": error.strerror, "filename": error.filename})
 
 
 if __name__ == "__main__":

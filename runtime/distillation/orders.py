@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -73,3 +74,19 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@contextmanager
+def telling_failures(send: Callable[[Mapping[str, Any]], None]) -> Iterator[None]:
+    """What a child sends of failures that its parent raises again as what they are: no room, and the disk's."""
+    from edgellm.memory.errors import EdgellmError
+    from edgellm.memory.plan import DoesNotFit
+
+    try:
+        yield
+    except DoesNotFit as error:
+        send({"does_not_fit": str(error)})
+    except OSError as error:
+        if isinstance(error, EdgellmError) or error.errno is None:
+            raise
+        send({"errno": error.errno, "strerror": error.strerror, "filename": error.filename})

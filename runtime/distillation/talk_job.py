@@ -24,7 +24,7 @@ from edgellm.runtime.distillation.job import seen_by
 from edgellm.runtime.distillation.judging import MIN_ANSWERS
 from edgellm.runtime.distillation.lesson import Lesson
 from edgellm.runtime.distillation.lessons import SavedLessons, lessons_of
-from edgellm.runtime.distillation.orders import TalkOrder
+from edgellm.runtime.distillation.orders import TalkOrder, telling_failures
 from edgellm.runtime.distillation.own_questions import OwnQuestions
 from edgellm.runtime.distillation.questions import Given, Question, read_prompts
 from edgellm.runtime.distillation.talking import Talker
@@ -193,15 +193,9 @@ def fitting_sequences(order: TalkOrder, choices: Sequence[int] = N_SEQUENCES) ->
 
 def _run(request: dict[str, Any], send: Send) -> None:
     in_background()
-    try:
+    with telling_failures(send):
         talk(TalkOrder(**request), send)
         send({"talked": True})
-    except DoesNotFit as error:
-        send({"does_not_fit": str(error)})
-    except OSError as error:
-        if isinstance(error, EdgellmError) or error.errno is None:
-            raise
-        send({"errno": error.errno, "strerror": error.strerror, "filename": error.filename})
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def train(
             done = n / len(steps)
             if settings.seconds is not None:
                 done = max(done, spent / settings.seconds)
-            moved = adam.changes(slopes, settings.learning_rate * _rate(n, done, settings))
+            moved = adam.changes(slopes, settings.learning_rate * rate_at(n, done, settings))
             network.take({name: network.matrices[name].theta + move for name, move in moved.items()})
             report = Step(
                 n, len(steps), n_tokens, found.loss / found.n_tokens, found.n_right / found.n_tokens, n_tokens / spent
@@ -157,7 +157,7 @@ def train(
         files.discard(checkpoint)
 
 
-def _rate(n_step: int, done: float, settings: TrainingSettings) -> float:
+def rate_at(n_step: int, done: float, settings: TrainingSettings) -> float:
     """Of the rate, at a step and at a share of the way."""
     rising = min(1.0, n_step / settings.n_warm_up)
     return rising * max(settings.last_rate, 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
