@@ -1,14 +1,15 @@
 """Ours against llama.cpp's own kernels: plain and drafted decoding of both, prompt by prompt, in turn.
 
     python benchmarks/against_stock.py TARGET.gguf DRAFTER.gguf --prompts FILE [--prompts FILE] [--every 3]
-        [--tokens 64] [--repeat 3] [--fixed 3] [--adapted MERGED.gguf] --out runs.jsonl
+        [--tokens 64] [--repeat 3] [--fixed 2,3,4] [--adapted MERGED.gguf] --out runs.jsonl
     python benchmarks/against_stock.py --summary runs.jsonl
 
 A process chooses its kernels once, so each side is a process of its own; only one of them works at a time. Each prompt
-is answered by all four (with --fixed by six: ours with so many tokens a draft, by the model alone and by all sources;
-with --adapted also by ours with a drafter that learnt its target, alike in all else), their order turning by one each
-time, and the median of the repetitions counts. Drafting begins with nothing learnt and learns from prompt to prompt. A
-run that was cut short goes on where it stopped. The summary is a table in Markdown.
+is answered by all four (with --adapted also by ours with a drafter that learnt its target, alike in all else; with
+--fixed by two more for each length: ours with so many tokens a draft, by the model alone and by all sources, with the
+drafter that learnt if there is one), their order turning by one each time, and the median of the repetitions counts.
+Drafting begins with nothing learnt and learns from prompt to prompt. A run that was cut short goes on where it stopped.
+The summary is a table in Markdown.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,15 +48,14 @@ def work(arguments: argparse.Namespace) -> None:
     if arguments.adapted and kernels().active:
         engines[ADAPTED] = with_drafter(plain, arguments.adapted, copy=True)
     if arguments.fixed and kernels().active:
+        drafter = arguments.adapted or arguments.drafter
         sources: list[tuple[str, bool, Literal["off", "fresh"]]]
         sources = [("the model alone", False, "off"), ("all sources", True, "fresh")]
-        for name, copy, learn in sources:
+        for n_draft, (name, copy, learn) in product(map(int, arguments.fixed.split(",")), sources):
             fixed = EngineOptions(
-                n_ctx=arguments.ctx, learn=learn, n_threads=arguments.threads, fixed=True, n_draft=arguments.fixed
+                n_ctx=arguments.ctx, learn=learn, n_threads=arguments.threads, fixed=True, n_draft=n_draft
             )
-            engines[f"fixed {arguments.fixed}, {name}"] = with_drafter(
-                plain, arguments.drafter, copy=copy, options=fixed
-            )
+            engines[f"fixed {n_draft}, {name}"] = with_drafter(plain, drafter, copy=copy, options=fixed)
     known = {name: comparison.known(engine) for name, engine in engines.items()}
     print(json.dumps(list(engines)), flush=True)
     for line in sys.stdin:
@@ -161,7 +162,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="take one prompt of so many")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--fixed", type=int, help="also drafts of so many tokens, on our kernels")
+    parser.add_argument("--fixed", help="also drafts of so many tokens, on our kernels: 3, or 2,3,4")
     parser.add_argument("--adapted", type=Path, help="the drafter with its adapter merged, on our kernels")
     parser.add_argument(
         "--skip-stock-drafted", action="store_true", help="leave out the engine's kernels with a drafter"

@@ -5,8 +5,9 @@
 
 Each file is a user with a kind of text. The first hour is half of each user's prompts. The second hour is a shuffled
 stream of which half was asked in the first hour and half is new; it is answered turn by turn by each side: one that
-begins with nothing before it (cold), one that has what drafting learnt in the first hour (warm), and one whose drafter
-was also trained on the answers of that hour (adapted). Caches learn while they go. Greedy, one target for all.
+begins with nothing before it (cold), one that has what drafting learnt in the first hour (warm), one whose drafter has
+the catalogue's adapter too (shipped), and one whose drafter was then trained on the answers of that hour (adapted).
+Caches learn while they go. Greedy, one target for all.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.app import adapting
-from edgellm.app.defaults import adapted_folder, learned_folder
+from edgellm.app.defaults import learned_folder
+from edgellm.app.drafter_adapters import choose
+from edgellm.app.references import resolve_pair
 from edgellm.memory.context import N_DRAFT_MOST
 from edgellm.runtime.bringup.load import load_target, with_drafter
 from edgellm.runtime.bringup.planning import EngineOptions
@@ -89,18 +92,17 @@ def stream(users: Sequence[Sequence[Prompt]], rng: random.Random) -> tuple[list[
     return first, second, repeated
 
 
-def adapted_drafter(target: Path, drafter: Path, minutes: float) -> tuple[Path, dict[str, Any]]:
-    """Train on what the first hour left among the lessons: the drafter to use then, and what was found."""
+def drafter_now(target: Path, drafter: Path) -> Path:
+    """The file that drafts by default, with the adapter that there is."""
+    files = resolve_pair(str(target), str(drafter), offline=True)
+    assert files[1] is not None
+    return choose(files[0], files[1]).path
+
+
+def train(target: Path, drafter: Path, minutes: float) -> dict[str, Any]:
+    """Learn what the first hour left among the lessons; what was found."""
     job = adapting.prepare(str(target), str(drafter), minutes=minutes, n_tokens=1, offline=True)
-    outcome = adapting.adapt(job).to_json()
-    merged = [draft.path for draft in _adopted()]
-    return (merged[0] if outcome["adopted"] else drafter), outcome
-
-
-def _adopted() -> Any:
-    from edgellm.runtime.distillation.adopted import Adopted
-
-    return Adopted(adapted_folder()).listing()
+    return adapting.adapt(job).to_json()
 
 
 def main() -> None:
@@ -134,8 +136,10 @@ def measure(arguments: argparse.Namespace, home: Path) -> None:
     result: dict[str, Any] = {"first hour": total(taught), "n_prompts": len(second), "fixed": fixed}
     sides = {"cold": (None, arguments.drafter), "warm": (_copy(home / "warm"), arguments.drafter)}
     if not arguments.no_adapting:
-        drafter, result["adapting"] = adapted_drafter(arguments.target, arguments.drafter, arguments.minutes)
-        sides["adapted"] = (_copy(home / "warm and adapted"), drafter)
+        pair = arguments.target, arguments.drafter
+        sides["shipped"] = (_copy(home / "shipped"), drafter_now(*pair))
+        result["adapting"] = train(*pair, arguments.minutes)
+        sides["adapted"] = (_copy(home / "adapted"), drafter_now(*pair))
     engines = {
         name: with_drafter(
             target,
