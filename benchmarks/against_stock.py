@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 from collections import defaultdict
@@ -29,7 +30,7 @@ from sides import Side
 
 from edgellm.runtime.comparison import Prompt, read_prompts
 
-SIDES = {"stock": "off", "ours": "auto"}
+SIDES = {"stock": "off", "ours": os.environ.get("EDGELLM_KERNELS", "auto")}
 PLAIN, DRAFTED, ADAPTED = "plain", "drafted", "drafted, adapted"
 N_LEAST = 64  # generated tokens, of a prompt that a speed is told of
 

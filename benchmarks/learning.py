@@ -134,12 +134,12 @@ def measure(arguments: argparse.Namespace, home: Path) -> None:
     target = load_target(arguments.target, EngineOptions(**settings))
     taught = _first_hour(target, arguments, settings, first)
     result: dict[str, Any] = {"first hour": total(taught), "n_prompts": len(second), "fixed": fixed}
-    sides = {"cold": (None, arguments.drafter), "warm": (_copy(home / "warm"), arguments.drafter)}
+    sides = {"cold": (None, arguments.drafter), "warm": (_copy(home / "learnt, warm"), arguments.drafter)}
     if not arguments.no_adapting:
         pair = arguments.target, arguments.drafter
-        sides["shipped"] = (_copy(home / "shipped"), drafter_now(*pair))
+        sides["shipped"] = (_copy(home / "learnt, shipped"), drafter_now(*pair))
         result["adapting"] = train(*pair, arguments.minutes)
-        sides["adapted"] = (_copy(home / "adapted"), drafter_now(*pair))
+        sides["adapted"] = (_copy(home / "learnt, adapted"), drafter_now(*pair))
     engines = {
         name: with_drafter(
             target,

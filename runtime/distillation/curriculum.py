@@ -1,6 +1,6 @@
 """Which lessons are learnt, which tell when to stop, and which judge in the end.
 
-What was asked decides, once and for ever: an answer that judges was never learnt from, in no earlier training either.
+What was asked decides: an answer that judges was never learnt from, in no earlier training either.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from edgellm.runtime.distillation.lesson import Lesson, Sample
 N_PARTS = 16
 JUDGING = frozenset({0, 8})  # every eighth
 STOPPING = frozenset({4})
+FEW_JUDGES = 8  # answers; of fewer, some that are new judge instead of being learnt, a quarter of those at most
 MAX_JUDGED_TOKENS = 10_000  # of prompts and answers: reading them takes a third of what learning them would
 MAX_STOPPING_TOKENS = 2_000
 MAX_NEWER_TOKENS = 5_000
@@ -78,6 +79,7 @@ def arrange(lessons: Sequence[Lesson], sample: Callable[[Lesson], Sample | None]
         where = "judging" if part in JUDGING else "stopping" if part in STOPPING else "old" if name in seen else "new"
         for one in (where, *(["newer"] if name not in seen else [])):
             parts[one].append((name, made))
+    _appoint(parts)
     return Curriculum(
         parts["new"],
         parts["old"],
@@ -87,6 +89,15 @@ def arrange(lessons: Sequence[Lesson], sample: Callable[[Lesson], Sample | None]
         tuple(by_name),
         n_unusable,
     )
+
+
+def _appoint(parts: dict[str, list[Named]]) -> None:
+    """Let new lessons judge where chance left too few that do; the next training may learn them."""
+    n = min(FEW_JUDGES - len(parts["judging"]), len(parts["new"]) // 4)
+    if n > 0:
+        chosen = {name for name, _ in sorted(parts["new"], key=lambda one: one[0])[:n]}
+        parts["judging"] += [one for one in parts["new"] if one[0] in chosen]
+        parts["new"] = [one for one in parts["new"] if one[0] not in chosen]
 
 
 def newest(named: Sequence[Named], max_tokens: int | None) -> list[Named]:

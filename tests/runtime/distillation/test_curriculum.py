@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgellm.runtime.distillation.curriculum import (
+    FEW_JUDGES,
     JUDGING,
     MAX_JUDGED_TOKENS,
     REPLAYED,
@@ -42,6 +43,18 @@ def test_an_eighth_judges_and_never_teaches_whatever_was_added_since() -> None:
         assert not names(found.judging) & names(found.new)
         assert not names(found.stopping) & (names(found.new) | names(found.judging))
     assert names(after.judging) == {id_of(one) for one in LESSONS if is_judging(one)}
+
+
+def test_where_chance_left_too_few_that_judge_new_lessons_do_and_are_not_learnt() -> None:
+    unlucky = [one for one in LESSONS if not is_judging(one)][:60]
+    found = arrange(unlucky, sample, ())
+    assert len(found.judging) == FEW_JUDGES
+    assert not names(found.judging) & (names(found.new) | names(found.stopping))
+    assert names(arrange(unlucky, sample, ()).judging) == names(found.judging)
+    seen = {id_of(one) for one in unlucky[:50]}
+    again = arrange(unlucky, sample, seen)
+    assert len(again.judging) == 2, "of ten that are new a quarter at most"
+    assert not names(again.judging) & seen
 
 
 def test_another_answer_to_the_same_question_is_in_the_same_part() -> None:
