@@ -1,6 +1,6 @@
 """How many threads a model's passes take: all, until another program has the cores that they would wait for.
 
-Beside one busy program on two cores a pass on both waits at each of its barriers for the core that is taken, and is then
+Beside one busy program on two cores a pass on both waits at each of its barriers for the core that is taken, and is
 slower than a pass on one. What passes took says so later on; in the beginning the system is asked who computes.
 """
 
