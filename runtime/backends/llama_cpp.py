@@ -35,9 +35,11 @@ from edgellm.runtime.backends.llama_files import check_adapters, checked_header
 from edgellm.runtime.backends.llama_heads import Head, TrimmedHead, WholeHead, rows_at
 from edgellm.runtime.backends.llama_process import failure, has_extra_buffers, kernels, listen, offloads, reason
 from edgellm.runtime.backends.llama_tokenizer import LlamaTokenizer
+from edgellm.runtime.backends.thread_choice import ThreadChoice
 from edgellm.runtime.text.full_vocabulary import full_vocabulary_of
 from edgellm.runtime.text.vocabulary import Vocabulary
 
+WIDEST_CHOICE = 32  # tokens of a pass for which the number of threads is chosen
 MAX_JOINED = 24  # tokens that are read in the pass of those whose logits are wanted
 
 
@@ -192,6 +194,7 @@ class LlamaBackend:
         self.n_vocab = model.vocabulary.n_tokens
         self.n_embd = int(api.llama_model_n_embd(model.handle))
         self.n_threads = settings.n_threads
+        self._threads = ThreadChoice(settings.n_threads)
         self._n_states = 0  # rows of the last pass that hidden states are kept of
         self.engine_s = 0.0
         self.tokens: list[int] = []
@@ -286,9 +289,16 @@ class LlamaBackend:
         self._wanted[slice(n_rows) if first else slice(n - n_rows, n)] = 1
         self._batch.n_tokens = n
         self._n_states = n_rows if n_rows == n else 0
+        # Prompts take all. On stock kernels bits depend on how many threads there are.
+        chooses = bool(n_rows) and n <= WIDEST_CHOICE and kernels().active
+        n_threads = self._threads.next(n) if chooses else self.n_threads
+        api.llama_set_n_threads(self._ctx, n_threads, self.n_threads)
         started = time.perf_counter()
         status = api.llama_decode(self._ctx, self._batch)
-        self.engine_s += time.perf_counter() - started
+        took_s = time.perf_counter() - started
+        self.engine_s += took_s
+        if chooses:
+            self._threads.took(n, n_threads, took_s)
         if status == 0:
             self.tokens.extend(tokens)
         elif status == 1:
