@@ -292,7 +292,7 @@ class LlamaBackend:
         # Prompts take all. On stock kernels bits depend on how many threads there are.
         chooses = bool(n_rows) and n <= WIDEST_CHOICE and kernels().active
         n_threads = self._threads.next(n) if chooses else self.n_threads
-        api.llama_set_n_threads(self._ctx, n_threads, self.n_threads)
+        api.llama_set_n_threads(self._ctx, n_threads, n_threads)  # the second is of passes of several tokens
         started = time.perf_counter()
         status = api.llama_decode(self._ctx, self._batch)
         took_s = time.perf_counter() - started

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from llama_cpp import llama_cpp as api
 from tiny_gguf import write_tiny
 
 from edgellm.memory.context import ContextSettings
@@ -96,7 +97,24 @@ def test_what_is_chosen_changes_no_bit(tmp_path: Path, monkeypatch: pytest.Monke
         turns = itertools.cycle(chosen)
         monkeypatch.setattr(ThreadChoice, "next", lambda self, n, turns=turns: next(turns))
         backend = LlamaBackend(model, ContextSettings(n_ctx=256, n_threads=2))
-        rows.append([backend.forward([7 * i % 300], 1)[0].copy() for i in range(40)])
+        rows.append([backend.forward([7 * i % 300] * (1 + i % 3), 1)[0].copy() for i in range(40)])
         backend.close()
     model.close()
     assert all(np.array_equal(rows[0], one) for one in rows)
+
+
+@pytest.mark.skipif(not kernels().active, reason="the kernels do not run here")
+def test_the_engine_is_told_for_passes_of_any_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(api, "llama_set_n_threads", lambda _, one, several: told.append((one, several)))
+    monkeypatch.setattr(ThreadChoice, "next", lambda self, n: 1)
+    model = LlamaModel(write_tiny(tmp_path / "tiny.gguf", weights="Q8_0"))
+    backend = LlamaBackend(model, ContextSettings(n_ctx=256, n_outputs=4, n_threads=2))
+    backend.forward([1] * 100, 0)
+    assert set(told) == {(2, 2)}, "a prompt takes all"
+    told.clear()
+    backend.forward([2], 1)
+    backend.forward([3] * 4, 4)
+    assert told == [(1, 1), (1, 1)]
+    backend.close()
+    model.close()
