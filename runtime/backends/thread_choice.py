@@ -44,7 +44,7 @@ class ThreadChoice:
     def __init__(self, n_most: int, is_crowded: Callable[[], bool] | None = None) -> None:
         """`is_crowded`: asked once, after the first passes."""
         self._is_crowded = is_crowded or Crowd()
-        self.choices = sorted({n_most, *(2**i for i in range(10) if 2**i < n_most)})
+        self.choices = sorted({n_most, *(1 << i for i in range(10) if 1 << i < n_most)})
         self.best = n_most
         self._mean_s: dict[int, float] = {}  # of a width, with `best` threads
         self._usual_s: dict[int, float] = {}  # likewise, when that was found to be best
