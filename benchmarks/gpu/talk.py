@@ -26,7 +26,7 @@ from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
 from edgellm.runtime.distillation.lesson import Lesson
 from edgellm.runtime.distillation.own_questions import OwnQuestions
 from edgellm.runtime.distillation.questions import Question
-from edgellm.runtime.distillation.talking import N_UNFINISHED_LEAST, whole_characters, without_thought
+from edgellm.runtime.distillation.talking import N_DRAWN, N_UNFINISHED_LEAST, whole_characters, without_thought
 from edgellm.runtime.text.template import ChatTemplate, Message, Role, TemplateError, usable
 
 BLOCK = 8  # steps between two looks at what was said
@@ -190,7 +190,7 @@ class Talk:
             prompt = self.template.render(messages)
         except TemplateError:
             return None
-        n_most = max_tokens if question.seed is None else 420
+        n_most = max_tokens if question.seed is None else N_DRAWN
         n_free = self.sequences.n_ctx - len(prompt) - 2 * BLOCK
         return Text(question, prompt, min(n_most, n_free)) if n_free >= min(n_most, 288) else None
 
@@ -246,7 +246,8 @@ class Files:
 
 
 def read(path: Path) -> Iterator[Lesson]:
-    with gzip.open(path, "rt") as file:
+    """Of such a file, or of one that `benchmarks/distillation.py answers` wrote."""
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
         for line in file:
             row = json.loads(line)
             messages = tuple((role, text) for role, text in row["messages"])

@@ -19,10 +19,12 @@ import random
 import time
 import zlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -258,13 +260,6 @@ def teach(
     (arguments.out / f"{run.name}.adapter").write_bytes(adapter.to_bytes())
 
 
-def read_answers(path: Path) -> list[Lesson]:
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [
-        Lesson(tuple(map(tuple, row["messages"])), tuple(row["tokens"]), row["ended"], (), row["kind"]) for row in rows
-    ]
-
-
 def made(arguments: argparse.Namespace, groups: Sequence[Sequence[Lesson]]) -> list[list[Sample]]:
     """Lessons in the drafter's tokens, on all cores."""
     parts = [(number, group[at : at + 64]) for number, group in enumerate(groups) for at in range(0, len(group), 64)]
@@ -275,14 +270,17 @@ def made(arguments: argparse.Namespace, groups: Sequence[Sequence[Lesson]]) -> l
     return found
 
 
+_opened = ExitStack()  # what a worker holds as long as it lives
+
+
 def _open(target: Path, drafter: Path) -> None:
-    global _pair
-    _pair = open_pair(target, drafter, Path("/nonexistent"), print)
-    _pair.maker = _pair.__enter__().maker  # type: ignore[attr-defined]
+    global _maker
+    with TemporaryDirectory() as no_lessons:
+        _maker = _opened.enter_context(open_pair(target, drafter, Path(no_lessons), print)).maker
 
 
 def _samples(part: tuple[int, Sequence[Lesson]]) -> tuple[int, list[Sample]]:
-    return part[0], [one for lesson in part[1] if (one := _pair.maker.sample(lesson)) is not None]
+    return part[0], [one for lesson in part[1] if (one := _maker.sample(lesson)) is not None]
 
 
 def main() -> None:
@@ -305,7 +303,7 @@ def main() -> None:
     random.Random(1).shuffle(lessons)
     held = [one for one in lessons if is_judging(one)][:HELD_OUT]
     learnt = [one for one in lessons if not is_judging(one)]
-    samples, *judging = made(arguments, [learnt, held, *map(read_answers, arguments.judge)])
+    samples, *judging = made(arguments, [learnt, held, *(list(read(path)) for path in arguments.judge)])
     sets = dict(zip(["own", *(path.stem for path in arguments.judge)], judging, strict=True))
     n_tokens = sum(len(one.answer) for one in samples)
     print(f"{len(samples)} lessons, {n_tokens:,} tokens in {time.monotonic() - began_s:.0f} s", flush=True)

@@ -73,14 +73,11 @@ class ThreadChoice:
             if self._is_crowded():
                 return self._untried.pop()
             self._untried = []
-        if self.best == self.choices[-1]:
-            is_due = self._mean_s[width] > _SLOW * self._usual_s[width]
-        else:
-            is_due = self._n_passes >= self._next_look
-        if not is_due:
-            return None
-        others = [n for n in self.choices if n != self.best]
-        return others[-1] if self.best != self.choices[-1] else others[self._n_passes % len(others)]
+        *fewer, most = self.choices
+        if self.best != most:
+            return most if self._n_passes >= self._next_look else None
+        is_slow = self._mean_s[width] > _SLOW * self._usual_s[width]
+        return fewer[self._n_passes % len(fewer)] if is_slow else None
 
     def took(self, n_tokens: int, n_threads: int, seconds: float) -> None:
         """A pass of so many tokens took so long."""
