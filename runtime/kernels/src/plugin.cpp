@@ -172,9 +172,8 @@ bool describe(const Tensor* op, Attention* a) {
     if (q->type != kF32 || q->nb[0] != sizeof(float) || op->type != kF32 || !cell_type_of(k->type, &a->k_type) ||
         !cell_type_of(v->type, &a->v_type) || k->ne[3] != q->ne[3] || v->ne[3] != q->ne[3] || k->ne[2] != v->ne[2] || k->ne[1] != v->ne[1] ||
         k->ne[0] != q->ne[0] || k->ne[2] < 1 || factors[1] != 0 || factors[2] != 0 || op->src[4] ||
-        (mask &&
-         (mask->type != kF16 || mask->nb[0] != 2 || mask->ne[0] < k->ne[1] || mask->ne[1] < q->ne[1] || mask->ne[2] != 1 ||
-          mask->ne[3] != q->ne[3]))) {
+        (mask && (mask->type != kF16 || mask->nb[0] != 2 || mask->ne[0] < k->ne[1] || mask->ne[1] < q->ne[1] || mask->ne[2] != 1 ||
+                  mask->ne[3] != q->ne[3]))) {
         return false;
     }
     auto bytes = [](size_t n) { return static_cast<int64_t>(n); };
