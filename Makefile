@@ -1,4 +1,5 @@
 # Two commands matter: `make chat` (set up, then talk) and `make test` (set up, then prove).
+# WHEELS=FOLDER_OR_PAGE takes packages that are compiled already from there (the releases have llama-cpp-python's).
 # `make test JOBS=0` runs the tests in one process; LOCKED=1, with any target, installs the versions of requirements.lock.
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,6 +13,7 @@ CPP := $(wildcard runtime/kernels/src/*.cpp runtime/kernels/src/*.h tests/runtim
 .PHONY: chat test test-model test-slow test-export check docs dist lock hooks clean
 .DELETE_ON_ERROR:
 
+chat: FETCH := --fetch
 chat: $(VENV)/.installed
 	@$(BIN)/edgellm chat $(if $(PROMPT),--prompt "$$PROMPT")
 
@@ -53,9 +55,7 @@ hooks: $(VENV)/.installed-dev
 	$(BIN)/pre-commit install
 
 $(VENV)/.installed: pyproject.toml $(if $(LOCKED),requirements.lock)
-	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(if $(LOCKED),$(PIP) --require-hashes --requirement requirements.lock)
-	$(PIP) --editable .
+	@$(PYTHON) install/environment.py $(VENV) $(FETCH) $(if $(LOCKED),--locked) $(if $(WHEELS),--wheels $(WHEELS))
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

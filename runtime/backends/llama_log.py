@@ -15,12 +15,19 @@ _CONTINUES = 5  # the level of a text that goes on with the line before
 OnText = Callable[[int, str], None]
 """Level and text as it comes, a line or a part of one."""
 
-_callback: Any = None  # the engine holds a bare pointer to it
+_callbacks: dict[
+    OnText, Any
+] = {}  # never let go: the engine holds a bare pointer, and a thread of it may be on the way there
 
 
 def listen(on_text: OnText) -> None:
     """Hear what the engine says from here on, whoever else in this process has listened since."""
-    global _callback
+    if on_text not in _callbacks:
+        _callbacks[on_text] = _callback_of(on_text)
+    api.llama_log_set(_callbacks[on_text], ctypes.c_void_p(0))
+
+
+def _callback_of(on_text: OnText) -> Any:
     level = 0
 
     def hear(new: int, text: bytes, _user_data: Any) -> None:
@@ -28,9 +35,7 @@ def listen(on_text: OnText) -> None:
         level = level if new == _CONTINUES else new
         on_text(level, text.decode("utf-8", "replace"))
 
-    callback = api.llama_log_callback(hear)
-    api.llama_log_set(callback, ctypes.c_void_p(0))
-    _callback = callback  # the one before may go now
+    return api.llama_log_callback(hear)
 
 
 def start(on_text: OnText) -> None:

@@ -14,7 +14,7 @@ from llama_cpp import __version__ as _version
 from llama_cpp import llama_cpp as api
 
 from edgellm.memory.children import REPORT, without_folder
-from edgellm.runtime.backends import llama_log
+from edgellm.runtime.backends import llama_library, llama_log
 from edgellm.runtime.backends.base import LoadError, OutOfMemory
 from edgellm.runtime.bringup import extra_buffers
 from edgellm.runtime.kernels import KernelReport, install
@@ -53,9 +53,15 @@ def _on_abort(message: bytes) -> None:
 
 
 def kernels() -> KernelReport:
-    """Which kernels multiply, and why; starts the library before the first model is loaded."""
+    """Which kernels multiply, and why; starts the library before the first model is loaded.
+
+    Raises:
+        LoadError: the library does not fit its bindings or this processor.
+    """
     global _kernels
     if _kernels is None:
+        if unfit := llama_library.unfit(api):
+            raise LoadError(unfit)
         llama_log.start(_on_text)
         api._lib.ggml_set_abort_callback(_on_abort)
         # They offer themselves to every model that is loaded from here on.

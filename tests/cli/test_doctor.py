@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from edgellm.memory.folders import home
-from edgellm.runtime.bringup.library import structures
+from edgellm.runtime.backends.llama_library import structures
 from edgellm.runtime.kernels import load
 
 

@@ -1,11 +1,10 @@
 // The few structures of ggml 0.25.3 (llama.cpp 0c1e57098, in llama-cpp-python 0.3.36) that the plug-in reads or fills, declared
-// here so that no header of llama.cpp is needed to build. plugin.cpp checks every one of them against the loaded library.
+// here so that no header of llama.cpp is needed to build. engine.cpp checks every one of them against the loaded library.
 #pragma once
 #include <cstddef>
 #include <cstdint>
-#include <vector>
 
-namespace ggml_abi {
+namespace edgellm::ggml {
 
 struct Buffer;
 struct BufferType;
@@ -82,6 +81,4 @@ struct ExtraBufferType {
     virtual TensorTraits* get_tensor_traits(const Tensor* op) = 0;
 };
 
-using ExtraBufferTypes = std::vector<BufferType*>;
-
-}   // namespace ggml_abi
+}   // namespace edgellm::ggml

@@ -1,20 +1,20 @@
-// Our kernels under an unmodified llama.cpp: a CPU buffer type, asked first by the model loader, that packs the weights it
-// claims when they are loaded and computes their products inside ggml's own threads.
+// Our kernels under an unmodified llama.cpp. Its CPU library keeps a list of extra buffer types (repacking, AMX), which the model loader
+// asks first and every operation goes by. The first of them is public; its functions are replaced by ours, which take the weights that our
+// kernels multiply, pack them as they are loaded, compute their products inside ggml's own threads, and hand on everything else.
 #include "plugin.h"
 
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <new>
-#include <string>
 #include <thread>
+#include <vector>
 
-#include "ggml_abi.h"
+#include "engine.h"
+#include "join.h"
 #include "layout.h"
+#include "self_test.h"
 
-#if !defined(_WIN32)
-#include <dlfcn.h>
+#if defined(__linux__)
 #include <sched.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -22,70 +22,15 @@
 
 namespace edgellm {
 
-#if defined(_WIN32)
-
-std::string install_plugin(const Variant&, const char*, const char*, bool) {
-    return "llama.cpp's Windows build does not export the list of CPU buffer types";
-}
-
-#else
-
-using namespace ggml_abi;
+using namespace ggml;
 
 namespace {
 
-// What is used of ggml's C interface. Opaque pointers are void*.
-struct Api {
-    const char* (*version)();
-    const char* (*commit)();
-    const char* (*op_name)(int);
-    const char* (*type_name)(int);
-    size_t (*nbytes)(const Tensor*);
-    size_t (*tensor_overhead)();
-    struct InitParams {
-        size_t mem_size;
-        void* mem_buffer;
-        bool no_alloc;
-    };
-    void* (*init)(InitParams);
-    void (*free)(void*);
-    Tensor* (*new_tensor_2d)(void*, int, int64_t, int64_t);
-    Tensor* (*new_tensor_3d)(void*, int, int64_t, int64_t, int64_t);
-    Tensor* (*mul_mat)(void*, Tensor*, Tensor*);
-    Tensor* (*flash_attn_ext)(void*, Tensor*, Tensor*, Tensor*, Tensor*, float, float, float);
-    void* (*new_graph)(void*);
-    void (*build_forward_expand)(void*, Tensor*);
-    size_t (*quantize_chunk)(int, const float*, void*, int64_t, int64_t, int64_t, const float*);
-    Buffer* (*buffer_init)(BufferType*, BufferInterface, void*, size_t);
-    void (*buffer_free)(Buffer*);
-    size_t (*buffer_get_size)(Buffer*);
-    BufferType* (*buffer_get_type)(Buffer*);
-    BufferType* (*cpu_buffer_type)();
-    const char* (*buft_name)(BufferType*);
-    Buffer* (*alloc_ctx_tensors_from_buft)(void*, BufferType*);
-    void (*tensor_set)(Tensor*, const void*, size_t, size_t);
-    void (*tensor_get)(const Tensor*, void*, size_t, size_t);
-    int (*graph_compute)(void*, void*);
-    void (*backend_free)(void*);
-    Device* (*reg_dev_get)(void*, size_t);
-    void* (*reg_get_proc_address)(void*, const char*);
-    // of the CPU library
-    void* (*cpu_reg)();
-    void* (*cpu_init)();
-    void (*cpu_set_n_threads)(void*, int);
-    void (*barrier)(void*);
-    ExtraBufferTypes& (*extra_buffer_types)();
-};
-
-Api api;
 const Variant* variant;
-BufferType buffer_type;
-int mul_mat_op = -1, attention_op = -1;
-int ggml_type_of[kTypes];
 
 bool type_of(int ggml_type, Type* out) {
     for (int t = 0; t < kTypes; t++) {
-        if (ggml_type_of[t] == ggml_type) {
+        if (engine.type_of[t] == ggml_type) {
             *out = static_cast<Type>(t);
             return true;
         }
@@ -96,10 +41,13 @@ bool type_of(int ggml_type, Type* out) {
 // Weights are claimed when padding to whole groups costs no more than 3 %.
 bool claims(const Tensor* w, Type* type) {
     return type_of(w->type, type) && w->ne[2] == 1 && w->ne[3] == 1 && w->ne[0] % kInfo[*type].block == 0 && w->ne[1] > 0 && !w->view_src &&
-           packed_bytes(*type, w->ne[1], w->ne[0]) <= static_cast<double>(api.nbytes(w)) * 1.03 + kLine;
+           packed_bytes(*type, w->ne[1], w->ne[0]) <= static_cast<double>(engine.nbytes(w)) * 1.03 + kLine;
 }
 
-bool is_ours(const Tensor* w) { return w && w->buffer && w->buffer->buft == &buffer_type; }
+// What ggml keeps beside a tensor tells whose it is in a buffer that both fill.
+char mark;
+
+bool is_ours(const Tensor* w) { return w && w->extra == &mark; }
 
 Columns columns_of(const Tensor* x) {
     return {static_cast<const float*>(x->data),
@@ -117,15 +65,14 @@ struct Product final : TensorTraits {
     }
     bool compute_forward(ComputeParams* params, Tensor* op) override {
         Type type;
-        if (op->op != mul_mat_op || !type_of(op->src[0]->type, &type)) return false;
+        if (op->op != engine.mul_mat_op || !type_of(op->src[0]->type, &type)) return false;
         const Tensor *w = op->src[0], *x = op->src[1];
+        Meeting meeting = {params->threadpool, params->nth};
         matmul(*variant, type, w->data, w->ne[1], w->ne[0], columns_of(x), static_cast<float*>(op->data), w->ne[1], params->wdata, params->ith,
-               params->nth, api.barrier, params->threadpool);
+               params->nth, join, &meeting);
         return true;
     }
 };
-
-constexpr int kF32 = 0, kF16 = 1, kQ8_0 = 8, kBf16 = 30;
 
 bool plain_of(int ggml_type, Plain* out) {
     *out = ggml_type == kF16 ? Plain::f16 : ggml_type == kBf16 ? Plain::bf16 : ggml_type == kQ8_0 ? Plain::q8_0 : Plain::f32;
@@ -204,7 +151,7 @@ struct CacheAttention final : TensorTraits {
     bool work_size(int, const Tensor*, size_t&) override { return false; }
     bool compute_forward(ComputeParams* params, Tensor* op) override {
         Attention attention;
-        const bool is_attention = op->op == attention_op;
+        const bool is_attention = op->op == engine.attention_op;
         if (is_attention && attends && describe(op, &attention)) {
             for (int64_t i = 0; i < op->src[0]->ne[3]; i++) variant->attend(of_sequence(op, attention, i), params->ith, params->nth);
             return true;
@@ -214,22 +161,43 @@ struct CacheAttention final : TensorTraits {
     }
 };
 
+// An entry of the engine's list, and what it was before.
+struct Slot {
+    BufferType* type = nullptr;
+    BufferType was = {};
+    BufferInterface buffers = {};   // of the buffers that it allocates
+    bool hands_on = true;           // what we do not take goes to what it was
+    ExtraBufferType* before() const { return static_cast<ExtraBufferType*>(was.context); }
+};
+Slot slot;
+
+bool is_host(const Tensor* x) { return !x->buffer || !x->buffer->buft->is_host || x->buffer->buft->is_host(x->buffer->buft); }
+
 struct Claims final : ExtraBufferType {
     Product product;
     CacheAttention attention;
     ThinProduct thin;
-    bool supports_op(Device*, const Tensor* op) override {
+    bool supports_op(Device* device, const Tensor* op) override {
         Type type;
         const Tensor *w = op->src[0], *x = op->src[1];
-        constexpr int f32 = 0;
-        return op->op == mul_mat_op && is_ours(w) && claims(w, &type) && x && x->type == f32 && x->nb[0] == sizeof(float) && !is_ours(x) &&
-               op->type == f32 && (!x->buffer || !x->buffer->buft->is_host || x->buffer->buft->is_host(x->buffer->buft));
+        if (w && (is_ours(w->view_src) || is_ours(x))) return false;                // a part of packed weights is none
+        if (w && w->buffer && w->buffer->buft == slot.type && claims(w, &type)) {   // its mark comes when it is loaded
+            return op->op == engine.mul_mat_op && x && x->type == kF32 && x->nb[0] == sizeof(float) && op->type == kF32 && is_host(x);
+        }
+        return slot.hands_on && slot.before()->supports_op(device, op);
     }
     TensorTraits* get_tensor_traits(const Tensor* op) override {
-        if (op->op == mul_mat_op && is_ours(op->src[0])) return &product;
-        if (op->op == mul_mat_op && is_thin(op->src[0])) return &thin;
+        if (op->op == engine.mul_mat_op && is_ours(op->src[0])) return &product;
+        if (TensorTraits* traits = slot.before()->get_tensor_traits(op)) return traits;
+        if (op->op == engine.mul_mat_op && is_thin(op->src[0])) return &thin;
         return &attention;
     }
+};
+
+// In the place of an entry that must not be used.
+struct Nothing final : ExtraBufferType {
+    bool supports_op(Device*, const Tensor*) override { return false; }
+    TensorTraits* get_tensor_traits(const Tensor*) override { return nullptr; }
 };
 
 int n_load_threads() {
@@ -266,11 +234,17 @@ void release_file_pages(const void* data, size_t n_bytes) {
 #endif
 }
 
-int init_tensor(Buffer*, Tensor*) { return 0; }
-
-void set_tensor(Buffer*, Tensor* tensor, const void* data, size_t offset, size_t size) {
+int init_tensor(Buffer* buffer, Tensor* tensor) {
     Type type;
-    if (offset != 0 || size != api.nbytes(tensor) || !type_of(tensor->type, &type)) {   // llama.cpp's loader never does this
+    if (!claims(tensor, &type)) return slot.buffers.init_tensor ? slot.buffers.init_tensor(buffer, tensor) : 0;
+    tensor->extra = &mark;
+    return 0;
+}
+
+void set_tensor(Buffer* buffer, Tensor* tensor, const void* data, size_t offset, size_t size) {
+    Type type;
+    if (!is_ours(tensor)) return slot.buffers.set_tensor(buffer, tensor, data, offset, size);
+    if (offset != 0 || size != engine.nbytes(tensor) || !type_of(tensor->type, &type)) {   // llama.cpp's loader never does this
         std::fputs("edgellm kernels: a packed tensor can be written only as a whole\n", stderr);
         std::abort();
     }
@@ -278,280 +252,69 @@ void set_tensor(Buffer*, Tensor* tensor, const void* data, size_t offset, size_t
     release_file_pages(data, size);
 }
 
-void clear_buffer(Buffer* buffer, uint8_t value) { std::memset(buffer->context, value, buffer->size); }
-void* buffer_base(Buffer* buffer) { return buffer->context; }
-void free_buffer(Buffer* buffer) { std::free(buffer->context); }
-
 const char* buffer_name(BufferType*) { return "CPU_EDGELLM"; }
-size_t buffer_alignment(BufferType*) { return kLine; }
-size_t tensor_bytes(BufferType*, const Tensor* tensor) {
+size_t buffer_alignment(BufferType* type) {
+    const size_t before = slot.was.get_alignment(type);
+    return before > kLine ? before : kLine;
+}
+size_t tensor_bytes(BufferType* buffer_type, const Tensor* tensor) {
     Type type;
-    if (!type_of(tensor->type, &type)) return api.nbytes(tensor);
-    return static_cast<size_t>(packed_bytes(type, tensor->ne[1], tensor->ne[0]));
+    if (claims(tensor, &type)) return static_cast<size_t>(packed_bytes(type, tensor->ne[1], tensor->ne[0]));
+    return slot.was.get_alloc_size ? slot.was.get_alloc_size(buffer_type, tensor) : engine.nbytes(tensor);
 }
 
 // Ordinary pages: asking for huge ones made loading three times as long where free memory is in pieces.
 Buffer* allocate(BufferType* type, size_t size) {
-    void* memory = nullptr;
-    if (posix_memalign(&memory, 4096, size ? size : 1) != 0) return nullptr;
-    BufferInterface iface = {};
-    iface.free_buffer = free_buffer;
-    iface.get_base = buffer_base;
-    iface.init_tensor = init_tensor;
-    iface.set_tensor = set_tensor;
-    iface.clear = clear_buffer;
-    Buffer* buffer = api.buffer_init(type, iface, memory, size);
-    if (!buffer) std::free(memory);
+    Buffer* buffer = slot.was.alloc_buffer(type, size);
+    if (!buffer) return nullptr;
+    buffer->iface.init_tensor = init_tensor;
+    buffer->iface.set_tensor = set_tensor;
     return buffer;
 }
 
-std::string load_api(const char* base_path, const char* cpu_path) {
-    void* base = dlopen(base_path, RTLD_NOW | RTLD_LOCAL);
-    void* cpu = dlopen(cpu_path, RTLD_NOW | RTLD_LOCAL);
-    if (!base || !cpu) return "llama.cpp's libraries cannot be opened";
-    std::string missing;
-    auto find = [&](void* library, auto& function, const char* name) {
-        void* symbol = dlsym(library, name);
-        if (!symbol && missing.empty()) missing = name;
-        std::memcpy(&function, &symbol, sizeof symbol);
-    };
-    find(base, api.version, "ggml_version");
-    find(base, api.commit, "ggml_commit");
-    find(base, api.op_name, "ggml_op_name");
-    find(base, api.type_name, "ggml_type_name");
-    find(base, api.nbytes, "ggml_nbytes");
-    find(base, api.tensor_overhead, "ggml_tensor_overhead");
-    find(base, api.init, "ggml_init");
-    find(base, api.free, "ggml_free");
-    find(base, api.new_tensor_2d, "ggml_new_tensor_2d");
-    find(base, api.new_tensor_3d, "ggml_new_tensor_3d");
-    find(base, api.mul_mat, "ggml_mul_mat");
-    find(base, api.flash_attn_ext, "ggml_flash_attn_ext");
-    find(base, api.new_graph, "ggml_new_graph");
-    find(base, api.build_forward_expand, "ggml_build_forward_expand");
-    find(base, api.quantize_chunk, "ggml_quantize_chunk");
-    find(base, api.buffer_init, "ggml_backend_buffer_init");
-    find(base, api.buffer_free, "ggml_backend_buffer_free");
-    find(base, api.buffer_get_size, "ggml_backend_buffer_get_size");
-    find(base, api.buffer_get_type, "ggml_backend_buffer_get_type");
-    find(base, api.cpu_buffer_type, "ggml_backend_cpu_buffer_type");
-    find(base, api.buft_name, "ggml_backend_buft_name");
-    find(base, api.alloc_ctx_tensors_from_buft, "ggml_backend_alloc_ctx_tensors_from_buft");
-    find(base, api.tensor_set, "ggml_backend_tensor_set");
-    find(base, api.tensor_get, "ggml_backend_tensor_get");
-    find(base, api.graph_compute, "ggml_backend_graph_compute");
-    find(base, api.backend_free, "ggml_backend_free");
-    find(base, api.reg_dev_get, "ggml_backend_reg_dev_get");
-    find(base, api.reg_get_proc_address, "ggml_backend_reg_get_proc_address");
-    find(cpu, api.cpu_reg, "ggml_backend_cpu_reg");
-    find(cpu, api.cpu_init, "ggml_backend_cpu_init");
-    find(cpu, api.cpu_set_n_threads, "ggml_backend_cpu_set_n_threads");
-    find(cpu, api.barrier, "ggml_barrier");
-    find(cpu, api.extra_buffer_types, "_Z39ggml_backend_cpu_get_extra_buffer_typesv");
-    return missing.empty() ? "" : "llama.cpp's libraries lack " + missing;
-}
-
-std::string check_version() {
-    const std::string version = api.version(), commit = api.commit();
-    if (version == "0.25.3" && (commit.compare(0, 7, "0c1e570") == 0 || commit == "unknown")) return "";
-    return "the installed ggml is " + version + " (" + commit + "), not 0.25.3 (0c1e570)";
-}
-
-// The structures as declared here against what the library makes of them.
-std::string check_structures() {
-    const char* wrong = "llama.cpp's structures are not laid out as expected: ";
-    if (api.tensor_overhead() != sizeof(Tensor) + 32) return std::string(wrong) + "size of a tensor";
-    int f32 = 0;
-    if (std::strcmp(api.type_name(f32), "f32") != 0) return std::string(wrong) + "numbers of the types";
-    for (int i = 0; i < 200 && mul_mat_op < 0; i++) {
-        const char* name = api.op_name(i);
-        if (name && std::strcmp(name, "MUL_MAT") == 0) mul_mat_op = i;
-        if (name && std::strcmp(name, "MUL_MAT_ID") == 0) break;   // beyond it lies no earlier operation, and soon no name at all
-    }
-    for (int i = mul_mat_op; i >= 0 && i < 100 && attention_op < 0; i++) {   // a hundred is within this version's names
-        if (std::strcmp(api.op_name(i), "FLASH_ATTN_EXT") == 0) attention_op = i;
-    }
-    if (mul_mat_op < 0 || attention_op < 0) return std::string(wrong) + "numbers of the operations";
-    constexpr int numbers[kTypes] = {2, 3, 6, 7, 8, 20, 12, 13, 14};
-    for (int t = 0; t < kTypes; t++) {
-        ggml_type_of[t] = numbers[t];
-        if (std::strcmp(api.type_name(numbers[t]), kInfo[t].name) != 0) return std::string(wrong) + "numbers of the types";
-    }
-    if (std::strcmp(api.type_name(kF16), "f16") != 0 || std::strcmp(api.type_name(kBf16), "bf16") != 0)
-        return std::string(wrong) + "numbers of the types";
-    void* context = api.init({1 << 16, nullptr, true});
-    if (!context) return "ggml gives no context";
-    Tensor* a = api.new_tensor_2d(context, numbers[Q4_K], 512, 48);
-    Tensor* b = api.new_tensor_2d(context, f32, 512, 3);
-    Tensor* c = api.mul_mat(context, a, b);
-    const bool tensors = a->type == numbers[Q4_K] && a->ne[0] == 512 && a->ne[1] == 48 && a->ne[2] == 1 && a->nb[0] == 144 && a->nb[1] == 288 &&
-                         !a->buffer && !a->data && !a->view_src && !a->extra && b->nb[1] == 2048 && c->op == mul_mat_op && c->src[0] == a &&
-                         c->src[1] == b && !c->src[2] && c->type == f32 && c->ne[0] == 48 && c->ne[1] == 3 && a->name[0] == 0 &&
-                         api.nbytes(a) == 48 * 288;
-    api.free(context);
-    if (!tensors) return std::string(wrong) + "fields of a tensor";
-    BufferType* stock = api.cpu_buffer_type();
-    if (!stock || !stock->get_name || stock->get_name(stock) != api.buft_name(stock) || !stock->is_host || !stock->is_host(stock) ||
-        stock->get_alignment(stock) > 4096) {
-        return std::string(wrong) + "buffer type";
-    }
-    Buffer* buffer = stock->alloc_buffer(stock, 4096);
-    const bool buffers = buffer && buffer->buft == stock && api.buffer_get_type(buffer) == stock && buffer->size == api.buffer_get_size(buffer) &&
-                         buffer->size >= 4096 && buffer->usage == 0 && buffer->iface.get_base && buffer->iface.get_base(buffer) == buffer->context;
-    if (buffer) api.buffer_free(buffer);
-    return buffers ? "" : std::string(wrong) + "buffer";
-}
-
-// One product of random numbers through ggml, with the weights in buffers of `where`, and called as an adapter's are or not.
-bool product(BufferType* where, int type, int64_t rows, int64_t k, int64_t n, std::vector<float>* y, bool adapter = false) {
-    uint32_t state = 12345;
-    auto next = [&] {
-        state = state * 1664525u + 1013904223u;
-        return static_cast<float>(state >> 8) / (1 << 23) - 1.0f;
-    };
-    std::vector<float> w(static_cast<size_t>(rows * k)), x(static_cast<size_t>(n * k));
-    for (float& v : w) v = next();
-    for (float& v : x) v = next();
-    void* weights = api.init({4096, nullptr, true});
-    void* rest = api.init({1 << 20, nullptr, true});
-    void* backend = api.cpu_init();
-    Buffer *weight_buffer = nullptr, *rest_buffer = nullptr;
-    bool done = false;
-    if (weights && rest && backend) {
-        api.cpu_set_n_threads(backend, 2);
-        Tensor* a = api.new_tensor_2d(weights, type, k, rows);
-        Tensor* b = api.new_tensor_2d(rest, 0, k, n);
-        if (adapter) std::strcpy(a->name, "w.lora_a");
-        weight_buffer = api.alloc_ctx_tensors_from_buft(weights, where);
-        Tensor* c = api.mul_mat(rest, a, b);
-        rest_buffer = api.alloc_ctx_tensors_from_buft(rest, api.cpu_buffer_type());
-        if (weight_buffer && rest_buffer) {
-            std::vector<uint8_t> quantized(api.nbytes(a));
-            api.quantize_chunk(type, w.data(), quantized.data(), 0, rows, k, nullptr);
-            api.tensor_set(a, quantized.data(), 0, quantized.size());
-            api.tensor_set(b, x.data(), 0, x.size() * sizeof(float));
-            void* graph = api.new_graph(rest);
-            api.build_forward_expand(graph, c);
-            y->assign(static_cast<size_t>(rows * n), NAN);
-            done = api.graph_compute(backend, graph) == 0;
-            if (done) api.tensor_get(c, y->data(), 0, y->size() * sizeof(float));
-        }
-    }
-    if (rest_buffer) api.buffer_free(rest_buffer);
-    if (weight_buffer) api.buffer_free(weight_buffer);
-    if (backend) api.backend_free(backend);
-    if (rest) api.free(rest);
-    if (weights) api.free(weights);
-    return done;
-}
-
-// Attention of random rows over a random cache through ggml; the last cells are masked.
-bool attention(std::vector<float>* y) {
-    constexpr int64_t d = 64, n = 3, n_heads = 4, n_cache_heads = 2, n_cells = 256, n_visible = 100, n_mask_rows = 64;
-    uint32_t state = 54321;
-    auto next = [&] { return state = state * 1664525u + 1013904223u; };
-    void* context = api.init({1 << 20, nullptr, true});
-    void* backend = api.cpu_init();
-    Buffer* buffer = nullptr;
-    bool done = false;
-    if (context && backend) {
-        api.cpu_set_n_threads(backend, 2);
-        Tensor* q = api.new_tensor_3d(context, kF32, d, n, n_heads);
-        Tensor* k = api.new_tensor_3d(context, kF16, d, n_cells, n_cache_heads);
-        Tensor* v = api.new_tensor_3d(context, kF16, d, n_cells, n_cache_heads);
-        Tensor* mask = api.new_tensor_2d(context, kF16, n_cells, n_mask_rows);
-        Tensor* out = api.flash_attn_ext(context, q, k, v, mask, 0.125f, 0.0f, 0.0f);
-        buffer = api.alloc_ctx_tensors_from_buft(context, api.cpu_buffer_type());
-        if (buffer) {
-            std::vector<float> rows(static_cast<size_t>(d * n * n_heads));
-            for (float& x : rows) x = static_cast<float>(next() >> 8) / (1 << 22) - 2.0f;
-            api.tensor_set(q, rows.data(), 0, rows.size() * 4);
-            std::vector<uint16_t> halves(static_cast<size_t>(d * n_cells * n_cache_heads));
-            for (Tensor* cells : {k, v}) {
-                for (uint16_t& x : halves) {   // between 0.25 and 2 on either side of zero
-                    x = static_cast<uint16_t>(next() >> 16);
-                    x = static_cast<uint16_t>((x & 0x83ff) | (0x3400 + (x >> 10 & 3) % 3 * 0x400));
-                }
-                api.tensor_set(cells, halves.data(), 0, halves.size() * 2);
-            }
-            std::vector<uint16_t> masked(static_cast<size_t>(n_cells * n_mask_rows));
-            for (size_t i = 0; i < masked.size(); i++) masked[i] = i % n_cells < n_visible ? 0 : 0xfc00;
-            api.tensor_set(mask, masked.data(), 0, masked.size() * 2);
-            void* graph = api.new_graph(context);
-            api.build_forward_expand(graph, out);
-            y->assign(static_cast<size_t>(d * n * n_heads), NAN);
-            done = api.graph_compute(backend, graph) == 0;
-            if (done) api.tensor_get(out, y->data(), 0, y->size() * 4);
-        }
-    }
-    if (buffer) api.buffer_free(buffer);
-    if (backend) api.backend_free(backend);
-    if (context) api.free(context);
-    return done;
-}
-
-double difference_of(const std::vector<float>& ours, const std::vector<float>& stock) {
-    double difference = 0, size = 0;
-    for (size_t i = 0; i < stock.size(); i++) {
-        difference += (ours[i] - stock[i]) * (ours[i] - stock[i]);
-        size += stock[i] * stock[i];
-    }
-    return difference / size;
-}
-
-std::string self_test() {
-    for (int t = 0; t < kTypes; t++) {
-        constexpr int64_t rows = 48, k = 512, n = 3;
-        std::vector<float> ours, stock;
-        if (!product(&buffer_type, ggml_type_of[t], rows, k, n, &ours) || !product(api.cpu_buffer_type(), ggml_type_of[t], rows, k, n, &stock)) {
-            return std::string("the self-test could not run for ") + kInfo[t].name;
-        }
-        if (!(difference_of(ours, stock) <= 4e-4)) return std::string("the self-test disagrees with llama.cpp for ") + kInfo[t].name;   // 2 %
-    }
-    for (int type : {kF32, kF16, kBf16, kQ8_0}) {
-        std::vector<float> ours, stock;
-        BufferType* cpu = api.cpu_buffer_type();
-        if (!product(cpu, type, 33, 64, 3, &ours, true) || !product(cpu, type, 33, 64, 3, &stock)) return "the self-test could not run for adapters";
-        if (!(difference_of(ours, stock) <= 4e-4)) return "the self-test disagrees with llama.cpp for adapters";   // 2 %
-    }
-    std::vector<float> ours, stock;
-    attends = false;
-    const bool first = attention(&stock);
-    attends = true;
-    if (!first || !attention(&ours)) return "the self-test could not run for attention";
-    if (!(difference_of(ours, stock) <= 1e-5)) return "the self-test disagrees with llama.cpp for attention";   // 0.3 %
-    return "";
+// The engine's list of extra buffer types.
+std::vector<BufferType*> extra_buffer_types() {
+    auto list = reinterpret_cast<BufferType** (*)(Device*)>(engine.reg_get_proc_address(engine.cpu_reg(), "ggml_backend_dev_get_extra_bufts"));
+    std::vector<BufferType*> types;
+    for (BufferType** entry = list ? list(engine.reg_dev_get(engine.cpu_reg(), 0)) : nullptr; entry && *entry; entry++) types.push_back(*entry);
+    return types;
 }
 
 }   // namespace
 
 std::string install_plugin(const Variant& chosen, const char* base_path, const char* cpu_path, bool alone) {
-    std::string problem = load_api(base_path, cpu_path);
-    if (problem.empty()) problem = check_version();
-    if (problem.empty()) problem = check_structures();
+    std::string problem = find_engine(base_path, cpu_path);
     if (!problem.empty()) return problem;
-    variant = &chosen;
-    static Claims claims_of_ours;
-    buffer_type.get_name = buffer_name;
-    buffer_type.alloc_buffer = allocate;
-    buffer_type.get_alignment = buffer_alignment;
-    buffer_type.get_alloc_size = tensor_bytes;
-    buffer_type.device = api.reg_dev_get(api.cpu_reg(), 0);
-    buffer_type.context = static_cast<ExtraBufferType*>(&claims_of_ours);
-    ExtraBufferTypes& types = api.extra_buffer_types();
-    const ExtraBufferTypes others = types;
-    if (alone) types.clear();
-    types.insert(types.begin(), &buffer_type);
-    problem = self_test();
-    if (problem.empty()) {   // the loader keeps its own copy of the list, made when the first model is loaded
-        auto get_extra = reinterpret_cast<BufferType** (*)(Device*)>(api.reg_get_proc_address(api.cpu_reg(), "ggml_backend_dev_get_extra_bufts"));
-        BufferType** seen = get_extra ? get_extra(buffer_type.device) : nullptr;
-        if (!seen || *seen != &buffer_type) problem = "a model was loaded before the kernels were installed";
+    static Claims ours;
+    static Nothing nothing;
+    const std::vector<BufferType*> types = extra_buffer_types();
+    if (types.empty()) return "llama.cpp was built without buffer types for packed weights (GGML_CPU_REPACK)";
+    std::vector<void*> contexts;
+    for (BufferType* type : types) {
+        if (!type->context || !type->alloc_buffer || !type->get_alignment) return "llama.cpp's extra buffer types are not as expected";
+        contexts.push_back(type->context);
     }
-    if (!problem.empty()) types = others;
+    variant = &chosen;
+    slot.type = types[0], slot.was = *types[0], slot.hands_on = !alone;
+    Buffer* probe = slot.type->alloc_buffer(slot.type, 4096);
+    if (!probe) return "llama.cpp's extra buffer types give no buffer";
+    slot.buffers = probe->iface;
+    engine.buffer_free(probe);
+    if (alone) {
+        for (BufferType* type : types) type->context = static_cast<ExtraBufferType*>(&nothing);
+    }
+    BufferType& type = *slot.type;
+    type.get_name = buffer_name;
+    type.alloc_buffer = allocate;
+    type.get_alignment = buffer_alignment;
+    type.get_alloc_size = tensor_bytes;
+    type.context = static_cast<ExtraBufferType*>(&ours);
+    problem = self_test(slot.type, &attends);
+    if (!problem.empty()) {
+        for (size_t i = 0; i < types.size(); i++) types[i]->context = contexts[i];
+        type = slot.was;
+    }
     return problem;
 }
-
-#endif
 
 }   // namespace edgellm

@@ -1,0 +1,138 @@
+#include "self_test.h"
+
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "engine.h"
+
+namespace edgellm {
+
+using namespace ggml;
+
+namespace {
+
+// One product of random numbers through ggml, with the weights in buffers of `where`, and called as an adapter's are or not.
+bool product(BufferType* where, int type, int64_t rows, int64_t k, int64_t n, std::vector<float>* y, bool adapter = false) {
+    uint32_t state = 12345;
+    auto next = [&] {
+        state = state * 1664525u + 1013904223u;
+        return static_cast<float>(state >> 8) / (1 << 23) - 1.0f;
+    };
+    std::vector<float> w(static_cast<size_t>(rows * k)), x(static_cast<size_t>(n * k));
+    for (float& v : w) v = next();
+    for (float& v : x) v = next();
+    void* weights = engine.init({4096, nullptr, true});
+    void* rest = engine.init({1 << 20, nullptr, true});
+    void* backend = engine.cpu_init();
+    Buffer *weight_buffer = nullptr, *rest_buffer = nullptr;
+    bool done = false;
+    if (weights && rest && backend) {
+        engine.cpu_set_n_threads(backend, 2);
+        Tensor* a = engine.new_tensor_2d(weights, type, k, rows);
+        Tensor* b = engine.new_tensor_2d(rest, 0, k, n);
+        if (adapter) std::strcpy(a->name, "w.lora_a");
+        weight_buffer = engine.alloc_ctx_tensors_from_buft(weights, where);
+        Tensor* c = engine.mul_mat(rest, a, b);
+        rest_buffer = engine.alloc_ctx_tensors_from_buft(rest, engine.cpu_buffer_type());
+        if (weight_buffer && rest_buffer) {
+            std::vector<uint8_t> quantized(engine.nbytes(a));
+            engine.quantize_chunk(type, w.data(), quantized.data(), 0, rows, k, nullptr);
+            engine.tensor_set(a, quantized.data(), 0, quantized.size());
+            engine.tensor_set(b, x.data(), 0, x.size() * sizeof(float));
+            void* graph = engine.new_graph(rest);
+            engine.build_forward_expand(graph, c);
+            y->assign(static_cast<size_t>(rows * n), NAN);
+            done = engine.graph_compute(backend, graph) == 0;
+            if (done) engine.tensor_get(c, y->data(), 0, y->size() * sizeof(float));
+        }
+    }
+    if (rest_buffer) engine.buffer_free(rest_buffer);
+    if (weight_buffer) engine.buffer_free(weight_buffer);
+    if (backend) engine.backend_free(backend);
+    if (rest) engine.free(rest);
+    if (weights) engine.free(weights);
+    return done;
+}
+
+// Attention of random rows over a random cache through ggml; the last cells are masked.
+bool attention(std::vector<float>* y) {
+    constexpr int64_t d = 64, n = 3, n_heads = 4, n_cache_heads = 2, n_cells = 256, n_visible = 100, n_mask_rows = 64;
+    uint32_t state = 54321;
+    auto next = [&] { return state = state * 1664525u + 1013904223u; };
+    void* context = engine.init({1 << 20, nullptr, true});
+    void* backend = engine.cpu_init();
+    Buffer* buffer = nullptr;
+    bool done = false;
+    if (context && backend) {
+        engine.cpu_set_n_threads(backend, 2);
+        Tensor* q = engine.new_tensor_3d(context, kF32, d, n, n_heads);
+        Tensor* k = engine.new_tensor_3d(context, kF16, d, n_cells, n_cache_heads);
+        Tensor* v = engine.new_tensor_3d(context, kF16, d, n_cells, n_cache_heads);
+        Tensor* mask = engine.new_tensor_2d(context, kF16, n_cells, n_mask_rows);
+        Tensor* out = engine.flash_attn_ext(context, q, k, v, mask, 0.125f, 0.0f, 0.0f);
+        buffer = engine.alloc_ctx_tensors_from_buft(context, engine.cpu_buffer_type());
+        if (buffer) {
+            std::vector<float> rows(static_cast<size_t>(d * n * n_heads));
+            for (float& x : rows) x = static_cast<float>(next() >> 8) / (1 << 22) - 2.0f;
+            engine.tensor_set(q, rows.data(), 0, rows.size() * 4);
+            std::vector<uint16_t> halves(static_cast<size_t>(d * n_cells * n_cache_heads));
+            for (Tensor* cells : {k, v}) {
+                for (uint16_t& x : halves) {   // between 0.25 and 2 on either side of zero
+                    x = static_cast<uint16_t>(next() >> 16);
+                    x = static_cast<uint16_t>((x & 0x83ff) | (0x3400 + (x >> 10 & 3) % 3 * 0x400));
+                }
+                engine.tensor_set(cells, halves.data(), 0, halves.size() * 2);
+            }
+            std::vector<uint16_t> masked(static_cast<size_t>(n_cells * n_mask_rows));
+            for (size_t i = 0; i < masked.size(); i++) masked[i] = i % n_cells < n_visible ? 0 : 0xfc00;
+            engine.tensor_set(mask, masked.data(), 0, masked.size() * 2);
+            void* graph = engine.new_graph(context);
+            engine.build_forward_expand(graph, out);
+            y->assign(static_cast<size_t>(d * n * n_heads), NAN);
+            done = engine.graph_compute(backend, graph) == 0;
+            if (done) engine.tensor_get(out, y->data(), 0, y->size() * 4);
+        }
+    }
+    if (buffer) engine.buffer_free(buffer);
+    if (backend) engine.backend_free(backend);
+    if (context) engine.free(context);
+    return done;
+}
+
+double difference_of(const std::vector<float>& ours, const std::vector<float>& stock) {
+    double difference = 0, size = 0;
+    for (size_t i = 0; i < stock.size(); i++) {
+        difference += (ours[i] - stock[i]) * (ours[i] - stock[i]);
+        size += stock[i] * stock[i];
+    }
+    return difference / size;
+}
+
+}   // namespace
+
+std::string self_test(BufferType* ours_in, bool* attends) {
+    for (int t = 0; t < kTypes; t++) {
+        constexpr int64_t rows = 48, k = 512, n = 3;
+        std::vector<float> ours, stock;
+        if (!product(ours_in, engine.type_of[t], rows, k, n, &ours) || !product(engine.cpu_buffer_type(), engine.type_of[t], rows, k, n, &stock)) {
+            return std::string("the self-test could not run for ") + kInfo[t].name;
+        }
+        if (!(difference_of(ours, stock) <= 4e-4)) return std::string("the self-test disagrees with llama.cpp for ") + kInfo[t].name;   // 2 %
+    }
+    for (int type : {kF32, kF16, kBf16, kQ8_0}) {
+        std::vector<float> ours, stock;
+        BufferType* cpu = engine.cpu_buffer_type();
+        if (!product(cpu, type, 33, 64, 3, &ours, true) || !product(cpu, type, 33, 64, 3, &stock)) return "the self-test could not run for adapters";
+        if (!(difference_of(ours, stock) <= 4e-4)) return "the self-test disagrees with llama.cpp for adapters";   // 2 %
+    }
+    std::vector<float> ours, stock;
+    *attends = false;
+    const bool first = attention(&stock);
+    *attends = true;
+    if (!first || !attention(&ours)) return "the self-test could not run for attention";
+    if (!(difference_of(ours, stock) <= 1e-5)) return "the self-test disagrees with llama.cpp for attention";   // 0.3 %
+    return "";
+}
+
+}   // namespace edgellm
