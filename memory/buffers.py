@@ -13,6 +13,7 @@ from edgellm.memory.kv import cache_bytes, cells, snapshots
 from edgellm.memory.shape import ModelShape, UnknownShape, has_fused_qkv
 
 _FLOAT = 4
+_UNPACKED_BYTES = 512 * 1024  # weights that the kernels keep unpacked in a thread's cache
 
 
 def estimate(shape: ModelShape, settings: ContextSettings, repack: bool = False, *, isa: str = "x86") -> BufferSizes:
@@ -81,9 +82,13 @@ def output_formula(shape: ModelShape, settings: ContextSettings) -> str:
 
 
 def work_bytes(shape: ModelShape, settings: ContextSettings) -> int:
-    """Scratch of the CPU backend: activations in 8 bits for the widest product, or tiles of attention a thread."""
+    """Scratch of the CPU backend: activations in 8 bits for the widest product, or tiles of attention a thread.
+
+    Beside the activations each thread unpacks weights once for all of them: 16 rows of a matrix at least.
+    """
     widest = max(shape.n_ff * max(shape.n_experts_used, 1), shape.q_width, shape.n_embd)
     quantised = settings.n_ubatch * widest * 292 // 256  # Q8_K, the widest of the 8-bit forms
+    quantised += settings.n_threads * max(_UNPACKED_BYTES, 16 * widest * 5 // 4)
     head = max((group.head_dim for group in shape.attention), default=0)
     tiles = settings.n_threads * _FLOAT * (4 * 64 * head + 2 * 64 * 64) if head else 0
     return max(quantised, tiles)

@@ -105,7 +105,7 @@ EDGELLM_EXPORT double edgellm_matmul(const char* name, int type, const void* pac
     const Variant* variant = find_variant(name);
     if (!variant || !variant->runs_here()) return -1;
     const Type t = static_cast<Type>(type);
-    std::vector<char> work(static_cast<size_t>(work_bytes(t, k, n, n_threads)));
+    std::vector<char> work(static_cast<size_t>(work_bytes(*variant, t, k, n, n_threads)));
     const Columns columns = {x, {n, 1, 1}, {k * 4, n * k * 4, n * k * 4}};
     const int64_t step = packed_bytes(t, rows, k);
     return fastest_s(n_threads, repeat * n_copies, [&](int ith, int64_t i, Barrier& barrier) {

@@ -6,7 +6,9 @@
 //
 // A policy has `kLanes` rows in a vector, types F (floats), I (int32), W (4 bytes a lane) and N (what its dot product adds to), and
 // the functions used below. `kColumns` columns at most share one unpacked vector of weights: their sums must fit the registers.
-// `kSignedOnly` says that its dot product wants signed weights when they need all eight bits. `kNarrow` says that N is two int16 a
+// From `kWide` columns on it pays to write unpacked weights down, twice as many for weights that are nibbles alone.
+// `kTwoChains` says that the dot product takes so long that one chain of sums a column would leave it idle, and that there are registers
+// for two. `kSignedOnly` says that its dot product wants signed weights when they need all eight bits. `kNarrow` says that N is two int16 a
 // lane, each the sum of half of the products, which widen() adds up. It wraps, so what counts is that the sum is in range when it
 // is widened: 16 products of 4 bits with int8 (30,480 at most), 16 of 5 bits less 16 (32,512), 8 of 5 bits (31,496), 8 of 6 bits
 // less 32 (32,512). Offsets are therefore subtracted before, as the pair of int16 at which a sum starts.
@@ -115,17 +117,55 @@ EDGELLM_INLINE void store_columns(const typename S::F (&f)[NC], float* y, int64_
     }
 }
 
+// Vector `t` of a block of 32, sixteen rows by four weights as the dot product takes them; `w`: where a part's quants begin.
+template <class S, Type T, int t>
+EDGELLM_INLINE typename S::W block32_vector(const uint8_t* w, Int<t>) {
+    using W = typename S::W;
+    if constexpr (T == Q8_0) {
+        const W v = S::load(w + kLine * t);
+        if constexpr (S::kSignedOnly) return S::flip_sign(v);
+        else return v;
+    } else {
+        const W both = S::load(w + kLine * (t % 4));
+        W v = t < 4 ? S::low(both) : S::high(both);
+        if constexpr (T == Q5_0 || T == Q5_1) v = S::template insert<4 - t, 0x10>(v, S::load(w + 256));
+        if constexpr (T == IQ4_NL) v = S::lookup(v);
+        if constexpr (T == IQ4_NL && S::kSignedOnly) v = S::flip_sign(v);
+        return v;
+    }
+}
+
+// Vector `t` of sub-block 2 pair + odd of Q4_K and Q5_K. `pair` is a constant but for the narrow kernels.
+template <class S, Type T, class Pair, int odd, int t>
+EDGELLM_INLINE typename S::W q45k_vector(const uint8_t* w, Pair pair, Int<odd>, Int<t>) {
+    const typename S::W both = S::load(w + (pair * 8 + t) * kLine);
+    typename S::W v = odd ? S::high(both) : S::low(both);
+    if constexpr (T == Q5_K && S::kNarrow) {
+        v = S::insert_fifth(v, S::load(w + 2048 + t * kLine), 2 * pair + odd);
+    } else if constexpr (T == Q5_K) {
+        v = S::template insert<4 - (2 * Pair::value + odd), 0x10>(v, S::load(w + 2048 + t * kLine));
+    }
+    return v;
+}
+
+// Vector `t` of an eighth of a block of Q6_K: a quarter of one of its halves.
+template <class S, class Half, int quarter>
+EDGELLM_INLINE typename S::W q6k_vector(const uint8_t* w, Half half, Int<quarter>, int t) {
+    const typename S::W both = S::load(w + (half * 16 + quarter % 2 * 8 + t) * kLine);
+    const typename S::W v = quarter < 2 ? S::low(both) : S::high(both);
+    return S::template insert<4 - 2 * quarter, 0x30>(v, S::load(w + 2048 + (half * 8 + t) * kLine));
+}
+
 // Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL.
-template <class S, Type T, int NC>
-void group_block32(const uint8_t* group, int64_t k, const Tile& tile, float* y, int64_t stride, int rows) {
+template <class S, Type T, int NC, bool kReady>
+void group_block32(const uint8_t* group, const Unpacked& ready, int64_t k, const Tile& tile, float* y, int64_t stride, int rows) {
     using F = typename S::F;
     using I = typename S::I;
-    using W = typename S::W;
-    constexpr bool kMin = T == Q4_1 || T == Q5_1, kFifth = T == Q5_0 || T == Q5_1, kWide = T == Q8_0 || T == IQ4_NL;
+    constexpr bool kMin = T == Q4_1 || T == Q5_1, kWide = T == Q8_0 || T == IQ4_NL;
     constexpr int kQuantBytes = kInfo[T].quant_bytes, kScaleBytes = kInfo[T].scale_bytes;
     const int64_t n_blocks = k / 32, next_group = group_bytes(T, k);   // its scales: no prefetcher would guess them
     for (int part = 0; part * S::kLanes < kRows && part * S::kLanes < rows; part++) {
-        const uint8_t* w = group + part * S::kLanes * 4;
+        const uint8_t *w = group + part * S::kLanes * 4, *u = ready.vectors + part * S::kLanes * 4;
         const uint8_t* scale = group + n_blocks * kQuantBytes + part * S::kLanes * 2;
         const int32_t *tile_q = tile.q, *tile_sum = tile.sum;
         const float* tile_d = tile.d;
@@ -137,55 +177,31 @@ void group_block32(const uint8_t* group, int64_t k, const Tile& tile, float* y, 
                 const int32_t *q = tile_q + first, *sum = tile_sum + first;
                 const float* d = tile_d + first;
                 I total[C];
-                if constexpr (kWide) {
-                    Sums<S, C, true> sums;
-                    if constexpr (S::kSignedOnly) sums.begin();
-                    else sums.begin(sum);
-                    repeat<kQuantBytes / kLine>([&](auto t) EDGELLM_INLINE_LAMBDA {
-                        S::prefetch(w + kAhead + kLine * t.value);
-                        W v = S::load(w + kLine * t.value);
-                        if constexpr (T == Q8_0) {
-                            if constexpr (S::kSignedOnly) v = S::flip_sign(v);
-                            sums.add(Int<t.value>{}, v, q + t.value * NC);
-                        } else {
-                            W low = S::lookup(S::low(v)), high = S::lookup(S::high(v));
-                            if constexpr (S::kSignedOnly) {
-                                low = S::flip_sign(low);
-                                high = S::flip_sign(high);
-                            }
-                            sums.add(Int<0>{}, low, q + t.value * NC);
-                            sums.add(Int<1>{}, high, q + (t.value + 4) * NC);
-                        }
+                auto add = [&](auto& to, auto t, auto i) EDGELLM_INLINE_LAMBDA {
+                    if constexpr (!kReady && t.value < kQuantBytes / kLine) S::prefetch(w + kAhead + kLine * t.value);
+                    if constexpr (kReady) to.add(i, S::load(u + kLine * t.value), q + t.value * NC);
+                    else to.add(i, block32_vector<S, T>(w, t), q + t.value * NC);
+                };
+                Sums<S, C, kWide> sums;
+                if constexpr (kMin || (kWide && S::kSignedOnly)) sums.begin();
+                else sums.begin(sum);
+                if constexpr (S::kTwoChains) {
+                    Sums<S, C, kWide> others;
+                    others.begin();
+                    repeat<4>([&](auto i) EDGELLM_INLINE_LAMBDA {
+                        add(sums, i, i);
+                        add(others, Int<i.value + 4>{}, i);
                     });
+                    EDGELLM_UNROLL for (int c = 0; c < C; c++) total[c] = S::add(sums.total(c), others.total(c));
+                } else if constexpr (T == Q5_1 && S::kNarrow) {   // 32 products of 5 bits are out of range
+                    repeat<4>([&](auto i) EDGELLM_INLINE_LAMBDA { add(sums, i, i); });
                     EDGELLM_UNROLL for (int c = 0; c < C; c++) total[c] = sums.total(c);
+                    sums.begin();
+                    repeat<4>([&](auto i) EDGELLM_INLINE_LAMBDA { add(sums, Int<i.value + 4>{}, i); });
+                    EDGELLM_UNROLL for (int c = 0; c < C; c++) total[c] = S::add(total[c], sums.total(c));
                 } else {
-                    Sums<S, C> sums;
-                    if constexpr (kMin) sums.begin();
-                    else sums.begin(sum);
-                    W fifth = W();
-                    if constexpr (kFifth) {
-                        S::prefetch(w + kAhead + 256);
-                        fifth = S::load(w + 256);
-                    }
-                    repeat<4>([&](auto t) EDGELLM_INLINE_LAMBDA {
-                        S::prefetch(w + kAhead + kLine * t.value);
-                        W v = S::low(S::load(w + kLine * t.value));
-                        if constexpr (kFifth) v = S::template insert<4 - t.value, 0x10>(v, fifth);
-                        sums.add(Int<t.value>{}, v, q + t.value * NC);
-                    });
-                    if constexpr (T == Q5_1 && S::kNarrow) {   // 32 products of 5 bits are out of range
-                        EDGELLM_UNROLL for (int c = 0; c < C; c++) total[c] = sums.total(c);
-                        sums.begin();
-                    }
-                    repeat<4>([&](auto t) EDGELLM_INLINE_LAMBDA {
-                        W v = S::high(S::load(w + kLine * t.value));
-                        if constexpr (kFifth) v = S::template insert<0 - t.value, 0x10>(v, fifth);
-                        sums.add(Int<t.value>{}, v, q + (t.value + 4) * NC);
-                    });
-                    EDGELLM_UNROLL for (int c = 0; c < C; c++) {
-                        if constexpr (T == Q5_1 && S::kNarrow) total[c] = S::add(total[c], sums.total(c));
-                        else total[c] = sums.total(c);
-                    }
+                    repeat<8>([&](auto t) EDGELLM_INLINE_LAMBDA { add(sums, t, t); });
+                    EDGELLM_UNROLL for (int c = 0; c < C; c++) total[c] = sums.total(c);
                 }
                 const F dw = S::half(scale);
                 F m = F();
@@ -195,16 +211,16 @@ void group_block32(const uint8_t* group, int64_t k, const Tile& tile, float* y, 
                     if constexpr (kMin) f[first + c] = S::fma(m, S::broadcast(reinterpret_cast<const float*>(sum) + c), f[first + c]);
                 }
             });
-            S::prefetch(scale + next_group);
-            w += kQuantBytes, scale += kScaleBytes, tile_q += 8 * NC, tile_d += NC, tile_sum += NC;
+            if constexpr (!kReady) S::prefetch(scale + next_group);
+            w += kQuantBytes, u += 8 * kLine, scale += kScaleBytes, tile_q += 8 * NC, tile_d += NC, tile_sum += NC;
         }
         store_columns<S>(f, y, stride, part, rows);
     }
 }
 
 // Q4_K, Q5_K.
-template <class S, Type T, int NC>
-void group_q45k(const uint8_t* group, int64_t k, const Tile& tile, float* y, int64_t stride, int rows) {
+template <class S, Type T, int NC, bool kReady>
+void group_q45k(const uint8_t* group, const Unpacked& ready, int64_t k, const Tile& tile, float* y, int64_t stride, int rows) {
     using F = typename S::F;
     using I = typename S::I;
     using N = typename S::N;
@@ -213,10 +229,10 @@ void group_q45k(const uint8_t* group, int64_t k, const Tile& tile, float* y, int
     constexpr bool kOffset = T == Q5_K && S::kNarrow;
     const int64_t n_blocks = k / 256, next_group = group_bytes(T, k);   // its scales: no prefetcher would guess them
     for (int part = 0; part * S::kLanes < kRows && part * S::kLanes < rows; part++) {
-        const uint8_t* w = group + part * S::kLanes * 4;
+        const uint8_t *w = group + part * S::kLanes * 4, *u = ready.vectors + part * S::kLanes * 4;
         const uint8_t* scale = group + n_blocks * kInfo[T].quant_bytes + part * S::kLanes * 2;
         const int32_t *tile_q = tile.q, *tile_sum = tile.sum;
-        const float* tile_d = tile.d;
+        const float *tile_d = tile.d, *factors = ready.factors + part * S::kLanes;
         F f[NC];
         EDGELLM_UNROLL for (int c = 0; c < NC; c++) f[c] = S::zero();
         for (int64_t b = 0; b < n_blocks; b++) {
@@ -226,30 +242,23 @@ void group_q45k(const uint8_t* group, int64_t k, const Tile& tile, float* y, int
                 F s[C];
                 EDGELLM_UNROLL for (int c = 0; c < C; c++) s[c] = S::zero();
                 // Sub-blocks of 32: low nibbles of eight vectors, then their high ones.
-                auto sub_block = [&](auto pair, auto odd) EDGELLM_INLINE_LAMBDA {
-                    const int j = 2 * pair + odd.value;
-                    Sums<S, C> sums;
+                auto begin = [&](auto& sums, int j) EDGELLM_INLINE_LAMBDA {
                     if constexpr (kOffset) sums.begin(sum + (4 + j) * NC);   // less 16 a weight
                     else sums.begin();
-                    repeat<8>([&](auto t) EDGELLM_INLINE_LAMBDA {
-                        const uint8_t* at = w + (pair * 8 + t.value) * kLine;
-                        W v;
-                        if constexpr (odd.value == 0) {
-                            S::prefetch(at + kAhead);
-                            v = S::low(S::load(at));
-                        } else {
-                            v = S::high(S::load(at));
-                        }
-                        if constexpr (kOffset) {
-                            v = S::insert_fifth(v, S::load(w + 2048 + t.value * kLine), j);
-                        } else if constexpr (T == Q5_K) {
-                            constexpr int J = 2 * decltype(pair)::value + odd.value;
-                            if (J == 0) S::prefetch(w + kAhead + 2048 + t.value * kLine);
-                            v = S::template insert<4 - J, 0x10>(v, S::load(w + 2048 + t.value * kLine));
-                        }
-                        sums.add(Int<t.value>{}, v, q + (j * 8 + t.value) * NC);
-                    });
-                    const F factor = S::bytes(w - part * S::kLanes * 3 + kScales + j * kRows);
+                };
+                auto add = [&](auto& sums, auto pair, auto odd, auto t) EDGELLM_INLINE_LAMBDA {
+                    const int j = 2 * pair + odd.value;
+                    if constexpr (!kReady && odd.value == 0) S::prefetch(w + kAhead + (pair * 8 + t.value) * kLine);
+                    if constexpr (!kReady && T == Q5_K && !kOffset) {
+                        if (j == 0) S::prefetch(w + kAhead + 2048 + t.value * kLine);
+                    }
+                    if constexpr (kReady) sums.add(t, S::load(u + (j * 8 + t.value) * kLine), q + (j * 8 + t.value) * NC);
+                    else sums.add(t, q45k_vector<S, T>(w, pair, odd, t), q + (j * 8 + t.value) * NC);
+                };
+                auto scale_by = [&](const auto& sums, int j) EDGELLM_INLINE_LAMBDA {
+                    F factor;
+                    if constexpr (kReady) factor = S::floats(factors + j * kRows);
+                    else factor = S::bytes(w - part * S::kLanes * 3 + kScales + j * kRows);
                     EDGELLM_UNROLL for (int c = 0; c < C; c++) {
                         I total = sums.total(c);
                         if constexpr (kOffset) total = S::subtract(total, S::widen(S::start(sum + (4 + j) * NC + c)));
@@ -257,8 +266,22 @@ void group_q45k(const uint8_t* group, int64_t k, const Tile& tile, float* y, int
                     }
                 };
                 auto both = [&](auto pair) EDGELLM_INLINE_LAMBDA {
-                    sub_block(pair, Int<0>{});
-                    sub_block(pair, Int<1>{});
+                    Sums<S, C> even, odd;
+                    begin(even, 2 * pair);
+                    if constexpr (S::kTwoChains) {
+                        begin(odd, 2 * pair + 1);
+                        repeat<8>([&](auto t) EDGELLM_INLINE_LAMBDA {
+                            add(even, pair, Int<0>{}, t);
+                            add(odd, pair, Int<1>{}, t);
+                        });
+                        scale_by(even, 2 * pair);
+                    } else {
+                        repeat<8>([&](auto t) EDGELLM_INLINE_LAMBDA { add(even, pair, Int<0>{}, t); });
+                        scale_by(even, 2 * pair);
+                        begin(odd, 2 * pair + 1);
+                        repeat<8>([&](auto t) EDGELLM_INLINE_LAMBDA { add(odd, pair, Int<1>{}, t); });
+                    }
+                    scale_by(odd, 2 * pair + 1);
                 };
                 if constexpr (S::kNarrow) {   // a loop fits the cache of decoded instructions
                     for (int pair = 0; pair < 4; pair++) both(pair);
@@ -281,14 +304,14 @@ void group_q45k(const uint8_t* group, int64_t k, const Tile& tile, float* y, int
                     f[first + c] = S::fma(product, S::broadcast(tile_d + first + c), f[first + c]);
                 }
             });
-            S::prefetch(w + kAhead + kMins);
-            S::prefetch(w + kAhead + kMins + 64);
-            S::prefetch(w + kAhead + kMins + 128);
-            S::prefetch(w + kAhead + kMins + 192);
-            if constexpr (kOffset) {
-                EDGELLM_UNROLL for (int t = 0; t < 8; t++) S::prefetch(w + kAhead + 2048 + t * kLine);
+            if constexpr (!kReady) {
+                EDGELLM_UNROLL for (int line = 0; line < 4; line++) S::prefetch(w + kAhead + kMins + line * kLine);
+                if constexpr (kOffset) {
+                    EDGELLM_UNROLL for (int t = 0; t < 8; t++) S::prefetch(w + kAhead + 2048 + t * kLine);
+                }
+                S::prefetch(scale + next_group);
             }
-            S::prefetch(scale + next_group);
+            u += 64 * kLine, factors += 8 * kRows;
             w += kInfo[T].quant_bytes, scale += kInfo[T].scale_bytes, tile_q += 64 * NC, tile_d += NC;
             tile_sum += kInfo[T].sums * NC;
         }
@@ -296,16 +319,15 @@ void group_q45k(const uint8_t* group, int64_t k, const Tile& tile, float* y, int
     }
 }
 
-template <class S, Type T, int NC>
-void group_q6k(const uint8_t* group, int64_t k, const Tile& tile, float* y, int64_t stride, int rows) {
+template <class S, Type T, int NC, bool kReady>
+void group_q6k(const uint8_t* group, const Unpacked& ready, int64_t k, const Tile& tile, float* y, int64_t stride, int rows) {
     using F = typename S::F;
-    using W = typename S::W;
     const int64_t n_blocks = k / 256, next_group = group_bytes(T, k);   // its scales: no prefetcher would guess them
     for (int part = 0; part * S::kLanes < kRows && part * S::kLanes < rows; part++) {
-        const uint8_t* w = group + part * S::kLanes * 4;
+        const uint8_t *w = group + part * S::kLanes * 4, *u = ready.vectors + part * S::kLanes * 4;
         const uint8_t* scale = group + n_blocks * kInfo[T].quant_bytes + part * S::kLanes * 2;
         const int32_t *tile_q = tile.q, *tile_sum = tile.sum;
-        const float* tile_d = tile.d;
+        const float *tile_d = tile.d, *factors = ready.factors + part * S::kLanes;
         F f[NC];
         EDGELLM_UNROLL for (int c = 0; c < NC; c++) f[c] = S::zero();
         for (int64_t b = 0; b < n_blocks; b++) {
@@ -315,29 +337,44 @@ void group_q6k(const uint8_t* group, int64_t k, const Tile& tile, float* y, int6
                 F s[C];
                 EDGELLM_UNROLL for (int c = 0; c < C; c++) s[c] = S::zero();
                 // Sub-blocks of 16: half of the block, quarter of that, half of that.
-                auto sub_block = [&](auto half, auto quarter, auto last) EDGELLM_INLINE_LAMBDA {
-                    const int j = half * 8 + quarter.value * 2 + last;
-                    Sums<S, C> sums;
-                    sums.begin(sum + j * NC);
-                    repeat<4>([&](auto u) EDGELLM_INLINE_LAMBDA {
-                        const int t = last * 4 + u.value;
-                        const uint8_t* nibbles = w + (half * 16 + quarter.value % 2 * 8 + t) * kLine;
-                        const uint8_t* pairs = w + 2048 + (half * 8 + t) * kLine;
-                        if constexpr (quarter.value < 2) S::prefetch(nibbles + kAhead);
-                        if constexpr (quarter.value == 0) S::prefetch(pairs + kAhead);
-                        W v = quarter.value < 2 ? S::low(S::load(nibbles)) : S::high(S::load(nibbles));
-                        v = S::template insert<4 - 2 * quarter.value, 0x30>(v, S::load(pairs));
-                        sums.add(Int<u.value>{}, v, q + (j * 4 + u.value) * NC);
-                    });
-                    const F factor = S::signed_bytes(w - part * S::kLanes * 3 + 3072 + j * kRows);
+                auto add = [&](auto& sums, auto half, auto quarter, auto last, auto i) EDGELLM_INLINE_LAMBDA {
+                    const int at = (half * 8 + quarter.value * 2 + last) * 4 + i.value, t = last * 4 + i.value;
+                    if constexpr (!kReady && quarter.value < 2) S::prefetch(w + kAhead + (half * 16 + quarter.value * 8 + t) * kLine);
+                    if constexpr (!kReady && quarter.value == 0) S::prefetch(w + kAhead + 2048 + (half * 8 + t) * kLine);
+                    if constexpr (kReady) sums.add(i, S::load(u + at * kLine), q + at * NC);
+                    else sums.add(i, q6k_vector<S>(w, half, quarter, t), q + at * NC);
+                };
+                auto scale_by = [&](const auto& sums, int j) EDGELLM_INLINE_LAMBDA {
+                    F factor;
+                    if constexpr (kReady) factor = S::floats(factors + j * kRows);
+                    else factor = S::signed_bytes(w - part * S::kLanes * 3 + 3072 + j * kRows);
                     EDGELLM_UNROLL for (int c = 0; c < C; c++) s[c] = S::fma(S::to_float(sums.total(c)), factor, s[c]);
                 };
                 auto quarters = [&](auto half) EDGELLM_INLINE_LAMBDA {
                     repeat<4>([&](auto quarter) EDGELLM_INLINE_LAMBDA {
-                        if constexpr (S::kNarrow) {
-                            for (int last = 0; last < 2; last++) sub_block(half, quarter, last);
+                        const int j = half * 8 + quarter.value * 2;
+                        if constexpr (S::kTwoChains) {
+                            Sums<S, C> first_half, last_half;
+                            first_half.begin(sum + j * NC);
+                            last_half.begin(sum + (j + 1) * NC);
+                            repeat<4>([&](auto i) EDGELLM_INLINE_LAMBDA {
+                                add(first_half, half, quarter, Int<0>{}, i);
+                                add(last_half, half, quarter, Int<1>{}, i);
+                            });
+                            scale_by(first_half, j);
+                            scale_by(last_half, j + 1);
                         } else {
-                            repeat<2>([&](auto last) EDGELLM_INLINE_LAMBDA { sub_block(half, quarter, last); });
+                            auto one = [&](auto last) EDGELLM_INLINE_LAMBDA {
+                                Sums<S, C> sums;
+                                sums.begin(sum + (j + last) * NC);
+                                repeat<4>([&](auto i) EDGELLM_INLINE_LAMBDA { add(sums, half, quarter, last, i); });
+                                scale_by(sums, j + last);
+                            };
+                            if constexpr (S::kNarrow) {
+                                for (int last = 0; last < 2; last++) one(last);
+                            } else {
+                                repeat<2>(one);
+                            }
                         }
                     });
                 };
@@ -351,14 +388,48 @@ void group_q6k(const uint8_t* group, int64_t k, const Tile& tile, float* y, int6
                     f[first + c] = S::fma(S::mul(s[c], dw), S::broadcast(tile_d + first + c), f[first + c]);
                 }
             });
-            S::prefetch(w + kAhead + 3072);
-            S::prefetch(w + kAhead + 3136);
-            S::prefetch(w + kAhead + 3200);
-            S::prefetch(w + kAhead + 3264);
-            S::prefetch(scale + next_group);
+            if constexpr (!kReady) {
+                EDGELLM_UNROLL for (int line = 0; line < 4; line++) S::prefetch(w + kAhead + 3072 + line * kLine);
+                S::prefetch(scale + next_group);
+            }
+            u += 64 * kLine, factors += 16 * kRows;
             w += kInfo[T].quant_bytes, scale += kInfo[T].scale_bytes, tile_q += 64 * NC, tile_d += NC, tile_sum += 16 * NC;
         }
         store_columns<S>(f, y, stride, part, rows);
+    }
+}
+
+// What the kernels unpack of a group, once for all columns that wait for it.
+template <class S, Type T>
+void unpack_group(const uint8_t* group, int64_t k, uint8_t* vectors, float* factors) {
+    constexpr int kBlock = kInfo[T].block, kVectors = kBlock / 4, kScales = T == Q6_K ? 3072 : kInfo[T].quant_bytes - 128;
+    for (int part = 0; part * S::kLanes < kRows; part++) {
+        const uint8_t *w = group + part * S::kLanes * 4, *scales = group + part * S::kLanes + kScales;
+        uint8_t* out = vectors + part * S::kLanes * 4;
+        float* f = factors + part * S::kLanes;
+        for (int64_t b = 0; b < k / kBlock; b++) {
+            if constexpr (kBlock == 32) {
+                repeat<8>([&](auto t) { S::store_bytes(out + t.value * kLine, block32_vector<S, T>(w, t)); });
+            } else if constexpr (T == Q6_K) {
+                repeat<8>([&](auto eighth) {
+                    constexpr Int<eighth.value / 4> half{};
+                    constexpr Int<eighth.value % 4> quarter{};
+                    for (int t = 0; t < 8; t++) S::store_bytes(out + (eighth.value * 8 + t) * kLine, q6k_vector<S>(w, half, quarter, t));
+                });
+                for (int j = 0; j < 16; j++) S::store(f + j * kRows, S::signed_bytes(scales + j * kRows));
+            } else {
+                repeat<4>([&](auto pair) {
+                    repeat<16>([&](auto i) {
+                        constexpr Int<i.value / 8> odd{};
+                        constexpr Int<i.value % 8> t{};
+                        S::store_bytes(out + (pair.value * 16 + i.value) * kLine, q45k_vector<S, T>(w, pair, odd, t));
+                    });
+                });
+                for (int j = 0; j < 8; j++) S::store(f + j * kRows, S::bytes(scales + j * kRows));
+            }
+            w += kInfo[T].quant_bytes, scales += kInfo[T].quant_bytes;
+            out += kVectors * kLine, f += n_factors(T) * kRows;
+        }
     }
 }
 
@@ -470,11 +541,11 @@ void read_of(const uint8_t* from, int64_t n_bytes) {
     }
 }
 
-template <class S, Type T, int NC>
+template <class S, Type T, int NC, bool kReady = false>
 constexpr GroupKernel kernel_of() {
-    if constexpr (T == Q6_K) return group_q6k<S, T, NC>;
-    else if constexpr (T == Q4_K || T == Q5_K) return group_q45k<S, T, NC>;
-    else return group_block32<S, T, NC>;
+    if constexpr (T == Q6_K) return group_q6k<S, T, NC, kReady>;
+    else if constexpr (T == Q4_K || T == Q5_K) return group_q45k<S, T, NC, kReady>;
+    else return group_block32<S, T, NC, kReady>;
 }
 
 template <class A>
@@ -485,8 +556,16 @@ void thin(const Thin& t, int ith, int nth);   // thin.h
 // A constant, so that no instruction of the variant runs on a CPU that lacks it.
 template <class S, class A>
 constexpr Variant table_of(const char* name, bool (*runs_here)(), double (*peak)(int64_t) = peak_of<S>) {
-    Variant v = {name, runs_here, quantize<S>, {}, peak, read_of<S>, attend<A>, thin<A>};
-    repeat<kTypes>(
-        [&](auto t) { repeat<kMaxCols>([&](auto c) { v.kernel[t.value][c.value] = kernel_of<S, static_cast<Type>(t.value), c.value + 1>(); }); });
+    Variant v = {name, runs_here, quantize<S>, {}, {}, {}, {}, peak, read_of<S>, attend<A>, thin<A>};
+    repeat<kTypes>([&](auto t) {
+        constexpr Type type = static_cast<Type>(t.value);
+        repeat<kMaxCols>([&](auto c) { v.kernel[t.value][c.value] = kernel_of<S, type, c.value + 1>(); });
+        v.wide_from[t.value] = INT64_MAX;
+        if constexpr (type != Q8_0) {   // which is no different unpacked
+            v.wide_from[t.value] = type == Q5_0 || type == Q5_1 || type == Q5_K || type == Q6_K ? S::kWide : 2 * S::kWide;
+            v.unpack[t.value] = unpack_group<S, type>;
+            v.ready[t.value] = kernel_of<S, type, kMaxCols, true>();
+        }
+    });
     return v;
 }

@@ -80,8 +80,20 @@ inline Tile tile_at(void* memory, Type type, int64_t k, int cols) {
     return tile;
 }
 
-// One group of sixteen rows times one tile: y[c * stride + r] for r < rows.
-using GroupKernel = void (*)(const uint8_t* group, int64_t k, const Tile& tile, float* y, int64_t stride, int rows);
+// A group's weights as a dot product takes them, a byte each in the order of the products, for many tiles to share:
+//   vectors  [k / 4][16 rows][4]
+//   factors  [k / block][n_factors][16 rows]   the whole scales of a block's parts
+struct Unpacked {
+    const uint8_t* vectors;
+    const float* factors;
+};
+constexpr int n_factors(Type type) { return type == Q4_K || type == Q5_K ? 8 : type == Q6_K ? 16 : 0; }
+inline int64_t vector_bytes(int64_t k) { return k * kRows; }
+inline int64_t unpacked_bytes(Type type, int64_t k) { return vector_bytes(k) + k / kInfo[type].block * n_factors(type) * kRows * 4; }
+
+// One group of sixteen rows times one tile: y[c * stride + r] for r < rows. `ready` is read by the kernels of unpacked weights.
+using GroupKernel = void (*)(const uint8_t* group, const Unpacked& ready, int64_t k, const Tile& tile, float* y, int64_t stride, int rows);
+using Unpack = void (*)(const uint8_t* group, int64_t k, uint8_t* vectors, float* factors);
 // Blocks [first, last) of one row of activations into column `c` of a tile.
 using Quantize = void (*)(Type type, const float* x, int64_t first, int64_t last, const Tile& tile, int c);
 
@@ -135,6 +147,9 @@ struct Variant {
     bool (*runs_here)();   // asks the CPU
     Quantize quantize;
     GroupKernel kernel[kTypes][kMaxCols];                   // [type][cols - 1]
+    int64_t wide_from[kTypes];                              // columns from which weights are unpacked once for all of them
+    Unpack unpack[kTypes];                                  // nullptr for a type that gains nothing
+    GroupKernel ready[kTypes];                              // of unpacked weights and kMaxCols columns
     double (*peak)(int64_t rounds);                         // multiply-adds done by `rounds` rounds of the bare dot-product instruction
     void (*read)(const uint8_t* from, int64_t n_bytes);     // does nothing but read
     void (*attend)(const Attention& a, int ith, int nth);   // the share of one thread
@@ -147,7 +162,7 @@ const Variant* find_variant(const char* name);   // "auto": the best that runs h
 void pack(Type type, const void* source, int64_t rows, int64_t k, void* packed, int n_threads);
 
 // Rows [ith/nth) of y = W x, for n columns; `work` holds work_bytes(). `barrier` joins all the threads of this call.
-int64_t work_bytes(Type type, int64_t k, int64_t n, int n_threads);
+int64_t work_bytes(const Variant& variant, Type type, int64_t k, int64_t n, int n_threads);
 void matmul(const Variant& variant, Type type, const void* packed, int64_t rows, int64_t k, const Columns& x, float* y, int64_t y_stride, void* work,
             int ith, int nth, void (*barrier)(void*), void* barrier_argument);
 

@@ -60,7 +60,7 @@ struct Product final : TensorTraits {
         Type type;
         if (!type_of(op->src[0]->type, &type)) return false;
         const Tensor* x = op->src[1];
-        size = static_cast<size_t>(work_bytes(type, x->ne[0], x->ne[1] * x->ne[2] * x->ne[3], n_threads));
+        size = static_cast<size_t>(work_bytes(*variant, type, x->ne[0], x->ne[1] * x->ne[2] * x->ne[3], n_threads));
         return true;
     }
     bool compute_forward(ComputeParams* params, Tensor* op) override {

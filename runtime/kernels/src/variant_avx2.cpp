@@ -32,7 +32,9 @@ struct S {
     using N = I;
     static constexpr int kLanes = 16;
     static constexpr int kColumns = 4;   // with two sums each they leave half of the 16 registers for the rest
+    static constexpr int64_t kWide = 16;
     static constexpr bool kNarrow = !EDGELLM_AVX_VNNI;
+    static constexpr bool kTwoChains = false;
     static constexpr bool kSignedOnly = !EDGELLM_AVX_VNNI;   // 16-bit sums of pairs overflow with weights of eight bits
     static inline __m256i load_one(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
     static inline F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
@@ -125,9 +127,14 @@ struct S {
     static inline F mul(const F& x, const F& y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
     static inline F fma(const F& x, const F& y, const F& z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
     static inline F minus_product(const F& z, const F& x, const F& y) { return {_mm256_fnmadd_ps(x.a, y.a, z.a), _mm256_fnmadd_ps(x.b, y.b, z.b)}; }
+    static inline F floats(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
     static inline void store(float* p, const F& v) {
         _mm256_storeu_ps(p, v.a);
         _mm256_storeu_ps(p + 8, v.b);
+    }
+    static inline void store_bytes(uint8_t* p, const W& v) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v.a);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), v.b);
     }
     static inline void prefetch(const uint8_t* p) { EDGELLM_PREFETCH(p); }
     static inline void keep(I& v) {

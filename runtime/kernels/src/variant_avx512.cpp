@@ -29,7 +29,9 @@ struct S {
     using N = I;
     static constexpr int kLanes = 16;
     static constexpr int kColumns = kMaxCols;
+    static constexpr int64_t kWide = 32;
     static constexpr bool kNarrow = false;
+    static constexpr bool kTwoChains = true;
     static constexpr bool kSignedOnly = false;
     static inline F zero() { return _mm512_setzero_ps(); }
     static inline I zero_int() { return _mm512_setzero_si512(); }
@@ -51,6 +53,7 @@ struct S {
     static inline W lookup(W v) { return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(kIq4))), v); }
     static inline I dot(I acc, W w, const int32_t* q) { return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(*q)); }
     static inline I dot_wide(I acc, W w, const int32_t* q) { return dot(acc, w, q); }
+    static inline I add(I a, I b) { return _mm512_add_epi32(a, b); }
     static inline W flip_sign(W v) { return v; }
     static inline I times_64(I v) { return _mm512_slli_epi32(v, 6); }
     static inline F to_float(I v) { return _mm512_cvtepi32_ps(v); }
@@ -62,7 +65,9 @@ struct S {
     static inline F mul(F a, F b) { return _mm512_mul_ps(a, b); }
     static inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
     static inline F minus_product(F c, F a, F b) { return _mm512_fnmadd_ps(a, b, c); }
+    static inline F floats(const float* p) { return _mm512_loadu_ps(p); }
     static inline void store(float* p, F v) { _mm512_storeu_ps(p, v); }
+    static inline void store_bytes(uint8_t* p, W v) { _mm512_storeu_si512(p, v); }
     static inline void prefetch(const uint8_t* p) { EDGELLM_PREFETCH(p); }
     static inline void keep(I& v) { EDGELLM_KEEP(v); }
     static inline void keep_bytes(W& v) { EDGELLM_KEEP(v); }

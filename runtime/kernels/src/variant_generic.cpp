@@ -29,7 +29,9 @@ float from_half(const uint8_t* p) {
 struct S {
     static constexpr int kLanes = 16;
     static constexpr int kColumns = kMaxCols;
+    static constexpr int64_t kWide = 16;
     static constexpr bool kNarrow = false;
+    static constexpr bool kTwoChains = false;
     static constexpr bool kSignedOnly = false;
     struct F {
         float v[kLanes];
@@ -83,7 +85,9 @@ struct S {
     EDGELLM_CALL F mul(const F& a, const F& b) { return each<F>([&](int i) { return a.v[i] * b.v[i]; }); }
     EDGELLM_CALL F fma(const F& a, const F& b, const F& c) { return each<F>([&](int i) { return std::fma(a.v[i], b.v[i], c.v[i]); }); }
     EDGELLM_CALL F minus_product(const F& c, const F& a, const F& b) { return each<F>([&](int i) { return std::fma(-a.v[i], b.v[i], c.v[i]); }); }
+    EDGELLM_CALL F floats(const float* p) { return each<F>([=](int i) { return p[i]; }); }
     EDGELLM_CALL void store(float* p, const F& v) { std::memcpy(p, v.v, sizeof v.v); }
+    EDGELLM_CALL void store_bytes(uint8_t* p, const W& v) { std::memcpy(p, v.v, sizeof v.v); }
     EDGELLM_CALL void prefetch(const uint8_t*) {}
     EDGELLM_CALL void keep(I&) {}
     EDGELLM_CALL void keep_bytes(W&) {}

@@ -38,7 +38,9 @@ struct S {
     using N = I;
     static constexpr int kLanes = 8;
     static constexpr int kColumns = kMaxCols;
+    static constexpr int64_t kWide = 32;
     static constexpr bool kNarrow = false;
+    static constexpr bool kTwoChains = false;
     static constexpr bool kSignedOnly = true;   // the instruction multiplies signed by signed
     static inline F zero() { return {vdupq_n_f32(0), vdupq_n_f32(0)}; }
     static inline I zero_int() { return {vdupq_n_s32(0), vdupq_n_s32(0)}; }
@@ -84,7 +86,9 @@ struct S {
     static inline F mul(F x, F y) { return {vmulq_f32(x.a, y.a), vmulq_f32(x.b, y.b)}; }
     static inline F fma(F x, F y, F z) { return {vfmaq_f32(z.a, x.a, y.a), vfmaq_f32(z.b, x.b, y.b)}; }
     static inline F minus_product(F z, F x, F y) { return {vfmsq_f32(z.a, x.a, y.a), vfmsq_f32(z.b, x.b, y.b)}; }
+    static inline F floats(const float* p) { return {vld1q_f32(p), vld1q_f32(p + 4)}; }
     static inline void store(float* p, F v) { vst1q_f32(p, v.a), vst1q_f32(p + 4, v.b); }
+    static inline void store_bytes(uint8_t* p, W v) { vst1q_u8(p, v.a), vst1q_u8(p + 16, v.b); }
     static inline void prefetch(const uint8_t* p) { EDGELLM_PREFETCH(p); }
     static inline void keep(I& v) {
         EDGELLM_KEEP(v.a);

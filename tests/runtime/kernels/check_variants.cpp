@@ -26,7 +26,7 @@ struct Barrier {
 std::vector<float> multiply(const Variant& v, Type type, const std::vector<uint8_t>& packed, int64_t rows, int64_t k, const std::vector<float>& x,
                             int64_t n) {
     std::vector<float> y(static_cast<size_t>(rows * n), -1);
-    std::vector<char> work(static_cast<size_t>(work_bytes(type, k, n, 2)));   // exactly as much as is asked for
+    std::vector<char> work(static_cast<size_t>(work_bytes(v, type, k, n, 2)));   // exactly as much as is asked for
     const Columns columns = {x.data(), {n, 1, 1}, {k * 4, n * k * 4, n * k * 4}};
     Barrier barrier;
     auto share = [&](int ith) { matmul(v, type, packed.data(), rows, k, columns, y.data(), rows, work.data(), ith, 2, Barrier::wait, &barrier); };
