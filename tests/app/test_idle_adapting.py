@@ -92,8 +92,20 @@ def eventually(holds: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
+_before: set[psutil.Process] = set()
+
+
+@pytest.fixture(autouse=True)
+def _others() -> None:
+    """Children of tests before, of other files too, that are on their way out."""
+    _before.clear()
+    _before.update(psutil.Process().children())
+
+
 def children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    return [
+        each for each in psutil.Process().children() if each not in _before and each.status() != psutil.STATUS_ZOMBIE
+    ]
 
 
 @pytest.fixture
@@ -143,7 +155,7 @@ def test_it_stands_still_while_an_answer_is_made_and_gives_way_to_everything(cha
         process.resume()  # as Ctrl-Z and `fg` do
         eventually(lambda: process.status() == psutil.STATUS_STOPPED)
     chat.begun()
-    assert psutil.Process().children() == [process]
+    assert children() == [process]
     assert not chat.told.notes + chat.told.warnings
 
 
