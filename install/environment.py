@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -44,10 +45,11 @@ class Line:
     def show(self, what: str, how_far: str) -> None:
         with self._lock:
             self.parts[what] = how_far
-            text = ", ".join(f"{key}: {value}" if value else key for key, value in self.parts.items())
+            text = ", ".join(f"{key}: {value}" if value else key for key, value in sorted(self.parts.items()))
             now_s = time.monotonic()
             if sys.stderr.isatty():
-                sys.stderr.write(f"\r\x1b[K{text}")
+                n_columns = shutil.get_terminal_size().columns  # a line that wraps could not be written over
+                sys.stderr.write(f"\r\x1b[K{text[: n_columns - 1]}")
             elif now_s - self._last_s >= EVERY_S and text != self._shown:
                 sys.stderr.write(f"{text}\n")
                 self._last_s, self._shown = now_s, text
@@ -120,7 +122,7 @@ class Environment:
 
     def fetch(self) -> None:
         """Bring the default pair, without the engine; what fails here is said, and tried again by the chat."""
-        what = "fetching the default models"
+        what = "fetching models"
         self.line.show(what, "")
         try:
             for text in run([self.python, ROOT / "install/fetch.py"], {"PYTHONPATH": str(ROOT / ".typing")}):

@@ -17,16 +17,16 @@ class Printed(Unwatched):
     """A download whose state is a line of stdout each time that it has grown by STEP_BYTES."""
 
     def __init__(self) -> None:
-        self.label, self.total_bytes, self.here_bytes, self.told_bytes = "", 0, 0, 0
+        self.total_bytes = self.here_bytes = self.told_bytes = 0
 
     def start(self, total_bytes: int | None, label: str) -> None:
-        self.label, self.total_bytes, self.here_bytes, self.told_bytes = label, total_bytes or 0, 0, 0
+        self.total_bytes, self.here_bytes, self.told_bytes = total_bytes or 0, 0, 0
 
     def advance(self, n_bytes: int) -> None:
         self.here_bytes += n_bytes
         if self.here_bytes - self.told_bytes >= STEP_BYTES:
             self.told_bytes = self.here_bytes
-            print(f"{self.label} {format_bytes(self.here_bytes)} of {format_bytes(self.total_bytes)}", flush=True)
+            print(f"{format_bytes(self.here_bytes)} of {format_bytes(self.total_bytes)}", flush=True)
 
     def adjust(self, n_bytes: int) -> None:
         self.here_bytes += n_bytes

@@ -54,7 +54,7 @@ def test_the_line_says_what_is_compiled_and_what_is_fetched(
     line = environment.Line()
     line.parts["fetching"] = "3 MiB of 5 MiB"
     line.show("compiling", "3 of 83 files")
-    assert capsys.readouterr().err == "fetching: 3 MiB of 5 MiB, compiling: 3 of 83 files\n"
+    assert capsys.readouterr().err == "compiling: 3 of 83 files, fetching: 3 MiB of 5 MiB\n"
 
 
 def test_where_packages_cannot_be_had_it_ends_with_pips_reason_and_an_error(tmp_path: Path) -> None:
