@@ -408,18 +408,19 @@ void unpack_group(const uint8_t* group, int64_t k, uint8_t* vectors, float* fact
         uint8_t* out = vectors + part * S::kLanes * 4;
         float* f = factors + part * S::kLanes;
         for (int64_t b = 0; b < k / kBlock; b++) {
+            for (int line = 0; line < kInfo[T].quant_bytes; line += kLine) S::prefetch(w + kAhead + line);
             if constexpr (kBlock == 32) {
-                repeat<8>([&](auto t) { S::store_bytes(out + t.value * kLine, block32_vector<S, T>(w, t)); });
+                repeat<8>([&](auto t) EDGELLM_INLINE_LAMBDA { S::store_bytes(out + t.value * kLine, block32_vector<S, T>(w, t)); });
             } else if constexpr (T == Q6_K) {
-                repeat<8>([&](auto eighth) {
+                repeat<8>([&](auto eighth) EDGELLM_INLINE_LAMBDA {
                     constexpr Int<eighth.value / 4> half{};
                     constexpr Int<eighth.value % 4> quarter{};
                     for (int t = 0; t < 8; t++) S::store_bytes(out + (eighth.value * 8 + t) * kLine, q6k_vector<S>(w, half, quarter, t));
                 });
                 for (int j = 0; j < 16; j++) S::store(f + j * kRows, S::signed_bytes(scales + j * kRows));
             } else {
-                repeat<4>([&](auto pair) {
-                    repeat<16>([&](auto i) {
+                repeat<4>([&](auto pair) EDGELLM_INLINE_LAMBDA {
+                    repeat<16>([&](auto i) EDGELLM_INLINE_LAMBDA {
                         constexpr Int<i.value / 8> odd{};
                         constexpr Int<i.value % 8> t{};
                         S::store_bytes(out + (pair.value * 16 + i.value) * kLine, q45k_vector<S, T>(w, pair, odd, t));
