@@ -103,7 +103,12 @@ class Environment:
         self.python = folder.absolute() / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
         if not self.python.exists():
             line.show("making the environment", "")
-            venv.create(folder, with_pip=True)
+            try:
+                venv.create(folder, with_pip=True)
+            except (OSError, subprocess.CalledProcessError) as error:
+                raise Failed(
+                    f"{folder} does not become an environment ({error}); Debian has python3-venv for it"
+                ) from None
             line.end("making the environment")
         self._wheels = ["--find-links", wheels] if wheels else []
 
