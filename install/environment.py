@@ -19,7 +19,7 @@ import time
 import tomllib
 import venv
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -126,14 +126,12 @@ class Environment:
         self.line.end(what)
 
     def fetch(self) -> None:
-        """Bring the default pair, without the engine; what fails here is said, and tried again by the chat."""
+        """Bring the default pair, without the engine; what fails here is tried again, and said, by the chat."""
         what = "fetching models"
         self.line.show(what, "")
-        try:
+        with suppress(Failed):
             for text in run([self.python, ROOT / "install/fetch.py"], {"PYTHONPATH": str(ROOT / ".typing")}):
                 self.line.show(what, text.strip())
-        except Failed as error:
-            self.line.show(what, str(error).splitlines()[-1])
         self.line.end(what)
 
 

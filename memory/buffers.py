@@ -96,7 +96,8 @@ def work_bytes(shape: ModelShape, settings: ContextSettings) -> int:
 
 def work_formula(shape: ModelShape, settings: ContextSettings) -> str:
     widest = max(shape.n_ff * max(shape.n_experts_used, 1), shape.q_width, shape.n_embd)
-    return f"{settings.n_ubatch} tokens x {widest:,} in 8 bits, or attention tiles of {settings.n_threads} threads"
+    tokens = f"{settings.n_ubatch} tokens x {widest:,} in 8 bits"
+    return f"{tokens} and weights unpacked by {settings.n_threads} threads, or their attention tiles"
 
 
 def _input_bytes(shape: ModelShape, settings: ContextSettings, tokens: int) -> int:

@@ -61,8 +61,13 @@ REMEDY = "`pip install --force-reinstall --no-binary llama-cpp-python llama-cpp-
 
 def unfit(api: Any) -> str | None:
     """One sentence on what does not fit, with the remedy; None where all does."""
-    found = structures(api) + missing_instructions(api)
+    found = misfits(api)
     return f"the installed llama.cpp cannot be used: {'; '.join(found)}. {REMEDY}" if found else None
+
+
+def misfits(api: Any) -> list[str]:
+    """All that does not fit, a sentence each."""
+    return structures(api) + missing_instructions(api)
 
 
 def missing_instructions(api: Any, flags: str | None = None) -> list[str]:

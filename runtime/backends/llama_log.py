@@ -15,9 +15,8 @@ _CONTINUES = 5  # the level of a text that goes on with the line before
 OnText = Callable[[int, str], None]
 """Level and text as it comes, a line or a part of one."""
 
-_callbacks: dict[
-    OnText, Any
-] = {}  # never let go: the engine holds a bare pointer, and a thread of it may be on the way there
+# Never let go: the engine holds a bare pointer, and another thread may be on its way there.
+_callbacks: dict[OnText, Any] = {}
 
 
 def listen(on_text: OnText) -> None:

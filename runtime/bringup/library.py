@@ -34,9 +34,9 @@ def _facts(_: Mapping[str, Any], send: Send) -> None:
     import llama_cpp
     from llama_cpp import llama_cpp as api
 
-    from edgellm.runtime.backends.llama_library import missing_instructions, structures
+    from edgellm.runtime.backends.llama_library import misfits
 
-    wrong = structures(api) + missing_instructions(api)
+    wrong = misfits(api)
     send({"version": llama_cpp.__version__, "structures": wrong})
     if wrong:
         return

@@ -1,5 +1,4 @@
 // What load.py calls through ctypes.
-#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
@@ -7,6 +6,7 @@
 #include <vector>
 
 #include "cpu.h"
+#include "join.h"
 #include "layout.h"
 #include "plugin.h"
 
@@ -20,23 +20,6 @@ using namespace edgellm;
 
 namespace {
 
-// Joins `n` threads that come here again and again; spins, as its users work for microseconds.
-struct Barrier {
-    explicit Barrier(int n) : n(n) {}
-    const int n;
-    std::atomic<int> waiting{0}, round{0};
-    static void wait(void* self) {
-        Barrier& b = *static_cast<Barrier*>(self);
-        const int round = b.round.load();
-        if (b.waiting.fetch_add(1) + 1 == b.n) {
-            b.waiting.store(0);
-            b.round.fetch_add(1);
-        } else {
-            while (b.round.load() == round) std::this_thread::yield();
-        }
-    }
-};
-
 template <class Work>
 void on_threads(int n, Work&& work) {
     std::vector<std::thread> threads;
@@ -47,17 +30,17 @@ void on_threads(int n, Work&& work) {
 
 double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-// Seconds of the fastest of `n` rounds of work(thread, round, barrier) that `n_threads` threads begin and end together.
+// Seconds of the fastest of `n` rounds of work(thread, round, meeting) that `n_threads` threads begin and end together.
 template <class Work>
 double fastest_s(int n_threads, int64_t n, Work&& work) {
-    Barrier barrier(n_threads);
     double best = 1e30;
+    Meeting meeting = {&best, n_threads};
     on_threads(n_threads, [&](int ith) {
         for (int64_t i = 0; i < n; i++) {
-            Barrier::wait(&barrier);
+            join(&meeting);
             const double start = now_s();
-            work(ith, i, barrier);
-            Barrier::wait(&barrier);
+            work(ith, i, meeting);
+            join(&meeting);
             const double took = now_s() - start;
             if (ith == 0 && took < best) best = took;
         }
@@ -108,9 +91,9 @@ EDGELLM_EXPORT double edgellm_matmul(const char* name, int type, const void* pac
     std::vector<char> work(static_cast<size_t>(work_bytes(*variant, t, k, n, n_threads)));
     const Columns columns = {x, {n, 1, 1}, {k * 4, n * k * 4, n * k * 4}};
     const int64_t step = packed_bytes(t, rows, k);
-    return fastest_s(n_threads, repeat * n_copies, [&](int ith, int64_t i, Barrier& barrier) {
-        matmul(*variant, t, static_cast<const char*>(packed) + i % n_copies * step, rows, k, columns, y, rows, work.data(), ith, n_threads,
-               Barrier::wait, &barrier);
+    return fastest_s(n_threads, repeat * n_copies, [&](int ith, int64_t i, Meeting& meeting) {
+        matmul(*variant, t, static_cast<const char*>(packed) + i % n_copies * step, rows, k, columns, y, rows, work.data(), ith, n_threads, join,
+               &meeting);
     });
 }
 
@@ -132,7 +115,7 @@ EDGELLM_EXPORT double edgellm_attend(const char* name, int type, const float* q,
                                  static_cast<const char*>(mask), n_cells * 2, scale, y};
     // clang-format on
     if (!can_attend(attention)) return -1;
-    return fastest_s(n_threads, repeat, [&](int ith, int64_t, Barrier&) { variant->attend(attention, ith, n_threads); });
+    return fastest_s(n_threads, repeat, [&](int ith, int64_t, Meeting&) { variant->attend(attention, ith, n_threads); });
 }
 
 // y (n, rows) = x (n, k) W^T for an adapter's matrix of type `type` (0 float32, 1 float16, 2 bfloat16, 3 q8_0), `repeat` times.
@@ -144,7 +127,7 @@ EDGELLM_EXPORT double edgellm_thin(const char* name, int type, const void* w, in
     const Plain plain = static_cast<Plain>(type);
     const int64_t row = plain == Plain::f32 ? k * 4 : plain == Plain::q8_0 ? k / 32 * 34 : k * 2;
     const Thin product = {plain, static_cast<const uint8_t*>(w), row, rows, k, {x, {n, 1, 1}, {k * 4, n * k * 4, n * k * 4}}, y, rows};
-    return fastest_s(n_threads, repeat, [&](int ith, int64_t, Barrier&) { variant->thin(product, ith, n_threads); });
+    return fastest_s(n_threads, repeat, [&](int ith, int64_t, Meeting&) { variant->thin(product, ith, n_threads); });
 }
 
 // Multiply-adds a second of the variant's dot-product instruction on `n_threads` threads: the sum of their best moments.
@@ -170,7 +153,7 @@ EDGELLM_EXPORT double edgellm_bandwidth(const char* name, int64_t n_bytes, int n
     const Variant* variant = find_variant(name);
     if (!variant || !variant->runs_here()) return 0;
     std::vector<char> memory(static_cast<size_t>(n_bytes), 1);
-    return static_cast<double>(n_bytes) / fastest_s(n_threads, repeat, [&](int ith, int64_t, Barrier&) {
+    return static_cast<double>(n_bytes) / fastest_s(n_threads, repeat, [&](int ith, int64_t, Meeting&) {
                variant->read(reinterpret_cast<const uint8_t*>(memory.data()) + n_bytes / n_threads * ith, n_bytes / n_threads);
            });
 }

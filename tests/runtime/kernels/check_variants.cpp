@@ -1,35 +1,24 @@
 // Every variant that runs here against the generic one, bit for bit, over odd shapes; for sanitizers and for emulated CPUs.
-#include <atomic>
 #include <cstdio>
 #include <cstring>
 #include <random>
 #include <thread>
 #include <vector>
 
+#include "join.h"
 #include "layout.h"
 
 using namespace edgellm;
 
 namespace {
 
-struct Barrier {
-    std::atomic<int> waiting{0}, round{0};
-    static void wait(void* self) {
-        Barrier& b = *static_cast<Barrier*>(self);
-        const int round = b.round.load();
-        if (b.waiting.fetch_add(1) == 1) b.waiting.store(0), b.round.fetch_add(1);
-        else
-            while (b.round.load() == round) std::this_thread::yield();
-    }
-};
-
 std::vector<float> multiply(const Variant& v, Type type, const std::vector<uint8_t>& packed, int64_t rows, int64_t k, const std::vector<float>& x,
                             int64_t n) {
     std::vector<float> y(static_cast<size_t>(rows * n), -1);
     std::vector<char> work(static_cast<size_t>(work_bytes(v, type, k, n, 2)));   // exactly as much as is asked for
     const Columns columns = {x.data(), {n, 1, 1}, {k * 4, n * k * 4, n * k * 4}};
-    Barrier barrier;
-    auto share = [&](int ith) { matmul(v, type, packed.data(), rows, k, columns, y.data(), rows, work.data(), ith, 2, Barrier::wait, &barrier); };
+    Meeting meeting = {&y, 2};
+    auto share = [&](int ith) { matmul(v, type, packed.data(), rows, k, columns, y.data(), rows, work.data(), ith, 2, join, &meeting); };
     std::thread other(share, 1);
     share(0);
     other.join();
