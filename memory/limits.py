@@ -8,6 +8,7 @@ from __future__ import annotations
 N_CTX = 4096  # tokens of context, where none are asked for and memory has room
 N_CTX_MIN = 64
 N_CTX_MAX = 2**24
+N_PARALLEL_MAX = 64  # conversations at once
 N_DRAFT_MAX = 64  # tokens drafted a round
 N_UBATCH, N_UBATCH_DRAFT = 128, 64  # tokens computed at once; more buys no prompt speed on a CPU
 N_UBATCH_MAX = 4096

@@ -197,6 +197,7 @@ class MemoryPlan:
             "n_ubatch": settings.target.n_ubatch,
             "n_outputs": settings.target.n_outputs,
             "n_threads": settings.target.n_threads,
+            "n_texts": settings.target.n_texts,
             "n_rs_seq": settings.target.n_rs_seq,
             "drafter_settings": asdict(settings.drafter) if settings.drafter else None,
             "copy": settings.copy,
@@ -320,10 +321,13 @@ def _compute(role: str, shape: ModelShape, context: ContextSettings, sizes: Buff
 
 def _candidates(target: ModelShape, settings: PairSettings) -> Line:
     """Sampling's view of one row (ids and weights), and what drafting remembers."""
-    table = conversation_bytes(settings.target.n_ctx) if settings.copy else 0
+    n_texts = settings.target.n_texts
+    table = n_texts * conversation_bytes(settings.target.n_ctx) if settings.copy else 0
     formula = f"{target.n_vocab:,} x 12 B"
     if table:
-        formula += f" + index of {settings.target.n_ctx:,} tokens {table:,} B + earlier answers {STORE_BYTES:,} B"
+        times = f" for {n_texts} conversations" if n_texts > 1 else ""
+        formula += f" + index of {settings.target.n_ctx:,} tokens {table:,} B{times}"
+        formula += f" + earlier answers {STORE_BYTES:,} B"
         table += STORE_BYTES
     if settings.drafter is not None:
         formula += f" + spellings {NGRAM_BYTES:,} B"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from edgellm.memory.buffer_sizes import BufferSizes, Sizer
 from edgellm.memory.buffers import compute_bytes, estimate
-from edgellm.memory.context import N_DRAFT_MOST, ContextSettings
+from edgellm.memory.context import N_DRAFT_MOST, ContextSettings, rows_for
 from edgellm.memory.device import Device
 from edgellm.memory.kv import check_cache, fits_cache
 from edgellm.memory.limits import N_CTX, N_UBATCH, N_UBATCH_DRAFT
@@ -130,14 +130,16 @@ def _start(
     if not target.can_rewind:
         drafter, n_draft = None, 0
         notes.append(Trim("no drafting", 0, f"{target.architecture} keeps a state that cannot be cut back"))
-    main = ContextSettings(n_ctx, ask.n_ubatch or N_UBATCH, n_draft + 1, kv, n_threads=ask.n_threads)
+    rows = rows_for(n_draft, ask.n_texts)
+    n_ubatch = max(ask.n_ubatch or N_UBATCH, rows if ask.n_texts > 1 else 0)
+    main = ContextSettings(n_ctx, n_ubatch, rows, kv, n_threads=ask.n_threads, n_texts=ask.n_texts)
     settings = PairSettings(main, n_draft, None, ask.copy and target.can_rewind, ask.loading, ask.repack)
     if drafter is not None:
         if not fits_cache(drafter, draft_kv):
             draft_kv = "f16"
         n_rs_seq = draft_snapshots(n_draft) if drafter.is_recurrent else 0
         own = ContextSettings(
-            min(n_ctx, drafter.n_ctx_train), N_UBATCH_DRAFT, 1, draft_kv, n_rs_seq, n_threads=ask.n_threads
+            min(n_ctx, drafter.n_ctx_train), N_UBATCH_DRAFT, ask.n_texts, draft_kv, n_rs_seq, ask.n_threads, ask.n_texts
         )
         settings = replace(settings, drafter=own)
         if ask.n_draft is None and not ask.keep_drafter and not gains(target, drafter, settings, device):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from edgellm.memory.context import DRAFT_TOKENS_MOST, ContextSettings, KvType
+from edgellm.memory.context import DRAFT_TOKENS_MOST, ContextSettings, KvType, rows_for
 from edgellm.memory.kv import fits_cache
 from edgellm.memory.plan import PairSettings
 from edgellm.memory.plan_request import PlanRequest
@@ -38,7 +38,7 @@ def draft_snapshots(n_draft: int) -> int:
 
 def with_outputs(settings: PairSettings, target: ModelShape) -> PairSettings:
     """Rows of logits, batch and snapshots that this draft length needs."""
-    rows = settings.n_draft + 1
+    rows = rows_for(settings.n_draft, settings.target.n_texts)
     main = replace(
         settings.target,
         n_outputs=rows,

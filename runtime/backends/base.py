@@ -67,7 +67,10 @@ class Backend(Protocol):
     engine_s: float  # seconds spent inside the engine so far
     can_shift: bool  # whether `forget_oldest` is to be had
 
-    tokens: list[int]  # whose keys and values are cached; only the backend changes it
+    @property
+    def tokens(self) -> list[int]:
+        """Whose keys and values are cached; only the backend changes them."""
+        ...
 
     def forward(self, tokens: Sequence[int], n_outputs: int) -> Logits:
         """Append `tokens` and return the logits of the last `n_outputs` of them, shape (n_outputs, n_vocab).
@@ -119,6 +122,15 @@ class HiddenStates(Protocol):
         ...
 
 
+@runtime_checkable
+class SharesBeginnings(Protocol):
+    """A backend whose context holds other texts too, which may begin alike."""
+
+    def adopt(self, tokens: Sequence[int]) -> None:
+        """Begin with what another text has in common with `tokens`, where that is much more than is held."""
+        ...
+
+
 def checked(logits: Logits, name: str) -> Logits:
     """The same rows, once all of their numbers are finite; 20 us a row of 150,000, where a pass takes tens of ms.
 
@@ -138,9 +150,12 @@ def keep_common_prefix(backend: Backend, tokens: Sequence[int], n_most: int, *, 
 
     `n_known`: how many are known to be shared where both are that long.
     """
-    n_max = max(0, min(n_most, len(backend.tokens)))
+    if isinstance(backend, SharesBeginnings) and n_most - len(backend.tokens) > 0 and not n_known:
+        backend.adopt(tokens[:n_most])
+    held = backend.tokens
+    n_max = max(0, min(n_most, len(held)))
     n = min(n_known, n_max)
-    while n < n_max and backend.tokens[n] == tokens[n]:
+    while n < n_max and held[n] == tokens[n]:
         n += 1
     try:
         backend.truncate(n)

@@ -99,11 +99,10 @@ def load_target(path: Path, options: EngineOptions = DEFAULTS, plan: MemoryPlan 
         raise
     backend.warm_up()
     template, refusal = usable(model.chat_template, model.vocabulary)
-    n_draft, notes, warnings = min(settings.n_draft, backend.max_outputs - 1), [*model.notes], _trims(plan)
+    n_draft = min(settings.n_draft, backend.max_outputs - 1)
+    notes, warnings = about_target(model, template, refusal, plan, options)
     if not backend.can_rewind:
         warnings.append(f"{path.name} keeps a state that cannot take tokens back, so nothing is drafted")
-    notes += [f"{lora.path.name} is applied, at {lora.scale:g} times its strength" for lora in options.loras]
-    warnings += _about_template(model, template, refusal)
     if settings.target.n_ctx < n_asked:
         notes.append(f"{path.name} was trained for {model.n_ctx_train:,} tokens: the context is that long")
     if options.exact:
@@ -191,7 +190,6 @@ def open_draft(
     Raises:
         LoadError: it cannot be loaded.
     """
-    target = engine.model
     model = open_model(
         path,
         ModelOptions(
@@ -200,12 +198,27 @@ def open_draft(
     )
     try:
         # The drafter need not be bit-exact; the target must.
-        settings = _draft_settings(engine, model, min(engine.n_draft, options.n_draft))
+        settings = draft_settings(engine, model, min(engine.n_draft, options.n_draft))
         backend = open_context(model, settings, pad_single=False, stop_asked=engine.stop_switch)
     except BaseException:
         model.close()
         raise
     backend.warm_up()
+    return draft_of(engine, path, model, backend, notes, warnings, known=known)
+
+
+def draft_of(
+    engine: Engine,
+    path: Path,
+    model: Model,
+    backend: Backend,
+    notes: list[str],
+    warnings: list[str],
+    *,
+    known: Match | None = None,
+) -> LoadedDraft:
+    """The drafter of a model that is open. Arguments as of `open_draft`."""
+    target = engine.model
     # A file without a template is a base model: it continues a document better than markers it was never taught.
     template, refusal = usable(model.chat_template, model.vocabulary, DOCUMENT)
     warnings += _about_template(model, template, refusal)
@@ -241,12 +254,21 @@ def proposer_of(
     return FailsafeProposer(build_proposer(pair), warnings.append)
 
 
-def _draft_settings(engine: Engine, model: Model, n_draft: int) -> ContextSettings:
+def draft_settings(engine: Engine, model: Model, n_draft: int) -> ContextSettings:
     """What the plan says, within what the drafter was trained for; for one that was not planned, the target's."""
     main = engine.settings.target
     own = engine.settings.drafter or replace(main, n_ubatch=N_UBATCH_DRAFT)
     n_rs_seq = n_draft * DRAFT_TOKENS_MOST if model.is_hybrid else 0
     return replace(own, n_ctx=min(own.n_ctx, model.n_ctx_train or own.n_ctx), n_outputs=1, n_rs_seq=n_rs_seq)
+
+
+def about_target(
+    model: Model, template: ChatTemplate, refusal: str, plan: MemoryPlan | None, options: EngineOptions
+) -> tuple[list[str], list[str]]:
+    """Notes and warnings on a target as it is loaded."""
+    notes = [*model.notes]
+    notes += [f"{lora.path.name} is applied, at {lora.scale:g} times its strength" for lora in options.loras]
+    return notes, [*_trims(plan), *_about_template(model, template, refusal)]
 
 
 def _trims(plan: MemoryPlan | None) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Literal
 import psutil
 
 from edgellm.memory.adapter import AdapterError, Lora, adapted, refuse_adapter
-from edgellm.memory.context import N_DRAFT_MOST, ContextSettings, KvType
+from edgellm.memory.context import N_DRAFT_MOST, ContextSettings, KvType, rows_for
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.device import Device, budget_device, this_machine
 from edgellm.memory.gguf import GgufError
@@ -67,6 +67,7 @@ class EngineOptions:
     mmap: bool = False  # weights are read once; mapped, llama.cpp would keep what it repacks a second time
     loras: tuple[Lora, ...] = ()  # adapters of the target
     draft_adapter: str | None = None  # sha256 of the adapter in the drafter's file: its drafts are judged apart
+    n_parallel: int = 1  # conversations at once, of `n_ctx` tokens each
     budget_bytes: int | None = None  # this program's own; what the machine has free
 
 
@@ -158,10 +159,11 @@ def unplanned(options: EngineOptions) -> PairSettings:
     """The settings of a model whose memory nobody planned."""
     main = ContextSettings(
         n_ctx=options.n_ctx or N_CTX,
-        n_ubatch=options.n_ubatch or N_UBATCH,
-        n_outputs=options.n_draft + 1,
+        n_ubatch=max(options.n_ubatch or N_UBATCH, rows_for(options.n_draft, options.n_parallel)),
+        n_outputs=rows_for(options.n_draft, options.n_parallel),
         kv=options.kv or "f16",
         n_threads=options.n_threads or usable_cores(),
+        n_texts=options.n_parallel,
     )
     return PairSettings(main, options.n_draft, None, options.copy, _loading(options), not options.exact)
 
@@ -177,6 +179,7 @@ def _ask(options: EngineOptions) -> PlanRequest:
         repack=not options.exact and not kernels().active and has_extra_buffers(),
         n_threads=options.n_threads or usable_cores(),
         keep_drafter=True,
+        n_texts=options.n_parallel,
     )
 
 

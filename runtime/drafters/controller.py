@@ -38,6 +38,7 @@ class AdaptiveDrafter:
         fixed: int | None = None,
         stop: Stop = "cost",
         passes_per_token: float | None = None,
+        acceptance: Acceptance | None = None,
         tuning: Tuning = TUNING,
     ) -> None:
         """
@@ -48,11 +49,12 @@ class AdaptiveDrafter:
             fixed: draft so many tokens whatever they cost.
             stop: what ends a draft; `cost` with `fixed` means that nothing does.
             passes_per_token: of the model, for a token of the target's vocabulary, until it is known better.
+            acceptance: what is known of whom to believe, where others learn it too.
         """
         self.target, self.model, self._tuning = target, model, tuning
         self._fixed, self._stop = fixed, stop
         self.economics = Economics(costs, target.max_outputs, tuning, fixed=fixed)
-        self.acceptance = Acceptance(tuning, passes_per_token=passes_per_token)
+        self.acceptance = acceptance or Acceptance(tuning, passes_per_token=passes_per_token)
         self.choices = Choices()
         self._lookup = PromptLookup(conversation, store, store_vote=tuning.store_vote)
         self._composer = Composer(self._lookup, model, self.economics, self.acceptance, tuning, fixed=fixed, stop=stop)

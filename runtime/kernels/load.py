@@ -83,6 +83,10 @@ def compiled() -> ctypes.CDLL | None:
         "edgellm_has_feature": (c_int, [c_int]),
         "edgellm_type": (c_text, [c_int]),
         "edgellm_plug_in": (None, [c_text, c_text, c_text, c_int, c_text, c_int]),
+        "edgellm_sequences_new": (c_pointer, []),
+        "edgellm_sequences_free": (None, [c_pointer]),
+        "edgellm_sequences_tell": (None, [c_pointer, c_i64, c_pointer, c_pointer]),
+        "edgellm_sequences_copy": (None, [c_pointer, c_int, c_int, c_i64]),
         "edgellm_packed_bytes": (c_i64, [c_int, c_i64, c_i64]),
         "edgellm_pack": (None, [c_int, c_pointer, c_i64, c_i64, c_pointer, c_int]),
         "edgellm_matmul": (

@@ -12,7 +12,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from edgellm.runtime.backends.base import Backend, keep_common_prefix
 
@@ -24,6 +24,22 @@ BUDGET_S = 8.0  # that measuring one model may take
 DRIFT = 0.05  # weight of a new pass in the machine's pace; of its width's correction 0.4 times that
 N_MEASURED = 16  # later passes of a width that its measurement counts as much as
 REFRESH = 0.15  # a curve is written to disk again once a width has drifted by this share
+
+
+class Curve(Protocol):
+    """What passes cost, as a controller asks."""
+
+    def __call__(self, n: int, context: int = 0) -> float:
+        """Seconds of a pass over `n` tokens with `context` tokens held before."""
+        ...
+
+    def table(self, n_most: int, context: int) -> list[float]:
+        """Seconds of a pass over 1, 2 .. n_most tokens; never falling."""
+        ...
+
+    def observe(self, n: int, context: int, seconds: float) -> None:
+        """A pass took so long."""
+        ...
 
 
 @dataclass(slots=True)
@@ -121,8 +137,8 @@ def assumed(one_s: float, per_token: float) -> CostCurve:
 class Costs:
     """Of a target and, where there is one, its draft model."""
 
-    target: CostCurve
-    draft: CostCurve | None = None
+    target: Curve
+    draft: Curve | None = None
 
 
 def measure(

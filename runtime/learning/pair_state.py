@@ -6,12 +6,13 @@ from collections.abc import Callable
 from copy import copy
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from edgellm.memory.adapter import fingerprint
+from edgellm.memory.context import ContextSettings
 from edgellm.memory.cpu import cpu_name
 from edgellm.runtime.backends.base import Backend
-from edgellm.runtime.backends.llama_cpp import LlamaBackend
+from edgellm.runtime.backends.llama_cpp import LlamaModel
 from edgellm.runtime.backends.llama_process import kernels
 from edgellm.runtime.bringup.planning import EngineOptions
 from edgellm.runtime.distillation.lessons import SavedLessons
@@ -33,6 +34,16 @@ class Named(Protocol):
 
     @property
     def vocabulary(self) -> Vocabulary: ...
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """A backend whose passes are timed once for a machine: everything that their time depends on."""
+
+    model: LlamaModel
+    settings: ContextSettings
+    max_outputs: int
+    n_threads: int
 
 
 class PairState:
@@ -100,13 +111,14 @@ class PairState:
 
     def costs(self, proposer: Proposer | None) -> Costs:
         """Curves of both models, measured now if they never were on this machine."""
-        target = self._curve(self._backend, curves.WIDTHS)
+        target: curves.Curve = self.curve(self._backend, curves.WIDTHS)
         if self._options.assume_cost is not None:
             target = curves.assumed(target(1), self._options.assume_cost)
-        return Costs(target, self._curve(proposer.backend, curves.DRAFT_WIDTHS) if proposer is not None else None)
+        return Costs(target, self.curve(proposer.backend, curves.DRAFT_WIDTHS) if proposer is not None else None)
 
-    def _curve(self, backend: Backend, widths: tuple[int, ...]) -> CostCurve:
-        file = self._file("costs", cost_key(backend)) if isinstance(backend, LlamaBackend) else None
+    def curve(self, backend: Backend, widths: tuple[int, ...]) -> CostCurve:
+        """Of one model, measured now if it never was on this machine."""
+        file = self._file("costs", cost_key(backend)) if isinstance(backend, Timed) else None
         data = persistence.read_json(file)
         curve = None
         if data is not None:
@@ -168,7 +180,7 @@ class PairState:
                 self._warn(text)
 
 
-def cost_key(backend: LlamaBackend) -> str:
+def cost_key(backend: Timed) -> str:
     """Everything that a pass's time depends on."""
     model, settings = backend.model, backend.settings
     status = model.path.stat()
@@ -190,6 +202,7 @@ def cost_key(backend: LlamaBackend) -> str:
                 model.options.main_gpu,
                 model.options.repack,
                 *([fingerprint(model.options.loras)] if model.options.loras else ()),
+                *([f"{settings.n_texts} texts"] if settings.n_texts > 1 else ()),
             ),
         )
     )

@@ -10,10 +10,15 @@
 constexpr int kCells = 32;       // of a block
 constexpr int kGroupRows = 16;   // rows that share the conversion of a block
 
-// A row of the cache to floats.
+// Rows of the cache to floats: the first `n`, or those at `places`; zeros for one that nobody sees.
 template <class A>
-void cells_to_floats(CellType type, const char* from, int64_t stride, int n, int64_t d, float* to) {
-    for (int c = 0; c < n; c++, from += stride, to += d) {
+void cells_to_floats(CellType type, const char* first, int64_t stride, const int32_t* places, int n, int64_t d, float* to) {
+    for (int c = 0; c < n; c++, to += d) {
+        if (places && places[c] < 0) {
+            std::memset(to, 0, static_cast<size_t>(d) * 4);
+            continue;
+        }
+        const char* from = first + (places ? places[c] : c) * stride;
         if (type == CellType::f16) {
             for (int64_t i = 0; i < d; i += 8) A::store(to + i, A::half(reinterpret_cast<const uint8_t*>(from) + 2 * i));
         } else if (type == CellType::q8_0) {
@@ -26,6 +31,26 @@ void cells_to_floats(CellType type, const char* from, int64_t stride, int n, int
             std::memcpy(to, from, static_cast<size_t>(d) * 4);
         }
     }
+}
+
+// What is added to the scores of cells [0, n) by a row of the mask, the rest of a block is not seen.
+template <class A>
+void mask_of(const Attention& a, int64_t query, int64_t c0, int n, float* mask) {
+    constexpr uint16_t kUnseen = 0xfc00;   // minus infinity
+    alignas(64) uint16_t halves[kCells];
+    const uint16_t* row = a.mask ? reinterpret_cast<const uint16_t*>(a.mask + query * a.mask_row) : nullptr;
+    if (a.places) {
+        for (int c = 0; c < n; c++) {
+            const int32_t place = a.places[c0 + c];
+            halves[c] = place < 0 ? kUnseen : row ? row[place] : uint16_t{0};
+        }
+    } else if (row) {
+        std::memcpy(halves, row + c0, static_cast<size_t>(n) * 2);
+    } else {
+        std::memset(halves, 0, static_cast<size_t>(n) * 2);
+    }
+    for (int c = n; c < kCells; c++) halves[c] = kUnseen;
+    for (int c = 0; c < kCells; c += 8) A::store(mask + c, A::half(reinterpret_cast<const uint8_t*>(halves + c)));
 }
 
 // scores[r][c] = q[r] . k[c]
@@ -121,19 +146,7 @@ void attend_rows(const Attention& a, int64_t cache_head, int64_t first, int n_ro
         int n_visible = 0;   // cells up to the last that any row sees
         for (int j = 0; j < n_queries; j++) {
             float* mask = masks + j * kCells;
-            for (int c = 0; c < kCells; c++) mask[c] = c < n_cells ? 0.0f : lowest;
-            if (a.mask) {
-                const uint8_t* from = reinterpret_cast<const uint8_t*>(a.mask + (first_query + j) * a.mask_row) + 2 * c0;
-                int c = 0;
-                for (; c + 8 <= n_cells; c += 8) A::store(mask + c, A::half(from + 2 * c));
-                if (c < n_cells) {
-                    uint8_t rest[16] = {};
-                    std::memcpy(rest, from + 2 * c, static_cast<size_t>(n_cells - c) * 2);
-                    float floats[8];
-                    A::store(floats, A::half(rest));
-                    for (int i = 0; c < n_cells; c++, i++) mask[c] = floats[i];
-                }
-            }
+            mask_of<A>(a, first_query + j, c0, n_cells, mask);
             for (int c = n_cells - 1; c >= n_visible; c--) {
                 if (mask[c] != lowest) {
                     n_visible = c + 1;
@@ -143,7 +156,9 @@ void attend_rows(const Attention& a, int64_t cache_head, int64_t first, int n_ro
         }
         if (n_visible == 0) continue;
         n_cells = n_visible;
-        cells_to_floats<A>(a.k_type, a.k + cache_head * a.k_head + c0 * a.k_cell, a.k_cell, n_cells, d, cells);
+        const int32_t* places = a.places ? a.places + c0 : nullptr;
+        const int64_t c_first = a.places ? 0 : c0;
+        cells_to_floats<A>(a.k_type, a.k + cache_head * a.k_head + c_first * a.k_cell, a.k_cell, places, n_cells, d, cells);
         if (n_cells % 2) std::memset(cells + n_cells * d, 0, static_cast<size_t>(d) * 4);
         for (int r = 0; r < n_rows; r += 4) {
             float* s = scores + r * kCells;
@@ -183,7 +198,7 @@ void attend_rows(const Attention& a, int64_t cache_head, int64_t first, int n_ro
             }
             total[r] = total[r] * factor[r] + A::sum(A::add(A::add(x[0], x[1]), A::add(x[2], x[3])));
         }
-        cells_to_floats<A>(a.v_type, a.v + cache_head * a.v_head + c0 * a.v_cell, a.v_cell, n_cells, dv, cells);
+        cells_to_floats<A>(a.v_type, a.v + cache_head * a.v_head + c_first * a.v_cell, a.v_cell, places, n_cells, dv, cells);
         for (int r = 0; r < n_rows; r += 4) {
             const float* s = scores + r * kCells;
             switch (n_rows - r) {

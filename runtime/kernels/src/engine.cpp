@@ -97,15 +97,17 @@ std::string check_structures() {
         if (name && std::strcmp(name, "MUL_MAT_ID") == 0) break;   // beyond it lies no earlier operation, and soon no name at all
     }
     for (int i = engine.mul_mat_op; i >= 0 && i < 100 && engine.attention_op < 0; i++) {   // a hundred is within this version's names
+        if (std::strcmp(engine.op_name(i), "SET_ROWS") == 0) engine.set_rows_op = i;
         if (std::strcmp(engine.op_name(i), "FLASH_ATTN_EXT") == 0) engine.attention_op = i;
     }
-    if (engine.mul_mat_op < 0 || engine.attention_op < 0) return std::string(wrong) + "numbers of the operations";
+    if (engine.mul_mat_op < 0 || engine.attention_op < 0 || engine.set_rows_op < 0) return std::string(wrong) + "numbers of the operations";
     constexpr int numbers[kTypes] = {2, 3, 6, 7, 8, 20, 12, 13, 14};
     for (int t = 0; t < kTypes; t++) {
         engine.type_of[t] = numbers[t];
         if (std::strcmp(engine.type_name(numbers[t]), kInfo[t].name) != 0) return std::string(wrong) + "numbers of the types";
     }
-    if (std::strcmp(engine.type_name(kF16), "f16") != 0 || std::strcmp(engine.type_name(kBf16), "bf16") != 0)
+    if (std::strcmp(engine.type_name(kF16), "f16") != 0 || std::strcmp(engine.type_name(kBf16), "bf16") != 0 ||
+        std::strcmp(engine.type_name(kI64), "i64") != 0)
         return std::string(wrong) + "numbers of the types";
     void* context = engine.init({1 << 16, nullptr, true});
     if (!context) return "ggml gives no context";

@@ -75,6 +75,16 @@ EDGELLM_EXPORT void edgellm_plug_in(const char* name, const char* base_path, con
     if (size > 0) std::strncpy(problem, text.c_str(), static_cast<size_t>(size) - 1)[size - 1] = 0;
 }
 
+// Several texts in one context (sequences.h): made, told of the pass that comes, and freed. One pass at a time in the process may be
+// over several texts; `edgellm_sequences_tell` with n = 0 ends it.
+EDGELLM_EXPORT Sequences* edgellm_sequences_new() { return new Sequences(); }
+EDGELLM_EXPORT void edgellm_sequences_free(Sequences* sequences) { delete sequences; }
+EDGELLM_EXPORT void edgellm_sequences_tell(Sequences* sequences, int64_t n, const int32_t* texts, const int32_t* positions) {
+    if (n > 0) sequences->tell(n, texts, positions);
+    use_sequences(n > 0 ? sequences : nullptr);
+}
+EDGELLM_EXPORT void edgellm_sequences_copy(Sequences* sequences, int from, int to, int64_t n) { sequences->copy(from, to, n); }
+
 EDGELLM_EXPORT int64_t edgellm_packed_bytes(int type, int64_t rows, int64_t k) { return packed_bytes(static_cast<Type>(type), rows, k); }
 
 EDGELLM_EXPORT void edgellm_pack(int type, const void* source, int64_t rows, int64_t k, void* packed, int n_threads) {

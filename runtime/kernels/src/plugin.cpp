@@ -145,6 +145,34 @@ Attention of_sequence(const Tensor* op, const Attention& first, int64_t i) {
 
 bool attends = false;   // after the self-test
 
+Sequences* sequences = nullptr;   // of the pass that runs
+
+// The memory of a cache, of which `x` is a view.
+const void* cache_of(const Tensor* x) { return x->view_src ? x->view_src->data : x->data; }
+
+// Where the keys and values of a pass are written.
+void note_cells(const Tensor* op) {
+    const Tensor* cells = op->src[1];
+    if (cells->type == kI64 && cells->data) sequences->write(cache_of(op), cells->ne[0], static_cast<const int64_t*>(cells->data));
+}
+
+// Attention of a pass over several texts, each over its own cells. False where they are not known.
+bool attend_texts(const Tensor* op, const Attention& whole, int ith, int nth) {
+    thread_local std::vector<int32_t> places;
+    const std::vector<Sequences::Run>& runs = sequences->runs(whole.n);
+    if (op->src[0]->ne[3] != 1 || runs.empty()) return false;
+    for (const Sequences::Run& run : runs) {
+        if (!sequences->places(cache_of(op->src[1]), run, &places)) return false;   // the first run says it for all
+        Attention a = whole;
+        a.q += run.first * a.q_row;
+        if (a.mask) a.mask += run.first * a.mask_row;
+        a.out += run.first * a.n_heads * a.dv;
+        a.n = run.last - run.first, a.n_cells = run.n_cells, a.places = places.data();
+        variant->attend(a, ith, nth);
+    }
+    return true;
+}
+
 // Ours where it can. Else ggml's, whose attention of a single row over 512 cells or more splits the cache over its threads and sums
 // the parts, in another order than for more rows. Its reference path does not: the flag is set for that operation alone.
 struct CacheAttention final : TensorTraits {
@@ -152,7 +180,9 @@ struct CacheAttention final : TensorTraits {
     bool compute_forward(ComputeParams* params, Tensor* op) override {
         Attention attention;
         const bool is_attention = op->op == engine.attention_op;
+        if (sequences && op->op == engine.set_rows_op && params->ith == 0) note_cells(op);
         if (is_attention && attends && describe(op, &attention)) {
+            if (sequences && attend_texts(op, attention, params->ith, params->nth)) return true;
             for (int64_t i = 0; i < op->src[0]->ne[3]; i++) variant->attend(of_sequence(op, attention, i), params->ith, params->nth);
             return true;
         }
@@ -281,6 +311,8 @@ std::vector<BufferType*> extra_buffer_types() {
 }
 
 }   // namespace
+
+void use_sequences(Sequences* used) { sequences = used; }
 
 std::string install_plugin(const Variant& chosen, const char* base_path, const char* cpu_path, bool alone) {
     std::string problem = find_engine(base_path, cpu_path);

@@ -1,0 +1,146 @@
+"""A loaded target that several conversations talk to at once; `load.py` makes one."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from edgellm.runtime.backends.base import Interrupted
+from edgellm.runtime.backends.llama_shared import SharedContext
+from edgellm.runtime.engine import Engine
+from edgellm.runtime.generation import Generation
+from edgellm.runtime.parallel.passes import Meeting
+from edgellm.runtime.request import Answer, Piece, Request
+
+_LOOK_S = 0.2  # between two looks at whether somebody who waits for a seat was called off
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the seats of an engine share."""
+
+    meeting: Meeting
+    contexts: tuple[SharedContext, ...]  # the target's, and the draft model's where there is one
+    seats: tuple[Engine, ...]  # one for each conversation; models and what is learnt are the same
+
+
+class ParallelEngine:
+    """Answers as many requests at once as it has seats; the output of each is what it would be alone."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._free: deque[Engine] = deque(parts.seats)  # who left longest ago first
+        self._changed = threading.Condition()
+        self._is_closed = False
+
+    @property
+    def first(self) -> Engine:
+        """What all seats have in common: model, template, options, plan, notes."""
+        return self._parts.seats[0]
+
+    @property
+    def n_parallel(self) -> int:
+        return len(self._parts.seats)
+
+    @property
+    def n_ctx(self) -> int:
+        return self._parts.contexts[0].n_ctx
+
+    @property
+    def n_busy(self) -> int:
+        """Conversations that are being answered."""
+        return self.n_parallel - len(self._free)
+
+    def generate(self, request: Request, *, cancel: threading.Event | None = None) -> SharedGeneration:
+        """Answer a request, from a thread of its own; where all seats are taken, it waits for one."""
+        return SharedGeneration(self, request, cancel or threading.Event())
+
+    @contextmanager
+    def seat(self, cancel: threading.Event) -> Iterator[Engine]:
+        """A seat, as a member of the meeting.
+
+        Raises:
+            Interrupted: called off while waiting, or the engine was closed.
+        """
+        with self._changed:
+            while not self._free:
+                if cancel.is_set() or self._is_closed:
+                    raise Interrupted("stopped while waiting")
+                self._changed.wait(_LOOK_S)
+            if self._is_closed:
+                raise Interrupted("the engine is closed")
+            engine = self._free.popleft()
+        try:
+            with self._parts.meeting.member():
+                yield engine
+        finally:
+            with self._changed:
+                self._free.append(engine)
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Wait until everybody left, keep what was learnt, and free the models."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+            while self.n_busy:
+                self._changed.wait()
+        first = self.first
+        first.save()
+        for context in self._parts.contexts:
+            context.close()
+        if first.draft_model is not None:
+            first.draft_model.close()
+        first.model.close()
+
+    def __enter__(self) -> ParallelEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class SharedGeneration:
+    """An answer as it is written, beside others. As `Generation`, but others wait while a piece is looked at."""
+
+    def __init__(self, engine: ParallelEngine, request: Request, cancel: threading.Event) -> None:
+        self._engine, self._request, self._cancel = engine, request, cancel
+        self._answer: Answer | None = None
+        self._pieces = self._write()
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer, once its last piece was given or it was closed.
+
+        Raises:
+            RuntimeError: it is still being written, or was never begun.
+        """
+        if self._answer is None:
+            raise RuntimeError("the answer is not written yet: iterate to its end, or call finish()")
+        return self._answer
+
+    def pieces(self) -> Generator[Piece, None, None]:
+        """Text and thought as they come; to be read in one thread, without waiting. Closing it ends the answer."""
+        return self._pieces
+
+    def finish(self) -> Answer:
+        """Write all that is left of the answer."""
+        for _ in self._pieces:
+            pass
+        return self.answer
+
+    def close(self) -> None:
+        """End the answer with what was said."""
+        self._pieces.close()
+
+    def _write(self) -> Generator[Piece, None, None]:
+        with self._engine.seat(self._cancel) as seat:
+            generation = Generation(seat, self._request, cancel=self._cancel)
+            try:
+                yield from generation.pieces()
+            finally:
+                generation.close()
+                self._answer = generation.answer

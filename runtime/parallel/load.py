@@ -1,0 +1,187 @@
+"""Paths in, an engine for several conversations out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgellm.memory.context import ContextSettings
+from edgellm.memory.plan import MemoryPlan
+from edgellm.runtime.backends.base import LoadError, StopSwitch
+from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
+from edgellm.runtime.backends.llama_process import kernels
+from edgellm.runtime.backends.llama_shared import SharedContext
+from edgellm.runtime.bringup.load import LoadedDraft, about_target, draft_of, draft_settings, proposer_of
+from edgellm.runtime.bringup.loading import open_model
+from edgellm.runtime.bringup.planning import DEFAULTS, EngineOptions, plan_here, reserve, unplanned
+from edgellm.runtime.drafters.acceptance import Acceptance
+from edgellm.runtime.drafters.controller import AdaptiveDrafter
+from edgellm.runtime.drafters.tuning import TUNING
+from edgellm.runtime.engine import Engine
+from edgellm.runtime.learning import costs as curves
+from edgellm.runtime.learning.costs import CostCurve, Costs
+from edgellm.runtime.learning.ngram_index import NgramIndex
+from edgellm.runtime.learning.pair_state import PairState
+from edgellm.runtime.parallel.economics import SharedCurve, SharedDraftCurve, slices_by
+from edgellm.runtime.parallel.engine import ParallelEngine, Parts
+from edgellm.runtime.parallel.passes import Meeting, PassQueue
+from edgellm.runtime.parallel.sequence import SequenceBackend
+from edgellm.runtime.text.template import usable
+
+WIDTHS = (*curves.WIDTHS, 24, 32)  # tokens of a pass that are measured: wider ones than one conversation has
+
+
+def load_parallel(
+    target: Path | str,
+    draft: Path | str | None = None,
+    options: EngineOptions = DEFAULTS,
+    *,
+    plan: MemoryPlan | None = None,
+) -> ParallelEngine:
+    """Load a target for `options.n_parallel` conversations at once and, if named, a drafter of any vocabulary.
+
+    Raises:
+        DoesNotFit: there is not enough memory, found before anything is loaded; the message names what would fit.
+        LoadError: a file that cannot be loaded, or a model that cannot be kept for several texts.
+    """
+    target, draft = Path(target), Path(draft) if draft is not None else None
+    chosen, note = plan_here(target, draft, options, plan)
+    if chosen is not None:
+        reserve(chosen)
+        draft = draft if chosen.settings.drafter else None
+    return _Loader(options, chosen, note).load(target, draft)
+
+
+@dataclass(slots=True)
+class _Loader:
+    options: EngineOptions
+    plan: MemoryPlan | None
+    note: str
+
+    def load(self, target: Path, draft: Path | None) -> ParallelEngine:
+        options = self.options
+        settings = self.plan.settings if self.plan else unplanned(options)
+        model_options = ModelOptions(
+            n_gpu_layers=options.n_gpu_layers,
+            main_gpu=options.main_gpu,
+            mmap=settings.loading == "mapped",
+            repack=kernels().active or not options.exact,
+            loras=options.loras,
+        )
+        model = _several(open_model(target, model_options))
+        trained = model.n_ctx_train or settings.target.n_ctx
+        main = replace(settings.target, n_ctx=min(settings.target.n_ctx, trained), n_texts=options.n_parallel)
+        settings = replace(settings, target=main)
+        meeting = Meeting()
+        context = SharedContext(model, settings.target, options.n_parallel)
+        queue = meeting.queue(context)
+        template, refusal = usable(model.chat_template, model.vocabulary)
+        notes, warnings = about_target(model, template, refusal, self.plan, options)
+        if not kernels().active:
+            warnings.append("the engine's own kernels: beside others, an answer may differ at near ties")
+        engines = [
+            Engine(
+                model,
+                SequenceBackend(meeting, queue, text, max_outputs=settings.n_draft + 1, stop=stop),
+                template,
+                options,
+                settings,
+                plan=self.plan,
+                n_draft=min(settings.n_draft, options.n_draft),
+                stop_switch=stop,
+                notes=[self.note, *notes],
+                warnings=warnings,
+            )
+            for text, stop in enumerate(StopSwitch() for _ in range(options.n_parallel))
+        ]
+        with meeting.member():
+            return self._with_drafter(meeting, queue, engines, draft)
+
+    def _with_drafter(
+        self, meeting: Meeting, queue: PassQueue, engines: list[Engine], draft: Path | None
+    ) -> ParallelEngine:
+        options, first = self.options, engines[0]
+        copy = first.settings.copy
+        state = PairState(first.model, first.backend, draft, options, first.warnings.append)
+        loaded, draft_queue = self._draft(meeting, engines, draft)
+        store = state.store if options.learn != "off" and (copy or options.learned is not None) else None
+        if not loaded and not copy and store is None:
+            return ParallelEngine(Parts(meeting, (queue.context,), tuple(engines)))
+        costs = self._costs(state, meeting, queue, draft_queue)
+        same = bool(loaded) and loaded[0].match.same
+        acceptance = Acceptance(TUNING, passes_per_token=1.0 if same else None)
+        seats = []
+        for text, engine in enumerate(engines):
+            own = loaded[text] if loaded else None
+            drafter = AdaptiveDrafter(
+                engine.backend,
+                _shared(costs, queue, draft_queue) if not options.fixed else None,
+                model=proposer_of(engine, own, options, state, first.warnings) if own is not None else None,
+                conversation=NgramIndex(engine.backend.n_ctx + 1) if copy else None,
+                store=store.index if store is not None else None,
+                fixed=options.n_draft if options.fixed else None,
+                stop=options.stop,
+                acceptance=acceptance,
+            )
+            if own is not None:
+                engine = replace(
+                    engine, draft_model=own.model, draft_template=own.template, pair=own.match, table=own.table
+                )
+            seats.append(replace(engine, drafter=drafter, pair_state=state))
+        learner = seats[0].controller
+        assert learner is not None
+        state.attach(learner)
+        contexts = (queue.context, *([draft_queue.context] if draft_queue else ()))
+        return ParallelEngine(Parts(meeting, contexts, tuple(seats)))
+
+    def _draft(
+        self, meeting: Meeting, engines: list[Engine], path: Path | None
+    ) -> tuple[list[LoadedDraft], PassQueue | None]:
+        """The draft model for each conversation: one set of weights, one text each."""
+        if path is None:
+            return [], None
+        first, options = engines[0], self.options
+        mapped = first.settings.loading == "mapped"
+        model_options = ModelOptions(n_gpu_layers=options.n_gpu_layers, main_gpu=options.main_gpu, mmap=mapped)
+        model = _several(open_model(path, model_options))
+        settings: ContextSettings = replace(
+            draft_settings(first, model, first.n_draft), n_outputs=options.n_parallel, n_texts=options.n_parallel
+        )
+        queue = meeting.queue(SharedContext(model, settings, options.n_parallel))
+        backends = [
+            SequenceBackend(meeting, queue, text, max_outputs=1, stop=engine.stop_switch)
+            for text, engine in enumerate(engines)
+        ]
+        loaded = draft_of(first, path, model, backends[0], first.notes, first.warnings)
+        return [replace(loaded, backend=backend) for backend in backends], queue
+
+    def _costs(
+        self, state: PairState, meeting: Meeting, queue: PassQueue, draft_queue: PassQueue | None
+    ) -> tuple[CostCurve, CostCurve | None]:
+        """Curves of both models, of passes as wide as several conversations make them, which every pass corrects."""
+        found: list[CostCurve | None] = []
+        for of, widths in ((queue, WIDTHS), (draft_queue, curves.DRAFT_WIDTHS)):
+            if of is None:
+                found.append(None)
+                continue
+            wide = SequenceBackend(meeting, of, 0, max_outputs=of.context.n_outputs, stop=StopSwitch())
+            curve = state.curve(wide, widths)
+            of.observe = curve.observe
+            of.slice_for = slices_by(curve)
+            found.append(curve)
+        target, draft = found
+        assert target is not None
+        return target, draft
+
+
+def _shared(costs: tuple[CostCurve, CostCurve | None], queue: PassQueue, draft_queue: PassQueue | None) -> Costs:
+    target, draft = costs
+    shared = SharedDraftCurve(draft, draft_queue) if draft is not None and draft_queue is not None else None
+    return Costs(SharedCurve(target, queue), shared)
+
+
+def _several(model: object) -> LlamaModel:
+    """Raises LoadError: the model is run by an engine that keeps one text."""
+    if not isinstance(model, LlamaModel):
+        raise LoadError("an ONNX model serves one conversation at a time: run the model as GGUF, or take --parallel 1")
+    return model

@@ -1,0 +1,208 @@
+"""Passes that several conversations share. Each runs the ordinary loop in a thread of its own; here their passes meet.
+
+A conversation that wants a pass waits. When all of them wait, the last to come runs one pass for all: what each wants
+verified, and a slice of whoever is still reading. So decoding never waits for more than a slice (chunked prefill,
+Sarathi-Serve, arXiv:2403.02310), and only one conversation at a time runs anything but the engine: what they share
+needs no locks of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from edgellm.runtime.backends.base import EngineError, Interrupted, Logits, StopSignal
+from edgellm.runtime.backends.llama_shared import Part, SharedContext
+
+MAX_JOINED = 32  # tokens that are computed whole, beside what others decode; more is read in slices
+N_SLICE = 8  # tokens of a slice at least, so that a prompt is read some day
+_NEWEST = 0.1  # weight of a pass in a running mean
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """What one conversation waits for."""
+
+    text: int
+    tokens: Sequence[int]
+    n_outputs: int
+    n_read: int = 0
+    logits: Logits | None = None
+    error: Exception | None = None
+    took_s: float = 0.0  # of the passes that it was in
+
+    @property
+    def n_left(self) -> int:
+        return len(self.tokens) - self.n_read
+
+    @property
+    def is_done(self) -> bool:
+        return self.logits is not None or self.error is not None
+
+    @property
+    def reads(self) -> bool:
+        """Whether it may be cut into slices."""
+        return not self.n_outputs or self.n_left > MAX_JOINED
+
+    def part(self, n_most: int) -> Part:
+        """The next part of it, of so many tokens at most; logits come with the last part."""
+        n = min(self.n_left, n_most)
+        if n < self.n_left:
+            n = min(n, self.n_left - self.n_outputs)
+            return Part(self.text, self.tokens[self.n_read : self.n_read + n], 0)
+        return Part(self.text, self.tokens[self.n_read :], self.n_outputs)
+
+
+@dataclass(slots=True, eq=False)
+class PassQueue:
+    """Who waits for passes of one model."""
+
+    context: SharedContext
+    jobs: list[Job] = field(default_factory=list)  # the oldest first
+    slice_for: Callable[[int, int], int] | None = None  # tokens that are decoded, their context -> tokens of a slice
+    observe: Callable[[int, int, float], None] | None = None  # tokens of a pass, their context, seconds
+    n_decoding: float = 1.0  # conversations that decode in a pass, lately
+    n_decoded: float = 1.0  # their tokens
+
+    def compose(self) -> tuple[list[Job], list[Part]]:
+        """The next pass: everybody who decodes, as far as it has room, and a slice of who reads."""
+        n_tokens, n_rows = self.context.n_batch, self.context.n_outputs
+        jobs: list[Job] = []
+        parts: list[Part] = []
+        for job in self.jobs:
+            if not job.reads and job.n_left <= n_tokens and job.n_outputs <= n_rows:
+                jobs.append(job)
+                parts.append(job.part(n_tokens))
+                n_tokens -= job.n_left
+                n_rows -= job.n_outputs
+        allowance = n_tokens
+        if jobs:
+            self._note(len(jobs), n_decoded := sum(len(part.tokens) for part in parts))
+            if self.slice_for is not None:
+                allowance = min(n_tokens, max(N_SLICE, self.slice_for(n_decoded, self._context_of(jobs))))
+        for job in self.jobs:
+            is_slice = job not in jobs and (job.reads or job.n_left > self.context.n_batch)
+            part = job.part(allowance) if is_slice and allowance > 0 else None
+            if part is not None and part.tokens and part.n_outputs <= n_rows:
+                jobs.append(job)
+                parts.append(part)
+                allowance -= len(part.tokens)
+                n_rows -= part.n_outputs
+        return jobs, parts
+
+    def run(self, jobs: Sequence[Job], parts: Sequence[Part]) -> None:
+        """Compute a pass, and tell its jobs what came of it."""
+        n, behind = sum(len(part.tokens) for part in parts), self._context_of(jobs)
+        try:
+            rows, took_s = self.context.forward(parts)
+        except EngineError as error:
+            for job in jobs:
+                job.error = error
+            return
+        if self.observe is not None:
+            self.observe(n, behind, took_s)
+        for job, part, logits in zip(jobs, parts, rows, strict=True):
+            job.n_read += len(part.tokens)
+            job.took_s += took_s
+            if not job.n_left:
+                job.logits = logits
+
+    def _note(self, n_jobs: int, n_tokens: int) -> None:
+        self.n_decoding += _NEWEST * (n_jobs - self.n_decoding)
+        self.n_decoded += _NEWEST * (n_tokens - self.n_decoded)
+
+    def _context_of(self, jobs: Sequence[Job]) -> int:
+        """Tokens before a pass, on the average."""
+        return sum(len(self.context.held[job.text]) for job in jobs) // max(1, len(jobs))
+
+
+class Meeting:
+    """Where conversations meet for passes of a target and of its drafter."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._queues: list[PassQueue] = []
+        self._n_running = 0  # conversations that compute something themselves
+        self._in_pass = False
+        self._last: PassQueue | None = None
+
+    def queue(self, context: SharedContext) -> PassQueue:
+        """Passes of one more model. The target's comes first."""
+        self._queues.append(PassQueue(context))
+        return self._queues[-1]
+
+    @contextmanager
+    def member(self) -> Iterator[None]:
+        """A conversation goes on. Passes wait for it until it leaves or wants one itself, so it must not dawdle."""
+        with self._changed:
+            self._n_running += 1
+            try:
+                yield
+            finally:
+                self._n_running -= 1
+                self._changed.notify_all()
+
+    def wait(self, queue: PassQueue, job: Job, stop: StopSignal) -> Logits:
+        """Take part in passes until the job is done. The rows are valid until this conversation wants the next.
+
+        Raises:
+            Interrupted: `stop` was set while it was reading.
+            EngineError: a pass that it was in failed.
+        """
+        queue.jobs.append(job)
+        self._n_running -= 1
+        try:
+            while not job.is_done:
+                if job.reads and stop.is_set():
+                    raise Interrupted("stopped while reading")
+                if self._in_pass or self._n_running or not self._run_one():
+                    self._changed.wait()
+        except BaseException:
+            self._leave(queue, job)
+            raise
+        if job.error is not None:
+            raise job.error
+        assert job.logits is not None
+        return job.logits
+
+    def settle(self) -> None:
+        """Wait until no pass is running: what the engine holds may then be changed."""
+        while self._in_pass:
+            self._changed.wait()
+
+    def _leave(self, queue: PassQueue, job: Job) -> None:
+        self.settle()
+        if job in queue.jobs:
+            queue.jobs.remove(job)
+            self._n_running += 1
+        self._changed.notify_all()
+
+    def _run_one(self) -> bool:
+        """Run the next pass; False where nobody wants one. Others may come in while the engine computes."""
+        queue = self._next_queue()
+        if queue is None:
+            return False
+        self._last = queue
+        jobs, parts = queue.compose()
+        self._in_pass = True
+        self._changed.release()
+        try:
+            queue.run(jobs, parts)
+        finally:
+            self._changed.acquire()
+            self._in_pass = False
+            for job in jobs:
+                if job.is_done:
+                    queue.jobs.remove(job)
+                    self._n_running += 1
+            self._changed.notify_all()
+        return True
+
+    def _next_queue(self) -> PassQueue | None:
+        """Drafts first, for those who verify wait for them; who only reads a draft model's prompt takes turns."""
+        for queue in reversed(self._queues[1:]):
+            if any(not job.reads for job in queue.jobs) or (queue.jobs and self._last is not queue):
+                return queue
+        return next((queue for queue in self._queues if queue.jobs), None)

@@ -1,0 +1,76 @@
+"""One conversation's part of a shared context, as the loop and the drafters see it: a backend like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgellm.memory.context import ContextSettings
+from edgellm.runtime.backends.base import ContextFull, EngineError, Logits, StopSignal
+from edgellm.runtime.backends.llama_cpp import LlamaModel
+from edgellm.runtime.parallel.passes import Job, Meeting, PassQueue
+
+MIN_ADOPTED = 32  # tokens that another text must share beyond one's own before its cells are taken over
+
+
+class SequenceBackend:
+    """One text of a shared context; used by a member of the meeting alone."""
+
+    can_shift = False
+
+    def __init__(self, meeting: Meeting, queue: PassQueue, text: int, *, max_outputs: int, stop: StopSignal) -> None:
+        context = queue.context
+        self._meeting, self._queue, self._text, self._stop = meeting, queue, text, stop
+        self.model: LlamaModel = context.model
+        self.settings: ContextSettings = context.settings
+        self.n_vocab, self.n_ctx, self.n_threads = context.n_vocab, context.n_ctx, context.n_threads
+        self.max_outputs = min(max_outputs, context.n_outputs)
+        self.engine_s = 0.0
+
+    @property
+    def tokens(self) -> list[int]:
+        return self._queue.context.held[self._text]
+
+    def forward(self, tokens: Sequence[int], n_outputs: int) -> Logits:
+        if n_outputs > min(self.max_outputs, len(tokens)):
+            raise EngineError(
+                f"{n_outputs} rows of logits asked for, {min(self.max_outputs, len(tokens))} are to be had"
+            )
+        if len(self.tokens) + len(tokens) > self.n_ctx:
+            raise ContextFull(f"the context of {self.n_ctx:,} tokens is full: raise --ctx or /clear the conversation")
+        if not tokens:
+            return np.empty((0, self.n_vocab), np.float32)
+        job = Job(self._text, tokens, n_outputs)
+        logits = self._meeting.wait(self._queue, job, self._stop)
+        self.engine_s += job.took_s
+        return logits
+
+    def truncate(self, length: int) -> None:
+        if length < len(self.tokens):
+            self._meeting.settle()
+            self._queue.context.truncate(self._text, length)
+
+    def adopt(self, tokens: Sequence[int]) -> None:
+        """Begin with what another text of the context has in common with `tokens`, where that is more than is held."""
+        self._meeting.settle()
+        context, best = self._queue.context, (n_common(self.tokens, tokens) + MIN_ADOPTED, -1)
+        for text, held in enumerate(context.held):
+            if text != self._text and (n := n_common(held, tokens)) > best[0]:
+                best = n, text
+        if best[1] >= 0:
+            context.copy(best[1], self._text, best[0])
+
+    def forget_oldest(self, n: int) -> None:
+        raise EngineError(f"{self.model.path.name}: a text that shares its cells with others is not moved")
+
+    def close(self) -> None:
+        """Leave the text to the next conversation, which may begin like it."""
+
+
+def n_common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    n = min(len(a), len(b))
+    left, right = np.fromiter(a, np.int64, n), np.fromiter(b, np.int64, n)
+    different = np.flatnonzero(left != right)
+    return int(different[0]) if different.size else n
