@@ -173,11 +173,14 @@ class Meeting:
             self._changed.wait()
 
     def _leave(self, queue: PassQueue, job: Job) -> None:
+        """Go on without what one waited for: no pass begins before that, and the one that runs may be over its text."""
+        self._take_out(queue, job)
         self.settle()
+
+    def _take_out(self, queue: PassQueue, job: Job) -> None:
         if job in queue.jobs:
             queue.jobs.remove(job)
             self._n_running += 1
-        self._changed.notify_all()
 
     def _run_one(self) -> bool:
         """Run the next pass; False where nobody wants one. Others may come in while the engine computes."""
@@ -195,8 +198,7 @@ class Meeting:
             self._in_pass = False
             for job in jobs:
                 if job.is_done:
-                    queue.jobs.remove(job)
-                    self._n_running += 1
+                    self._take_out(queue, job)
             self._changed.notify_all()
         return True
 
