@@ -50,6 +50,7 @@ def plan(
     n_ctx: int | None = None,
     kv: str | None = None,
     n_draft: int | None = None,
+    n_parallel: int = 1,
     adapt: bool = False,
     offline: bool = False,
 ) -> MemoryPlan:
@@ -61,6 +62,7 @@ def plan(
         budget: of the program; or
         device: a name that `edgellm devices` lists; this machine if none of the three is given.
         n_ctx, kv, n_draft: context in tokens, type of its cache, tokens drafted a round; None: what fits best.
+        n_parallel: conversations at once, each with a context of its own.
         adapt: the drafter learns between the answers of a chat, where there is room for that.
         offline: ask no server for the header of a model that is not here.
 
@@ -73,7 +75,8 @@ def plan(
     """
     place = place_for(memory, budget, device)
     here = memory is None and device is None
-    ask = plan_request(n_ctx=n_ctx, kv=kv, n_draft=n_draft, here=here, keep_drafter=draft is not None)
+    keep = draft is not None
+    ask = plan_request(n_ctx=n_ctx, kv=kv, n_draft=n_draft, n_parallel=n_parallel, here=here, keep_drafter=keep)
     named = None if draft is None else str(draft)
     return plan_pair(str(model), named, place, ask, adapt=adapt, offline=offline).solution.plan
 
@@ -160,6 +163,7 @@ def plan_request(
     kv: str | None = None,
     n_draft: int | None = None,
     n_ubatch: int | None = None,
+    n_parallel: int = 1,
     loading: str | None = None,
     here: bool = True,
     keep_drafter: bool = False,
@@ -187,6 +191,7 @@ def plan_request(
         kv=cache_type(kv),
         n_draft=n_draft,
         n_ubatch=n_ubatch,
+        n_texts=n_parallel,
         loading=cast(Loading, loading),
         repack=loading == "copied" and (not here or _rearranges()),
         n_threads=usable_cores(),

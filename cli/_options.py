@@ -17,7 +17,7 @@ from edgellm.app.defaults import DEFAULT_TARGET
 from edgellm.cli._texts import unescaped
 from edgellm.cli._variables import is_typed
 from edgellm.memory.errors import EdgellmError
-from edgellm.memory.limits import N_CTX, N_CTX_MAX, N_CTX_MIN, N_DRAFT_MAX, N_UBATCH_MAX
+from edgellm.memory.limits import N_CTX, N_CTX_MAX, N_CTX_MIN, N_DRAFT_MAX, N_PARALLEL_MAX, N_UBATCH_MAX
 from edgellm.memory.sampling_parameters import PARAMETERS, Parameter
 
 # Panels of --help.
@@ -163,6 +163,17 @@ Mem = Annotated[
         help="Plan for a device with this memory (6GB, 6GiB), half of it a program's; an export then makes the most "
         "exact type that fits.",
         callback=checked(size),
+        panel=ENGINE,
+    ),
+]
+Parallel = Annotated[
+    int,
+    option(
+        "--parallel",
+        min=1,
+        max=N_PARALLEL_MAX,
+        help="Conversations at once, each with a context of its own.",
+        metavar="N",
         panel=ENGINE,
     ),
 ]

@@ -74,6 +74,18 @@ def test_formulas_agree_with_llama_cpp(name: str, tmp_path: Path) -> None:
         assert compute_bytes(shape, settings) == pytest.approx(sizes_there.compute_bytes, rel=tolerance), settings
 
 
+@pytest.mark.parametrize("name", ["SmolLM2 135M", "Qwen2.5 1.5B", "Gemma 3 4B", "Qwen3 30B-A3B", "DeepSeek V2 Lite"])
+def test_formulas_of_several_conversations_agree_with_llama_cpp(name: str, tmp_path: Path) -> None:
+    architecture, sizes = REAL[name]
+    path = write_tiny(tmp_path / "model.gguf", architecture, weights="Q8_0", sparse=True, **sizes)
+    shape = from_header(read_header(path))
+    wanted = [ContextSettings(2048, 128, rows, n_texts=n) for n, rows in ((2, 17), (4, 32), (16, 32))]
+    for settings, sizes_there in zip(wanted, probe(path, wanted), strict=True):
+        assert cache_bytes(shape, settings) == sizes_there.kv_bytes, settings
+        # The engine reserves less than a row of logits for each of many outputs.
+        assert 0.9 < compute_bytes(shape, settings) / sizes_there.compute_bytes < 1.4, settings
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_caches_of_tiny_models_agree_to_the_byte(architecture: str, tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "model.gguf", architecture, n_layers=8)
