@@ -191,7 +191,7 @@ def plan_request(
         kv=cache_type(kv),
         n_draft=n_draft,
         n_ubatch=n_ubatch,
-        n_texts=n_parallel,
+        n_sequences=n_parallel,
         loading=cast(Loading, loading),
         repack=loading == "copied" and (not here or _rearranges()),
         n_threads=usable_cores(),

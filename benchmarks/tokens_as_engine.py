@@ -103,10 +103,10 @@ def folder(path: Path) -> tuple[Vocabulary, str | None, Callable[[str], list[int
     return vocabulary, files.chat_template(), witness, reference
 
 
-def compare(path: Path, n_texts: int) -> tuple[int, int, str]:
+def compare(path: Path, n_sequences: int) -> tuple[int, int, str]:
     """Texts compared, prompts that differ, and the first of them."""
     vocabulary, own, witness, _held = (folder if path.is_dir() else gguf)(path)
-    n_texts_read, n_different, first = 0, 0, ""
+    n_sequences_read, n_different, first = 0, 0, ""
     usable = []
     for source in templates(vocabulary, own):
         try:
@@ -118,12 +118,12 @@ def compare(path: Path, n_texts: int) -> tuple[int, int, str]:
         usable.append(template)
     rng = random.Random(0)
     spellings = [literal for literal in vocabulary.literals if len(literal) > 2]
-    while usable and n_texts_read < n_texts:
-        template = usable[n_texts_read // 3 % len(usable)]
+    while usable and n_sequences_read < n_sequences:
+        template = usable[n_sequences_read // 3 % len(usable)]
         said = [text(rng), text(rng), text(rng)]
         if any(spelling in "".join(said) for spelling in spellings if spelling[0] in "<["):
             continue
-        n_texts_read += 3
+        n_sequences_read += 3
         turns = [Message("user", said[0] or "x"), Message("assistant", said[1] or "y"), Message("user", said[2] or "z")]
         try:
             rendered, ours = template.text(turns), template.render(turns)
@@ -135,7 +135,7 @@ def compare(path: Path, n_texts: int) -> tuple[int, int, str]:
         if ours != theirs:
             n_different += 1
             first = first or f"{rendered!r}\n    ours   {ours}\n    engine {theirs}"
-    return n_texts_read, n_different, first
+    return n_sequences_read, n_different, first
 
 
 def main() -> int:

@@ -44,8 +44,8 @@ def compute_bytes(shape: ModelShape, settings: ContextSettings) -> int:
     tokens, rows = min(settings.n_ubatch, settings.n_cells), min(settings.n_outputs, settings.n_ubatch)
     inputs = _input_bytes(shape, settings, tokens)
     layer = tokens * _layer_elements(shape, settings) * _FLOAT
-    logits = rows * (shape.n_vocab + 4 * shape.n_embd) * _FLOAT + tokens * shape.n_embd * _FLOAT // 2
-    return inputs + max(layer, logits)
+    logits = rows * (shape.n_vocab + 4 * shape.n_embd) * _FLOAT + tokens * shape.n_embd * _FLOAT
+    return max(inputs + layer, logits)  # the mask is let go of before the logits are computed
 
 
 def compute_formula(shape: ModelShape, settings: ContextSettings) -> str:
@@ -53,8 +53,8 @@ def compute_formula(shape: ModelShape, settings: ContextSettings) -> str:
     inputs = _input_bytes(shape, settings, tokens)
     layer = _layer_elements(shape, settings)
     return (
-        f"inputs and mask {inputs:,} B + larger of {tokens} tokens x {layer:,} x 4 B "
-        f"and {rows} rows x {shape.n_vocab + 4 * shape.n_embd:,} x 4 B"
+        f"larger of inputs and mask {inputs:,} B + {tokens} tokens x {layer:,} x 4 B, "
+        f"and {rows} rows x {shape.n_vocab + 4 * shape.n_embd:,} x 4 B + {tokens} tokens x {shape.n_embd:,} x 4 B"
     )
 
 

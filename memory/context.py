@@ -30,20 +30,20 @@ class ContextSettings:
     kv: KvType = "f16"
     n_rs_seq: int = 0  # snapshots of the recurrent state, which cutting back a hybrid model needs
     n_threads: int = 2
-    n_texts: int = 1  # conversations at once, of `n_ctx` tokens each, whose cells are one pool
+    n_sequences: int = 1  # conversations at once, of `n_ctx` tokens each, whose cells are one pool
 
     @property
     def n_cells(self) -> int:
         """Tokens the cache has room for: those of all texts, rounded up."""
-        return pad(self.n_ctx * self.n_texts, CELL_PAD)
+        return pad(self.n_ctx * self.n_sequences, CELL_PAD)
 
 
 MOST_ROWS = 32  # of logits in a pass that several conversations share; who does not fit in waits for the next
 
 
-def rows_for(n_draft: int, n_texts: int = 1) -> int:
+def rows_for(n_draft: int, n_sequences: int = 1) -> int:
     """Rows of logits that a target's pass returns at most: of a whole draft, and one for each other conversation."""
-    return min(n_texts * (n_draft + 1), max(MOST_ROWS, n_draft + n_texts))
+    return min(n_sequences * (n_draft + 1), max(MOST_ROWS, n_draft + n_sequences))
 
 
 def pad(value: int, multiple: int) -> int:

@@ -20,7 +20,7 @@ def cells(layers: AttentionLayers, settings: ContextSettings) -> int:
     """Tokens that these layers keep. A window needs room for one batch more, and is rounded up like the context."""
     if layers.window is None:
         return settings.n_cells
-    return pad(min(settings.n_cells, layers.window * settings.n_texts + settings.n_ubatch), 256)
+    return pad(min(settings.n_cells, layers.window * settings.n_sequences + settings.n_ubatch), 256)
 
 
 def cache_bytes(shape: ModelShape, settings: ContextSettings) -> int:

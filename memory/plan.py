@@ -197,7 +197,7 @@ class MemoryPlan:
             "n_ubatch": settings.target.n_ubatch,
             "n_outputs": settings.target.n_outputs,
             "n_threads": settings.target.n_threads,
-            "n_texts": settings.target.n_texts,
+            "n_sequences": settings.target.n_sequences,
             "n_rs_seq": settings.target.n_rs_seq,
             "drafter_settings": asdict(settings.drafter) if settings.drafter else None,
             "copy": settings.copy,
@@ -324,12 +324,12 @@ def _compute(role: str, shape: ModelShape, context: ContextSettings, sizes: Buff
 
 def _candidates(target: ModelShape, settings: PairSettings) -> Line:
     """Sampling's view of one row (ids and weights), and what drafting remembers."""
-    n_texts = settings.target.n_texts
-    rows = target.n_vocab * (_ROW_BYTES if n_texts == 1 else n_texts * _THREAD_BYTES)
+    n_sequences = settings.target.n_sequences
+    rows = target.n_vocab * (_ROW_BYTES if n_sequences == 1 else n_sequences * _THREAD_BYTES)
     formula = f"{target.n_vocab:,} x {_ROW_BYTES} B"
-    if n_texts > 1:
-        formula = f"{n_texts} conversations x {target.n_vocab:,} x {_THREAD_BYTES} B"
-    table = n_texts * conversation_bytes(settings.target.n_ctx) if settings.copy else 0
+    if n_sequences > 1:
+        formula = f"{n_sequences} conversations x {target.n_vocab:,} x {_THREAD_BYTES} B"
+    table = n_sequences * conversation_bytes(settings.target.n_ctx) if settings.copy else 0
     if table:
         formula += f" + index of {settings.target.n_ctx:,} tokens {table:,} B + earlier answers {STORE_BYTES:,} B"
         table += STORE_BYTES

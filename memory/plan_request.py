@@ -20,7 +20,7 @@ class PlanRequest:
     loading: Loading = "mapped"
     repack: bool = False
     n_threads: int = 2
-    n_texts: int = 1  # conversations at once, of `n_ctx` tokens each
+    n_sequences: int = 1  # conversations at once, of `n_ctx` tokens each
     keep_drafter: bool = False  # the drafter was asked for: drop it only to fit
 
 

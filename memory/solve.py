@@ -130,17 +130,16 @@ def _start(
     if not target.can_rewind:
         drafter, n_draft = None, 0
         notes.append(Trim("no drafting", 0, f"{target.architecture} keeps a state that cannot be cut back"))
-    rows = rows_for(n_draft, ask.n_texts)
-    n_ubatch = max(ask.n_ubatch or N_UBATCH, rows if ask.n_texts > 1 else 0)
-    main = ContextSettings(n_ctx, n_ubatch, rows, kv, n_threads=ask.n_threads, n_texts=ask.n_texts)
+    rows = rows_for(n_draft, ask.n_sequences)
+    n_ubatch = max(ask.n_ubatch or N_UBATCH, rows if ask.n_sequences > 1 else 0)
+    main = ContextSettings(n_ctx, n_ubatch, rows, kv, n_threads=ask.n_threads, n_sequences=ask.n_sequences)
     settings = PairSettings(main, n_draft, None, ask.copy and target.can_rewind, ask.loading, ask.repack)
     if drafter is not None:
         if not fits_cache(drafter, draft_kv):
             draft_kv = "f16"
         n_rs_seq = draft_snapshots(n_draft) if drafter.is_recurrent else 0
-        own = ContextSettings(
-            min(n_ctx, drafter.n_ctx_train), N_UBATCH_DRAFT, ask.n_texts, draft_kv, n_rs_seq, ask.n_threads, ask.n_texts
-        )
+        n, window = ask.n_sequences, min(n_ctx, drafter.n_ctx_train)
+        own = ContextSettings(window, N_UBATCH_DRAFT, n, draft_kv, n_rs_seq, ask.n_threads, n)
         settings = replace(settings, drafter=own)
         if ask.n_draft is None and not ask.keep_drafter and not gains(target, drafter, settings, device):
             notes.append(Trim("no draft model", 0, "it is not expected to gain anything on this device"))

@@ -36,7 +36,7 @@ def _plan(data: Mapping[str, Any]) -> MemoryPlan:
     if (drafter is None) != (data["drafter"] is None):
         raise ValueError("a drafter and its settings go together")
     n_draft = _count(data["n_draft"], most=N_DRAFT_MAX)
-    target = _context({key: data[key] for key in _CONTEXT_KEYS} | {"n_texts": data.get("n_texts", 1)})
+    target = _context({key: data[key] for key in _CONTEXT_KEYS} | {"n_sequences": data.get("n_sequences", 1)})
     if target.n_outputs <= n_draft and n_draft:
         raise ValueError(f"drafts of {n_draft} tokens need more than {target.n_outputs} rows of logits")
     settings = PairSettings(
@@ -93,7 +93,7 @@ def _context(data: Mapping[str, Any]) -> ContextSettings:
         kv=cast(KvType, _one_of(data["kv"], tuple(KV_BLOCKS))),
         n_rs_seq=_count(data["n_rs_seq"], most=N_UBATCH_MAX),
         n_threads=_count(data["n_threads"], least=1, most=MOST_THREADS),
-        n_texts=_count(data.get("n_texts", 1), least=1, most=N_PARALLEL_MAX),
+        n_sequences=_count(data.get("n_sequences", 1), least=1, most=N_PARALLEL_MAX),
     )
     if settings.n_outputs > settings.n_ubatch:
         raise ValueError(f"{settings.n_outputs} rows of logits do not come out of a batch of {settings.n_ubatch}")

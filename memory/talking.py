@@ -12,7 +12,7 @@ N_SEQUENCES = 16  # a pass over so many tokens costs some 2.3 times one token's
 
 def sequence_settings(n_sequences: int, n_ctx: int, n_threads: int, n_ubatch: int = N_UBATCH) -> ContextSettings:
     """How such a context is set up; `n_ctx` is each sequence's own, in tokens."""
-    return ContextSettings(n_ctx, max(n_ubatch, n_sequences), n_sequences, n_threads=n_threads)
+    return ContextSettings(n_ctx, max(n_ubatch, n_sequences), n_sequences, n_threads=n_threads, n_sequences=n_sequences)
 
 
 def talk_bytes(shape: ModelShape, *, n_sequences: int = N_SEQUENCES, n_ctx: int, n_threads: int = 2) -> int:
@@ -24,4 +24,4 @@ def talk_bytes(shape: ModelShape, *, n_sequences: int = N_SEQUENCES, n_ctx: int,
     """
     settings = sequence_settings(n_sequences, n_ctx, n_threads)
     sizes = estimate(shape, settings)
-    return n_sequences * sizes.kv_bytes + sizes.compute_bytes + sizes.output_bytes + work_bytes(shape, settings)
+    return sizes.kv_bytes + sizes.compute_bytes + sizes.output_bytes + work_bytes(shape, settings)

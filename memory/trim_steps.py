@@ -38,7 +38,7 @@ def draft_snapshots(n_draft: int) -> int:
 
 def with_outputs(settings: PairSettings, target: ModelShape) -> PairSettings:
     """Rows of logits, batch and snapshots that this draft length needs."""
-    rows = rows_for(settings.n_draft, settings.target.n_texts)
+    rows = rows_for(settings.n_draft, settings.target.n_sequences)
     main = replace(
         settings.target,
         n_outputs=rows,

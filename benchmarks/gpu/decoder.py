@@ -111,7 +111,7 @@ class Decoder:
         return torch.cat((out, rows[..., self.n_rotated :]), -1).to(x.dtype)
 
     def attend_within(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Causal attention of whole texts, [n_texts, n, n_heads, d]."""
+        """Causal attention of whole texts, [n_sequences, n, n_heads, d]."""
         n, window = q.shape[1], self.shape.window_of(layer)
         group = q.shape[2] // k.shape[2]
         q, k, v = (one.transpose(1, 2) for one in (q, k, v))

@@ -132,7 +132,7 @@ def check_tokens(folder: Path, path: Path, n_random: int = 500) -> dict[str, Any
     for text, found, ids in zip(texts, engine_jobs.tokenise(path, texts), expected, strict=True):
         if found != ids:
             raise VerificationFailed(f"{path.name} cuts {text!r} into {found} where the source's tokenizer says {ids}")
-    return {"n_texts": len(texts), "different": 0}
+    return {"n_sequences": len(texts), "different": 0}
 
 
 def _has_case_or_marks(sign: str) -> bool:

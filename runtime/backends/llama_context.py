@@ -34,7 +34,7 @@ def new_context(
     name: str,
     rolls_back: bool,
     n_sequences: int = 1,
-    unified: bool = False,
+    pooled: bool = False,
 ) -> Any:
     """The engine's context on its model.
 
@@ -43,7 +43,7 @@ def new_context(
         name: the model's, for the sentence of a failure.
         rolls_back: keep copies of a hybrid model's state, so that tokens can be taken back.
         n_sequences: texts at once, each of `settings.n_ctx` tokens.
-        unified: their cells come from one pool, so that a pass may hold any mixture of them; without it each has a
+        pooled: their cells come from one pool, so that a pass may hold any mixture of them; without it each has a
             cache of its own, and the engine's attention does not go over the cells of the others.
 
     Raises:
@@ -53,7 +53,7 @@ def new_context(
     params.n_ctx = n_sequences * settings.n_ctx
     params.n_batch = params.n_ubatch = max(settings.n_ubatch, n_outputs)
     params.n_seq_max = n_sequences
-    params.kv_unified = unified
+    params.kv_unified = pooled
     params.n_outputs_max = n_outputs
     params.n_threads = params.n_threads_batch = settings.n_threads
     params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_ENABLED

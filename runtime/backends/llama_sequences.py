@@ -1,140 +1,211 @@
-"""Several independent texts in one context of llama.cpp: a pass over a token of each costs little more than over one.
+"""Several texts in one context of llama.cpp, in passes of any mixture: a token of one, a draft, a slice of a prompt.
 
-Sixteen rows read the weights once, as one row does. On our kernels each row has the bits that its text alone would
-have given: products and attention look at a row and its own cells, and a text is read in a pass of its own.
+On our kernels all cells come from one pool, a beginning that two sequences share is held once, and a row has the bits
+that its text alone would have given: products look at one row each, and attention goes through the cells of a sequence
+in the order of its text, wherever in the pool they are (`kernels/src/sequences.h`). On the engine's own kernels each
+sequence has a cache of its own, since its attention would go over the cells of all; a pass of unequal parts is then cut
+by the engine, and each part reads all weights again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from llama_cpp import llama_cpp as api
+from numpy.typing import NDArray
 
-from edgellm.memory.limits import N_UBATCH
-from edgellm.memory.talking import sequence_settings
-from edgellm.runtime.backends.base import ContextFull, EngineError, LoadError, Logits, checked
+from edgellm.memory.context import ContextSettings
+from edgellm.runtime.backends.base import CannotTruncate, ContextFull, EngineError, LoadError, Logits
 from edgellm.runtime.backends.llama_context import ContextLimits, new_context
 from edgellm.runtime.backends.llama_cpp import LlamaModel
-from edgellm.runtime.backends.llama_heads import rows_at
-from edgellm.runtime.backends.llama_process import reason
+from edgellm.runtime.backends.llama_heads import WholeHead
+from edgellm.runtime.backends.llama_process import kernels, reason
+from edgellm.runtime.backends.thread_choice import ThreadChoice
+from edgellm.runtime.kernels.load import compiled
+
+_one_pass = threading.Lock()  # the kernels are told of one pass at a time
+_WIDEST_CHOICE = 32  # tokens; wider passes take all threads
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a pass appends to one sequence."""
+
+    sequence: int
+    tokens: Sequence[int]
+    n_outputs: int  # rows of logits, of the last tokens
 
 
 class LlamaSequences:
-    """`n_sequences` texts, each with a cache of its own of `n_ctx` tokens.
+    """`n_sequences` texts over one set of weights. One thread at a time may call it.
 
     Raises:
-        LoadError: the context's memory could not be had, or the model's memory cannot be kept for several texts.
+        LoadError: the context's memory could not be had, or the model's memory cannot be kept for several sequences.
     """
 
-    def __init__(
-        self, model: LlamaModel, n_sequences: int, *, n_ctx: int, n_threads: int, n_ubatch: int = N_UBATCH
-    ) -> None:
-        """`n_ubatch`: tokens of a text that are read at once."""
+    def __init__(self, model: LlamaModel, settings: ContextSettings, n_sequences: int) -> None:
+        """`settings.n_ctx` tokens are each text's own; `settings.n_outputs` rows of logits a pass returns at most."""
         refuse_sequences(model)
         if not 1 <= n_sequences <= (most := int(api.llama_max_parallel_sequences())):
             raise LoadError(f"{n_sequences} sequences were asked for; the engine keeps between 1 and {most}")
-        self.model, self.n_sequences, self.n_ctx = model, n_sequences, n_ctx
+        self.model, self.settings, self.n_sequences = model, settings, n_sequences
         self.n_vocab = model.vocabulary.n_tokens
-        settings = sequence_settings(n_sequences, n_ctx, n_threads, n_ubatch)
-        name = model.path.name
+        self.n_threads = settings.n_threads
+        self.n_outputs = max(settings.n_outputs, n_sequences)
+        self._threads = ThreadChoice(settings.n_threads)
+        self._library = compiled() if kernels().active else None
+        pooled, name = self._library is not None, model.path.name
         self._ctx: Any = new_context(
-            model.handle, settings, n_sequences, name=name, rolls_back=False, n_sequences=n_sequences
+            model.handle, settings, self.n_outputs, name=name, rolls_back=False, n_sequences=n_sequences, pooled=pooled
         )
         model.adapt(self._ctx)
         self._memory = api.llama_get_memory(self._ctx)
         if not self._memory:
             api.llama_free(self._ctx)
             raise LoadError(f"{name} ({model.architecture}) keeps no cache of what it reads: take a decoder-only model")
-        self._n_batch = ContextLimits.of(self._ctx).n_batch
-        self._batch = api.llama_batch_init(self._n_batch, 0, 1)
-        self._n_held = [0] * n_sequences
+        limits = ContextLimits.of(self._ctx)
+        self.n_batch = limits.n_batch  # tokens of a pass, at most
+        self.n_ctx = min(settings.n_ctx, int(api.llama_n_ctx(self._ctx)))
+        self.held: list[list[int]] = [[] for _ in range(n_sequences)]  # tokens of each sequence
+        self._head = WholeHead(name, self.n_vocab)
+        self._batch = self._head.new_batch(self.n_batch)
+        self._ids: NDArray[np.int32] = np.zeros(self.n_batch, np.int32)
+        self._positions: NDArray[np.int32] = np.ctypeslib.as_array(self._batch.pos, (self.n_batch,))
+        self._wanted: NDArray[np.int8] = np.ctypeslib.as_array(self._batch.logits, (self.n_batch,))
+        for i in range(self.n_batch):
+            self._batch.n_seq_id[i] = 1
+        self._cells = self._library.edgellm_sequences_new() if self._library is not None else None
 
     def read(self, sequence: int, tokens: Sequence[int]) -> None:
-        """Append tokens to a sequence, without logits.
+        """Append any number of tokens to a sequence. Raises as `forward`."""
+        for start in range(0, len(tokens), self.n_batch):
+            self.forward([Part(sequence, tokens[start : start + self.n_batch], 0)])
+
+    def forward(self, parts: Sequence[Part]) -> tuple[list[Logits], float]:
+        """One pass: the logits of each part's last tokens, (n_outputs, n_vocab), and the seconds it took.
+
+        Rows are views into the engine's own buffer, valid until the next pass. Texts are told apart, each once.
 
         Raises:
-            ContextFull: there is no room for them.
-            EngineError: the engine failed; what the sequence holds is then unknown until it is dropped.
-        """
-        self._check_room(sequence, len(tokens))
-        for start in range(0, len(tokens), self._n_batch):
-            piece = tokens[start : start + self._n_batch]
-            for i, token in enumerate(piece):
-                self._put(i, sequence, self._n_held[sequence] + i, token, wanted=False)
-            self._decode(len(piece))
-            self._n_held[sequence] += len(piece)
-
-    def forward(self, texts: Mapping[int, Sequence[int]]) -> Logits:
-        """Append tokens to some sequences: logits behind the last of each, [n, n_vocab], sequences in rising order.
-
-        The rows are a view into the engine's own buffer, valid until the next call.
-
-        Raises:
-            ContextFull: there is no room for some of them; none was read.
-            EngineError: no tokens were given for one, or the engine failed; what the sequences hold is then unknown.
-            BadNumbers: the logits are none.
+            ContextFull: no room for some of them; nothing was read.
+            EngineError: more than a pass may hold, or the engine failed; nothing of the pass is kept.
+            BadNumbers: logits that are none.
         """
         if self._ctx is None:
             raise EngineError(f"{self.model.path.name} is closed")
-        for sequence, tokens in texts.items():
-            if not tokens:
-                raise EngineError(f"sequence {sequence} was given no token to go on from")
-            self._check_room(sequence, len(tokens))
-        for sequence, tokens in texts.items():
-            self.read(sequence, tokens[:-1])
-        return self._step({sequence: texts[sequence][-1] for sequence in sorted(texts)})
+        n = self._fill(parts)
+        self._batch.n_tokens = n
+        n_rows = sum(part.n_outputs for part in parts)
+        # On stock kernels bits depend on how many threads there are.
+        chooses = bool(n_rows) and n <= _WIDEST_CHOICE and self._library is not None
+        n_threads = self._threads.next(n) if chooses else self.n_threads
+        api.llama_set_n_threads(self._ctx, n_threads, n_threads)
+        started = time.perf_counter()
+        status = self._decode(n)
+        took_s = time.perf_counter() - started
+        if chooses:
+            self._threads.took(n, n_threads, took_s)
+        if status:
+            self._undo(parts)
+            if status == 1:
+                raise ContextFull(f"no room for {n} more tokens in the context's pool of cells: raise --ctx")
+            raise EngineError(f"{self.model.path.name}: the engine failed with status {status}: {reason()}")
+        for part in parts:
+            self.held[part.sequence].extend(part.tokens)
+        return self._rows(parts, n_rows), took_s
 
-    def drop(self, sequence: int) -> None:
-        """Make a sequence empty."""
+    def truncate(self, sequence: int, length: int) -> None:
+        """Forget all of a sequence but its first `length` tokens.
+
+        Raises:
+            CannotTruncate: layers with a sliding window have let go of what they would look at; nothing is changed.
+        """
+        held = self.held[sequence]
+        if length >= len(held):
+            return
+        if length > 0 and self._lost(sequence, length):
+            raise CannotTruncate(f"{self.model.path.name} has let go of tokens before {length} that it needs again")
+        api.llama_memory_seq_rm(self._memory, sequence, max(0, length), -1)
+        del held[max(0, length) :]
+
+    def copy(self, source: int, sequence: int, length: int) -> bool:
+        """Let a sequence begin with the first `length` tokens of another: nothing is read, and no cell is taken.
+
+        False where caches are apart, or the other's window has moved on; then nothing is changed.
+        """
+        if self._library is None or self._lost(source, length):
+            return False
         api.llama_memory_seq_rm(self._memory, sequence, -1, -1)
-        self._n_held[sequence] = 0
+        api.llama_memory_seq_cp(self._memory, source, sequence, 0, length)
+        self._library.edgellm_sequences_copy(self._cells, source, sequence, length)
+        self.held[sequence] = self.held[source][:length]
+        return True
 
     def close(self) -> None:
         if self._ctx is not None:
             api.llama_batch_free(self._batch)
             api.llama_free(self._ctx)
+            if self._library is not None:
+                self._library.edgellm_sequences_free(self._cells)
         self._ctx = None
+        self.held = [[] for _ in self.held]
 
-    def _step(self, tokens: Mapping[int, int]) -> Logits:
-        """One pass over a token of each of these sequences, which are in rising order."""
-        if not tokens:
-            raise EngineError("no sequence was given a token")
-        fillers, n = [], 0
-        for sequence in range(min(tokens), max(tokens) + 1):
-            held = self._n_held[sequence]
-            if sequence in tokens:
-                self._put(n, sequence, held, tokens[sequence], wanted=True)
-            elif held == 0:
-                # The engine cuts a pass where a sequence is missing, and each part would read all weights again.
-                self._put(n, sequence, 0, next(iter(tokens.values())), wanted=False)
-                fillers.append(sequence)
-            else:
-                continue
-            n += 1
-        self._decode(n)
-        for sequence in fillers:
-            self.drop(sequence)
-        for sequence in tokens:
-            self._n_held[sequence] += 1
-        return checked(rows_at(api.llama_get_logits(self._ctx), len(tokens), self.n_vocab), self.model.path.name)
-
-    def _put(self, i: int, sequence: int, position: int, token: int, *, wanted: bool) -> None:
-        """The `i`-th token of the next pass."""
-        batch = self._batch
-        batch.token[i], batch.pos[i], batch.logits[i] = token, position, wanted
-        batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
-
-    def _decode(self, n_tokens: int) -> None:
-        self._batch.n_tokens = n_tokens
-        if status := api.llama_decode(self._ctx, self._batch):
-            raise EngineError(f"{self.model.path.name}: the engine failed with status {status}: {reason()}")
-
-    def _check_room(self, sequence: int, n: int) -> None:
-        if self._n_held[sequence] + n > self.n_ctx:
-            raise ContextFull(
-                f"sequence {sequence} holds {self._n_held[sequence]} of {self.n_ctx} tokens: no room for {n} more"
+    def _fill(self, parts: Sequence[Part]) -> int:
+        """Write the pass into the engine's batch; returns its tokens."""
+        n = sum(len(part.tokens) for part in parts)
+        n_rows = sum(part.n_outputs for part in parts)
+        if not 0 < n <= self.n_batch or n_rows > self.n_outputs:
+            raise EngineError(
+                f"{n} tokens and {n_rows} rows of logits in a pass that holds {self.n_batch} and {self.n_outputs}"
             )
+        self._head.put(self._ctx, [token for part in parts for token in part.tokens], n_rows)
+        self._wanted[:n] = 0
+        at = 0
+        for part in parts:
+            end, n_held = at + len(part.tokens), len(self.held[part.sequence])
+            if n_held + len(part.tokens) > self.n_ctx:
+                raise ContextFull(f"the context of {self.n_ctx:,} tokens is full: raise --ctx")
+            self._ids[at:end] = part.sequence
+            self._positions[at:end] = range(n_held, n_held + len(part.tokens))
+            self._wanted[end - part.n_outputs : end] = 1
+            for i in range(at, end):
+                self._batch.seq_id[i][0] = part.sequence
+            at = end
+        return n
+
+    def _decode(self, n: int) -> int:
+        if self._library is None:
+            return int(api.llama_decode(self._ctx, self._batch))
+        positions = np.ascontiguousarray(self._positions[:n])
+        with _one_pass:
+            self._library.edgellm_sequences_tell(self._cells, n, self._ids.ctypes.data, positions.ctypes.data)
+            try:
+                return int(api.llama_decode(self._ctx, self._batch))
+            finally:
+                self._library.edgellm_sequences_tell(None, 0, None, None)
+
+    def _undo(self, parts: Sequence[Part]) -> None:
+        """A failed call may leave part of its tokens."""
+        for part in parts:
+            api.llama_memory_seq_rm(self._memory, part.sequence, len(self.held[part.sequence]), -1)
+
+    def _rows(self, parts: Sequence[Part], n_rows: int) -> list[Logits]:
+        rows = self._head.logits(self._ctx, n_rows) if n_rows else np.empty((0, self.n_vocab), np.float32)
+        found, at = [], 0
+        for part in parts:
+            found.append(rows[at : at + part.n_outputs])
+            at += part.n_outputs
+        return found
+
+    def _lost(self, sequence: int, length: int) -> bool:
+        """Whether layers with a sliding window have let go of cells that token `length` would look at."""
+        n_window = self.model.n_window
+        return n_window > 0 and api.llama_memory_seq_pos_min(self._memory, sequence) > max(0, length - n_window)
 
 
 def refuse_sequences(model: LlamaModel) -> None:

@@ -163,7 +163,7 @@ def unplanned(options: EngineOptions) -> PairSettings:
         n_outputs=rows_for(options.n_draft, options.n_parallel),
         kv=options.kv or "f16",
         n_threads=options.n_threads or usable_cores(),
-        n_texts=options.n_parallel,
+        n_sequences=options.n_parallel,
     )
     return PairSettings(main, options.n_draft, None, options.copy, _loading(options), not options.exact)
 
@@ -179,7 +179,7 @@ def _ask(options: EngineOptions) -> PlanRequest:
         repack=not options.exact and not kernels().active and has_extra_buffers(),
         n_threads=options.n_threads or usable_cores(),
         keep_drafter=True,
-        n_texts=options.n_parallel,
+        n_sequences=options.n_parallel,
     )
 
 

@@ -144,9 +144,9 @@ def _sizing(request: Mapping[str, Any], send: Send) -> None:
 
 def _context_parameters(lib: Any, settings: ContextSettings) -> Any:
     parameters = lib.llama_context_default_params()
-    parameters.n_ctx = settings.n_ctx * settings.n_texts
-    parameters.n_seq_max = settings.n_texts
-    parameters.kv_unified = settings.n_texts > 1
+    parameters.n_ctx = settings.n_ctx * settings.n_sequences
+    parameters.n_seq_max = settings.n_sequences
+    parameters.kv_unified = settings.n_sequences > 1
     parameters.n_batch = parameters.n_ubatch = settings.n_ubatch
     parameters.n_outputs_max = settings.n_outputs
     parameters.n_rs_seq = settings.n_rs_seq

@@ -10,11 +10,11 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.memory.talking import N_SEQUENCES
+from edgellm.memory.talking import N_SEQUENCES, sequence_settings
 from edgellm.memory.talking import talk_bytes as talk_bytes
 from edgellm.runtime.backends.base import ContextFull, StopSignal
 from edgellm.runtime.backends.llama_cpp import LlamaModel
-from edgellm.runtime.backends.llama_sequences import LlamaSequences
+from edgellm.runtime.backends.llama_sequences import LlamaSequences, Part
 from edgellm.runtime.distillation.lesson import Lesson, Likely
 from edgellm.runtime.distillation.own_questions import OwnQuestions as OwnQuestions
 from edgellm.runtime.distillation.questions import Asker, Given, Question
@@ -53,7 +53,8 @@ class Talker:
     ) -> None:
         self.n_skipped = 0  # questions that do not fit, that the template refuses, or that got no text as an answer
         self._vocabulary, self._template = model.vocabulary, template
-        self._sequences = LlamaSequences(model, n_sequences, n_ctx=n_ctx, n_threads=n_threads)
+        settings = sequence_settings(n_sequences, n_ctx, n_threads)
+        self._sequences = LlamaSequences(model, settings, n_sequences)
 
     def answer(
         self, questions: Iterable[Question] | Asker, *, max_tokens: int, cancel: StopSignal | None = None
@@ -81,7 +82,7 @@ class Talker:
             yield from self._heard([text for text in running.values() if text.is_worth_keeping], asker)
         finally:
             for sequence in running:
-                self._sequences.drop(sequence)
+                self._sequences.truncate(sequence, 0)
 
     def close(self) -> None:
         self._sequences.close()
@@ -91,7 +92,7 @@ class Talker:
         if asker.done:
             for sequence in [number for number, text in running.items() if not text.is_lesson]:
                 del running[sequence]
-                self._sequences.drop(sequence)
+                self._sequences.truncate(sequence, 0)
         for sequence in range(self._sequences.n_sequences):
             while sequence not in running and not cancel.is_set():
                 question = asker.next()
@@ -125,13 +126,15 @@ class Talker:
 
     def _pass(self, running: dict[int, _Text]) -> list[_Text]:
         """Every text gets its next token; those that ended with it, whose sequences are free."""
-        rows = self._sequences.forward({sequence: [text.last] for sequence, text in running.items()})
+        # In rising order: of caches that are apart the engine computes only neighbours together.
+        parts = [Part(sequence, [running[sequence].last], 1) for sequence in sorted(running)]
+        rows, _ = self._sequences.forward(parts)
         finished = []
-        for sequence, row in zip(sorted(running), rows, strict=True):
+        for sequence, (row,) in zip(sorted(running), rows, strict=True):
             running[sequence].take(row)
             if running[sequence].finished:
                 finished.append(running.pop(sequence))
-                self._sequences.drop(sequence)
+                self._sequences.truncate(sequence, 0)
         return finished
 
     def _heard(self, finished: Sequence[_Text], asker: Asker) -> Iterator[Lesson]:

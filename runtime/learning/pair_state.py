@@ -202,7 +202,7 @@ def cost_key(backend: Timed) -> str:
                 model.options.main_gpu,
                 model.options.repack,
                 *([fingerprint(model.options.loras)] if model.options.loras else ()),
-                *([f"{settings.n_texts} texts"] if settings.n_texts > 1 else ()),
+                *([f"{settings.n_sequences} texts"] if settings.n_sequences > 1 else ()),
             ),
         )
     )

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from edgellm.runtime.backends.base import Interrupted
-from edgellm.runtime.backends.llama_shared import SharedContext
+from edgellm.runtime.backends.llama_sequences import LlamaSequences
 from edgellm.runtime.engine import Engine
 from edgellm.runtime.generation import Generation
 from edgellm.runtime.parallel.passes import Meeting
@@ -23,7 +23,7 @@ class Parts:
     """What the seats of an engine share."""
 
     meeting: Meeting
-    contexts: tuple[SharedContext, ...]  # the target's, and the draft model's where there is one
+    contexts: tuple[LlamaSequences, ...]  # the target's, and the draft model's where there is one
     seats: tuple[Engine, ...]  # one for each conversation; models and what is learnt are the same
 
 

@@ -10,7 +10,7 @@ from edgellm.memory.plan import MemoryPlan
 from edgellm.runtime.backends.base import LoadError, StopSwitch
 from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
 from edgellm.runtime.backends.llama_process import kernels
-from edgellm.runtime.backends.llama_shared import SharedContext
+from edgellm.runtime.backends.llama_sequences import LlamaSequences
 from edgellm.runtime.bringup.load import LoadedDraft, about_target, draft_of, draft_settings, proposer_of
 from edgellm.runtime.bringup.loading import open_model
 from edgellm.runtime.bringup.planning import DEFAULTS, EngineOptions, plan_here, reserve, unplanned
@@ -42,7 +42,7 @@ def load_parallel(
 
     Raises:
         DoesNotFit: there is not enough memory, found before anything is loaded; the message names what would fit.
-        LoadError: a file that cannot be loaded, or a model that cannot be kept for several texts.
+        LoadError: a file that cannot be loaded, or a model that cannot be kept for several sequences.
     """
     target, draft = Path(target), Path(draft) if draft is not None else None
     chosen, note = plan_here(target, draft, options, plan)
@@ -70,10 +70,10 @@ class _Loader:
         )
         model = _several(open_model(target, model_options))
         trained = model.n_ctx_train or settings.target.n_ctx
-        main = replace(settings.target, n_ctx=min(settings.target.n_ctx, trained), n_texts=options.n_parallel)
+        main = replace(settings.target, n_ctx=min(settings.target.n_ctx, trained), n_sequences=options.n_parallel)
         settings = replace(settings, target=main)
         meeting = Meeting()
-        context = SharedContext(model, settings.target, options.n_parallel)
+        context = LlamaSequences(model, settings.target, options.n_parallel)
         queue = meeting.queue(context)
         template, refusal = usable(model.chat_template, model.vocabulary)
         notes, warnings = about_target(model, template, refusal, self.plan, options)
@@ -82,7 +82,7 @@ class _Loader:
         engines = [
             Engine(
                 model,
-                SequenceBackend(meeting, queue, text, max_outputs=settings.n_draft + 1, stop=stop),
+                SequenceBackend(meeting, queue, sequence, max_outputs=settings.n_draft + 1, stop=stop),
                 template,
                 options,
                 settings,
@@ -92,7 +92,7 @@ class _Loader:
                 notes=[self.note, *notes],
                 warnings=warnings,
             )
-            for text, stop in enumerate(StopSwitch() for _ in range(options.n_parallel))
+            for sequence, stop in enumerate(StopSwitch() for _ in range(options.n_parallel))
         ]
         with meeting.member():
             return self._with_drafter(meeting, queue, engines, draft)
@@ -111,8 +111,8 @@ class _Loader:
         same = bool(loaded) and loaded[0].match.same
         acceptance = Acceptance(TUNING, passes_per_token=1.0 if same else None)
         seats = []
-        for text, engine in enumerate(engines):
-            own = loaded[text] if loaded else None
+        for sequence, engine in enumerate(engines):
+            own = loaded[sequence] if loaded else None
             drafter = AdaptiveDrafter(
                 engine.backend,
                 _shared(costs, queue, draft_queue) if not options.fixed else None,
@@ -137,7 +137,7 @@ class _Loader:
     def _draft(
         self, meeting: Meeting, engines: list[Engine], path: Path | None
     ) -> tuple[list[LoadedDraft], PassQueue | None]:
-        """The draft model for each conversation: one set of weights, one text each."""
+        """The draft model for each conversation: one set of weights, one sequence each."""
         if path is None:
             return [], None
         first, options = engines[0], self.options
@@ -145,12 +145,12 @@ class _Loader:
         model_options = ModelOptions(n_gpu_layers=options.n_gpu_layers, main_gpu=options.main_gpu, mmap=mapped)
         model = _several(open_model(path, model_options))
         settings: ContextSettings = replace(
-            draft_settings(first, model, first.n_draft), n_outputs=options.n_parallel, n_texts=options.n_parallel
+            draft_settings(first, model, first.n_draft), n_outputs=options.n_parallel, n_sequences=options.n_parallel
         )
-        queue = meeting.queue(SharedContext(model, settings, options.n_parallel))
+        queue = meeting.queue(LlamaSequences(model, settings, options.n_parallel))
         backends = [
-            SequenceBackend(meeting, queue, text, max_outputs=1, stop=engine.stop_switch)
-            for text, engine in enumerate(engines)
+            SequenceBackend(meeting, queue, sequence, max_outputs=1, stop=engine.stop_switch)
+            for sequence, engine in enumerate(engines)
         ]
         loaded = draft_of(first, path, model, backends[0], first.notes, first.warnings)
         return [replace(loaded, backend=backend) for backend in backends], queue
@@ -181,7 +181,7 @@ def _shared(costs: tuple[CostCurve, CostCurve | None], queue: PassQueue, draft_q
 
 
 def _several(model: object) -> LlamaModel:
-    """Raises LoadError: the model is run by an engine that keeps one text."""
+    """Raises LoadError: the model is run by an engine that keeps one sequence."""
     if not isinstance(model, LlamaModel):
         raise LoadError("an ONNX model serves one conversation at a time: run the model as GGUF, or take --parallel 1")
     return model

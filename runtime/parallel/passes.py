@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from edgellm.runtime.backends.base import EngineError, Interrupted, Logits, StopSignal
-from edgellm.runtime.backends.llama_shared import Part, SharedContext
+from edgellm.runtime.backends.llama_sequences import LlamaSequences, Part
 
 MAX_JOINED = 32  # tokens that are computed whole, beside what others decode; more is read in slices
 N_SLICE = 8  # tokens of a slice at least, so that a prompt is read some day
@@ -25,7 +25,7 @@ _NEWEST = 0.1  # weight of a pass in a running mean
 class Job:
     """What one conversation waits for."""
 
-    text: int
+    sequence: int
     tokens: Sequence[int]
     n_outputs: int
     n_read: int = 0
@@ -51,15 +51,15 @@ class Job:
         n = min(self.n_left, n_most)
         if n < self.n_left:
             n = min(n, self.n_left - self.n_outputs)
-            return Part(self.text, self.tokens[self.n_read : self.n_read + n], 0)
-        return Part(self.text, self.tokens[self.n_read :], self.n_outputs)
+            return Part(self.sequence, self.tokens[self.n_read : self.n_read + n], 0)
+        return Part(self.sequence, self.tokens[self.n_read :], self.n_outputs)
 
 
 @dataclass(slots=True, eq=False)
 class PassQueue:
     """Who waits for passes of one model."""
 
-    context: SharedContext
+    context: LlamaSequences
     jobs: list[Job] = field(default_factory=list)  # the oldest first
     slice_for: Callable[[int, int], int] | None = None  # tokens that are decoded, their context -> tokens of a slice
     observe: Callable[[int, int, float], None] | None = None  # tokens of a pass, their context, seconds
@@ -115,7 +115,7 @@ class PassQueue:
 
     def _context_of(self, jobs: Sequence[Job]) -> int:
         """Tokens before a pass, on the average."""
-        return sum(len(self.context.held[job.text]) for job in jobs) // max(1, len(jobs))
+        return sum(len(self.context.held[job.sequence]) for job in jobs) // max(1, len(jobs))
 
 
 class Meeting:
@@ -128,7 +128,7 @@ class Meeting:
         self._in_pass = False
         self._last: PassQueue | None = None
 
-    def queue(self, context: SharedContext) -> PassQueue:
+    def queue(self, context: LlamaSequences) -> PassQueue:
         """Passes of one more model. The target's comes first."""
         self._queues.append(PassQueue(context))
         return self._queues[-1]
@@ -173,7 +173,7 @@ class Meeting:
             self._changed.wait()
 
     def _leave(self, queue: PassQueue, job: Job) -> None:
-        """Go on without what one waited for: no pass begins before that, and the one that runs may be over its text."""
+        """Go on without what one waited for: no pass begins before, and the one that runs may be over its sequence."""
         self._take_out(queue, job)
         self.settle()
 

@@ -11,17 +11,19 @@ from edgellm.runtime.backends.base import ContextFull, EngineError, Logits, Stop
 from edgellm.runtime.backends.llama_cpp import LlamaModel
 from edgellm.runtime.parallel.passes import Job, Meeting, PassQueue
 
-MIN_ADOPTED = 32  # tokens that another text must share beyond one's own before its cells are taken over
+MIN_ADOPTED = 32  # tokens that another sequence must share beyond one's own before its cells are taken over
 
 
 class SequenceBackend:
-    """One text of a shared context; used by a member of the meeting alone."""
+    """One sequence of a shared context; used by a member of the meeting alone."""
 
     can_shift = False
 
-    def __init__(self, meeting: Meeting, queue: PassQueue, text: int, *, max_outputs: int, stop: StopSignal) -> None:
+    def __init__(
+        self, meeting: Meeting, queue: PassQueue, sequence: int, *, max_outputs: int, stop: StopSignal
+    ) -> None:
         context = queue.context
-        self._meeting, self._queue, self._text, self._stop = meeting, queue, text, stop
+        self._meeting, self._queue, self._sequence, self._stop = meeting, queue, sequence, stop
         self.model: LlamaModel = context.model
         self.settings: ContextSettings = context.settings
         self.n_vocab, self.n_ctx, self.n_threads = context.n_vocab, context.n_ctx, context.n_threads
@@ -30,7 +32,7 @@ class SequenceBackend:
 
     @property
     def tokens(self) -> list[int]:
-        return self._queue.context.held[self._text]
+        return self._queue.context.held[self._sequence]
 
     def forward(self, tokens: Sequence[int], n_outputs: int) -> Logits:
         if n_outputs > min(self.max_outputs, len(tokens)):
@@ -41,7 +43,7 @@ class SequenceBackend:
             raise ContextFull(f"the context of {self.n_ctx:,} tokens is full: raise --ctx or /clear the conversation")
         if not tokens:
             return np.empty((0, self.n_vocab), np.float32)
-        job = Job(self._text, tokens, n_outputs)
+        job = Job(self._sequence, tokens, n_outputs)
         logits = self._meeting.wait(self._queue, job, self._stop)
         self.engine_s += job.took_s
         return logits
@@ -49,27 +51,27 @@ class SequenceBackend:
     def truncate(self, length: int) -> None:
         if length < len(self.tokens):
             self._meeting.settle()
-            self._queue.context.truncate(self._text, length)
+            self._queue.context.truncate(self._sequence, length)
 
     def adopt(self, tokens: Sequence[int]) -> None:
-        """Begin with what another text of the context has in common with `tokens`, where that is more than is held."""
+        """Begin with what another sequence has in common with `tokens`, where that is much more than is held."""
         self._meeting.settle()
         context, best = self._queue.context, (n_common(self.tokens, tokens) + MIN_ADOPTED, -1)
-        for text, held in enumerate(context.held):
-            if text != self._text and (n := n_common(held, tokens)) > best[0]:
-                best = n, text
+        for sequence, held in enumerate(context.held):
+            if sequence != self._sequence and (n := n_common(held, tokens)) > best[0]:
+                best = n, sequence
         if best[1] >= 0:
-            context.copy(best[1], self._text, best[0])
+            context.copy(best[1], self._sequence, best[0])
 
     def forget_oldest(self, n: int) -> None:
-        raise EngineError(f"{self.model.path.name}: a text that shares its cells with others is not moved")
+        raise EngineError(f"{self.model.path.name}: a sequence that shares its cells with others is not moved")
 
     def close(self) -> None:
-        """Leave the text to the next conversation, which may begin like it."""
+        """Leave the sequence to the next conversation, which may begin like it."""
 
 
 def n_common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two texts begin with alike."""
+    """How many tokens two sequences begin with alike."""
     n = min(len(a), len(b))
     left, right = np.fromiter(a, np.int64, n), np.fromiter(b, np.int64, n)
     different = np.flatnonzero(left != right)

@@ -56,7 +56,7 @@ def test_no_tokenizer_is_exported_wrongly(tmp_path: Path, child: TransformersChi
     for name in maker_names():
         found.append(compare_tokenizer(name, tried, tmp_path / name, child))
     if tables is not None:
-        rows = [f"| {c.name} | {c.outcome} | {c.n_texts} | {c.n_told} | {c.n_wrong} | {c.why} |" for c in found]
+        rows = [f"| {c.name} | {c.outcome} | {c.n_sequences} | {c.n_told} | {c.n_wrong} | {c.why} |" for c in found]
         head = ["| tokenizer | outcome | texts | told by a remark | wrong | why |", "|---|---|---|---|---|---|"]
         (tables / "tokenizers.md").write_text("\n".join([*head, *rows, ""]))
     assert [(cuts.name, cuts.why, cuts.examples) for cuts in found if cuts.outcome == "WRONG"] == []

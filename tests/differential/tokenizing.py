@@ -29,7 +29,7 @@ class Cuts:
     name: str
     outcome: str = ""  # "right", "refused", "WRONG", or "no truth": its maker failed
     why: str = ""
-    n_texts: int = 0
+    n_sequences: int = 0
     n_told: int = 0  # cut otherwise, as a remark says
     n_wrong: int = 0
     examples: list[tuple[str, list[int], list[int]]] = field(default_factory=list)  # text, ours, theirs
@@ -75,7 +75,7 @@ def _count(
     around: bool = False,
 ) -> None:
     different = [i for i in range(len(texts)) if ours[i] != theirs[i]]
-    cuts.n_texts += len(texts)
+    cuts.n_sequences += len(texts)
     explained = _explained(cuts, [texts[i] for i in different], [theirs[i] for i in different], folder, around=around)
     for i, told in zip(different, explained, strict=True):
         cuts.n_told += told

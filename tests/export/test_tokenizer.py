@@ -330,7 +330,7 @@ def test_the_splitting_rules_of_deepseek_cut_text_as_its_own_tokenizer_does(tmp_
     folder = changed(small_bpe(tmp_path / "deepseek"), split_by(steps))
     assert read_vocabulary(folder).pre == "deepseek-v3"
     write_vocabulary_gguf(folder, tmp_path / "deepseek.gguf")
-    assert check_tokens(folder, tmp_path / "deepseek.gguf") == {"n_texts": len(CHECKED) + 500, "different": 0}
+    assert check_tokens(folder, tmp_path / "deepseek.gguf") == {"n_sequences": len(CHECKED) + 500, "different": 0}
 
 
 def test_rules_that_llama_cpp_only_approximates_are_told_and_checked_where_they_are_the_same(tmp_path: Path) -> None:
@@ -345,7 +345,7 @@ def test_rules_that_llama_cpp_only_approximates_are_told_and_checked_where_they_
     report = check_tokens(folder, tmp_path / "tekken.gguf")
     assert isinstance(report, dict)
     assert report["different"] == 0
-    assert report["n_texts"] > 20
+    assert report["n_sequences"] > 20
 
 
 def test_written_out_signs_for_spaces_are_told_and_refused_where_no_merge_makes_them(tmp_path: Path) -> None:

@@ -79,11 +79,10 @@ def test_formulas_of_several_conversations_agree_with_llama_cpp(name: str, tmp_p
     architecture, sizes = REAL[name]
     path = write_tiny(tmp_path / "model.gguf", architecture, weights="Q8_0", sparse=True, **sizes)
     shape = from_header(read_header(path))
-    wanted = [ContextSettings(2048, 128, rows, n_texts=n) for n, rows in ((2, 17), (4, 32), (16, 32))]
+    wanted = [ContextSettings(2048, 128, rows, n_sequences=n) for n, rows in ((2, 17), (4, 32), (16, 32))]
     for settings, sizes_there in zip(wanted, probe(path, wanted), strict=True):
         assert cache_bytes(shape, settings) == sizes_there.kv_bytes, settings
-        # The engine reserves less than a row of logits for each of many outputs.
-        assert 0.9 < compute_bytes(shape, settings) / sizes_there.compute_bytes < 1.4, settings
+        assert compute_bytes(shape, settings) == pytest.approx(sizes_there.compute_bytes, rel=0.1), settings
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

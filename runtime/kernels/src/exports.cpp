@@ -75,12 +75,12 @@ EDGELLM_EXPORT void edgellm_plug_in(const char* name, const char* base_path, con
     if (size > 0) std::strncpy(problem, text.c_str(), static_cast<size_t>(size) - 1)[size - 1] = 0;
 }
 
-// Several texts in one context (sequences.h): made, told of the pass that comes, and freed. One pass at a time in the process may be
-// over several texts; `edgellm_sequences_tell` with n = 0 ends it.
+// Several ids in one context (sequences.h): made, told of the pass that comes, and freed. One pass at a time in the process may be
+// over several sequences; `edgellm_sequences_tell` with n = 0 ends it.
 EDGELLM_EXPORT Sequences* edgellm_sequences_new() { return new Sequences(); }
 EDGELLM_EXPORT void edgellm_sequences_free(Sequences* sequences) { delete sequences; }
-EDGELLM_EXPORT void edgellm_sequences_tell(Sequences* sequences, int64_t n, const int32_t* texts, const int32_t* positions) {
-    if (n > 0) sequences->tell(n, texts, positions);
+EDGELLM_EXPORT void edgellm_sequences_tell(Sequences* sequences, int64_t n, const int32_t* ids, const int32_t* positions) {
+    if (n > 0) sequences->tell(n, ids, positions);
     use_sequences(n > 0 ? sequences : nullptr);
 }
 EDGELLM_EXPORT void edgellm_sequences_copy(Sequences* sequences, int from, int to, int64_t n) { sequences->copy(from, to, n); }

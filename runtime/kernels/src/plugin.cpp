@@ -156,8 +156,8 @@ void note_cells(const Tensor* op) {
     if (cells->type == kI64 && cells->data) sequences->write(cache_of(op), cells->ne[0], static_cast<const int64_t*>(cells->data));
 }
 
-// Attention of a pass over several texts, each over its own cells. False where they are not known.
-bool attend_texts(const Tensor* op, const Attention& whole, int ith, int nth) {
+// Attention of a pass over several sequences, each over its own cells. False where they are not known.
+bool attend_sequences(const Tensor* op, const Attention& whole, int ith, int nth) {
     thread_local std::vector<int32_t> places;
     const std::vector<Sequences::Run>& runs = sequences->runs(whole.n);
     if (op->src[0]->ne[3] != 1 || runs.empty()) return false;
@@ -182,7 +182,7 @@ struct CacheAttention final : TensorTraits {
         const bool is_attention = op->op == engine.attention_op;
         if (sequences && op->op == engine.set_rows_op && params->ith == 0) note_cells(op);
         if (is_attention && attends && describe(op, &attention)) {
-            if (sequences && attend_texts(op, attention, params->ith, params->nth)) return true;
+            if (sequences && attend_sequences(op, attention, params->ith, params->nth)) return true;
             for (int64_t i = 0; i < op->src[0]->ne[3]; i++) variant->attend(of_sequence(op, attention, i), params->ith, params->nth);
             return true;
         }

@@ -13,13 +13,13 @@ void grow(std::vector<T>& v, int64_t n, const T& fill) {
 
 }   // namespace
 
-void Sequences::tell(int64_t n, const int32_t* texts, const int32_t* positions) {
-    texts_.assign(texts, texts + n);
+void Sequences::tell(int64_t n, const int32_t* ids, const int32_t* positions) {
+    ids_.assign(ids, ids + n);
     positions_.assign(positions, positions + n);
     runs_.clear();
     for (int64_t i = 0; i < n; i++) {
-        const bool goes_on = i > 0 && texts[i] == texts[i - 1] && positions[i] == positions[i - 1] + 1;
-        if (!goes_on) runs_.push_back({i, i, texts[i], 0});
+        const bool goes_on = i > 0 && ids[i] == ids[i - 1] && positions[i] == positions[i - 1] + 1;
+        if (!goes_on) runs_.push_back({i, i, ids[i], 0});
         runs_.back().last = i + 1;
         runs_.back().n_cells = positions[i] + 1;
     }
@@ -37,30 +37,30 @@ void Sequences::copy(int32_t from, int32_t to, int64_t n) {
 }
 
 void Sequences::write(const void* base, int64_t n, const int64_t* cells) {
-    if (n != static_cast<int64_t>(texts_.size())) return;
+    if (n != static_cast<int64_t>(ids_.size())) return;
     Cache& cache = caches_[base];
     for (int64_t i = 0; i < n; i++) {
         const size_t at = static_cast<size_t>(i), position = static_cast<size_t>(positions_[at]);
-        grow(cache.cells, texts_[at] + 1, {});
-        std::vector<int32_t>& text = cache.cells[static_cast<size_t>(texts_[at])];
-        grow(text, positions_[at] + 1, int32_t{-1});
-        text[position] = static_cast<int32_t>(cells[i]);
+        grow(cache.cells, ids_[at] + 1, {});
+        std::vector<int32_t>& sequence = cache.cells[static_cast<size_t>(ids_[at])];
+        grow(sequence, positions_[at] + 1, int32_t{-1});
+        sequence[position] = static_cast<int32_t>(cells[i]);
         grow(cache.positions, cells[i] + 1, int32_t{-1});
         cache.positions[static_cast<size_t>(cells[i])] = positions_[at];
     }
 }
 
-const std::vector<Sequences::Run>& Sequences::runs(int64_t n) const { return n == static_cast<int64_t>(texts_.size()) ? runs_ : none_; }
+const std::vector<Sequences::Run>& Sequences::runs(int64_t n) const { return n == static_cast<int64_t>(ids_.size()) ? runs_ : none_; }
 
 bool Sequences::places(const void* base, const Run& run, std::vector<int32_t>* out) const {
     const auto found = caches_.find(base);
-    if (found == caches_.end() || static_cast<int64_t>(found->second.cells.size()) <= run.text) return false;
-    const std::vector<int32_t>& text = found->second.cells[static_cast<size_t>(run.text)];
-    if (static_cast<int64_t>(text.size()) < run.n_cells) return false;
+    if (found == caches_.end() || static_cast<int64_t>(found->second.cells.size()) <= run.sequence) return false;
+    const std::vector<int32_t>& sequence = found->second.cells[static_cast<size_t>(run.sequence)];
+    if (static_cast<int64_t>(sequence.size()) < run.n_cells) return false;
     out->resize(static_cast<size_t>(run.n_cells));
     for (size_t p = 0; p < out->size(); p++) {
         // A window that slides lets go of a cell, which then holds another position.
-        const int32_t cell = text[p];
+        const int32_t cell = sequence[p];
         (*out)[p] = cell >= 0 && found->second.positions[static_cast<size_t>(cell)] == static_cast<int32_t>(p) ? cell : -1;
     }
     return true;

@@ -32,11 +32,11 @@ def test_all_kinds_topics_and_tasks_are_asked_in_their_shares() -> None:
     assert max(requests.values()) - min(requests.values()) <= 1
     kinds = Counter(question.kind for question in asked if question.seed is None)
     texts = {kind for group in given.texts.values() for kind in group}
-    n_texts, n_requests = sum(kinds[kind] for kind in texts), sum(requests.values())
-    assert abs(n_texts / (n_texts + n_requests) - TEXT_SHARE) < 0.05
+    n_sequences, n_requests = sum(kinds[kind] for kind in texts), sum(requests.values())
+    assert abs(n_sequences / (n_sequences + n_requests) - TEXT_SHARE) < 0.05
     assert all(kinds[f"on-{kind}"] == kinds[kind] for kind in texts)
     n_follow_ups = sum(n for kind, n in kinds.items() if kind.endswith("-2"))
-    n_others = sum(kinds.values()) - n_texts - n_follow_ups
+    n_others = sum(kinds.values()) - n_sequences - n_follow_ups
     assert abs(n_follow_ups / n_others - FOLLOW_UP_SHARE) < 0.03
     all_text = "\n".join(question.messages[-1][1] for question in asked)
     assert sum(topic in all_text for topic in given.topics) > 0.9 * len(given.topics)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
@@ -18,6 +18,7 @@ from edgellm.memory.context import ContextSettings
 from edgellm.runtime.backends.base import ContextFull
 from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
 from edgellm.runtime.backends.llama_process import kernels
+from edgellm.runtime.backends.llama_sequences import Part
 from edgellm.runtime.distillation import talking
 from edgellm.runtime.distillation.lesson import Lesson
 from edgellm.runtime.distillation.own_questions import OwnQuestions
@@ -38,20 +39,20 @@ class Scripted:
     passes: list[list[int]]  # the sequences of each pass
     on_pass: Callable[[], None]
 
-    def __init__(self, model: Any, n_sequences: int, *, n_ctx: int, n_threads: int) -> None:
-        self.n_sequences, self.n_ctx = n_sequences, n_ctx
+    def __init__(self, model: Any, settings: ContextSettings, n_sequences: int) -> None:
+        self.n_sequences, self.n_ctx = n_sequences, settings.n_ctx
         self.held: list[list[int]] = [[] for _ in range(n_sequences)]
 
     def read(self, sequence: int, tokens: Sequence[int]) -> None:
         self.held[sequence] += tokens
         assert len(self.held[sequence]) <= self.n_ctx
 
-    def forward(self, texts: Mapping[int, Sequence[int]]) -> NDArray[np.float32]:
-        Scripted.passes.append(sorted(texts))
-        for sequence, tokens in texts.items():
-            self.read(sequence, tokens)
+    def forward(self, parts: Sequence[Part]) -> tuple[list[NDArray[np.float32]], float]:
+        Scripted.passes.append([part.sequence for part in parts])
+        for part in parts:
+            self.read(part.sequence, part.tokens)
         Scripted.on_pass()
-        return np.stack([self._row(sequence) for sequence in sorted(texts)])
+        return [self._row(part.sequence)[None] for part in parts], 0.01
 
     def _row(self, sequence: int) -> NDArray[np.float32]:
         conversation, said = VOCABULARY.decode(self.held[sequence]).rsplit(b"assistant\n", 1)
@@ -61,8 +62,8 @@ class Scripted:
         row[END if not rest else START if rest[0] == 0 else rest[0]] = 20.0
         return row
 
-    def drop(self, sequence: int) -> None:
-        self.held[sequence] = []
+    def truncate(self, sequence: int, length: int) -> None:
+        del self.held[sequence][length:]
 
     def close(self) -> None:
         return None

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 
 from edgellm.runtime.backends.base import EngineError, Interrupted
-from edgellm.runtime.backends.llama_shared import Part, SharedContext
+from edgellm.runtime.backends.llama_sequences import LlamaSequences, Part
 from edgellm.runtime.parallel.passes import Job, Meeting, PassQueue
 
 
 class CountingContext:
     """A shared context whose logits say which token they follow."""
 
-    def __init__(self, n_texts: int, *, n_batch: int = 64, n_outputs: int = 16) -> None:
+    def __init__(self, n_sequences: int, *, n_batch: int = 64, n_outputs: int = 16) -> None:
         self.n_batch, self.n_outputs = n_batch, n_outputs
-        self.held: list[list[int]] = [[] for _ in range(n_texts)]
+        self.held: list[list[int]] = [[] for _ in range(n_sequences)]
         self.passes: list[list[Part]] = []
         self.fails = False
         self.on_pass: Callable[[], None] | None = None
@@ -34,10 +34,10 @@ class CountingContext:
         time.sleep(0.002)  # the engine computes, and whoever comes in can do so
         assert 0 < sum(len(part.tokens) for part in parts) <= self.n_batch
         assert sum(part.n_outputs for part in parts) <= self.n_outputs
-        assert len({part.text for part in parts}) == len(parts)
+        assert len({part.sequence for part in parts}) == len(parts)
         self.passes.append(list(parts))
         for part in parts:
-            self.held[part.text] += part.tokens
+            self.held[part.sequence] += part.tokens
         rows = [np.array(part.tokens[len(part.tokens) - part.n_outputs :], np.float32)[:, None] for part in parts]
         return rows, 0.01
 
@@ -48,7 +48,7 @@ class Conversations:
     def __init__(self, n: int, **limits: int) -> None:
         self.context = CountingContext(n, **limits)
         self.meeting = Meeting()
-        self.queue: PassQueue = self.meeting.queue(cast(SharedContext, self.context))
+        self.queue: PassQueue = self.meeting.queue(cast(LlamaSequences, self.context))
         self.stops = [threading.Event() for _ in range(n)]
         self.failures: list[Exception] = []
 
@@ -56,12 +56,12 @@ class Conversations:
         """Each conversation's passes: tokens and rows. All have come in before the first wants anything."""
         ready = threading.Barrier(len(wanted))
 
-        def talk(text: int, passes: Sequence[tuple[list[int], int]]) -> None:
+        def talk(sequence: int, passes: Sequence[tuple[list[int], int]]) -> None:
             ready.wait()
             try:
                 with self.meeting.member():
                     for tokens, n_outputs in passes:
-                        rows = self.meeting.wait(self.queue, Job(text, tokens, n_outputs), self.stops[text])
+                        rows = self.meeting.wait(self.queue, Job(sequence, tokens, n_outputs), self.stops[sequence])
                         assert rows[:, 0].tolist() == tokens[len(tokens) - n_outputs :]
             except Exception as error:
                 self.failures.append(error)
@@ -76,9 +76,9 @@ class Conversations:
 
 def test_each_gets_the_rows_of_its_own_tokens_in_its_own_order() -> None:
     talk = Conversations(4)
-    talk.run(*[[([100 * text + i, 100 * text + i + 1], 2) for i in range(0, 40, 2)] for text in range(4)])
+    talk.run(*[[([100 * sequence + i, 100 * sequence + i + 1], 2) for i in range(0, 40, 2)] for sequence in range(4)])
     assert not talk.failures
-    assert talk.context.held == [[100 * text + i for i in range(40)] for text in range(4)]
+    assert talk.context.held == [[100 * sequence + i for i in range(40)] for sequence in range(4)]
 
 
 def test_who_decodes_together_shares_passes() -> None:
@@ -97,7 +97,7 @@ def test_decoding_never_waits_for_more_than_a_slice() -> None:
     shared = [parts for parts in talk.context.passes if len(parts) == 2]
     assert shared
     for parts in shared:
-        assert next(len(part.tokens) for part in parts if part.text == 1) <= 10
+        assert next(len(part.tokens) for part in parts if part.sequence == 1) <= 10
 
 
 def test_a_reader_alone_takes_whole_passes() -> None:
@@ -112,7 +112,7 @@ def test_rows_of_a_text_that_is_read_in_slices_come_with_its_last_tokens() -> No
     talk.queue.slice_for = lambda n, context: 8
     talk.run([([i], 1) for i in range(40)], [(list(range(150)), 3)])
     assert not talk.failures
-    rows = [part.n_outputs for parts in talk.context.passes for part in parts if part.text == 1]
+    rows = [part.n_outputs for parts in talk.context.passes for part in parts if part.sequence == 1]
     assert rows[-1] == 3
     assert not any(rows[:-1])
 
@@ -152,7 +152,7 @@ def test_reading_is_called_off_between_slices_and_nobody_else_is() -> None:
 def test_a_drafters_prompt_that_is_read_does_not_stop_others_from_verifying() -> None:
     talk = Conversations(2, n_batch=16)
     drafter = CountingContext(2, n_batch=16)
-    own = talk.meeting.queue(cast(SharedContext, drafter))
+    own = talk.meeting.queue(cast(LlamaSequences, drafter))
     order: list[str] = []
     talk.context.on_pass = lambda: order.append("target")
     drafter.on_pass = lambda: order.append("drafter")
