@@ -49,7 +49,9 @@ def listen(host: str, port: int) -> socket.socket:
         CannotListen: the port is taken, or the host is none of this machine's.
     """
     try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        # Of a name, what most clients try: localhost is 127.0.0.1 to many of them, and not ::1.
+        family, kind, proto, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
         sock = socket.socket(family, kind, proto)
     except OSError as error:
         raise CannotListen(f"{host} is no address: take 127.0.0.1, or one of this machine's") from error

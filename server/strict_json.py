@@ -30,7 +30,7 @@ def read_object(data: bytes) -> dict[str, Any]:
     except ApiError:
         raise
     except ValueError as error:  # too many digits are one too
-        raise invalid(f"the body is no JSON: {error}") from error
+        raise invalid(f"the body is no JSON: {str(error)[:200]}") from error
     if not isinstance(value, dict):
         raise invalid("the body is no JSON object")
     return value
