@@ -23,6 +23,7 @@ from edgellm.cli import (
     models,
     plan,
     pull,
+    serve,
 )
 from edgellm.cli import _options as opt
 from edgellm.cli._output import out
@@ -58,6 +59,7 @@ def _global(
 
 
 app.command(cls=Command)(chat.chat)
+app.command(cls=Command)(serve.serve)
 app.command(cls=Command)(check.check)
 app.command(cls=Command)(adapt.adapt)
 app.command(cls=Command)(bench.bench)

@@ -104,7 +104,10 @@ class SamplingParameters:
     min_p: float = _parameter(0.05, "0 keeps all.", low=0, high=1, metavar="P")
     # Keskar et al. 2019, arXiv:1909.05858
     repeat_penalty: float = _parameter(1.0, "1 is off.", low=1e-9, high=100, metavar="X")
-    repeat_last_n: int = _parameter(64, "Tokens that the penalty looks back.", low=0, high=10**9)
+    repeat_last_n: int = _parameter(64, "Tokens that penalties look back.", low=0, high=10**9)
+    # OpenAI's two, subtracted from the logit of what occurred: once, and for each time.
+    presence_penalty: float = _parameter(0.0, "0 is off.", low=-2, high=2, metavar="X")
+    frequency_penalty: float = _parameter(0.0, "0 is off.", low=-2, high=2, metavar="X")
     seed: int | None = _parameter(
         None, "Same seed, same answer; another one each time if -1 or not given.", low=0, stands_for_none=-1
     )

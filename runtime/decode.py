@@ -11,6 +11,7 @@ import numpy as np
 
 from edgellm.runtime.backends.base import Backend, Logits
 from edgellm.runtime.drafters.base import Drafter
+from edgellm.runtime.logprobs import Logprob, logprobs_of
 from edgellm.runtime.sampling import Distribution, Sampling
 from edgellm.runtime.verify import verify
 
@@ -28,6 +29,7 @@ class RoundResult:
     translate_s: float  # the rest of the drafter's time
     verify_s: float  # in the target's forward pass
     sample_s: float  # choosing and checking tokens
+    logprobs: Sequence[Logprob] = ()  # of each new token, where they were asked for
 
     @property
     def total_s(self) -> float:
@@ -43,11 +45,13 @@ def generate(
     n_draft: int,
     max_new: int,
     stop: frozenset[int] = frozenset(),
+    n_logprobs: int | None = None,
 ) -> Generator[RoundResult, None, None]:
     """Yield one result per target forward pass, `max_new` tokens at most or until a token of `stop` (which is yielded).
 
     `backend` holds any prefix of `prompt`, and not all of it. Between passes it holds every token but the last, so
-    closing the iterator at a yield leaves it usable. `drafter.begin` was called with the prompt.
+    closing the iterator at a yield leaves it usable. `drafter.begin` was called with the prompt. With `n_logprobs`,
+    results hold the log probabilities of their tokens, and of so many alternatives.
 
     Raises:
         ContextFull: the prompt alone does not fit.
@@ -70,6 +74,7 @@ def generate(
         new = [*draft.tokens[:n_accepted], next_token]
         if n_until_stop := next((i for i, token in enumerate(new, 1) if token in stop), 0):
             new, end = new[:n_until_stop], 0
+        logprobs = logprobs_of(logits, new, n_logprobs) if n_logprobs is not None else ()
         verified = time.perf_counter()
 
         tokens += new
@@ -87,6 +92,7 @@ def generate(
             translate_s=proposed - started + time.perf_counter() - truncated - draft_s,
             verify_s=forwarded - proposed + truncated - verified,
             sample_s=verified - forwarded,
+            logprobs=logprobs,
         )
 
 

@@ -9,11 +9,19 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Protocol
 
 from edgellm.runtime import decode
-from edgellm.runtime.backends.base import Backend, ContextFull, Interrupted, StopSwitch, keep_common_prefix
+from edgellm.runtime.backends.base import (
+    Backend,
+    ContextFull,
+    Interrupted,
+    PromptTooLong,
+    StopSwitch,
+    keep_common_prefix,
+)
 from edgellm.runtime.decode import RoundResult
 from edgellm.runtime.distillation.lesson import Lesson
 from edgellm.runtime.drafters.base import Drafter
-from edgellm.runtime.request import Answer, FinishReason, Piece, Request, Stats
+from edgellm.runtime.logprobs import Logprob, ShownLogprobs, score
+from edgellm.runtime.request import Answer, BadRequest, FinishReason, Piece, Request, Stats
 from edgellm.runtime.sampling import GREEDY
 from edgellm.runtime.text.reasoning import AnswerStream, Thinking
 from edgellm.runtime.text.template import ChatTemplate, Message
@@ -79,10 +87,18 @@ class Generation(Iterator[str]):
         Args:
             cancel: set from a signal handler or another thread, it ends the answer with what was said.
             thinking: the request's settings of thinking, where they were looked up before.
+
+        Raises:
+            BadRequest: a token that is named is none of the model's.
         """
         vocabulary = engine.model.vocabulary
-        if thinking is None:
+        if request.prompt is not None:
+            thinking = Thinking.none(engine.template, vocabulary)
+        elif thinking is None:
             thinking = Thinking(engine.template, vocabulary, request.think, request.think_budget)
+        named = (*(request.prompt or ()), *(token for token, _ in request.sampling.logit_bias))
+        if max(named, default=0) >= vocabulary.n_tokens:
+            raise BadRequest(f"token {max(named)} is none of the model's: they are below {vocabulary.n_tokens}")
         self._answer: Answer | None = None
         self._engine, self._request, self._cancel, self._thinking = engine, request, cancel, thinking
         self._stats, self._ends = Stats(), vocabulary.end_tokens
@@ -92,6 +108,9 @@ class Generation(Iterator[str]):
         n_system = next((i for i, m in enumerate(request.messages) if m.role != "system"), len(request.messages))
         self._system, self._turns = request.messages[:n_system], request.messages[n_system:]
         self._n_forgotten = 0  # of the turns
+        self._prepared: list[int] | None = None
+        self._logprobs = ShownLogprobs() if request.n_logprobs is not None else None
+        self._prompt_logprobs: tuple[Logprob, ...] | None = None
         self._pieces = self._write()
 
     @property
@@ -104,6 +123,16 @@ class Generation(Iterator[str]):
         if self._answer is None:
             raise RuntimeError("the answer is not written yet: iterate to its end, or call finish()")
         return self._answer
+
+    def prepare(self) -> int:
+        """Write the prompt, which takes no pass of the model; returns its tokens.
+
+        Raises:
+            PromptTooLong: it does not fit.
+            TemplateError: the model's template refuses the conversation.
+        """
+        self._prepared = self._prompt(len(self._begun))
+        return len(self._prepared) + len(self._begun)
 
     def pieces(self) -> Generator[Piece, None, None]:
         """Text and thought as they come. Closing it ends the answer with what was said."""
@@ -143,7 +172,7 @@ class Generation(Iterator[str]):
                         started += stats.prefill_s
                     stats.add_round(step)
                     stats.decode_s = now - started
-                    yield from _pieces(*self._take(step))
+                    yield from self._pieces_of(*self._take(step))
                     if stream.stopped:
                         reason = "stop_string"
                         break
@@ -158,7 +187,7 @@ class Generation(Iterator[str]):
                 if not tokens:
                     raise
                 reason = "context"  # the last question and this answer fill it: nothing older is left to forget
-            yield from _pieces(*stream.end())
+            yield from self._pieces_of(*stream.end(), final=True)
         finally:
             rounds.close()
             self._end(reason)
@@ -170,7 +199,10 @@ class Generation(Iterator[str]):
         stream.end()  # what a stop string might have begun with, where nobody asked for it
         self._stats.n_thought = stream.n_thought
         text, thought = stream.text, stream.thought or None
-        self._answer = Answer(text, tuple(tokens), reason, self._stats, self._n_forgotten, thought)
+        logprobs = tuple(self._logprobs.shown) if self._logprobs is not None else None
+        self._answer = Answer(
+            text, tuple(tokens), reason, self._stats, self._n_forgotten, thought, logprobs, self._prompt_logprobs
+        )
         self._engine.stop_switch.signal = None
         self._keep_lesson(reason)
         self._engine.save()
@@ -179,7 +211,7 @@ class Generation(Iterator[str]):
         tokens = tuple(self._stream.tokens)
         least = {"stop": 1, "length": 1, "interrupted": MIN_LESSON_TOKENS}.get(reason)
         # What is drafted in a thought depends on the template, and a drafter may have no words for one.
-        if least is None or len(tokens) < least or self._stream.has_thought:
+        if least is None or len(tokens) < least or self._stream.has_thought or not self._request.messages:
             return
         messages = tuple((message.role, message.content) for message in self._conversation(self._n_forgotten))
         self._engine.keep_lesson(Lesson(messages, tokens, ended=reason == "stop"))
@@ -193,11 +225,16 @@ class Generation(Iterator[str]):
         if request.n_draft is not None:
             n_draft = min(request.n_draft, n_draft)
         while True:
-            prompt = [*self._prompt(len(self._begun) + len(tokens)), *self._begun]
+            written = self._prepared if self._prepared is not None else self._prompt(len(self._begun) + len(tokens))
+            self._prepared = None
+            prompt = [*written, *self._begun]
             so_far, sampling = [*prompt, *tokens], request.sampling
+            if request.score_prompt and not tokens:
+                self._prompt_logprobs = tuple(score(engine.backend, prompt, request.n_logprobs or 0, self._cancel))
+                stats.n_prompt = len(prompt)
             n_cached = keep_common_prefix(engine.backend, so_far, len(so_far) - 1)
             if not tokens:
-                stats.n_prompt, stats.n_cached = len(prompt), n_cached
+                stats.n_prompt, stats.n_cached = len(prompt), 0 if request.score_prompt else n_cached
             elif sampling.seed is not None:  # other draws than those before
                 sampling = dataclasses.replace(sampling, seed=sampling.seed + len(tokens))
             self._begin_drafting(prompt)
@@ -213,6 +250,7 @@ class Generation(Iterator[str]):
                 n_draft=n_draft,
                 max_new=self._limit - len(tokens),
                 stop=self._ends,
+                n_logprobs=request.n_logprobs,
             ):
                 yield step
                 if stream.is_rewritten:
@@ -225,10 +263,11 @@ class Generation(Iterator[str]):
     def _begin_drafting(self, prompt: Sequence[int]) -> None:
         sampling, thinking = self._request.sampling, self._thinking
         # With a seed, drafts are given tokens: the same seed is then the same answer, whatever was learnt since.
-        imitated = sampling if sampling.seed is None else GREEDY
+        imitated = sampling.imitated if sampling.seed is None else GREEDY
         # A drafter that thinks by itself drafts no thoughts for a target that does not.
         think = thinking.think if thinking.markers is not None else False
-        own_prompt = self._engine.draft_prompt(self._conversation(self._n_forgotten), think=think)
+        conversation = self._conversation(self._n_forgotten)
+        own_prompt = self._engine.draft_prompt(conversation, think=think) if conversation else None
         self._engine.drafter.begin(prompt, own_prompt=own_prompt, sampling=imitated)
 
     def _conversation(self, first: int) -> list[Message]:
@@ -246,6 +285,8 @@ class Generation(Iterator[str]):
             return self._engine.template.render(self._conversation(first), think=self._thinking.think)
 
         n_ctx = self._engine.backend.n_ctx
+        if self._request.prompt is not None:
+            return self._given(self._request.prompt, n_answered)
         questions = [i for i, message in enumerate(self._turns) if message.role == "user"]
         n_asked = questions[-1] if questions else 0  # the question itself stays
         prompt = render(self._n_forgotten)
@@ -264,15 +305,26 @@ class Generation(Iterator[str]):
             prompt, what = alone, f"question{' with the system prompt' if self._system else ''} alone is"
             can_grow = n_ctx < (self._engine.model.n_ctx_train or n_ctx + 1)
             remedy = "shorten it" + (", or start again with a larger --ctx" if can_grow else "")
-        raise ContextFull(
-            f"the {what} {len(prompt) + n_answered:,} tokens long and the context holds {n_ctx:,}: {remedy}"
+        n_prompt = len(prompt) + n_answered
+        raise PromptTooLong(
+            f"the {what} {n_prompt:,} tokens long and the context holds {n_ctx:,}: {remedy}", n_prompt, n_ctx
         )
+
+    def _given(self, prompt: Sequence[int], n_answered: int) -> list[int]:
+        n_prompt, n_ctx = len(prompt) + n_answered, self._engine.backend.n_ctx
+        if n_prompt < n_ctx:
+            return list(prompt)
+        sentence = f"the prompt is {n_prompt:,} tokens long and the context holds {n_ctx:,}: shorten it"
+        raise PromptTooLong(sentence, n_prompt, n_ctx)
 
     def _take(self, step: RoundResult) -> tuple[str, str]:
         """The thought and the text that a round adds, up to a stop string or to where the thought has to end."""
         stream, thought, text = self._stream, "", ""
         for n, token in enumerate(step.tokens, 1):  # one by one: nothing behind a stop string is kept
+            n_decoded, was_in_thought = stream.n_decoded, stream.in_thought
             new = [stream.feed(token)]
+            if self._logprobs is not None and not (was_in_thought or stream.in_thought):
+                self._logprobs.add(step.logprobs[n - 1], n_decoded)
             may_go_on = token not in self._ends and len(stream.tokens) < self._limit
             if may_go_on and (forced := self._thinking.cut(stream)):
                 # What was drafted beyond goes too, so that the answer is the same whatever was drafted.
@@ -283,14 +335,16 @@ class Generation(Iterator[str]):
                 break
         return thought, text
 
+    def _pieces_of(self, thought: str, text: str, *, final: bool = False) -> Iterator[Piece]:
+        shown: tuple[Logprob, ...] = ()
+        if self._logprobs is not None:
+            shown = self._logprobs.show(self._stream.n_shown, final=final, stopped=self._stream.stopped)
+        if thought:
+            yield Piece(thought, "thought")
+        if text or shown:
+            yield Piece(text, "text", shown)
+
 
 def generate(engine: SupportsGeneration, request: Request, *, cancel: threading.Event | None = None) -> Generation:
     """Answer a request. See `Generation` for what `cancel` does, and for what is raised while it is read."""
     return Generation(engine, request, cancel=cancel)
-
-
-def _pieces(thought: str, text: str) -> Iterator[Piece]:
-    if thought:
-        yield Piece(thought, "thought")
-    if text:
-        yield Piece(text, "text")

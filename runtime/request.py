@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from edgellm.memory.errors import USAGE, EdgellmError
+from edgellm.runtime.logprobs import MAX_TOP, Logprob
 from edgellm.runtime.sampling import GREEDY, Sampling
 from edgellm.runtime.text.template import Message, Role
 
@@ -33,12 +34,12 @@ class Request:
     """What is asked. The default is a greedy answer, as long as the model makes it.
 
     Raises:
-        BadRequest: there is nothing to answer, the last message is an answer, a message is no text, or a number is
-            negative.
+        BadRequest: there is nothing to answer, the last message is an answer, a message is no text, a number is
+            negative, or there is a prompt beside messages.
     """
 
     # Any order that the model's template can write, system messages in between and answers first among them.
-    messages: tuple[Message, ...]
+    messages: tuple[Message, ...] = ()
     sampling: Sampling = GREEDY
     stop: tuple[str, ...] = ()  # the text ends before any of these; a thought may hold them
     max_tokens: int | None = None  # None: until the model or the context ends it
@@ -46,20 +47,41 @@ class Request:
     think_budget: int | None = None  # tokens of a thought, after which it is ended; None: as many as it takes
     n_draft: int | None = None  # tokens drafted a round, at most; None: what the engine allows
     on_full: OnFull = "stop"
+    prompt: tuple[int, ...] | None = None  # token ids to go on from as they are, instead of messages
+    n_logprobs: int | None = None  # alternatives whose log probabilities are told with each token's; None: none are
+    score_prompt: bool = False  # tell those of the prompt's tokens too
 
     def __post_init__(self) -> None:
+        self._check_numbers()
+        if self.prompt is not None:
+            self._check_prompt(self.prompt)
+            return
         if not self.messages:
             raise BadRequest("there is nothing to answer: give at least one message")
         for i, message in enumerate(self.messages, 1):
             _check(i, message)
         if self.messages[-1].role == "assistant":
             raise BadRequest("the last message is an answer already: end with a user's message")
+
+    def _check_numbers(self) -> None:
         for name in ("max_tokens", "think_budget", "n_draft"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise BadRequest(f"{name} {value} is negative: leave it out, or give 0 or more")
         if not all(isinstance(text, str) for text in self.stop):
             raise BadRequest("stop is no list of texts")
+        if self.n_logprobs is not None and not 0 <= self.n_logprobs <= MAX_TOP:
+            raise BadRequest(f"n_logprobs {self.n_logprobs} is out of range: 0 to {MAX_TOP}")
+        if self.score_prompt and self.n_logprobs is None:
+            raise BadRequest("score_prompt tells log probabilities: give n_logprobs too")
+
+    def _check_prompt(self, prompt: tuple[int, ...]) -> None:
+        if self.messages:
+            raise BadRequest("take messages or a prompt, not both")
+        if not prompt or not all(isinstance(token, int) and token >= 0 for token in prompt):
+            raise BadRequest("the prompt is no list of token ids: give at least one")
+        if self.on_full == "shift":
+            raise BadRequest("a prompt has no turns to forget: leave out on_full")
 
     @classmethod
     def of(cls, messages: Messages, *, stop: str | Sequence[str] = (), **settings: Any) -> Request:
@@ -115,8 +137,9 @@ def _check(i: int, message: Message) -> None:
 class Piece:
     """The next part of an answer that may be shown."""
 
-    text: str
+    text: str  # empty where a token without a text has log probabilities to tell
     kind: Literal["text", "thought"]
+    logprobs: tuple[Logprob, ...] = ()  # of the tokens of a text, where they were asked for
 
 
 @dataclass(slots=True)
@@ -194,6 +217,8 @@ class Answer:
     stats: Stats
     n_forgotten: int = 0  # messages at the beginning of the conversation that it was written without
     reasoning: str | None = None  # the thought before the text
+    logprobs: tuple[Logprob, ...] | None = None  # of the text's tokens and the end token, where they were asked for
+    prompt_logprobs: tuple[Logprob, ...] | None = None  # of the prompt's tokens but the first
 
     def to_json(self) -> dict[str, Any]:
         """The documented object."""

@@ -1,12 +1,13 @@
 """Logits to the distribution that the next token is drawn from.
 
-Stages narrow the candidates down, in llama.cpp's order: penalty, top-n-sigma, top-k, top-p, min-p, temperature. A
-distribution is kept sparse (the ids that survive, and their probabilities), so greedy decoding is the distribution with
-one id and costs one argmax. What can be set is the table of `memory/sampling_parameters.py`.
+Stages narrow the candidates down, in llama.cpp's order: bias, penalties, top-n-sigma, top-k, top-p, min-p, temperature.
+A distribution is kept sparse (the ids that survive, and their probabilities), so greedy decoding is the distribution
+with one id and costs one argmax. What can be set is the table of `memory/sampling_parameters.py`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 
 from edgellm.memory.sampling_parameters import BadSampling as BadSampling
 from edgellm.memory.sampling_parameters import SamplingParameters
+
+MAX_BIAS = 100  # of a logit, either way; OpenAI's bound
 
 
 class Distribution(NamedTuple):
@@ -75,6 +78,15 @@ class Candidates:
             self._probs = self._probs[which]
 
 
+def add_bias(candidates: Candidates, sampling: Sampling) -> None:
+    """What the caller wants more or less of; -100 bans a token and 100 all others, as far as logits reach."""
+    if sampling.logit_bias:
+        ids, biases = zip(*sampling.logit_bias, strict=True)
+        logits = candidates.logits.copy()  # the engine's own buffer stays as it is
+        logits[list(ids)] += np.asarray(biases, np.float32)
+        candidates.logits = logits
+
+
 def penalise_repeats(candidates: Candidates, sampling: Sampling) -> None:
     """What occurred lately is less likely (Keskar et al. 2019, arXiv:1909.05858)."""
     penalty, last_n = sampling.repeat_penalty, sampling.repeat_last_n
@@ -83,6 +95,17 @@ def penalise_repeats(candidates: Candidates, sampling: Sampling) -> None:
     seen = np.unique(np.asarray(candidates.history[-last_n:], np.int64))
     logits = candidates.logits.copy()  # the engine's own buffer stays as it is
     logits[seen] = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
+    candidates.logits = logits
+
+
+def penalise_occurrences(candidates: Candidates, sampling: Sampling) -> None:
+    """What occurred lately loses `presence_penalty`, and `frequency_penalty` for each time, as OpenAI has it."""
+    presence, frequency, last_n = sampling.presence_penalty, sampling.frequency_penalty, sampling.repeat_last_n
+    if not (presence or frequency) or not last_n:
+        return
+    seen, counts = np.unique(np.asarray(candidates.history[-last_n:], np.int64), return_counts=True)
+    logits = candidates.logits.copy()
+    logits[seen] -= (counts * frequency + presence).astype(np.float32)
     candidates.logits = logits
 
 
@@ -125,26 +148,46 @@ def keep_min_p(candidates: Candidates, sampling: Sampling) -> None:
 Stage = Callable[[Candidates, "Sampling"], None]
 
 # In llama.cpp's order; temperature comes last. A stage looks at its own parameters and does nothing where they are off.
-PENALTIES: tuple[Stage, ...] = (penalise_repeats,)  # change logits, so they count for greedy decoding too
+# These change logits, so they count for greedy decoding too.
+PENALTIES: tuple[Stage, ...] = (add_bias, penalise_repeats, penalise_occurrences)
 # The likeliest token always stays, so greedy decoding skips these.
 FILTERS: tuple[Stage, ...] = (keep_top_n_sigma, keep_top_k, keep_top_p, keep_min_p)
 
 
+@dataclass(frozen=True, slots=True)
 class Sampling(SamplingParameters):
     """How the next token is chosen: the parameters, and the distribution that they make of logits."""
 
-    __slots__ = ()
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token, what is added to its logit), each token once
+
+    def __post_init__(self) -> None:
+        SamplingParameters.__post_init__(self)
+        if len({token for token, _ in self.logit_bias}) < len(self.logit_bias):
+            raise BadSampling("logit_bias names a token twice")
+        if not all(token >= 0 and -MAX_BIAS <= bias <= MAX_BIAS for token, bias in self.logit_bias):
+            raise BadSampling(f"logit_bias must be from -{MAX_BIAS} to {MAX_BIAS}, of tokens from 0 on")
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether the likeliest token may be another than the largest logit's."""
+        penalises = self.repeat_penalty != 1.0 or self.presence_penalty or self.frequency_penalty
+        return bool(self.logit_bias or penalises)
+
+    @property
+    def imitated(self) -> Sampling:
+        """For a drafter, whose ids may be others."""
+        return dataclasses.replace(self, logit_bias=()) if self.logit_bias else self
 
     def distribution(self, logits: NDArray[np.float32], history: Sequence[int]) -> Distribution:
         """The distribution of the token that follows `history`.
 
         Args:
             logits: (n_vocab,), not changed.
-            history: the tokens so far, for the repetition penalty.
+            history: the tokens so far, for the penalties.
         """
         candidates = Candidates(logits, history)
         for stage in PENALTIES:

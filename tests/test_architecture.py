@@ -15,7 +15,8 @@ ALLOWED: dict[str, set[str]] = {
     "export": {"memory"},
     "runtime": {"memory"},
     "app": {"memory", "export", "runtime"},
-    "cli": {"memory", "export", "runtime", "app"},
+    "server": {"memory", "runtime", "app"},
+    "cli": {"memory", "export", "runtime", "app", "server"},
 }
 # A heavy library is imported by its adapter alone.
 ADAPTERS = {
@@ -45,6 +46,16 @@ ADAPTERS = {
         "export/check/fidelity.py",
         "runtime/backends/hub_tokenizer.py",
     },
+    "starlette": {
+        "cli/serve.py",  # asks whether it is there
+        "server/application.py",
+        "server/bodies.py",
+        "server/errors.py",
+        "server/guard.py",
+        "server/service.py",
+        "server/streaming.py",
+    },
+    "uvicorn": {"cli/serve.py", "server/listening.py"},
     "torch": {"export/convert/converter_job.py", "export/onnx/onnx_job.py"},
     "transformers": {"export/convert/converter_job.py", "export/onnx/onnx_job.py"},
 }

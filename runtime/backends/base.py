@@ -29,6 +29,14 @@ class ContextFull(EngineError):
     """More tokens than the context holds."""
 
 
+class PromptTooLong(ContextFull):
+    """A prompt that leaves no room for an answer."""
+
+    def __init__(self, sentence: str, n_prompt: int, n_ctx: int) -> None:
+        super().__init__(sentence)
+        self.n_prompt, self.n_ctx = n_prompt, n_ctx  # tokens
+
+
 class Interrupted(EngineError):
     """Somebody asked to stop while text was being read; what was read before is kept."""
 

@@ -28,7 +28,6 @@ class LlamaTokenizer:
         self.end_tokens = frozenset(i for i in range(self.n_tokens) if api.llama_vocab_is_eog(vocab, i))
         eot, eos = _token_or_none(api.llama_vocab_eot(vocab)), _token_or_none(api.llama_vocab_eos(vocab))
         self.turn_end, self.eos = eot if eot is not None else eos, eos
-        self._buffer = ctypes.create_string_buffer(256)
         # SentencePiece without all 256 byte tokens: the engine ends the process over a letter that it cannot spell.
         self._lacks: re.Pattern[str] | None = None
         self._controls: dict[str, int] = {}
@@ -79,11 +78,12 @@ class LlamaTokenizer:
         return list(tokens[:n])
 
     def _piece(self, token: int, special: bool) -> bytes:
-        n = api.llama_token_to_piece(self._open(), token, self._buffer, len(self._buffer), 0, special)
+        buffer = ctypes.create_string_buffer(256)  # one a call: several threads may ask
+        n = api.llama_token_to_piece(self._open(), token, buffer, len(buffer), 0, special)
         if n < 0:
-            self._buffer = ctypes.create_string_buffer(-n)
-            n = api.llama_token_to_piece(self._open(), token, self._buffer, len(self._buffer), 0, special)
-        return self._buffer.raw[:n]
+            buffer = ctypes.create_string_buffer(-n)
+            n = api.llama_token_to_piece(self._open(), token, buffer, len(buffer), 0, special)
+        return buffer.raw[:n]
 
     def _look_for_bytes(self) -> None:
         texts = [

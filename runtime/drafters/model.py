@@ -103,7 +103,7 @@ class ModelDrafter:
             logits = self._kv.extend([guess.token])
 
     def _guess(self, logits: Logits, history: Sequence[int]) -> Guess | None:
-        if self._sampling.greedy and self._sampling.repeat_penalty == 1.0 and not self._different.size:
+        if self._sampling.greedy and not self._sampling.changes_logits and not self._different.size:
             return Guess(*top_of(logits))
         q = self._shared(self._sampling.distribution(logits, history))
         if q is None:

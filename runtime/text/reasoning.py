@@ -31,6 +31,13 @@ class Thinking:
     def __post_init__(self) -> None:
         self.markers = find_markers(self.template.source, self.vocabulary)
 
+    @classmethod
+    def none(cls, template: ChatTemplate, vocabulary: Vocabulary) -> Thinking:
+        """Of a text that is no conversation: what looks like a thought is text."""
+        found = cls(template, vocabulary)
+        found.markers = None
+        return found
+
     def about(self) -> str | None:
         """What the model makes of the settings where that is not what they say."""
         if self.think is None and self.budget is None:
@@ -176,6 +183,7 @@ class AnswerStream:
         self._parts = ThoughtStream(markers, vocabulary, in_thought=in_thought)
         self._streams = {True: TextStream(), False: TextStream(stops)}
         self._pieces: dict[bool, list[str]] = {True: [], False: []}
+        self._n_shown = 0  # characters of the text
         self.tokens: list[int] = []
         self.is_rewritten = False  # tokens differ from what was generated
 
@@ -205,6 +213,16 @@ class AnswerStream:
     def thought(self) -> str:
         return "".join(self._pieces[True])
 
+    @property
+    def n_shown(self) -> int:
+        """Characters of the text that may be shown."""
+        return self._n_shown
+
+    @property
+    def n_decoded(self) -> int:
+        """Characters of the text, with what is held back."""
+        return self._n_shown + self._streams[False].n_held
+
     def feed(self, token: int) -> tuple[str, str]:
         """The pieces of thought and of text that may be shown now."""
         self.tokens.append(token)
@@ -229,6 +247,7 @@ class AnswerStream:
             if final:
                 shown[is_thought] += stream.feed(b"", final=True)
             self._pieces[is_thought].append(shown[is_thought])
+        self._n_shown += len(shown[False])
         return shown[True], shown[False]
 
 

@@ -19,6 +19,11 @@ class TextStream:
         self._pending = ""
         self.stopped = False
 
+    @property
+    def n_held(self) -> int:
+        """Characters that are held back."""
+        return len(self._pending)
+
     def feed(self, data: bytes, *, final: bool = False) -> str:
         """The text that may be shown now; sets `stopped` when a stop string came, which is cut off.
 

@@ -46,6 +46,7 @@ READERS = {
 NOT_RUN: dict[str, Callable[[tuple[str, ...]], object]] = {
     "asks the Hub": lambda words: words[1] == "pull" or any(word.startswith(("user/", "hf.co/")) for word in words),
     "is a conversation in a terminal": lambda words: words[1] == "chat" and not {"-p", "--prompt"} & {*words},
+    "serves until it is ended": lambda words: words[1] == "serve",
     "takes minutes": lambda words: words[1] in ("adapt", "bench", "imatrix") or {"--calibrate", "--measure"} & {*words},
     "shows the engine's own log": lambda words: "-v" in words,
     "draws with matplotlib": lambda words: any(word.endswith(".png") for word in words),

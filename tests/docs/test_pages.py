@@ -9,7 +9,7 @@ import pytest
 import yaml
 from doc_pages import LANGUAGES, PAGES, ROOT, anchors, blocks, links, prose
 
-_PATH = r"(?:app|benchmarks|cli|docs|export|memory|runtime|tests)/[\w./-]*"
+_PATH = r"(?:app|benchmarks|cli|docs|export|memory|runtime|server|tests)/[\w./-]*"
 BROUGHT_IN = {"contributing.md": ROOT / "CONTRIBUTING.md", "changelog.md": ROOT / "CHANGELOG.md"}  # docs/site_pages.py
 
 

@@ -75,6 +75,7 @@ SETTINGS: dict[str, dict[str, float]] = {
     "top-p": PLAIN | {"top_p": 0.8},
     "min-p": PLAIN | {"min_p": 0.15},
     "penalty": PLAIN | {"repeat_penalty": 1.5, "repeat_last_n": 2},
+    "occurrences": PLAIN | {"presence_penalty": 0.8, "frequency_penalty": -0.4, "repeat_last_n": 2},
     "all": {"temperature": 1.3, "top_k": 5, "top_p": 0.9, "min_p": 0.05, "repeat_penalty": 1.2, "repeat_last_n": 2},
 }
 
@@ -85,6 +86,10 @@ def reference(logits: NDArray[np.float32], history: tuple[int, int], settings: d
     penalty = settings.get("repeat_penalty", 1.0)
     for token in set(history):
         values[token] = values[token] / penalty if values[token] > 0 else values[token] * penalty
+    for token in history:
+        values[token] -= settings.get("frequency_penalty", 0.0)
+    for token in set(history):
+        values[token] -= settings.get("presence_penalty", 0.0)
     ranked = sorted(range(len(values)), key=lambda i: -values[i])
     if n := settings.get("top_n_sigma"):
         mean = sum(values) / len(values)

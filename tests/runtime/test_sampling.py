@@ -109,8 +109,40 @@ def test_stages_give_the_same_bits_as_one_piece(
     assert (logits == before).all()
 
 
+@pytest.mark.parametrize(("frequency", "presence"), [(0.5, 0.0), (0.0, 1.5), (-2.0, 0.7)])
+def test_penalties_of_occurrences_are_llama_cpps(frequency: float, presence: float) -> None:
+    rng = np.random.default_rng(3)
+    logits, history = (rng.standard_normal(50) * 3).astype(np.float32), rng.integers(0, 50, 40).tolist()
+    settings: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_last_n": 30}
+    settings |= {"repeat_penalty": 1.2, "frequency_penalty": frequency, "presence_penalty": presence}
+    data = (api.llama_token_data * len(logits))(*((i, float(logit), 0.0) for i, logit in enumerate(logits)))
+    candidates = api.llama_token_data_array(data, len(logits), -1, False)
+    sampler = api.llama_sampler_init_penalties(50, 30, 1.2, frequency, presence)
+    try:
+        for token in history:
+            api.llama_sampler_accept(sampler, token)
+        api.llama_sampler_apply(sampler, ctypes.byref(candidates))
+        expected = softmax(np.array([candidates.data[i].logit for i in range(candidates.size)]), 1.0)
+    finally:
+        api.llama_sampler_free(sampler)
+    assert Sampling(**settings).distribution(logits, history).probs == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_bias_bans_and_forces_tokens_and_leaves_the_logits() -> None:
+    logits = np.array([3, 2, 1], np.float32)
+    assert Sampling(logit_bias=((0, -100.0),)).distribution(logits, []).ids.tolist() == [1]
+    assert Sampling(logit_bias=((2, 100.0), (0, 1.0))).distribution(logits, []).ids.tolist() == [2]
+    assert logits.tolist() == [3, 2, 1]
+
+
+@pytest.mark.parametrize("bias", [((1, 1.0), (1, 2.0)), ((0, 101.0),), ((-1, 0.0),), ((0, math.nan),)])
+def test_a_bias_that_means_nothing_is_refused(bias: tuple[tuple[int, float], ...]) -> None:
+    with pytest.raises(BadSampling, match="logit_bias"):
+        Sampling(logit_bias=bias)
+
+
 def test_every_field_is_a_row_with_a_help_and_a_default_in_range() -> None:
-    assert [field.name for field in dataclasses.fields(Sampling)] == list(PARAMETERS)
+    assert [field.name for field in dataclasses.fields(Sampling)] == [*PARAMETERS, "logit_bias"]
     for parameter in PARAMETERS.values():
         assert parameter.check(parameter.default) == parameter.default
         assert parameter.help.endswith(".")

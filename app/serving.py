@@ -1,0 +1,125 @@
+"""What a server stands on: a model that answers several people, and the names that it answers to."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Iterable
+from typing import TYPE_CHECKING, Protocol
+
+from edgellm.memory.errors import EdgellmError
+
+if TYPE_CHECKING:
+    from edgellm.runtime.engine import Engine
+    from edgellm.runtime.generation import Generation
+    from edgellm.runtime.request import Answer, Piece, Request
+    from edgellm.runtime.text.template import ChatTemplate
+    from edgellm.runtime.text.vocabulary import Vocabulary
+
+
+class NotServed(EdgellmError, LookupError):
+    """A model of that name is not served; the message lists those that are."""
+
+
+class Writing(Protocol):
+    """An answer that is being written; one thread iterates it."""
+
+    def prepare(self) -> int:
+        """Write the prompt and return its tokens; may run beside other answers, before `pieces`.
+
+        Raises:
+            PromptTooLong: it does not fit.
+            TemplateError: the model's template refuses the conversation.
+        """
+        ...
+
+    def pieces(self) -> Generator[Piece, None, None]:
+        """Text and thought as they come. Closing it ends the answer with what was said."""
+        ...
+
+    @property
+    def answer(self) -> Answer:
+        """The whole, once the last piece was given or `pieces` was closed."""
+        ...
+
+
+class Served(Protocol):
+    """A loaded model that answers `n_parallel` requests at once."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def n_ctx(self) -> int: ...  # tokens of a prompt and its answer
+
+    @property
+    def n_parallel(self) -> int: ...
+
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+
+    @property
+    def template(self) -> ChatTemplate: ...
+
+    def generate(self, request: Request, *, cancel: threading.Event) -> Writing:
+        """An answer, of which nothing is computed yet; `cancel` ends it. Raises BadRequest."""
+        ...
+
+
+class SingleServed:
+    """An engine of one conversation: whoever else asks waits for it."""
+
+    n_parallel = 1
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        self.name, self._engine, self._lock = name, engine, threading.Lock()
+        self.n_ctx = engine.backend.n_ctx
+        self.vocabulary, self.template = engine.model.vocabulary, engine.template
+
+    def generate(self, request: Request, *, cancel: threading.Event) -> Writing:
+        from edgellm.runtime.generation import Generation
+
+        return _InTurn(Generation(self._engine, request, cancel=cancel), self._lock)
+
+
+class _InTurn:
+    """An answer that is written while nobody else's is."""
+
+    def __init__(self, generation: Generation, lock: threading.Lock) -> None:
+        self._generation, self._lock = generation, lock
+        self.prepare = generation.prepare
+
+    def pieces(self) -> Generator[Piece, None, None]:
+        with self._lock:
+            yield from self._generation.pieces()
+
+    @property
+    def answer(self) -> Answer:
+        return self._generation.answer
+
+
+class ServedModels:
+    """The models that are served, by their names and aliases; the first answers where no name is given."""
+
+    def __init__(self, first: Served, aliases: Iterable[str] = ()) -> None:
+        self.first = first
+        self._by_name: dict[str, Served] = {}
+        self.add(first, aliases)
+
+    def add(self, served: Served, aliases: Iterable[str] = ()) -> None:
+        for name in (served.name, *aliases):
+            self._by_name.setdefault(name, served)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._by_name)
+
+    def get(self, name: str | None) -> Served:
+        """
+        Raises:
+            NotServed: there is none of that name.
+        """
+        if name is None:
+            return self.first
+        if name not in self._by_name:
+            raise NotServed(f"the model {name!r} is not served here: take {' or '.join(self._by_name)}")
+        return self._by_name[name]

@@ -1,0 +1,197 @@
+"""`edgellm serve`: answer whoever speaks OpenAI's API."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgellm.cli import _options as opt
+from edgellm.cli._output import out
+from edgellm.memory.errors import USAGE, EdgellmError
+
+if TYPE_CHECKING:
+    from edgellm.app.loading import Pair
+    from edgellm.app.serving import ServedModels
+    from edgellm.server.settings import Settings
+
+_SERVER = "Server"
+_MAX_KEYS_BYTES = 2**16
+
+Host = Annotated[
+    str, opt.option("--host", metavar="ADDRESS", help="Elsewhere than here needs an API key.", panel=_SERVER)
+]
+Port = Annotated[int, opt.option("--port", min=0, max=65535, metavar="N", help="0: any that is free.", panel=_SERVER)]
+Parallel = Annotated[
+    int, opt.option("--parallel", min=1, max=64, metavar="N", help="Requests answered at once.", panel=_SERVER)
+]
+Queue = Annotated[
+    int,
+    opt.option(
+        "--queue",
+        min=0,
+        max=100_000,
+        metavar="N",
+        help="Requests that may wait; more are told to come back.",
+        panel=_SERVER,
+    ),
+]
+ApiKeyFile = Annotated[
+    Path | None,
+    opt.option("--api-key-file", metavar="FILE", help="Keys, one a line, of which clients need one.", panel=_SERVER),
+]
+Alias = Annotated[
+    list[str],
+    opt.option(
+        "--alias",
+        metavar="NAME",
+        help="A further name that clients may call the model by. May be repeated; several in the variable are quoted "
+        "each.",
+        panel=_SERVER,
+    ),
+]
+Origin = Annotated[
+    list[str],
+    opt.option(
+        "--origin",
+        metavar="URL",
+        help="Pages of this site may ask too, beside those of this machine. May be repeated; several in the variable "
+        "are quoted each.",
+        panel=_SERVER,
+    ),
+]
+
+
+class CannotServe(EdgellmError):
+    """Something is missing, or was asked for that would not be safe; the message says what to do."""
+
+    exit_code = USAGE
+
+
+@opt.takes_sampling()
+def serve(
+    model: opt.Model = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8080,
+    parallel: Parallel = 1,
+    queue: Queue = 64,
+    api_key_file: ApiKeyFile = None,
+    alias: Alias = [],  # noqa: B006
+    origin: Origin = [],  # noqa: B006
+    lora: opt.Lora = [],  # noqa: B006
+    draft: opt.Draft = None,
+    draft_adapter: opt.DraftAdapter = None,
+    draft_tokens: opt.DraftTokens = None,
+    no_learn: opt.NoLearn = False,
+    assume_cost: opt.AssumeCost = None,
+    no_copy: opt.NoCopy = False,
+    merged_probs: opt.MergedProbs = False,
+    exact: opt.Exact = False,
+    sampling: opt.Sampling = {},  # noqa: B006
+    ctx: opt.Ctx = None,
+    kv: opt.Kv = None,
+    budget: opt.Budget = None,
+    plan: opt.Plan = None,
+    threads: opt.Threads = None,
+    gpu_layers: opt.GpuLayers = -1,
+    offline: opt.Offline = False,
+) -> None:
+    """Answer programs that speak OpenAI's API, at http://127.0.0.1:8080/v1, while a small model drafts ahead.
+
+    Sampling is of requests that leave it open. The first Ctrl-C lets answers end, the second ends them.
+    """
+    _check_installed()
+    from edgellm.app.defaults import asked_bytes, cache_type, drafting_options
+    from edgellm.app.loading import prepare
+    from edgellm.cli._listener import TERMINAL
+    from edgellm.runtime.bringup.planning import EngineOptions
+    from edgellm.runtime.sampling import Sampling
+    from edgellm.server.listening import is_loopback, listen
+    from edgellm.server.settings import Settings
+
+    if parallel > 1:
+        raise CannotServe(f"--parallel {parallel} is not to be had yet: one request is answered at a time, others wait")
+    keys = _read_keys(api_key_file)
+    if not is_loopback(host) and not keys:
+        raise CannotServe(f"on {host} others reach the server: give --api-key-file FILE, or leave out --host")
+    settings = Settings(
+        sampling=Sampling(**sampling),
+        n_queue=queue,
+        api_keys=keys,
+        origins=tuple(url.rstrip("/") for url in origin),
+        is_loopback=is_loopback(host),
+    )
+    options = EngineOptions(
+        n_ctx=ctx,
+        copy=not no_copy,
+        **drafting_options(draft_tokens, learn=not no_learn, assume_cost=assume_cost, merged_probs=merged_probs),
+        exact=exact,
+        kv=cache_type(kv),
+        n_threads=threads,
+        n_gpu_layers=gpu_layers,
+        budget_bytes=asked_bytes(budget),
+    )
+    with listen(host, port) as sock:  # before anything is loaded: a port that is taken is told at once
+        pair = prepare(
+            model,
+            draft,
+            options,
+            plan=plan,
+            loras=lora,
+            draft_adapter=draft_adapter,
+            offline=offline,
+            listener=TERMINAL,
+        )
+        _serve(pair, settings, sock, alias)
+
+
+def _serve(pair: Pair, settings: Settings, sock: Any, aliases: list[str]) -> None:
+    from edgellm.app.serving import ServedModels, SingleServed
+    from edgellm.cli._listener import TERMINAL
+    from edgellm.server.listening import HttpServer, url_of
+    from edgellm.server.service import Service
+
+    with pair.open(TERMINAL) as engine:
+        models = ServedModels(SingleServed(engine, pair.target.name), [*_names_of(pair), *aliases])
+        url = url_of(sock)
+        HttpServer(Service(models, settings), lambda: _tell_ready(models, url, pair)).serve_on(sock)
+    out.note("the server has ended")
+
+
+def _names_of(pair: Pair) -> list[str]:
+    """What else people call the model."""
+    from edgellm.app.references import entry_of
+
+    entry, target = entry_of(pair.target), pair.target
+    names = [] if target.source == "path" else [target.reference]
+    return [*names, *(entry.aliases if entry is not None else ())]
+
+
+def _tell_ready(models: ServedModels, url: str, pair: Pair) -> None:
+    drafted = f", drafted by {pair.draft.name}" if pair.draft else ""
+    out.note(f"{models.first.name}{drafted}, context {models.first.n_ctx:,} tokens: {url}/v1 (Ctrl-C ends it)")
+
+
+def _check_installed() -> None:
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise CannotServe(f"a server needs {error.name}, which is missing: pip install 'edgellm[serve]'") from error
+
+
+def _read_keys(path: Path | None) -> tuple[str, ...]:
+    """The lines of a file that are keys."""
+    if path is None:
+        return ()
+    with path.open("rb") as file:
+        data = file.read(_MAX_KEYS_BYTES + 1)
+    try:
+        lines = [line.strip() for line in data.decode("utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(f"{path} is no text: write a key in each line") from error
+    keys = tuple(filter(None, lines))
+    if not keys or len(data) > _MAX_KEYS_BYTES or not all(key.isprintable() and key.isascii() for key in keys):
+        raise typer.BadParameter(f"{path} holds no keys: write one in each line, in letters and digits")
+    return keys

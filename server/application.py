@@ -1,0 +1,102 @@
+"""The paths, and what answers each."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp
+
+from edgellm.app.serving import Served
+from edgellm.server.chat_call import read_chat
+from edgellm.server.chat_wire import ChatWire
+from edgellm.server.completion_call import read_completion
+from edgellm.server.completion_wire import CompletionWire
+from edgellm.server.errors import told
+from edgellm.server.guard import Guard
+from edgellm.server.service import GONE, Service
+from edgellm.server.texts import detokenized, tokenized
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def application(service: Service) -> ASGIApp:
+    """The whole server as an ASGI application."""
+    endpoints: list[tuple[str, str, Endpoint]] = [
+        ("GET", "/models", _models(service)),
+        ("GET", "/models/{name:path}", _model(service)),
+        ("POST", "/chat/completions", lambda request: service.answer(request, read_chat, ChatWire)),
+        ("POST", "/completions", lambda request: service.answer(request, read_completion, CompletionWire)),
+        ("POST", "/tokenize", lambda request: service.simple(request, tokenized)),
+        ("POST", "/detokenize", lambda request: service.simple(request, detokenized)),
+        ("GET", "/health", _health),
+        ("GET", "/metrics", _metrics(service)),
+    ]
+    routes = [
+        Route(prefix + path, _told(endpoint), methods=[method])
+        for prefix in ("", "/v1")
+        for method, path, endpoint in endpoints
+    ]
+    handlers: dict[Any, Any] = dict.fromkeys((400, 404, 405), _on_error)
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    _keep_paths(app.router)
+    return Guard(app, service.settings, service.metrics.count_request)
+
+
+def _keep_paths(router: Router) -> None:
+    router.redirect_slashes = False  # a redirected POST loses its body in many clients
+
+
+def _told(endpoint: Endpoint) -> Endpoint:
+    """Failures become answers."""
+
+    async def answered(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except ClientDisconnect:
+            return Response(status_code=GONE)
+        except Exception as error:
+            return told(error).response()
+
+    return answered
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    return told(error).response()
+
+
+async def _health(request: Request) -> Response:
+    return JSONResponse({"status": "ok"})
+
+
+def _metrics(service: Service) -> Endpoint:
+    async def metrics(request: Request) -> Response:
+        text = service.metrics.to_text(service.desk)
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+    return metrics
+
+
+def _models(service: Service) -> Endpoint:
+    async def models(request: Request) -> Response:
+        data = [_described(service, name, service.models.get(name)) for name in service.models.names]
+        return JSONResponse({"object": "list", "data": data})
+
+    return models
+
+
+def _model(service: Service) -> Endpoint:
+    async def model(request: Request) -> Response:
+        name = request.path_params["name"]
+        return JSONResponse(_described(service, name, service.models.get(name)))
+
+    return model
+
+
+def _described(service: Service, name: str, served: Served) -> dict[str, Any]:
+    meta = {"n_ctx": served.n_ctx, "n_parallel": served.n_parallel, "n_vocab": served.vocabulary.n_tokens}
+    return {"id": name, "object": "model", "created": service.started_at, "owned_by": "edgellm", "meta": meta}

@@ -1,0 +1,106 @@
+"""The body of POST /chat/completions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgellm.app.serving import Served
+from edgellm.runtime.logprobs import MAX_TOP
+from edgellm.runtime.request import Request
+from edgellm.runtime.sampling import Sampling
+from edgellm.runtime.text.reasoning import Thinking
+from edgellm.server.calls import Call
+from edgellm.server.common_fields import (
+    HARMLESS,
+    MAX_CHOICES,
+    MAX_TOKENS,
+    read_include_usage,
+    read_sampling,
+    read_stops,
+    with_seeds,
+)
+from edgellm.server.errors import ApiError
+from edgellm.server.fields import Fields
+from edgellm.server.messages import read_conversation
+
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
+
+
+def read_chat(fields: Fields, served: Served, model: str, default: Sampling) -> Call:
+    """
+    Raises:
+        ApiError: a field is of another form, or asks for what is not to be had.
+    """
+    messages = read_conversation(fields)
+    is_stream = bool(fields.flag("stream"))
+    include_usage = read_include_usage(fields, is_stream=is_stream)
+    sampling, n = read_sampling(fields, default), fields.whole("n", 1, MAX_CHOICES) or 1
+    settings: dict[str, Any] = {
+        "stop": read_stops(fields),
+        "max_tokens": _read_length(fields),
+        "think": _read_think(fields, served),
+        "think_budget": fields.whole("think_budget", 0, MAX_TOKENS),
+        "n_draft": fields.whole("n_draft", 0, MAX_TOKENS),
+        "n_logprobs": _read_logprobs(fields),
+    }
+    _refuse_tools(fields)
+    _read_format(fields)
+    _read_modalities(fields)
+    fields.end(HARMLESS)
+    requests = tuple(Request(messages, sampling=one, **settings) for one in with_seeds(sampling, n))
+    return Call(served, model, requests, is_stream=is_stream, include_usage=include_usage)
+
+
+def _read_length(fields: Fields) -> int | None:
+    old, new = (fields.whole(name, 1, MAX_TOKENS) for name in ("max_tokens", "max_completion_tokens"))
+    return new if new is not None else old
+
+
+def _read_logprobs(fields: Fields) -> int | None:
+    wanted, n_top = fields.flag("logprobs"), fields.whole("top_logprobs", 0, MAX_TOP)
+    if n_top and not wanted:
+        raise fields.refuse("top_logprobs", "goes with logprobs: true")
+    return n_top or 0 if wanted else None
+
+
+def _read_think(fields: Fields, served: Served) -> bool | None:
+    effort = fields.text("reasoning_effort")
+    if effort is not None and effort not in _EFFORTS:
+        raise fields.refuse("reasoning_effort", f"must be one of {', '.join(_EFFORTS)}")
+    think = None if effort is None else effort != "none"
+    if (options := fields.object("chat_template_kwargs")) is not None:
+        switch = options.flag("enable_thinking")
+        options.end()
+        think = think if switch is None else switch
+    if think:
+        about = Thinking(served.template, served.vocabulary, think).about()
+        if about is not None and "not known to think" in about:
+            name = "reasoning_effort" if effort is not None else "chat_template_kwargs"
+            raise fields.refuse(name, "changes nothing: this model is not known to think; leave it out")
+    return think
+
+
+def _refuse_tools(fields: Fields) -> None:
+    choice = fields.take("tool_choice")
+    for name in ("tools", "functions"):
+        if fields.take(name) not in (None, []):
+            raise _not_here(fields, name)
+    if choice not in (None, "none", "auto"):
+        raise _not_here(fields, "tool_choice")
+    if fields.take("function_call") not in (None, "none", "auto"):
+        raise _not_here(fields, "function_call")
+
+
+def _read_format(fields: Fields) -> None:
+    wanted = fields.take("response_format")
+    if wanted is not None and wanted != {"type": "text"}:
+        raise _not_here(fields, "response_format")
+
+
+def _read_modalities(fields: Fields) -> None:
+    if fields.take("modalities") not in (None, ["text"]):
+        raise fields.refuse("modalities", 'must be ["text"]: only text is written')
+
+
+def _not_here(fields: Fields, name: str) -> ApiError:
+    return fields.refuse(name, "is not supported by this server: leave it out")

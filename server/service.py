@@ -1,0 +1,95 @@
+"""What the endpoints share: the models, the desk, the threads, and what was counted."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias
+
+from anyio import to_thread
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from edgellm.app.serving import Served, ServedModels, Writing
+from edgellm.runtime.sampling import Sampling
+from edgellm.server.bodies import read_body, unless_gone
+from edgellm.server.calls import Call
+from edgellm.server.desk import Desk
+from edgellm.server.fields import Fields
+from edgellm.server.metrics import Metrics
+from edgellm.server.settings import Settings
+from edgellm.server.streaming import EventStream, gather
+from edgellm.server.strict_json import read_object
+from edgellm.server.wire import Wire
+from edgellm.server.writing import Run
+
+Reader: TypeAlias = Callable[[Fields, Served, str, Sampling], Call]
+GONE = 499  # nobody reads it; it is counted
+
+
+class Service:
+    """One server. `stop` and `end` may be called from any place of the event loop's thread."""
+
+    def __init__(self, models: ServedModels, settings: Settings) -> None:
+        self.models, self.settings, self.metrics = models, settings, Metrics()
+        self.desk = Desk(models.first.n_parallel, settings.n_queue)
+        self.started_at = int(time.time())
+        self._pool = ThreadPoolExecutor(models.first.n_parallel, "edgellm-answer")
+        self._reading = threading.Lock()  # requests are read beside answers, one at a time
+        self._cancels: set[threading.Event] = set()
+
+    def stop(self) -> None:
+        """Let answers end, and begin no more."""
+        self.desk.close()
+
+    def end(self) -> None:
+        """End all answers at once."""
+        for cancel in list(self._cancels):
+            cancel.set()
+
+    def close(self) -> None:
+        """Wait for the threads."""
+        self.end()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    async def answer(self, request: Request, read: Reader, wire: Callable[[Call], Wire]) -> Response:
+        """Read a request, and answer it whole or as a stream. Raises ApiError and other failures."""
+        self.desk.check()
+        data = await read_body(request, self.settings)
+        cancel = threading.Event()
+        call, writings = await to_thread.run_sync(self._read, data, read, cancel)
+        run = Run(writings, self.desk.enter(), self._pool, cancel, self.metrics.count_answer)
+        self._cancels = {one for one in self._cancels if not one.is_set()} | {cancel}
+        told = wire(call)
+        if call.is_stream:
+            return EventStream(run, told, ping_s=self.settings.ping_s)
+        try:
+            answers = await unless_gone(request.receive, gather(run, self.settings.ping_s))
+        finally:
+            run.close()
+        return Response(status_code=GONE) if answers is None else JSONResponse(told.whole(answers))
+
+    async def simple(self, request: Request, read: Callable[[Fields, Served], object]) -> Response:
+        """Answer what takes no pass of a model."""
+        data = await read_body(request, self.settings)
+
+        def made() -> object:
+            fields = Fields(read_object(data))
+            served = self.models.get(fields.text("model"))
+            with self._reading:
+                return read(fields, served)
+
+        return JSONResponse(await to_thread.run_sync(made))
+
+    def _read(self, data: bytes, read: Reader, cancel: threading.Event) -> tuple[Call, list[Writing]]:
+        fields = Fields(read_object(data))
+        name = fields.text("model") or None
+        served = self.models.get(name)
+        with self._reading:
+            call = read(fields, served, name or served.name, self.settings.sampling)
+            writings = [served.generate(one, cancel=cancel) for one in call.requests]
+            for writing in writings[:: call.n_choices_each]:
+                writing.prepare()
+        return call, writings

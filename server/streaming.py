@@ -1,0 +1,74 @@
+"""Server-sent events: `data: {json}`, an empty line; `data: [DONE]` at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from edgellm.runtime.request import Answer
+from edgellm.server.bodies import unless_gone
+from edgellm.server.errors import told
+from edgellm.server.wire import Wire
+from edgellm.server.writing import Ended, Run, Wrote
+
+_PING, _DONE = b": ping\n\n", b"data: [DONE]\n\n"
+_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # a proxy that gathers would undo it
+
+
+class EventStream(Response):
+    """Answers piece by piece. A failure on the way is told as an error object and ends the stream."""
+
+    def __init__(self, run: Run, wire: Wire, *, ping_s: float) -> None:
+        super().__init__(None, 200, headers=_HEADERS, media_type="text/event-stream")
+        del self.headers["content-length"]
+        self._run, self._wire, self._ping_s = run, wire, ping_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await unless_gone(receive, self._send_all(send))
+        finally:
+            self._run.close()
+
+    async def _send_all(self, send: Send) -> None:
+        async with contextlib.aclosing(self._chunks()) as chunks:
+            async for chunk in chunks:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _chunks(self) -> AsyncGenerator[bytes, None]:
+        answers: list[Answer] = []
+        try:
+            async with contextlib.aclosing(self._run.events(self._ping_s)) as events:
+                for one in self._wire.opening():
+                    yield _event(one)
+                async for event in events:
+                    if event is None:
+                        yield _PING
+                    elif isinstance(event, Wrote):
+                        for one in self._wire.wrote(event.index, event.piece):
+                            yield _event(one)
+                    else:
+                        answers.append(event.answer)
+                        for one in self._wire.ended(event.index, event.answer):
+                            yield _event(one)
+            for one in self._wire.closing(answers):
+                yield _event(one)
+            yield _DONE
+        except Exception as error:
+            yield _event(told(error).to_json())
+
+
+async def gather(run: Run, pause_s: float) -> list[Answer]:
+    """All answers, once they are whole."""
+    async with contextlib.aclosing(run.events(pause_s)) as events:
+        return [event.answer async for event in events if isinstance(event, Ended)]
+
+
+def _event(value: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()

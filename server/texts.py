@@ -1,0 +1,70 @@
+"""Text to tokens and back, and POST /tokenize and /detokenize."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from edgellm.app.serving import Served
+from edgellm.runtime.text.vocabulary import CannotEncode, Vocabulary
+from edgellm.server.errors import invalid
+from edgellm.server.fields import Fields
+
+
+def encode_prompt(vocabulary: Vocabulary, text: str, *, begins: bool = False, is_marked: bool = False) -> list[int]:
+    """Token ids of a text.
+
+    Args:
+        begins: with the token that the model was trained to have before every text.
+        is_marked: control tokens that are spelled out are control tokens; otherwise they stay text.
+
+    Raises:
+        ApiError: the vocabulary cannot spell it.
+    """
+    try:
+        tokens = vocabulary.encode_marked(text.encode()) if is_marked else vocabulary.encode(text.encode())
+    except CannotEncode as error:
+        raise invalid(str(error)) from error
+    if tokens is None:
+        raise invalid("parse_special is not to be had of this model's tokenizer", "parse_special")
+    if begins and vocabulary.adds_bos and vocabulary.bos is not None and tokens[:1] != [vocabulary.bos]:
+        return [vocabulary.bos, *tokens]
+    return tokens
+
+
+def text_of(vocabulary: Vocabulary, tokens: Sequence[int]) -> str:
+    """Control tokens are spelled out."""
+    return b"".join(map(vocabulary.literal, tokens)).decode("utf-8", "replace")
+
+
+def piece_text(vocabulary: Vocabulary, token: int) -> str:
+    """A token's text; bytes that are no whole characters are spelled "bytes:\\xe2\\x80", as OpenAI does."""
+    data = vocabulary.literal(token)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def tokenized(fields: Fields, served: Served) -> dict[str, Any]:
+    """The answer of POST /tokenize."""
+    content = fields.text("content")
+    if content is None:
+        raise fields.refuse("content", "is missing: give the text")
+    begins, is_marked = bool(fields.flag("add_special")), bool(fields.flag("parse_special"))
+    with_pieces = fields.flag("with_pieces")
+    fields.end()
+    tokens = encode_prompt(served.vocabulary, content, begins=begins, is_marked=is_marked)
+    if not with_pieces:
+        return {"tokens": tokens}
+    return {"tokens": [{"id": token, "piece": piece_text(served.vocabulary, token)} for token in tokens]}
+
+
+def detokenized(fields: Fields, served: Served) -> dict[str, Any]:
+    """The answer of POST /detokenize."""
+    tokens, n_tokens = fields.take("tokens"), served.vocabulary.n_tokens
+    fields.end()
+    is_right = isinstance(tokens, list) and all(type(token) is int and 0 <= token < n_tokens for token in tokens)
+    if not is_right:
+        raise fields.refuse("tokens", f"must be a list of token ids, from 0 to {n_tokens - 1:,}")
+    return {"content": text_of(served.vocabulary, tokens)}

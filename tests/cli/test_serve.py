@@ -1,0 +1,60 @@
+"""`edgellm serve` refuses in a sentence what would not be safe or cannot be, before anything is loaded."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from edgellm.cli import _errors
+from edgellm.cli.main import app
+
+
+def refused(*arguments: str) -> str:
+    done = CliRunner().invoke(app, ["serve", "nobody", *arguments], env={"TERMINAL_WIDTH": "300"})
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        assert _errors.exit_code(done.exception) == _errors.USAGE
+        return _errors.sentence(done.exception)
+    assert done.exit_code == _errors.USAGE, done.output
+    return " ".join(done.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "example.org"])
+def test_others_are_let_in_only_with_a_key(host: str) -> None:
+    assert "give --api-key-file FILE" in refused("--host", host, "--port", "0")
+
+
+def test_a_port_that_is_taken_is_told_before_a_model_is_looked_for() -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        port = sock.getsockname()[1]
+        assert f"port {port} is in use already: take another with --port" in refused("--port", str(port))
+
+
+def test_an_address_that_is_none_is_told(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("secret\n")
+    assert "no address" in refused("--host", "no such host", "--port", "0", "--api-key-file", str(keys))
+
+
+@pytest.mark.parametrize("data", [b"", b"\n \n", b"\xff\xfe", "schlüssel".encode(), b"a\x00b", b"k" * 70_000])
+def test_a_file_without_keys_is_refused(tmp_path: Path, data: bytes) -> None:
+    keys = tmp_path / "keys"
+    keys.write_bytes(data)
+    assert "key" in refused("--port", "0", "--api-key-file", str(keys))
+
+
+def test_more_at_once_than_the_engine_takes_is_refused() -> None:
+    assert "--parallel 2 is not to be had yet" in refused("--parallel", "2")
+
+
+@pytest.mark.parametrize("library", ["starlette", "uvicorn"])
+def test_what_is_missing_is_named_with_the_command_that_brings_it(
+    library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    assert refused() == f"a server needs {library}, which is missing: pip install 'edgellm[serve]'"
