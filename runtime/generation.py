@@ -17,6 +17,8 @@ from edgellm.runtime.request import Answer, FinishReason, Piece, Request, Stats
 from edgellm.runtime.sampling import GREEDY
 from edgellm.runtime.text.reasoning import AnswerStream, Thinking
 from edgellm.runtime.text.template import ChatTemplate, Message
+from edgellm.runtime.text.tool_stream import CallStream
+from edgellm.runtime.text.tools import ToolCall
 from edgellm.runtime.text.vocabulary import Vocabulary
 
 MIN_LESSON_TOKENS = 16  # of an answer that was interrupted: fewer say little of how the target goes on
@@ -88,7 +90,9 @@ class Generation(Iterator[str]):
         self._stats, self._ends = Stats(), vocabulary.end_tokens
         self._limit = request.max_tokens if request.max_tokens is not None else engine.backend.n_ctx
         self._begun, in_thought = thinking.begin()  # tokens before the answer that the model does not choose
-        self._stream = AnswerStream(thinking.markers, vocabulary, request.stop, in_thought=in_thought)
+        self._stream = AnswerStream(
+            thinking.markers, vocabulary, request.stop, in_thought=in_thought, calls=_call_stream(engine, request)
+        )
         n_system = next((i for i, m in enumerate(request.messages) if m.role != "system"), len(request.messages))
         self._system, self._turns = request.messages[:n_system], request.messages[n_system:]
         self._n_forgotten = 0  # of the turns
@@ -143,9 +147,10 @@ class Generation(Iterator[str]):
                         started += stats.prefill_s
                     stats.add_round(step)
                     stats.decode_s = now - started
-                    yield from _pieces(*self._take(step))
+                    n_calls = len(stream.calls)
+                    yield from _pieces(*self._take(step), stream.calls, n_calls)
                     if stream.stopped:
-                        reason = "stop_string"
+                        reason = "tool_calls" if stream.calls else "stop_string"
                         break
                     if self._is_cancelled:
                         break
@@ -158,7 +163,8 @@ class Generation(Iterator[str]):
                 if not tokens:
                     raise
                 reason = "context"  # the last question and this answer fill it: nothing older is left to forget
-            yield from _pieces(*stream.end())
+            n_calls = len(stream.calls)
+            yield from _pieces(*stream.end(), stream.calls, n_calls)
         finally:
             rounds.close()
             self._end(reason)
@@ -169,8 +175,10 @@ class Generation(Iterator[str]):
             tokens.pop()
         stream.end()  # what a stop string might have begun with, where nobody asked for it
         self._stats.n_thought = stream.n_thought
-        text, thought = stream.text, stream.thought or None
-        self._answer = Answer(text, tuple(tokens), reason, self._stats, self._n_forgotten, thought)
+        text, thought, calls = stream.text, stream.thought or None, tuple(stream.calls)
+        if calls and reason in ("stop", "stop_string"):
+            reason = "tool_calls"
+        self._answer = Answer(text, tuple(tokens), reason, self._stats, self._n_forgotten, thought, calls)
         self._engine.stop_switch.signal = None
         self._keep_lesson(reason)
         self._engine.save()
@@ -179,7 +187,8 @@ class Generation(Iterator[str]):
         tokens = tuple(self._stream.tokens)
         least = {"stop": 1, "length": 1, "interrupted": MIN_LESSON_TOKENS}.get(reason)
         # What is drafted in a thought depends on the template, and a drafter may have no words for one.
-        if least is None or len(tokens) < least or self._stream.has_thought:
+        # Nor does a lesson say what tools there were.
+        if least is None or len(tokens) < least or self._stream.has_thought or self._request.speaks_of_tools:
             return
         messages = tuple((message.role, message.content) for message in self._conversation(self._n_forgotten))
         self._engine.keep_lesson(Lesson(messages, tokens, ended=reason == "stop"))
@@ -243,7 +252,8 @@ class Generation(Iterator[str]):
         """
 
         def render(first: int) -> list[int]:
-            return self._engine.template.render(self._conversation(first), think=self._thinking.think)
+            conversation, tools = self._conversation(first), self._request.offered
+            return self._engine.template.render(conversation, think=self._thinking.think, tools=tools)
 
         n_ctx = self._engine.backend.n_ctx
         questions = [i for i, message in enumerate(self._turns) if message.role == "user"]
@@ -289,8 +299,17 @@ def generate(engine: SupportsGeneration, request: Request, *, cancel: threading.
     return Generation(engine, request, cancel=cancel)
 
 
-def _pieces(thought: str, text: str) -> Iterator[Piece]:
+def _call_stream(engine: SupportsGeneration, request: Request) -> CallStream | None:
+    if not request.offered:
+        return None
+    form, vocabulary = engine.template.tool_format, engine.model.vocabulary
+    return CallStream(form, request.offered, vocabulary, only_first=not request.parallel_tool_calls)
+
+
+def _pieces(thought: str, text: str, calls: Sequence[ToolCall], n_told: int) -> Iterator[Piece]:
     if thought:
         yield Piece(thought, "thought")
     if text:
         yield Piece(text, "text")
+    for i, call in enumerate(calls[n_told:], n_told):
+        yield Piece(call.arguments, "tool_call", call, i)
