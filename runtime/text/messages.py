@@ -48,18 +48,18 @@ class Variant:
     without_content: bool = False  # null where an answer holds nothing but calls
 
 
-PLAIN = (Variant(), Variant(typed=True))
 _CALLING = (
     Variant(short_ids=True),
     Variant(split=True),
-    Variant(without_content=True),
     Variant(short_ids=True, split=True),
+    Variant(without_content=True),
 )
 
 
 def variants(messages: Sequence[Message]) -> list[Variant]:
     """Those to try, in turn."""
-    tried = [*PLAIN, *(_CALLING if any(m.tool_calls or m.role == "tool" for m in messages) else ())]
+    has_calls = any(message.tool_calls or message.role == "tool" for message in messages)
+    tried = [Variant(), *(_CALLING if has_calls else ()), Variant(typed=True)]
     can_fold = len(messages) > 1 and messages[0].role == "system"
     return tried + [replace(variant, folded=True) for variant in tried] if can_fold else tried
 
