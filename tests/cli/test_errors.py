@@ -18,7 +18,7 @@ from edgellm.cli import _errors
 from edgellm.memory.errors import DOES_NOT_FIT, FAILED, USAGE, EdgellmError
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("app", "cli", "export", "memory", "runtime")
+ROOMS = ("app", "cli", "export", "memory", "runtime", "server")
 # A program that another Python runs, without edgellm in it, is named *_job.py: it cannot derive from our base.
 FOREIGN = "_job.py"
 
