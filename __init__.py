@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from edgellm.runtime.request import Stats as Stats
     from edgellm.runtime.sampling import Sampling as Sampling
     from edgellm.runtime.text.template import Message as Message
+    from edgellm.runtime.text.tools import Tool as Tool
+    from edgellm.runtime.text.tools import ToolCall as ToolCall
 
     __version__: str
 
@@ -51,6 +53,8 @@ _HOMES = {
     "Request": "runtime.request",
     "Sampling": "runtime.sampling",
     "Stats": "runtime.request",
+    "Tool": "runtime.text.tools",
+    "ToolCall": "runtime.text.tools",
     "adapt_while_idle": "app.idle_adapting",
     "load": "app.loading",
     "plan": "app.plans",

@@ -16,10 +16,11 @@ from edgellm.runtime.drafters.base import Drafter, NoDrafter
 from edgellm.runtime.drafters.controller import AdaptiveDrafter
 from edgellm.runtime.generation import Generation
 from edgellm.runtime.learning.pair_state import PairState
-from edgellm.runtime.request import Messages, OnFull, Request
+from edgellm.runtime.request import Messages, OnFull, Request, Tools
 from edgellm.runtime.sampling import GREEDY, Sampling
 from edgellm.runtime.text.draft_prompt import draft_prompt
 from edgellm.runtime.text.template import ChatTemplate, Message
+from edgellm.runtime.text.tools import ToolChoice
 from edgellm.runtime.text.vocabulary_map import VocabularyMap
 from edgellm.runtime.text.vocabulary_match import Match
 
@@ -69,6 +70,9 @@ class Engine:
         think_budget: int | None = None,
         n_draft: int | None = None,
         on_full: OnFull = "stop",
+        tools: Tools = (),
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool = True,
         cancel: threading.Event | None = None,
     ) -> Generation:
         """Answer a conversation; iterate for the text, then `.answer` holds it whole with what it cost.
@@ -78,6 +82,7 @@ class Engine:
 
         Args:
             messages: a question, or messages, or {"role", "content"} objects.
+            tools: what the model may call, as records or {"type": "function", "function"} objects.
             cancel: set from a signal handler or another thread, it ends the answer with what was said.
 
         Raises:
@@ -92,7 +97,13 @@ class Engine:
             think_budget=think_budget,
             n_draft=n_draft,
             on_full=on_full,
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
         )
+        note = self.template.tool_note if request.offered else None
+        if note is not None and note not in self.notes:
+            self.notes.append(note)
         return Generation(self, request, cancel=cancel)
 
     def draft_prompt(self, messages: Sequence[Message], *, think: bool | None = None) -> list[int] | None:

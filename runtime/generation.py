@@ -25,6 +25,7 @@ from edgellm.runtime.request import Answer, BadRequest, FinishReason, Piece, Req
 from edgellm.runtime.sampling import GREEDY
 from edgellm.runtime.text.reasoning import AnswerStream, Thinking
 from edgellm.runtime.text.template import ChatTemplate, Message
+from edgellm.runtime.text.tool_stream import CallStream
 from edgellm.runtime.text.vocabulary import Vocabulary
 
 MIN_LESSON_TOKENS = 16  # of an answer that was interrupted: fewer say little of how the target goes on
@@ -104,10 +105,13 @@ class Generation(Iterator[str]):
         self._stats, self._ends = Stats(), vocabulary.end_tokens
         self._limit = request.max_tokens if request.max_tokens is not None else engine.backend.n_ctx
         self._begun, in_thought = thinking.begin()  # tokens before the answer that the model does not choose
-        self._stream = AnswerStream(thinking.markers, vocabulary, request.stop, in_thought=in_thought)
+        self._stream = AnswerStream(
+            thinking.markers, vocabulary, request.stop, in_thought=in_thought, calls=_call_stream(engine, request)
+        )
         n_system = next((i for i, m in enumerate(request.messages) if m.role != "system"), len(request.messages))
         self._system, self._turns = request.messages[:n_system], request.messages[n_system:]
         self._n_forgotten = 0  # of the turns
+        self._n_told = 0  # calls
         self._prepared: list[int] | None = None
         self._logprobs = ShownLogprobs() if request.n_logprobs is not None else None
         self._prompt_logprobs: tuple[Logprob, ...] | None = None
@@ -174,7 +178,7 @@ class Generation(Iterator[str]):
                     stats.decode_s = now - started
                     yield from self._pieces_of(*self._take(step))
                     if stream.stopped:
-                        reason = "stop_string"
+                        reason = "tool_calls" if stream.calls else "stop_string"
                         break
                     if self._is_cancelled:
                         break
@@ -198,11 +202,12 @@ class Generation(Iterator[str]):
             tokens.pop()
         stream.end()  # what a stop string might have begun with, where nobody asked for it
         self._stats.n_thought = stream.n_thought
-        text, thought = stream.text, stream.thought or None
+        text, thought, calls = stream.text, stream.thought or None, tuple(stream.calls)
+        if calls and reason in ("stop", "stop_string"):
+            reason = "tool_calls"
         logprobs = tuple(self._logprobs.shown) if self._logprobs is not None else None
-        self._answer = Answer(
-            text, tuple(tokens), reason, self._stats, self._n_forgotten, thought, logprobs, self._prompt_logprobs
-        )
+        told = (logprobs, self._prompt_logprobs, calls)
+        self._answer = Answer(text, tuple(tokens), reason, self._stats, self._n_forgotten, thought, *told)
         self._engine.stop_switch.signal = None
         self._keep_lesson(reason)
         self._engine.save()
@@ -210,8 +215,11 @@ class Generation(Iterator[str]):
     def _keep_lesson(self, reason: FinishReason) -> None:
         tokens = tuple(self._stream.tokens)
         least = {"stop": 1, "length": 1, "interrupted": MIN_LESSON_TOKENS}.get(reason)
-        # What is drafted in a thought depends on the template, and a drafter may have no words for one.
+        # What is drafted in a thought depends on the template, and a drafter may have no words for one; nor does a
+        # lesson say what tools there were.
         if least is None or len(tokens) < least or self._stream.has_thought or not self._request.messages:
+            return
+        if self._request.speaks_of_tools:
             return
         messages = tuple((message.role, message.content) for message in self._conversation(self._n_forgotten))
         self._engine.keep_lesson(Lesson(messages, tokens, ended=reason == "stop"))
@@ -282,7 +290,8 @@ class Generation(Iterator[str]):
         """
 
         def render(first: int) -> list[int]:
-            return self._engine.template.render(self._conversation(first), think=self._thinking.think)
+            conversation, tools = self._conversation(first), self._request.offered
+            return self._engine.template.render(conversation, think=self._thinking.think, tools=tools)
 
         n_ctx = self._engine.backend.n_ctx
         if self._request.prompt is not None:
@@ -343,8 +352,19 @@ class Generation(Iterator[str]):
             yield Piece(thought, "thought")
         if text or shown:
             yield Piece(text, "text", shown)
+        calls = self._stream.calls
+        for i, call in enumerate(calls[self._n_told :], self._n_told):
+            yield Piece(call.arguments, "tool_call", call=call, index=i)
+        self._n_told = len(calls)
 
 
 def generate(engine: SupportsGeneration, request: Request, *, cancel: threading.Event | None = None) -> Generation:
     """Answer a request. See `Generation` for what `cancel` does, and for what is raised while it is read."""
     return Generation(engine, request, cancel=cancel)
+
+
+def _call_stream(engine: SupportsGeneration, request: Request) -> CallStream | None:
+    if not request.offered:
+        return None
+    form, vocabulary = engine.template.tool_format, engine.model.vocabulary
+    return CallStream(form, request.offered, vocabulary, only_first=not request.parallel_tool_calls)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,15 +13,20 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 from edgellm.memory.errors import USAGE, EdgellmError
 from edgellm.runtime.logprobs import MAX_TOP, Logprob
 from edgellm.runtime.sampling import GREEDY, Sampling
-from edgellm.runtime.text.template import Message, Role
+from edgellm.runtime.text.messages import Message, Role
+from edgellm.runtime.text.tools import NamedTool, Tool, ToolCall, ToolChoice, parsed_arguments
 
 if TYPE_CHECKING:
     from edgellm.runtime.decode import RoundResult
 
-FinishReason = Literal["stop", "stop_string", "length", "context", "interrupted"]
+FinishReason = Literal["stop", "stop_string", "tool_calls", "length", "context", "interrupted"]
 OnFull = Literal["stop", "shift"]  # a full context ends the answer, or lets go of the oldest turns
 Messages: TypeAlias = "str | Sequence[Message | Mapping[str, Any]]"
 """A question; or messages, or {"role", "content"} objects as OpenAI-compatible servers take them."""
+Tools: TypeAlias = "Sequence[Tool | Mapping[str, Any]]"
+"""Tools, or {"type": "function", "function"} objects as OpenAI-compatible servers take them."""
+TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_TAKEN = "take system, user, assistant or tool"
 _ROLES: dict[str, Role] = {**{role: role for role in get_args(Role)}, "developer": "system"}
 
 
@@ -50,6 +57,9 @@ class Request:
     prompt: tuple[int, ...] | None = None  # token ids to go on from as they are, instead of messages
     n_logprobs: int | None = None  # alternatives whose log probabilities are told with each token's; None: none are
     score_prompt: bool = False  # tell those of the prompt's tokens too
+    tools: tuple[Tool, ...] = ()  # what the model may call
+    tool_choice: ToolChoice = "auto"  # "none": the model is not told of the tools
+    parallel_tool_calls: bool = True  # several calls in one answer; else it ends with the first
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -62,6 +72,7 @@ class Request:
             _check(i, message)
         if self.messages[-1].role == "assistant":
             raise BadRequest("the last message is an answer already: end with a user's message")
+        _check_tools(self.tools, self.tool_choice)
 
     def _check_numbers(self) -> None:
         for name in ("max_tokens", "think_budget", "n_draft"):
@@ -82,16 +93,30 @@ class Request:
             raise BadRequest("the prompt is no list of token ids: give at least one")
         if self.on_full == "shift":
             raise BadRequest("a prompt has no turns to forget: leave out on_full")
+        if self.tools:
+            raise BadRequest("a prompt tells of no tools: give messages")
+
+    @property
+    def offered(self) -> tuple[Tool, ...]:
+        """The tools that the model is told of."""
+        return () if self.tool_choice == "none" else self.tools
+
+    @property
+    def speaks_of_tools(self) -> bool:
+        """Whether tools are offered, or were called before."""
+        return bool(self.offered) or any(m.tool_calls or m.role == "tool" for m in self.messages)
 
     @classmethod
-    def of(cls, messages: Messages, *, stop: str | Sequence[str] = (), **settings: Any) -> Request:
+    def of(cls, messages: Messages, *, stop: str | Sequence[str] = (), tools: Tools = (), **settings: Any) -> Request:
         """A request as people and servers write it: one question, or messages as objects. Raises BadRequest."""
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        return cls(read_messages(messages), stop=stop, **settings)
+        return cls(read_messages(messages), stop=stop, tools=read_tools(tools), **settings)
 
 
 def read_messages(given: Messages) -> tuple[Message, ...]:
     """Messages of a question, or of objects with a role and a content that is a text or a list of parts of type text.
+
+    An answer with `tool_calls` needs no content; the ids of calls, and of what a tool says, may be null.
 
     Raises:
         BadRequest: one is of another form; the message says which.
@@ -103,15 +128,63 @@ def read_messages(given: Messages) -> tuple[Message, ...]:
     return tuple(one if isinstance(one, Message) else _read(i, one) for i, one in enumerate(given, 1))
 
 
+def read_tools(given: Tools) -> tuple[Tool, ...]:
+    """Tools of records, or of objects as OpenAI-compatible servers take them.
+
+    Raises:
+        BadRequest: one is of another form; the message says where.
+    """
+    if isinstance(given, (str, Mapping)) or not isinstance(given, Sequence):
+        raise BadRequest('tools is no list of {"type": "function", "function": {...}} objects')
+    return tuple(one if isinstance(one, Tool) else _read_tool(f"tools[{i}]", one) for i, one in enumerate(given))
+
+
+def _read_tool(where: str, given: Any) -> Tool:
+    function = given.get("function") if isinstance(given, Mapping) and given.get("type") == "function" else None
+    if not isinstance(function, Mapping):
+        raise BadRequest(f'{where} is no {{"type": "function", "function": {{...}}}} object')
+    description, parameters = function.get("description"), function.get("parameters")
+    return Tool(
+        function.get("name"),  # type: ignore[arg-type]  # `Request` checks it
+        "" if description is None else description,
+        {} if parameters is None else parameters,
+    )
+
+
 def _read(i: int, given: Any) -> Message:
     if not isinstance(given, Mapping):
         raise BadRequest(f'message {i} is no {{"role", "content"}} object')
     role, content = _ROLES.get(str(given.get("role"))), given.get("content")
     if role is None:
-        raise BadRequest(f"message {i} is of role {given.get('role')!r}: take system, user or assistant")
+        raise BadRequest(f"message {i} is of role {given.get('role')!r}: {_TAKEN}")
     if isinstance(content, Sequence) and not isinstance(content, str):
         content = "".join(_part(i, part) for part in content)
-    return Message(role, content, reasoning=given.get("reasoning"))  # type: ignore[arg-type]  # `Request` checks it
+    calls = _read_calls(i, given.get("tool_calls"))
+    if content is None and calls:
+        content = ""
+    return Message(
+        role,
+        content,  # type: ignore[arg-type]  # `Request` checks it
+        reasoning=given.get("reasoning"),
+        tool_calls=calls,
+        tool_call_id=given.get("tool_call_id"),
+        name=given.get("name"),
+    )
+
+
+def _read_calls(i: int, given: Any) -> tuple[ToolCall, ...]:
+    if given is None:
+        return ()
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise BadRequest(f"tool_calls of message {i} is no list")
+    calls = []
+    for call in given:
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping):
+            raise BadRequest(f'a call of message {i} is no {{"id", "type": "function", "function": {{...}}}} object')
+        arguments = function.get("arguments")
+        calls.append(ToolCall(function.get("name"), arguments or "{}", call.get("id")))  # type: ignore[arg-type]
+    return tuple(calls)
 
 
 def _part(i: int, part: Any) -> str:
@@ -123,23 +196,64 @@ def _part(i: int, part: Any) -> str:
 
 def _check(i: int, message: Message) -> None:
     if message.role not in get_args(Role):
-        raise BadRequest(f"message {i} is of role {message.role!r}: take system, user or assistant")
-    for text in (message.content, "" if message.reasoning is None else message.reasoning):
-        if not isinstance(text, str):
-            raise BadRequest(f"message {i} is no text: only text is read")
+        raise BadRequest(f"message {i} is of role {message.role!r}: {_TAKEN}")
+    for text in (
+        message.content,
+        *(t for t in (message.reasoning, message.name, message.tool_call_id) if t is not None),
+    ):
+        _check_text(f"message {i}", text)
+    if message.tool_calls and message.role != "assistant":
+        raise BadRequest(f"message {i} calls tools and is of role {message.role}: only an assistant's calls any")
+    for call in message.tool_calls:
+        for text in (call.name, call.arguments, *([] if call.id is None else [call.id])):
+            _check_text(f"a call of message {i}", text)
+        if not call.name:
+            raise BadRequest(f"a call of message {i} names no function")
         try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise BadRequest(f"message {i} is no valid text: it holds half a surrogate pair") from error
+            parsed_arguments(call.arguments)
+        except ValueError as error:
+            raise BadRequest(f"message {i} calls {call.name} with arguments that are no JSON object") from error
+
+
+def _check_text(where: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise BadRequest(f"{where} is no text: only text is read")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadRequest(f"{where} is no valid text: it holds half a surrogate pair") from error
+
+
+def _check_tools(tools: Sequence[Tool], choice: ToolChoice) -> None:
+    for i, tool in enumerate(tools):
+        if not isinstance(tool.name, str) or not TOOL_NAME.fullmatch(tool.name):
+            raise BadRequest(f"tools[{i}].function.name {tool.name!r} is no name: take 1 to 64 of a-z, A-Z, 0-9, _ - .")
+        if any(other.name == tool.name for other in tools[:i]):
+            raise BadRequest(f"tools[{i}].function.name {tool.name!r} is taken twice")
+        if not isinstance(tool.description, str):
+            raise BadRequest(f"tools[{i}].function.description is no text")
+        try:
+            if not isinstance(tool.parameters, Mapping) or tool.parameters.get("type", "object") != "object":
+                raise ValueError("no schema of an object")
+            json.dumps(tool.parameters, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise BadRequest(f"tools[{i}].function.parameters is no JSON schema of type object") from error
+    if isinstance(choice, NamedTool) or choice == "required":
+        what = f"the function {choice.name}" if isinstance(choice, NamedTool) else "required"
+        raise BadRequest(f"tool_choice cannot be {what}: calls are not forced; take auto or none")
+    if choice not in ("auto", "none"):
+        raise BadRequest(f"tool_choice {choice!r} is unknown: take auto or none")
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
     """The next part of an answer that may be shown."""
 
-    text: str  # empty where a token without a text has log probabilities to tell
-    kind: Literal["text", "thought"]
+    text: str  # of a call, its arguments; empty where a token without a text has log probabilities to tell
+    kind: Literal["text", "thought", "tool_call"]
     logprobs: tuple[Logprob, ...] = ()  # of the tokens of a text, where they were asked for
+    call: ToolCall | None = None  # a call comes whole, with its place among the answer's in `index`
+    index: int = 0
 
 
 @dataclass(slots=True)
@@ -219,12 +333,15 @@ class Answer:
     reasoning: str | None = None  # the thought before the text
     logprobs: tuple[Logprob, ...] | None = None  # of the text's tokens and the end token, where they were asked for
     prompt_logprobs: tuple[Logprob, ...] | None = None  # of the prompt's tokens but the first
+    tool_calls: tuple[ToolCall, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The documented object."""
+        """The documented object; of calls only where there are any."""
+        calls = {"tool_calls": [call.to_json() for call in self.tool_calls]} if self.tool_calls else {}
         return {
             "text": self.text,
             "reasoning": self.reasoning,
+            **calls,
             "finish_reason": self.finish_reason,
             "n_forgotten": self.n_forgotten,
             "stats": self.stats.to_json(),

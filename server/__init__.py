@@ -1,1 +1,1 @@
-"""HTTP on top of `app`: requests as OpenAI's clients write them, answers as they read them. Needs `edgellm[serve]`."""
+"""The engine behind the API that clients speak: HTTP in, HTTP out."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -33,6 +34,7 @@ from edgellm.runtime.text.steps import (
 # Real templates are below 20 kB and take some fifty steps a message.
 MAX_SOURCE = 200_000  # characters
 MAX_NODES = 8_000  # of the syntax tree
+_NOT_ASCII = re.compile("[^\0-~\ud800-\udfff]")
 _ITEMS, _LOOKED_AT, _MADE, _JOINED = "#items", "#looked at", "#made", "#joined"  # no template can spell these filters
 
 
@@ -191,7 +193,9 @@ def _to_json(
     for text in (indent, *(separators or ())):
         if (isinstance(text, str) and len(text) > MAX_SEPARATOR) or (isinstance(text, int) and text > MAX_SEPARATOR):
             raise TemplateError("the model's chat template indents very far")
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
+    # What stands in for a letter stays one: lone surrogates are in no text that is given.
+    return _NOT_ASCII.sub(lambda match: json.dumps(match[0])[1:-1], text) if ensure_ascii else text
 
 
 def _refuse(kind: type[Exception]) -> Callable[[str], None]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from edgellm.runtime.text.markers import Markers, find_markers, marker_ids, opens_thought, split_markers
 from edgellm.runtime.text.stopping import TextStream
 from edgellm.runtime.text.template import ChatTemplate
+from edgellm.runtime.text.tool_stream import CallStream
+from edgellm.runtime.text.tools import ToolCall
 from edgellm.runtime.text.vocabulary import Vocabulary
 
 _TOKEN = 256  # an atom below it is a byte of text, one from it on a token: _TOKEN + id
@@ -77,9 +79,20 @@ class Thinking:
 class ThoughtStream:
     """Cuts the tokens of an answer into thought and text, token by token."""
 
-    def __init__(self, markers: Markers | None, vocabulary: Vocabulary, *, in_thought: bool = False) -> None:
-        """`in_thought`: the prompt opened it."""
-        self._vocabulary, self._markers = vocabulary, markers
+    def __init__(
+        self,
+        markers: Markers | None,
+        vocabulary: Vocabulary,
+        *,
+        in_thought: bool = False,
+        kept: frozenset[int] = frozenset(),
+    ) -> None:
+        """
+        Args:
+            in_thought: the prompt opened it.
+            kept: tokens that are given as they are where they are no thought's, and not as bytes.
+        """
+        self._vocabulary, self._markers, self._kept = vocabulary, markers, kept
         self.in_thought = in_thought
         self.n_thought = 0  # tokens since the thought was opened, over all of them
         self.has_crossed = False  # a marker came
@@ -92,17 +105,17 @@ class ThoughtStream:
             self._atoms = {marker: _atoms(marker, vocabulary) for marker in known}
         self._tokens = {atom - _TOKEN for atoms in self._atoms.values() for atom in atoms if atom >= _TOKEN}
 
-    def feed(self, token: int) -> list[tuple[bool, bytes]]:
-        """What is settled now, in order: (whether it is of the thought, bytes)."""
+    def feed(self, token: int) -> list[tuple[bool, bytes | int]]:
+        """What is settled now, in order: (whether it is of the thought, bytes or a kept token)."""
         was_in_thought = self.in_thought
         active = self._active()
         if not active and not self._is_edge():
-            return [(False, self._vocabulary.piece(token))]
+            return [(False, token if token in self._kept else self._vocabulary.piece(token))]
         found = list(self._settle(token))
         self.n_thought += was_in_thought and self.in_thought
         return found
 
-    def end(self) -> list[tuple[bool, bytes]]:
+    def end(self) -> list[tuple[bool, bytes | int]]:
         """What was held back, once nothing follows."""
         found = list(self._emit(self._pending))
         if self._space and not self.in_thought and not self.has_crossed:
@@ -124,8 +137,9 @@ class ThoughtStream:
     def _is_edge(self) -> bool:
         return self.has_crossed and not self._is_begun
 
-    def _settle(self, token: int) -> Iterator[tuple[bool, bytes]]:
-        atoms = [_TOKEN + token] if token in self._tokens else list(self._vocabulary.piece(token))
+    def _settle(self, token: int) -> Iterator[tuple[bool, bytes | int]]:
+        is_atom = token in self._tokens or token in self._kept
+        atoms = [_TOKEN + token] if is_atom else list(self._vocabulary.piece(token))
         firsts = {self._atoms[name][0] for name in self._active()}
         if not self._pending and firsts.isdisjoint(atoms):  # as nearly always
             yield from self._emit(atoms)
@@ -152,7 +166,18 @@ class ThoughtStream:
         if name not in markers.between:
             self.in_thought = name == markers.opening
 
-    def _emit(self, atoms: Sequence[int]) -> Iterator[tuple[bool, bytes]]:
+    def _emit(self, atoms: Sequence[int]) -> Iterator[tuple[bool, bytes | int]]:
+        start = 0
+        for i, atom in enumerate(atoms):
+            if atom - _TOKEN in self._kept and not self.in_thought:
+                yield from self._emit_text(atoms[start:i])
+                space, self._space = b"" if self.has_crossed else self._space, b""
+                yield from [(False, space)] if space else []
+                yield False, atom - _TOKEN
+                self._is_begun, start = True, i + 1
+        yield from self._emit_text(atoms[start:])
+
+    def _emit_text(self, atoms: Sequence[int]) -> Iterator[tuple[bool, bytes | int]]:
         if not atoms:
             return
         data = b"".join(self._vocabulary.piece(a - _TOKEN) if a >= _TOKEN else bytes([a]) for a in atoms)
@@ -175,12 +200,24 @@ class ThoughtStream:
 
 
 class AnswerStream:
-    """The tokens of an answer, and the thought and the text that they make. Stop strings end the text alone."""
+    """The tokens of an answer, and the thought, the text and the calls of tools that they make.
+
+    Stop strings end the text alone.
+    """
 
     def __init__(
-        self, markers: Markers | None, vocabulary: Vocabulary, stops: Sequence[str] = (), *, in_thought: bool = False
+        self,
+        markers: Markers | None,
+        vocabulary: Vocabulary,
+        stops: Sequence[str] = (),
+        *,
+        in_thought: bool = False,
+        calls: CallStream | None = None,
     ) -> None:
-        self._parts = ThoughtStream(markers, vocabulary, in_thought=in_thought)
+        """`calls`: finds calls in the text; None where there is nothing to call."""
+        kept = calls.tokens if calls is not None else frozenset[int]()
+        self._parts = ThoughtStream(markers, vocabulary, in_thought=in_thought, kept=kept)
+        self._calls = calls
         self._streams = {True: TextStream(), False: TextStream(stops)}
         self._pieces: dict[bool, list[str]] = {True: [], False: []}
         self._n_shown = 0  # characters of the text
@@ -202,8 +239,13 @@ class AnswerStream:
 
     @property
     def stopped(self) -> bool:
-        """A stop string came, and the text ends before it."""
-        return self._streams[False].stopped
+        """A stop string came, and the text ends before it; or all calls that are wanted."""
+        return self._streams[False].stopped or (self._calls is not None and self._calls.is_finished)
+
+    @property
+    def calls(self) -> Sequence[ToolCall]:
+        """Those that are complete."""
+        return self._calls.calls if self._calls is not None else ()
 
     @property
     def text(self) -> str:
@@ -239,10 +281,15 @@ class AnswerStream:
         """What was held back, once nothing follows."""
         return self._shown(self._parts.end(), final=True)
 
-    def _shown(self, settled: Sequence[tuple[bool, bytes]], *, final: bool = False) -> tuple[str, str]:
+    def _shown(self, settled: Sequence[tuple[bool, bytes | int]], *, final: bool = False) -> tuple[str, str]:
         shown = {True: "", False: ""}
-        for is_thought, data in settled:
-            shown[is_thought] += self._streams[is_thought].feed(data)
+        for is_thought, item in settled:
+            if self._calls is not None and not is_thought:
+                shown[False] += self._streams[False].feed(self._calls.feed(item).encode())
+            elif isinstance(item, bytes):
+                shown[is_thought] += self._streams[is_thought].feed(item)
+        if final and self._calls is not None:
+            shown[False] += self._streams[False].feed(self._calls.end().encode())
         for is_thought, stream in self._streams.items():
             if final:
                 shown[is_thought] += stream.feed(b"", final=True)

@@ -10,27 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 from edgellm.runtime.text.formats import DOCUMENT, family_of
 from edgellm.runtime.text.jinja import Program
+from edgellm.runtime.text.markers import split_markers
 from edgellm.runtime.text.markup import MARK, Markup, MarkupError, Placed, mark, marked, plain, thoughts
+from edgellm.runtime.text.messages import Message, Role, Variant, arranged, in_words, numbered, protected, variants
 from edgellm.runtime.text.old_answers import Kept, compare, only_said
 from edgellm.runtime.text.steps import TemplateError
+from edgellm.runtime.text.tool_stream import CallStream
+from edgellm.runtime.text.tools import CallFormat, Tool, ToolCall, format_named, likely_format
 from edgellm.runtime.text.vocabulary import Vocabulary
 
 __all__ = ["DOCUMENT", "ChatTemplate", "Message", "Role", "TemplateError", "usable"]
 
-Role = Literal["system", "user", "assistant"]
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    role: Role
-    content: str
-    tokens: tuple[int, ...] | None = None  # an answer's own ids in the target's vocabulary, without its end token
-    reasoning: str | None = None  # an answer's thought, apart from `content`
-
+# A call that a template is asked to write, to see whether it is read back.
+_PROBE = Tool("probe_tool", "A probe.", {"type": "object", "properties": {"place": {"type": "string"}}})
+_PROBED = ToolCall(_PROBE.name, '{"place": "here"}', "probe0001")
 
 # What templates call the setting that makes a model think, and its values for yes and no. The first that changes what a
 # template writes is its switch.
@@ -74,18 +70,26 @@ class ChatTemplate:
         self._markup = self._reserve(vocabulary.control)
         self._try()
 
-    def render(self, messages: Sequence[Message], *, reply: bool = True, think: bool | None = None) -> list[int]:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        reply: bool = True,
+        think: bool | None = None,
+        tools: Sequence[Tool] = (),
+    ) -> list[int]:
         """Token ids of a conversation; with `reply`, up to where the model's answer begins.
 
         Args:
             think: whether the model is to think before it answers, where its template can say so; None leaves it to
                 the template.
+            tools: what the model may call.
 
         Raises:
             TemplateError: the template refuses the conversation, leaves a message out, or never ends.
         """
-        messages = self._written(messages)
-        vocabulary, rendering = self._vocabulary, self._fill(messages, reply, think)
+        messages, tools = self._written(messages, tools)
+        vocabulary, rendering = self._vocabulary, self._fill(messages, reply, think, tools)
         tokens = self._markup.encode(*self._with_ids(messages, rendering))
         if vocabulary.adds_bos and vocabulary.bos is not None and tokens[:1] != [vocabulary.bos]:
             tokens.insert(0, vocabulary.bos)
@@ -93,9 +97,30 @@ class ChatTemplate:
             raise TemplateError("the model's chat template writes nothing")
         return tokens
 
-    def text(self, messages: Sequence[Message], *, reply: bool = True, think: bool | None = None) -> str:
+    def text(
+        self,
+        messages: Sequence[Message],
+        *,
+        reply: bool = True,
+        think: bool | None = None,
+        tools: Sequence[Tool] = (),
+    ) -> str:
         """What the template writes, control tokens spelled out. Raises as `render`."""
-        return self._markup.restore(self._fill(self._written(messages), reply, think).text)
+        messages, tools = self._written(messages, tools)
+        return self._markup.restore(self._fill(messages, reply, think, tools).text)
+
+    @cached_property
+    def tool_format(self) -> CallFormat:
+        """The form in which the model writes calls: its template's, or JSON that is described to it in words."""
+        likely = likely_format(self.source, self._vocabulary)
+        return likely if likely.is_native and self._reads_back(likely) else format_named("json", self._vocabulary)
+
+    @property
+    def tool_note(self) -> str | None:
+        """What a user must know of tools with this model."""
+        if self.tool_format.is_native:
+            return None
+        return "the model's chat template has no form of calling tools that is known: they are described to it in words"
 
     @cached_property
     def can_switch_thinking(self) -> bool:
@@ -160,41 +185,65 @@ class ChatTemplate:
                 self.turn_end = control.tokens[0]
                 return
 
-    def _fill(self, messages: Sequence[Message], reply: bool, think: bool | None = None) -> _Rendering:
+    def _reads_back(self, form: CallFormat) -> bool:
+        """Whether the template writes tools, and calls in that form."""
+        turns = [Message("user", "question"), Message("assistant", "", tool_calls=(_PROBED,))]
+        try:
+            offered = self._fill(turns[:1], True, tools=[_PROBE]).text
+            told = self._markup.restore(self._fill(turns, False, tools=[_PROBE]).text)
+        except TemplateError:
+            return False
+        stream = CallStream(form, [_PROBE], self._vocabulary)
+        for text, token in split_markers(told.rpartition("question")[2], self._vocabulary):
+            stream.feed(token if token is not None and token in stream.tokens else text.encode())
+        stream.end()
+        found = [(call.name, call.arguments) for call in stream.calls]
+        return _PROBE.name in offered and found == [(_PROBED.name, _PROBED.arguments)]
+
+    def _fill(
+        self, messages: Sequence[Message], reply: bool, think: bool | None = None, tools: Sequence[Tool] = ()
+    ) -> _Rendering:
         settings: dict[str, object] = {}
         if think is not None and self._switch is not None:
             name, on, off = self._switch
             settings[name] = on if think else off
         contents = [self._content(message) for message in messages]
-        protected = [
-            self._markup.protect(content, is_answer=message.role == "assistant")
+        markup, n_messages = self._markup, len(messages)
+        texts = [
+            markup.protect(content, is_answer=message.role == "assistant")
             for content, message in zip(contents, messages, strict=True)
-        ]
+        ] + [markup.protect(plain(call.name)) for message in messages for call in message.tool_calls]
+        if tools:
+            settings["tools"] = [protected(tool.to_json(), markup) for tool in tools]
+        n_given = len(str(settings)) + sum(len(str(message.tool_calls)) for message in messages)
         refusal: TemplateError | None = None
-        # Some want content as a list of parts. Families without a system role take its text at the head of the first
-        # user message.
-        can_fold = len(messages) > 1 and messages[0].role == "system"
-        for folded in (False, True) if can_fold else (False,):
-            for typed in (False, True):
+        for variant in variants(messages):
 
-                def write(texts: Sequence[str], typed: bool = typed, folded: bool = folded) -> str:
-                    return self._run(
-                        _arranged(messages, texts, self._markup, typed, folded), reply, settings, sum(map(len, texts))
-                    )
+            def write(texts: Sequence[str], variant: Variant = variant) -> str:
+                turns = arranged(messages, texts[:n_messages], texts[n_messages:], markup, variant)
+                return self._run(turns, reply, settings, n_given + sum(map(len, texts)))
 
-                try:
-                    text = write(protected)
-                    places, is_whole = _find(text, protected, messages, write)
-                except TemplateError as error:
-                    refusal = refusal or error
-                    continue
-                if is_whole:
-                    return _Rendering(text, contents, places)
+            try:
+                text = write(texts)
+                places, is_whole = _find(text, texts, messages, write)
+            except TemplateError as error:
+                refusal = refusal or error
+                continue
+            if is_whole:
+                return _Rendering(text, contents, places)
         raise refusal or TemplateError("the model's chat template does not write the messages that it is given")
 
-    def _written(self, messages: Sequence[Message]) -> Sequence[Message]:
-        """Without what the one format has no place for that is ours: documents begin with the question."""
-        return [message for message in messages if message.role != "system"] if self.source == DOCUMENT else messages
+    def _written(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[Sequence[Message], Sequence[Tool]]:
+        """Messages and tools as the template has a place for them."""
+        if tools or any(message.tool_calls or message.role == "tool" for message in messages):
+            if self.source == DOCUMENT:
+                raise TemplateError("this is a base model, which knows no turns: it cannot be given tools")
+            messages = numbered(messages)
+            if not self.tool_format.is_native:
+                messages, tools = in_words(messages, tools), ()
+        elif self.source == DOCUMENT:  # documents begin with the question
+            messages = [message for message in messages if message.role != "system"]
+        return messages, tools
 
     def _content(self, message: Message) -> str:
         content = plain(message.content)
@@ -258,33 +307,19 @@ def usable(source: str | None, vocabulary: Vocabulary, instead: str | None = Non
     return ChatTemplate(instead, vocabulary), ""
 
 
-def _arranged(
-    messages: Sequence[Message], contents: Sequence[str], markup: Markup, typed: bool, folded: bool
-) -> list[dict[str, object]]:
-    """Messages as templates are given them."""
-    texts = list(contents)
-    if folded:
-        texts[:2] = ["", f"{texts[0]}\n\n{texts[1]}"]
-    arranged = []
-    for message, text in zip(messages, texts, strict=True):
-        made: dict[str, object] = {"role": message.role}
-        made["content"] = [{"type": "text", "text": text}] if typed else text
-        if message.reasoning is not None:
-            # The field's name and gpt-oss' own.
-            made["reasoning_content"] = made["thinking"] = markup.protect(plain(message.reasoning))
-        arranged.append(made)
-    return arranged[1:] if folded else arranged
-
-
 def _find(
     text: str, contents: Sequence[str], messages: Sequence[Message], write: Callable[[Sequence[str]], str]
 ) -> tuple[dict[int, tuple[int, int]], bool]:
     """Where each message stands in `text`, and whether all of them are there.
 
     They are marked and written again. Where the marks themselves change what is written, they are put elsewhere.
+    Behind the contents of messages, `contents` has the names of the functions that they call.
     """
-    words = [_words(content, message.role == "assistant") for content, message in zip(contents, messages, strict=True)]
-    sought = {i for i, (begin, end) in enumerate(words) if end > begin}
+    answers = {i for i, message in enumerate(messages) if message.role == "assistant"}
+    words = [_words(content, i in answers) for i, content in enumerate(contents)]
+    # What an answer says beside its calls is left out by many templates.
+    optional = {i for i, message in enumerate(messages) if message.tool_calls}
+    sought = {i for i, (begin, end) in enumerate(words) if end > begin} - optional
     # An answer that is nothing but a thought may be left out; where it is, it is found all the same.
     words = [span if i in sought else _words(contents[i], False) for i, span in enumerate(words)]
     marks = {i for i, (begin, end) in enumerate(words) if end > begin}

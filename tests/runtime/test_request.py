@@ -16,9 +16,16 @@ from edgellm.runtime import ChatSession, Engine, EngineOptions, Request, Samplin
 from edgellm.runtime.backends.base import ContextFull
 from edgellm.runtime.request import BadRequest, read_messages
 from edgellm.runtime.text.template import Message
+from edgellm.runtime.text.tools import ToolCall
 
 QUESTION = "the thin hat in the tin"
 VARIED = Sampling(repeat_penalty=3.0)
+
+
+def called(arguments: object, **fields: object) -> dict[str, Any]:
+    """An answer that calls a tool, as OpenAI's clients send it back."""
+    function = {"name": fields.get("name", "tin"), "arguments": arguments}
+    return {"role": "assistant", "tool_calls": [{"id": fields.get("id"), "type": "function", "function": function}]}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +42,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         ({"role": "user", "content": "hat"}, "no list"),
         (7, "no list"),
         ([7], "message 1 is no"),
-        ([{"role": "tool", "content": "hat"}], "message 1 is of role 'tool': take system, user or assistant"),
+        ([{"role": "ipython", "content": "hat"}], "message 1 is of role 'ipython': take system, user, assistant or"),
         ([{"content": "hat"}], "of role None"),
         ([{"role": "user"}], "message 1 is no text"),
         ([{"role": "user", "content": "hat"}, {"role": "user", "content": 3}], "message 2 is no text"),
@@ -43,6 +50,19 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         ([{"role": "user", "content": "\ud800"}], "surrogate"),
         ([{"role": "user", "content": "hat"}, {"role": "assistant", "content": "tin"}], "an answer already"),
         ([Message("user", "hat"), Message("assistant", "tin")], "an answer already"),
+        ([{"role": "assistant", "content": None}], "message 1 is no text"),
+        ([{"role": "assistant", "tool_calls": {}}], "tool_calls of message 1 is no list"),
+        ([{"role": "assistant", "tool_calls": [7]}], "a call of message 1 is no"),
+        ([called("tin", name="")], "a call of message 1 names no function"),
+        ([called("tin", name=7)], "a call of message 1 is no text"),
+        ([called("tin", id=7)], "a call of message 1 is no text"),
+        ([called("[1]")], "message 1 calls tin with arguments that are no JSON object"),
+        ([called("{")], "message 1 calls tin with arguments that are no JSON object"),
+        ([called('{"a": NaN}')], "message 1 calls tin with arguments that are no JSON object"),
+        ([called('{"a":' * 50_000)], "message 1 calls tin with arguments that are no JSON object"),
+        ([called("{}") | {"role": "user", "content": "hat"}], "message 1 calls tools and is of role user"),
+        ([{"role": "tool", "content": "2", "tool_call_id": 7}], "message 1 is no text"),
+        ([{"role": "tool", "content": "2", "name": "\ud800"}], "surrogate"),
     ],
 )
 def test_messages_that_cannot_be_answered_are_refused_in_a_sentence(messages: Any, sentence: str) -> None:
@@ -64,6 +84,11 @@ def test_a_question_is_one_message_and_parts_of_text_are_joined() -> None:
         Message("system", "tin"),
         Message("user", "the hat"),
     )
+
+
+def test_calls_are_read_with_null_for_what_is_left_out() -> None:
+    said = [called(""), {"role": "tool", "content": "2", "tool_call_id": None, "name": None}]
+    assert read_messages(said) == (Message("assistant", "", tool_calls=(ToolCall("tin"),)), Message("tool", "2"))
 
 
 @pytest.mark.parametrize(
