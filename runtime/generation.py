@@ -10,11 +10,14 @@ from typing import Protocol
 
 from edgellm.runtime import decode
 from edgellm.runtime.backends.base import Backend, ContextFull, Interrupted, StopSwitch, keep_common_prefix
+from edgellm.runtime.constraint import ConstraintState
 from edgellm.runtime.decode import RoundResult
 from edgellm.runtime.distillation.lesson import Lesson
 from edgellm.runtime.drafters.base import Drafter
+from edgellm.runtime.drafters.constrained import ConstrainedDrafter
 from edgellm.runtime.request import Answer, FinishReason, Piece, Request, Stats
 from edgellm.runtime.sampling import GREEDY
+from edgellm.runtime.text.behind_thought import BehindThought
 from edgellm.runtime.text.reasoning import AnswerStream, Thinking
 from edgellm.runtime.text.template import ChatTemplate, Message
 from edgellm.runtime.text.vocabulary import Vocabulary
@@ -63,6 +66,7 @@ class Generation(Iterator[str]):
 
     Nothing is computed before the first piece is asked for. What it raises then:
         ContextFull: the conversation does not fit.
+        ConstraintFailed: the constraint cannot be followed where the answer stands.
         TemplateError: the model's template refuses the conversation.
         EngineError: the engine failed.
     """
@@ -87,8 +91,9 @@ class Generation(Iterator[str]):
         self._engine, self._request, self._cancel, self._thinking = engine, request, cancel, thinking
         self._stats, self._ends = Stats(), vocabulary.end_tokens
         self._limit = request.max_tokens if request.max_tokens is not None else engine.backend.n_ctx
-        self._begun, in_thought = thinking.begin()  # tokens before the answer that the model does not choose
-        self._stream = AnswerStream(thinking.markers, vocabulary, request.stop, in_thought=in_thought)
+        # Tokens before the answer that the model does not choose.
+        self._begun, self._begins_in_thought = thinking.begin()
+        self._stream = AnswerStream(thinking.markers, vocabulary, request.stop, in_thought=self._begins_in_thought)
         n_system = next((i for i, m in enumerate(request.messages) if m.role != "system"), len(request.messages))
         self._system, self._turns = request.messages[:n_system], request.messages[n_system:]
         self._n_forgotten = 0  # of the turns
@@ -181,6 +186,8 @@ class Generation(Iterator[str]):
         # What is drafted in a thought depends on the template, and a drafter may have no words for one.
         if least is None or len(tokens) < least or self._stream.has_thought:
             return
+        if self._request.constraint is not None:  # not how the target writes by itself
+            return
         messages = tuple((message.role, message.content) for message in self._conversation(self._n_forgotten))
         self._engine.keep_lesson(Lesson(messages, tokens, ended=reason == "stop"))
 
@@ -201,18 +208,20 @@ class Generation(Iterator[str]):
             elif sampling.seed is not None:  # other draws than those before
                 sampling = dataclasses.replace(sampling, seed=sampling.seed + len(tokens))
             self._begin_drafting(prompt)
+            constraint, drafter = self._constrained(tokens)
             if tokens:
                 engine.drafter.observe(so_far, n_new=len(tokens))
             if self._is_cancelled:
                 raise Interrupted("stopped before reading")
             for step in decode.generate(
                 engine.backend,
-                engine.drafter,
+                drafter,
                 so_far,
                 sampling,
                 n_draft=n_draft,
                 max_new=self._limit - len(tokens),
                 stop=self._ends,
+                constraint=constraint,
             ):
                 yield step
                 if stream.is_rewritten:
@@ -221,6 +230,18 @@ class Generation(Iterator[str]):
             else:
                 if request.on_full == "stop" or len(tokens) >= self._limit or tokens[-1] in self._ends:
                     return
+
+    def _constrained(self, tokens: Sequence[int]) -> tuple[ConstraintState | None, Drafter]:
+        """Where an answer of these tokens stands in its constraint, if it has one, and who drafts it."""
+        engine, asked, thinking = self._engine, self._request.constraint, self._thinking
+        if asked is None:
+            return None, engine.drafter
+        vocabulary, state = engine.model.vocabulary, asked.start()
+        may_think = thinking.think is not False and not self._begun
+        if thinking.markers is not None and (self._begins_in_thought or may_think):
+            state = BehindThought(state, thinking.markers, vocabulary, in_thought=self._begins_in_thought)
+        state.advance(tokens)
+        return state, ConstrainedDrafter(engine.drafter, state, vocabulary)
 
     def _begin_drafting(self, prompt: Sequence[int]) -> None:
         sampling, thinking = self._request.sampling, self._thinking

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from edgellm.memory.errors import USAGE, EdgellmError
+from edgellm.runtime.constraint import Constraint
 from edgellm.runtime.sampling import GREEDY, Sampling
 from edgellm.runtime.text.template import Message, Role
 
@@ -46,6 +47,7 @@ class Request:
     think_budget: int | None = None  # tokens of a thought, after which it is ended; None: as many as it takes
     n_draft: int | None = None  # tokens drafted a round, at most; None: what the engine allows
     on_full: OnFull = "stop"
+    constraint: Constraint | None = None  # what the text is held to; of the target's vocabulary
 
     def __post_init__(self) -> None:
         if not self.messages:
