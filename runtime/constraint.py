@@ -21,7 +21,8 @@ class ConstraintState(Protocol):
     def allowed(self, ahead: Sequence[int] = ()) -> Mask:
         """Which tokens may follow the answer and `ahead`, (n_vocab,); end tokens where the answer may end.
 
-        `ahead` are legal tokens that are not settled. Asked for one more of them each time, it costs a step each.
+        Text that can only come in one way may come in its usual tokens alone. `ahead` are legal tokens that are not
+        settled; asked for one more of them each time, it costs a step each.
 
         Raises:
             ConstraintFailed: there is none, or the constraint cannot be followed any further.
@@ -29,7 +30,7 @@ class ConstraintState(Protocol):
         ...
 
     def n_legal(self, tokens: Sequence[int]) -> int:
-        """How many of `tokens` may follow the answer, up to the first that may not."""
+        """How many of `tokens` may follow the answer by their text, up to the first that may not."""
         ...
 
     def forced(self, ahead: Sequence[int] = ()) -> bytes:

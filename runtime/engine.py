@@ -19,6 +19,7 @@ from edgellm.runtime.learning.pair_state import PairState
 from edgellm.runtime.request import Messages, OnFull, Request
 from edgellm.runtime.sampling import GREEDY, Sampling
 from edgellm.runtime.text.draft_prompt import draft_prompt
+from edgellm.runtime.text.guidance import asked_grammar
 from edgellm.runtime.text.template import ChatTemplate, Message
 from edgellm.runtime.text.vocabulary_map import VocabularyMap
 from edgellm.runtime.text.vocabulary_match import Match
@@ -69,6 +70,8 @@ class Engine:
         think_budget: int | None = None,
         n_draft: int | None = None,
         on_full: OnFull = "stop",
+        schema: object = None,
+        grammar: str | None = None,
         cancel: threading.Event | None = None,
     ) -> Generation:
         """Answer a conversation; iterate for the text, then `.answer` holds it whole with what it cost.
@@ -78,11 +81,14 @@ class Engine:
 
         Args:
             messages: a question, or messages, or {"role", "content"} objects.
+            schema: a JSON schema that the text is held to: an object, or JSON text; "json_object" for any object.
+            grammar: a grammar that it is held to: Lark, GBNF, or `/a regular expression/`.
             cancel: set from a signal handler or another thread, it ends the answer with what was said.
 
         Raises:
-            BadRequest: there is nothing to answer, or it is no text.
+            BadRequest: there is nothing to answer, it is no text, or an answer cannot be held to what is asked.
         """
+        asked = asked_grammar(schema, grammar)
         request = Request.of(
             messages,
             sampling=sampling,
@@ -92,6 +98,7 @@ class Engine:
             think_budget=think_budget,
             n_draft=n_draft,
             on_full=on_full,
+            constraint=asked.of(self.model.vocabulary) if asked is not None else None,
         )
         return Generation(self, request, cancel=cancel)
 

@@ -45,6 +45,7 @@ ADAPTERS = {
         "export/check/fidelity.py",
         "runtime/backends/hub_tokenizer.py",
     },
+    "llguidance": {"runtime/text/guidance.py"},
     "torch": {"export/convert/converter_job.py", "export/onnx/onnx_job.py"},
     "transformers": {"export/convert/converter_job.py", "export/onnx/onnx_job.py"},
 }

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
@@ -72,12 +72,12 @@ class Grammar:
 
 
 def schema_grammar(schema: object) -> Grammar:
-    """Of a JSON schema: an object, a boolean, or JSON text.
+    """Of a JSON schema (an object, a boolean, or JSON text), or "json_object" for any object.
 
     Raises:
         BadRequest: it is no schema, or one that an answer cannot be held to; the message names what.
     """
-    cleaned = read_schema(schema)
+    cleaned = read_schema(JSON_OBJECT if schema == "json_object" else schema)
     try:
         source = _library().grammar_from_json_schema(cleaned, overrides=_JSON_OPTIONS)  # type: ignore[arg-type]
     except ValueError as error:
@@ -100,6 +100,13 @@ def text_grammar(text: str) -> Grammar:
     lark = _lark_of_gbnf(text) if _GBNF_ROOT.search(text) else text
     _check_lark(lark)
     return _checked(Grammar(library.grammar_from_lark(lark), "grammar"))
+
+
+def asked_grammar(schema: object = None, grammar: str | None = None) -> Grammar | None:
+    """Of either, or of neither. Raises BadRequest."""
+    if schema is not None and grammar is not None:
+        raise BadRequest("an answer is held to a schema or to a grammar, not to both")
+    return schema_grammar(schema) if schema is not None else text_grammar(grammar) if grammar is not None else None
 
 
 def _library() -> type[LLMatcher]:
@@ -198,10 +205,11 @@ class _Wrapped:
     def __init__(self, vocabulary: Vocabulary, tokens: list[bytes], special: list[int]) -> None:
         self.tokens, self.special_token_ids, self.bos_token_id = tokens, special, vocabulary.bos
         self.eos_token_id = min(vocabulary.end_tokens, default=0)
-        self._vocabulary = vocabulary
+        self._vocabulary = ref(vocabulary)  # which is the key that this is kept under
 
     def __call__(self, text: bytes | str) -> list[int]:
-        return self._vocabulary.encode_leniently(text.encode() if isinstance(text, str) else text)
+        vocabulary, data = self._vocabulary(), text.encode() if isinstance(text, str) else text
+        return vocabulary.encode_leniently(data) if vocabulary is not None else []
 
 
 def _read_tokens(vocabulary: Vocabulary) -> _Tokens:

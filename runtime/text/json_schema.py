@@ -153,12 +153,11 @@ def _is_extension(name: str) -> bool:
 def _check_properties(schema: Mapping[str, Any], path: str) -> None:
     """A name that is not declared may come twice, and counts once for whoever reads the object."""
     least, required = schema.get("minProperties", 0), schema.get("required", [])
-    is_closed = schema.get("additionalProperties") is False and not schema.get("patternProperties")
     n_required = len(set(map(str, required))) if isinstance(required, list) else 0
-    if isinstance(least, int) and least > max(n_required, 1) and not is_closed:
+    if isinstance(least, int) and least > max(n_required, 1):
         raise BadRequest(
-            f'the schema at {path} has "minProperties", which an answer is held to only where "additionalProperties" '
-            "is false"
+            f'the schema at {path} has "minProperties" {least}, which an answer cannot be held to: list those that '
+            'must be there as "required"'
         )
 
 
