@@ -69,6 +69,18 @@ def _kv_type(word: str) -> str | None:
     return cache_type(word)
 
 
+def _schema(said: str) -> Any:
+    from edgellm.app.constraints import schema_said
+
+    return schema_said(said)
+
+
+def _grammar(said: str) -> Any:
+    from edgellm.app.constraints import grammar_said
+
+    return grammar_said(said)
+
+
 def size(text: str) -> str:
     """Memory as people write it, found to be some. Raises BadSize."""
     from edgellm.memory.units import parse_memory
@@ -264,6 +276,25 @@ Stop = Annotated[
         metavar="TEXT",
         help=r"End before this text; \n is a new line. May be repeated; several in the variable are quoted each.",
         callback=checked(lambda texts: list(map(unescaped, texts))),
+    ),
+]
+# The callbacks of these give what `app/constraints.py` read: a file may be a pipe, which can be read once.
+Schema = Annotated[
+    str | None,
+    option(
+        "--schema",
+        metavar="FILE|JSON",
+        help="Hold the answer to this JSON schema; json_object: any object.",
+        callback=checked(_schema),
+    ),
+]
+Grammar = Annotated[
+    str | None,
+    option(
+        "--grammar",
+        metavar="FILE|TEXT",
+        help="Hold the answer to this grammar: Lark, GBNF, or /a regular expression/.",
+        callback=checked(_grammar),
     ),
 ]
 Resume = Annotated[bool, option("--resume", help="Go on with the conversation that was left last.")]

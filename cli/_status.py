@@ -50,6 +50,18 @@ def unanswered_line(answer: Answer) -> str:
     return "(it was stopped inside its thought: limit that with --think-budget, or allow more with --max-tokens)"
 
 
+def incomplete_line(answer: Answer) -> str:
+    """That an answer which is held to something was cut off before it was whole; empty where it was not."""
+    why = {
+        "stop": "",
+        "stop_string": "by a text of --stop",
+        "length": "by --max-tokens",
+        "context": "by a full context",
+    }
+    how = why.get(answer.finish_reason, "")
+    return f"(the answer was cut off {how}: it is not all that was asked for)" if how else ""
+
+
 def cost_rows(answers: Sequence[Answer]) -> list[tuple[str, str]]:
     """Label and text of what the last answer took, and all of them."""
     stats = answers[-1].stats

@@ -16,7 +16,7 @@ from edgellm.cli import _errors
 from edgellm.cli._answers import Plain
 from edgellm.cli._output import out
 from edgellm.cli._settings import SETTINGS, show_or_change
-from edgellm.cli._status import cost_rows, forgotten_line, n_messages, status_line, unanswered_line
+from edgellm.cli._status import cost_rows, forgotten_line, incomplete_line, n_messages, status_line, unanswered_line
 from edgellm.cli._terminal import FENCE, LineEditor, dim, interrupts, leaving, printable, waiting
 
 if TYPE_CHECKING:
@@ -147,6 +147,8 @@ class Talk:
             out.note(dim(forgotten_line(answer)))
         out.warnings(self.session.engine.warnings)
         if answer.finish_reason != "interrupted" and (line := unanswered_line(answer)):
+            out.note(dim(line))
+        if self.session.constraint is not None and (line := incomplete_line(answer)):
             out.note(dim(line))
 
     def _help(self, _: str) -> None:

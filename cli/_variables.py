@@ -35,6 +35,7 @@ FORMER: dict[str, dict[str, str]] = {"plan": {"draft-tokens": "n-draft"}}
 # Of two that exclude each other, the one that is typed goes before the one that is set.
 EXCLUSIVE = (
     ("json_", "jsonl"),
+    ("schema", "grammar"),
     ("mem", "budget"),
     ("mem", "device"),
     ("budget", "device"),

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgellm.cli._talk import Around, Talk
     from edgellm.runtime.conversation import ChatSession
     from edgellm.runtime.engine import Engine
+    from edgellm.runtime.text.guidance import Grammar
 
 
 @opt.takes_sampling()
@@ -34,6 +35,8 @@ def chat(
     system: opt.System = None,
     max_tokens: opt.MaxTokens = None,
     stop: opt.Stop = [],  # noqa: B006
+    schema: opt.Schema = None,
+    grammar: opt.Grammar = None,
     resume: opt.Resume = False,
     think: opt.Think = None,
     think_budget: opt.ThinkBudget = None,
@@ -69,6 +72,7 @@ def chat(
     from edgellm.runtime.bringup.planning import EngineOptions
 
     opt.exclusive(json=json_, jsonl=jsonl)
+    opt.exclusive(schema=schema is not None, grammar=grammar is not None)
     question = _question(prompt)
     if question is None and (json_ or jsonl or not sys.stdout.isatty()):
         raise typer.BadParameter("a conversation needs a terminal: give --prompt TEXT, or pipe the text in")
@@ -94,7 +98,9 @@ def chat(
         listener=TERMINAL,
     )
     _log_engine()
-    asked = _Asked(question, system, max_tokens, stop, on_full == "shift", think, think_budget, sampling, resume, adapt)
+    held = cast("Grammar | None", schema or grammar)
+    shift = on_full == "shift"
+    asked = _Asked(question, system, max_tokens, stop, shift, think, think_budget, sampling, resume, adapt, held)
     with silent_keys(), pair.open(TERMINAL) as engine:
         _converse(engine, pair, asked, form=_form(json_, jsonl, pair))
 
@@ -113,6 +119,7 @@ class _Asked:
     sampling: Mapping[str, Any]
     resume: bool
     adapt: str
+    grammar: Grammar | None  # what the answers are held to
 
 
 def _check_resumable(resume: bool) -> None:
@@ -144,6 +151,7 @@ def _converse(engine: Engine, pair: Pair, asked: _Asked, *, form: Plain) -> None
         on_full="shift" if asked.shift else "stop",
         think=asked.think,
         think_budget=asked.think_budget,
+        constraint=asked.grammar.of(engine.model.vocabulary) if asked.grammar is not None else None,
     )
     if note := session.thinking.about():
         out.warning(note)
@@ -230,7 +238,7 @@ def _talk(talk: Talk, *, resume: bool) -> None:
 
 
 def _answer_once(session: ChatSession, question: str, max_tokens: int | None, form: Plain) -> None:
-    from edgellm.cli._status import forgotten_line, status_line, unanswered_line
+    from edgellm.cli._status import forgotten_line, incomplete_line, status_line, unanswered_line
     from edgellm.cli._terminal import dim, interrupts, waiting
 
     form.start()
@@ -254,5 +262,7 @@ def _answer_once(session: ChatSession, question: str, max_tokens: int | None, fo
     out.warnings(session.engine.warnings)
     if answer.finish_reason != "interrupted" and (line := unanswered_line(answer)):
         out.note(line)
+    if session.constraint is not None and (line := incomplete_line(answer)):
+        out.warning(line)
     if answer.finish_reason == "interrupted":
         raise KeyboardInterrupt

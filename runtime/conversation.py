@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from edgellm.runtime.backends.base import EngineError
+from edgellm.runtime.constraint import Constraint
 from edgellm.runtime.engine import Engine
 from edgellm.runtime.generation import Generation
 from edgellm.runtime.request import Answer, OnFull, Request
@@ -29,6 +30,7 @@ class ChatSession:
         think: bool | None = None,
         think_budget: int | None = None,
         n_draft: int | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         """
         Args:
@@ -39,9 +41,11 @@ class ChatSession:
                 `Thinking.about` for models that cannot be told.
             think_budget: tokens of a thought, after which it is ended and the answer begins.
             n_draft: tokens drafted a round, at most; None for what the engine allows.
+            constraint: what the text of each answer is held to.
         """
         self.engine, self.sampling, self.stop = engine, sampling, tuple(stop)
         self.system, self.on_full, self.n_draft = system, on_full, n_draft
+        self.constraint = constraint
         self.thinking = Thinking(engine.template, engine.model.vocabulary, think, think_budget)
         self.messages: list[Message] = []
         self.n_forgotten = 0  # of `messages`, from the beginning: kept for `/save`, no longer read
@@ -120,6 +124,7 @@ class ChatSession:
             think_budget=self.thinking.budget,
             n_draft=self.n_draft,
             on_full=self.on_full,
+            constraint=self.constraint,
         )
 
     def _answer(

@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 
 from edgellm.runtime.backends.base import Backend, Logits
+from edgellm.runtime.constraint import ConstraintState
 from edgellm.runtime.drafters.base import Drafter
 from edgellm.runtime.logprobs import Logprob, logprobs_of
 from edgellm.runtime.sampling import Distribution, Sampling
@@ -46,15 +47,18 @@ def generate(
     max_new: int,
     stop: frozenset[int] = frozenset(),
     n_logprobs: int | None = None,
+    constraint: ConstraintState | None = None,
 ) -> Generator[RoundResult, None, None]:
     """Yield one result per target forward pass, `max_new` tokens at most or until a token of `stop` (which is yielded).
 
     `backend` holds any prefix of `prompt`, and not all of it. Between passes it holds every token but the last, so
     closing the iterator at a yield leaves it usable. `drafter.begin` was called with the prompt. With `n_logprobs`,
-    results hold the log probabilities of their tokens, and of so many alternatives.
+    results hold the log probabilities of their tokens, and of so many alternatives. What `constraint` does not allow is
+    never chosen; `drafter` proposes nothing else (`drafters/constrained.py`).
 
     Raises:
         ContextFull: the prompt alone does not fit.
+        ConstraintFailed: the constraint leaves nothing to choose.
     """
     rng = np.random.default_rng(sampling.seed)
     tokens = list(prompt)
@@ -69,9 +73,12 @@ def generate(
         logits = backend.forward([tokens[-1], *draft.tokens], n_outputs=len(draft.tokens) + 1)
         forwarded = time.perf_counter()
 
-        target = partial(_target_at, sampling, logits, tokens, draft.tokens)
+        target = partial(_target_at, sampling, logits, tokens, draft.tokens, constraint)
         n_accepted, next_token = verify(target, draft, rng)
         new = [*draft.tokens[:n_accepted], next_token]
+        if constraint is not None:
+            constraint.advance(new)
+            new += constraint.ending  # no pass is made for what nobody chooses
         if n_until_stop := next((i for i, token in enumerate(new, 1) if token in stop), 0):
             new, end = new[:n_until_stop], 0
         logprobs = logprobs_of(logits, new, n_logprobs) if n_logprobs is not None else ()
@@ -97,7 +104,13 @@ def generate(
 
 
 def _target_at(
-    sampling: Sampling, logits: Logits, tokens: Sequence[int], drafted: Sequence[int], i: int
+    sampling: Sampling,
+    logits: Logits,
+    tokens: Sequence[int],
+    drafted: Sequence[int],
+    constraint: ConstraintState | None,
+    i: int,
 ) -> Distribution:
     """The target's distribution after `tokens` and i drafted ones."""
-    return sampling.distribution(logits[i], (*tokens[-sampling.repeat_last_n :], *drafted[:i]))
+    allowed = constraint.allowed(drafted[:i]) if constraint is not None else None
+    return sampling.distribution(logits[i], (*tokens[-sampling.repeat_last_n :], *drafted[:i]), allowed)

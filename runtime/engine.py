@@ -19,6 +19,7 @@ from edgellm.runtime.learning.pair_state import PairState
 from edgellm.runtime.request import Messages, OnFull, Request, Tools
 from edgellm.runtime.sampling import GREEDY, Sampling
 from edgellm.runtime.text.draft_prompt import draft_prompt
+from edgellm.runtime.text.guidance import asked_grammar
 from edgellm.runtime.text.template import ChatTemplate, Message
 from edgellm.runtime.text.tools import ToolChoice
 from edgellm.runtime.text.vocabulary_map import VocabularyMap
@@ -73,6 +74,8 @@ class Engine:
         tools: Tools = (),
         tool_choice: ToolChoice = "auto",
         parallel_tool_calls: bool = True,
+        schema: object = None,
+        grammar: str | None = None,
         cancel: threading.Event | None = None,
     ) -> Generation:
         """Answer a conversation; iterate for the text, then `.answer` holds it whole with what it cost.
@@ -83,11 +86,14 @@ class Engine:
         Args:
             messages: a question, or messages, or {"role", "content"} objects.
             tools: what the model may call, as records or {"type": "function", "function"} objects.
+            schema: a JSON schema that the text is held to: an object, or JSON text; "json_object" for any object.
+            grammar: a grammar that it is held to: Lark, GBNF, or `/a regular expression/`.
             cancel: set from a signal handler or another thread, it ends the answer with what was said.
 
         Raises:
-            BadRequest: there is nothing to answer, or it is no text.
+            BadRequest: there is nothing to answer, it is no text, or an answer cannot be held to what is asked.
         """
+        asked = asked_grammar(schema, grammar)
         request = Request.of(
             messages,
             sampling=sampling,
@@ -100,6 +106,7 @@ class Engine:
             tools=tools,
             tool_choice=tool_choice,
             parallel_tool_calls=parallel_tool_calls,
+            constraint=asked.of(self.model.vocabulary) if asked is not None else None,
         )
         note = self.template.tool_note if request.offered else None
         if note is not None and note not in self.notes:

@@ -17,12 +17,15 @@ from edgellm.runtime.backends.base import (
     StopSwitch,
     keep_common_prefix,
 )
+from edgellm.runtime.constraint import ConstraintState
 from edgellm.runtime.decode import RoundResult
 from edgellm.runtime.distillation.lesson import Lesson
 from edgellm.runtime.drafters.base import Drafter
+from edgellm.runtime.drafters.constrained import ConstrainedDrafter
 from edgellm.runtime.logprobs import Logprob, ShownLogprobs, score
 from edgellm.runtime.request import Answer, BadRequest, FinishReason, Piece, Request, Stats
 from edgellm.runtime.sampling import GREEDY
+from edgellm.runtime.text.behind_thought import BehindThought
 from edgellm.runtime.text.reasoning import AnswerStream, Thinking
 from edgellm.runtime.text.template import ChatTemplate, Message
 from edgellm.runtime.text.tool_stream import CallStream
@@ -72,6 +75,7 @@ class Generation(Iterator[str]):
 
     Nothing is computed before the first piece is asked for. What it raises then:
         ContextFull: the conversation does not fit.
+        ConstraintFailed: the constraint cannot be followed where the answer stands.
         TemplateError: the model's template refuses the conversation.
         EngineError: the engine failed.
     """
@@ -104,9 +108,13 @@ class Generation(Iterator[str]):
         self._engine, self._request, self._cancel, self._thinking = engine, request, cancel, thinking
         self._stats, self._ends = Stats(), vocabulary.end_tokens
         self._limit = request.max_tokens if request.max_tokens is not None else engine.backend.n_ctx
-        self._begun, in_thought = thinking.begin()  # tokens before the answer that the model does not choose
+        self._begun, self._begins_in_thought = thinking.begin()  # tokens that the model does not choose
         self._stream = AnswerStream(
-            thinking.markers, vocabulary, request.stop, in_thought=in_thought, calls=_call_stream(engine, request)
+            thinking.markers,
+            vocabulary,
+            request.stop,
+            in_thought=self._begins_in_thought,
+            calls=_call_stream(engine, request),
         )
         n_system = next((i for i, m in enumerate(request.messages) if m.role != "system"), len(request.messages))
         self._system, self._turns = request.messages[:n_system], request.messages[n_system:]
@@ -221,6 +229,8 @@ class Generation(Iterator[str]):
             return
         if self._request.speaks_of_tools:
             return
+        if self._request.constraint is not None:  # not how the target writes by itself
+            return
         messages = tuple((message.role, message.content) for message in self._conversation(self._n_forgotten))
         self._engine.keep_lesson(Lesson(messages, tokens, ended=reason == "stop"))
 
@@ -246,19 +256,21 @@ class Generation(Iterator[str]):
             elif sampling.seed is not None:  # other draws than those before
                 sampling = dataclasses.replace(sampling, seed=sampling.seed + len(tokens))
             self._begin_drafting(prompt)
+            constraint, drafter = self._constrained(tokens)
             if tokens:
                 engine.drafter.observe(so_far, n_new=len(tokens))
             if self._is_cancelled:
                 raise Interrupted("stopped before reading")
             for step in decode.generate(
                 engine.backend,
-                engine.drafter,
+                drafter,
                 so_far,
                 sampling,
                 n_draft=n_draft,
                 max_new=self._limit - len(tokens),
                 stop=self._ends,
                 n_logprobs=request.n_logprobs,
+                constraint=constraint,
             ):
                 yield step
                 if stream.is_rewritten:
@@ -267,6 +279,18 @@ class Generation(Iterator[str]):
             else:
                 if request.on_full == "stop" or len(tokens) >= self._limit or tokens[-1] in self._ends:
                     return
+
+    def _constrained(self, tokens: Sequence[int]) -> tuple[ConstraintState | None, Drafter]:
+        """Where an answer of these tokens stands in its constraint, if it has one, and who drafts it."""
+        engine, asked, thinking = self._engine, self._request.constraint, self._thinking
+        if asked is None:
+            return None, engine.drafter
+        vocabulary, state = engine.model.vocabulary, asked.start()
+        may_think = thinking.think is not False and not self._begun
+        if thinking.markers is not None and (self._begins_in_thought or may_think):
+            state = BehindThought(state, thinking.markers, vocabulary, in_thought=self._begins_in_thought)
+        state.advance(tokens)
+        return state, ConstrainedDrafter(engine.drafter, state, vocabulary)
 
     def _begin_drafting(self, prompt: Sequence[int]) -> None:
         sampling, thinking = self._request.sampling, self._thinking

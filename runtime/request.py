@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from edgellm.memory.errors import USAGE, EdgellmError
+from edgellm.runtime.constraint import Constraint
 from edgellm.runtime.logprobs import MAX_TOP, Logprob
 from edgellm.runtime.sampling import GREEDY, Sampling
 from edgellm.runtime.text.messages import Message, Role
@@ -60,6 +61,7 @@ class Request:
     tools: tuple[Tool, ...] = ()  # what the model may call
     tool_choice: ToolChoice = "auto"  # "none": the model is not told of the tools
     parallel_tool_calls: bool = True  # several calls in one answer; else it ends with the first
+    constraint: Constraint | None = None  # what the text is held to; of the target's vocabulary
 
     def __post_init__(self) -> None:
         self._check_numbers()

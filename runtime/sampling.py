@@ -182,18 +182,23 @@ class Sampling(SamplingParameters):
         """For a drafter, whose ids may be others."""
         return dataclasses.replace(self, logit_bias=()) if self.logit_bias else self
 
-    def distribution(self, logits: NDArray[np.float32], history: Sequence[int]) -> Distribution:
+    def distribution(
+        self, logits: NDArray[np.float32], history: Sequence[int], allowed: NDArray[np.bool_] | None = None
+    ) -> Distribution:
         """The distribution of the token that follows `history`.
 
         Args:
             logits: (n_vocab,), not changed.
             history: the tokens so far, for the penalties.
+            allowed: (n_vocab,), which there are to choose from, at least one; None: all.
         """
         candidates = Candidates(logits, history)
         for stage in PENALTIES:
             stage(candidates, self)
         if self.greedy:
-            return certain(int(candidates.logits.argmax()))
+            return certain(_likeliest(candidates.logits, allowed))
+        if allowed is not None:
+            candidates.keep(allowed)
         for stage in FILTERS:
             stage(candidates, self)
         ids = np.arange(len(candidates.logits)) if candidates.ids is None else candidates.ids
@@ -201,6 +206,14 @@ class Sampling(SamplingParameters):
 
 
 GREEDY = Sampling()
+
+
+def _likeliest(logits: NDArray[np.float32], allowed: NDArray[np.bool_] | None) -> int:
+    token = int(logits.argmax())
+    if allowed is None or allowed[token]:
+        return token
+    ids = np.flatnonzero(allowed)
+    return int(ids[logits[ids].argmax()])
 
 
 def _softmax(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:

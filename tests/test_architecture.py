@@ -56,6 +56,7 @@ ADAPTERS = {
         "server/streaming.py",
     },
     "uvicorn": {"cli/serve.py", "server/listening.py"},
+    "llguidance": {"runtime/text/guidance.py"},
     "torch": {"export/convert/converter_job.py", "export/onnx/onnx_job.py"},
     "transformers": {"export/convert/converter_job.py", "export/onnx/onnx_job.py"},
 }

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 from edgellm.runtime.backends.base import Backend
 from edgellm.runtime.sampling import GREEDY, Distribution, Sampling
@@ -24,6 +24,7 @@ from edgellm.runtime.sampling import GREEDY, Distribution, Sampling
 COPY: Final = "copy"  # the conversation
 STORE: Final = "store"  # earlier answers
 MODEL: Final = "model"  # a draft model
+FORCED: Final = "forced"  # the constraint, which allows nothing else
 NONE: Final = "none"  # nobody
 
 Stop = Literal["cost", "entropy"]
@@ -130,6 +131,15 @@ class Learns(Protocol):
 
     def restore(self, data: Mapping[str, Any]) -> None:
         """Begin with what `to_json` gave. Raises ValueError, KeyError or TypeError where it is not that."""
+        ...
+
+
+@runtime_checkable
+class WeighsPasses(Protocol):
+    """What a drafter may offer that learns what passes cost: to be told of one that is not of its own width."""
+
+    def verifies(self, n_tokens: int) -> None:
+        """The next pass verifies so many tokens, whatever was proposed."""
         ...
 
 

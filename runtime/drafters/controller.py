@@ -113,6 +113,9 @@ class AdaptiveDrafter:
         now.target_mark_s = self.target.engine_s
         return Draft([item.token for item in items], probs if any(probs) else None, joined, sources)
 
+    def verifies(self, n_tokens: int) -> None:
+        self._round.n_proposed = n_tokens
+
     def observe(self, tokens: Sequence[int], n_new: int) -> None:
         now, new = self._round, tokens[len(tokens) - n_new :]
         started, n = time.perf_counter(), now.n_proposed

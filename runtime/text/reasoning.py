@@ -6,6 +6,7 @@ that is not is found as text, however it is cut into tokens.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -96,6 +97,7 @@ class ThoughtStream:
         self.in_thought = in_thought
         self.n_thought = 0  # tokens since the thought was opened, over all of them
         self.has_crossed = False  # a marker came
+        self.last_marker: str | None = None
         self._is_begun = False  # something of this part was settled, so that white space is no edge any more
         self._pending: list[int] = []  # atoms that may become a marker
         self._space = b""  # newlines that may turn out to be an edge
@@ -104,6 +106,17 @@ class ThoughtStream:
             known = (markers.opening, markers.closing, *markers.answers, *markers.between)
             self._atoms = {marker: _atoms(marker, vocabulary) for marker in known}
         self._tokens = {atom - _TOKEN for atoms in self._atoms.values() for atom in atoms if atom >= _TOKEN}
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether what came last may become a marker."""
+        return bool(self._pending)
+
+    def fork(self) -> ThoughtStream:
+        """A stream of its own that goes on from here."""
+        forked = copy.copy(self)
+        forked._pending = [*self._pending]
+        return forked
 
     def feed(self, token: int) -> list[tuple[bool, bytes | int]]:
         """What is settled now, in order: (whether it is of the thought, bytes or a kept token)."""
@@ -162,7 +175,7 @@ class ThoughtStream:
     def _cross(self, name: str) -> None:
         markers = self._markers
         assert markers is not None
-        self.has_crossed, self._is_begun, self._space = True, False, b""
+        self.has_crossed, self._is_begun, self._space, self.last_marker = True, False, b"", name
         if name not in markers.between:
             self.in_thought = name == markers.opening
 
