@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from edgellm.app.plans import plan as plan
     from edgellm.memory.adapter import Lora as Lora
     from edgellm.memory.plan import MemoryPlan as MemoryPlan
+    from edgellm.runtime.answer import Answer as Answer
+    from edgellm.runtime.answer import Piece as Piece
+    from edgellm.runtime.answer import Stats as Stats
     from edgellm.runtime.bringup.planning import EngineOptions as EngineOptions
     from edgellm.runtime.conversation import ChatSession as ChatSession
     from edgellm.runtime.engine import Engine as Engine
     from edgellm.runtime.generation import Generation as Generation
-    from edgellm.runtime.request import Answer as Answer
     from edgellm.runtime.request import BadRequest as BadRequest
-    from edgellm.runtime.request import Piece as Piece
     from edgellm.runtime.request import Request as Request
-    from edgellm.runtime.request import Stats as Stats
     from edgellm.runtime.sampling import Sampling as Sampling
     from edgellm.runtime.text.template import Message as Message
     from edgellm.runtime.text.tools import Tool as Tool
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
-    "Answer": "runtime.request",
+    "Answer": "runtime.answer",
     "BadRequest": "runtime.request",
     "ChatSession": "runtime.conversation",
     "Engine": "runtime.engine",
@@ -49,10 +49,10 @@ _HOMES = {
     "Lora": "memory.adapter",
     "MemoryPlan": "memory.plan",
     "Message": "runtime.text.template",
-    "Piece": "runtime.request",
+    "Piece": "runtime.answer",
     "Request": "runtime.request",
     "Sampling": "runtime.sampling",
-    "Stats": "runtime.request",
+    "Stats": "runtime.answer",
     "Tool": "runtime.text.tools",
     "ToolCall": "runtime.text.tools",
     "adapt_while_idle": "app.idle_adapting",

@@ -13,10 +13,10 @@ from edgellm.app.listener import SILENCE, Listener
 
 if TYPE_CHECKING:
     from edgellm.export.obtain.store import ModelFile
+    from edgellm.runtime.answer import Stats
     from edgellm.runtime.bringup.loading import Model
     from edgellm.runtime.bringup.planning import EngineOptions
     from edgellm.runtime.engine import Engine
-    from edgellm.runtime.request import Stats
     from edgellm.runtime.text.vocabulary_match import Match, Overlap
 
 # Short, of several kinds, and ours; enough to tell a good pair from a bad one, not to quote.
@@ -191,7 +191,7 @@ def acceptance(target: Path, draft: Path) -> Acceptance:
 
 def ask(engine: Engine, questions: Sequence[str]) -> Stats:
     """What answers to all of the questions cost together, each with an empty context."""
-    from edgellm.runtime.request import Stats
+    from edgellm.runtime.answer import Stats
 
     total = Stats()
     for question in questions:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgellm.memory.plan import MemoryPlan
     from edgellm.runtime.bringup.planning import EngineOptions
     from edgellm.runtime.engine import Engine
+    from edgellm.runtime.parallel.engine import ParallelEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +57,31 @@ class Pair:
         with listener.working(f"loading {self.target.name} …"):
             engine = load_files(self.target.path, self._draft_path, self.options, plan=self.plan)
         try:
-            for note in engine.notes:
-                listener.detail(note)
-            for warning in engine.warnings:
-                listener.warning(warning)
+            _tell(engine, listener)
         except BaseException:  # nobody else has it yet
             engine.close()
             raise
         return engine
+
+    def open_parallel(self, listener: Listener = SILENCE) -> ParallelEngine:
+        """Load both for `options.n_parallel` conversations at once. Raises as `parallel.load`."""
+        from edgellm.runtime.parallel.load import load_parallel
+
+        with listener.working(f"loading {self.target.name} …"):
+            engine = load_parallel(self.target.path, self._draft_path, self.options, plan=self.plan)
+        try:
+            _tell(engine.first, listener)
+        except BaseException:
+            engine.close()
+            raise
+        return engine
+
+
+def _tell(engine: Engine, listener: Listener) -> None:
+    for note in engine.notes:
+        listener.detail(note)
+    for warning in engine.warnings:
+        listener.warning(warning)
 
 
 def load(

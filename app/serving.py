@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from edgellm.memory.errors import EdgellmError
 
 if TYPE_CHECKING:
+    from edgellm.app.listener import Listener
+    from edgellm.app.loading import Pair
+    from edgellm.runtime.answer import Answer, Piece
     from edgellm.runtime.engine import Engine
     from edgellm.runtime.generation import Generation
-    from edgellm.runtime.request import Answer, Piece, Request
+    from edgellm.runtime.parallel.engine import ParallelEngine
+    from edgellm.runtime.request import Request
     from edgellm.runtime.text.template import ChatTemplate
     from edgellm.runtime.text.vocabulary import Vocabulary
 
@@ -81,6 +86,18 @@ class SingleServed:
         return _InTurn(Generation(self._engine, request, cancel=cancel), self._lock)
 
 
+class ParallelServed:
+    """An engine of several conversations."""
+
+    def __init__(self, engine: ParallelEngine, name: str) -> None:
+        self.name, self._engine = name, engine
+        self.n_ctx, self.n_parallel = engine.n_ctx, engine.n_parallel
+        self.vocabulary, self.template = engine.first.model.vocabulary, engine.first.template
+
+    def generate(self, request: Request, *, cancel: threading.Event) -> Writing:
+        return self._engine.generate(request, cancel=cancel)
+
+
 class _InTurn:
     """An answer that is written while nobody else's is."""
 
@@ -95,6 +112,17 @@ class _InTurn:
     @property
     def answer(self) -> Answer:
         return self._generation.answer
+
+
+@contextmanager
+def open_served(pair: Pair, listener: Listener) -> Iterator[Served]:
+    """A pair, loaded for as many conversations as its options say."""
+    if pair.options.n_parallel > 1:
+        with pair.open_parallel(listener) as several:
+            yield ParallelServed(several, pair.target.name)
+    else:
+        with pair.open(listener) as engine:
+            yield SingleServed(engine, pair.target.name)
 
 
 class ServedModels:

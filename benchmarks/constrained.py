@@ -21,9 +21,10 @@ from typing import Any
 import jsonschema
 
 from edgellm.runtime import Engine, EngineOptions, load
+from edgellm.runtime.answer import Answer
 from edgellm.runtime.constraint import Constraint, ConstraintState, Mask
 from edgellm.runtime.generation import Generation
-from edgellm.runtime.request import Answer, Request
+from edgellm.runtime.request import Request
 from edgellm.runtime.text.guidance import schema_grammar
 
 _TEXT: dict[str, Any] = {"type": "string", "maxLength": 40}

@@ -14,7 +14,7 @@ from edgellm.cli._terminal import WordWrap, printable
 
 if TYPE_CHECKING:
     from edgellm.app.loading import Pair
-    from edgellm.runtime.request import Answer
+    from edgellm.runtime.answer import Answer
 
 
 class AnswerText:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from edgellm.runtime.answer import Answer
     from edgellm.runtime.conversation import ChatSession
-    from edgellm.runtime.request import Answer
 
 
 def status_line(answer: Answer, session: ChatSession) -> str:

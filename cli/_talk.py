@@ -21,8 +21,8 @@ from edgellm.cli._terminal import FENCE, LineEditor, dim, interrupts, leaving, p
 
 if TYPE_CHECKING:
     from edgellm.export.obtain.store import ModelFile
+    from edgellm.runtime.answer import Answer
     from edgellm.runtime.conversation import ChatSession
-    from edgellm.runtime.request import Answer
 
 _COMMANDS = {  # command -> (its arguments, what it does)
     "/help": ("", "show this list"),

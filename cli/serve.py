@@ -23,9 +23,6 @@ Host = Annotated[
     str, opt.option("--host", metavar="ADDRESS", help="Elsewhere than here needs an API key.", panel=_SERVER)
 ]
 Port = Annotated[int, opt.option("--port", min=0, max=65535, metavar="N", help="0: any that is free.", panel=_SERVER)]
-Parallel = Annotated[
-    int, opt.option("--parallel", min=1, max=64, metavar="N", help="Requests answered at once.", panel=_SERVER)
-]
 Queue = Annotated[
     int,
     opt.option(
@@ -74,7 +71,7 @@ def serve(
     model: opt.Model = None,
     host: Host = "127.0.0.1",
     port: Port = 8080,
-    parallel: Parallel = 1,
+    parallel: opt.Parallel = 1,
     queue: Queue = 64,
     api_key_file: ApiKeyFile = None,
     alias: Alias = [],  # noqa: B006
@@ -110,8 +107,6 @@ def serve(
     from edgellm.server.listening import is_loopback, listen
     from edgellm.server.settings import Settings
 
-    if parallel > 1:
-        raise CannotServe(f"--parallel {parallel} is not to be had yet: one request is answered at a time, others wait")
     keys = _read_keys(api_key_file)
     if not is_loopback(host) and not keys:
         raise CannotServe(f"on {host} others reach the server: give --api-key-file FILE, or leave out --host")
@@ -131,6 +126,7 @@ def serve(
         n_threads=threads,
         n_gpu_layers=gpu_layers,
         budget_bytes=asked_bytes(budget),
+        n_parallel=parallel,
     )
     with listen(host, port) as sock:  # before anything is loaded: a port that is taken is told at once
         pair = prepare(
@@ -147,13 +143,13 @@ def serve(
 
 
 def _serve(pair: Pair, settings: Settings, sock: Any, aliases: list[str]) -> None:
-    from edgellm.app.serving import ServedModels, SingleServed
+    from edgellm.app.serving import ServedModels, open_served
     from edgellm.cli._listener import TERMINAL
     from edgellm.server.listening import HttpServer, url_of
     from edgellm.server.service import Service
 
-    with pair.open(TERMINAL) as engine:
-        models = ServedModels(SingleServed(engine, pair.target.name), [*_names_of(pair), *aliases])
+    with open_served(pair, TERMINAL) as served:
+        models = ServedModels(served, [*_names_of(pair), *aliases])
         url = url_of(sock)
         HttpServer(Service(models, settings), lambda: _tell_ready(models, url, pair)).serve_on(sock)
     out.note("the server has ended")
@@ -170,7 +166,9 @@ def _names_of(pair: Pair) -> list[str]:
 
 def _tell_ready(models: ServedModels, url: str, pair: Pair) -> None:
     drafted = f", drafted by {pair.draft.name}" if pair.draft else ""
-    out.note(f"{models.first.name}{drafted}, context {models.first.n_ctx:,} tokens: {url}/v1 (Ctrl-C ends it)")
+    first = models.first
+    at_once = f" for each of {first.n_parallel} conversations" if first.n_parallel > 1 else ""
+    out.note(f"{first.name}{drafted}, context {first.n_ctx:,} tokens{at_once}: {url}/v1 (Ctrl-C ends it)")
 
 
 def _check_installed() -> None:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgellm.memory.adapter import Lora as Lora
+    from edgellm.runtime.answer import Answer as Answer
+    from edgellm.runtime.answer import Stats as Stats
     from edgellm.runtime.bringup.load import load as load
     from edgellm.runtime.bringup.planning import EngineOptions as EngineOptions
     from edgellm.runtime.conversation import ChatSession as ChatSession
     from edgellm.runtime.engine import Engine as Engine
-    from edgellm.runtime.request import Answer as Answer
     from edgellm.runtime.request import Request as Request
-    from edgellm.runtime.request import Stats as Stats
     from edgellm.runtime.sampling import Sampling as Sampling
 
 _HOMES = {

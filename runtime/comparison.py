@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from edgellm.memory.errors import USAGE, EdgellmError
+from edgellm.runtime.answer import Stats
 from edgellm.runtime.backends.base import Backend, keep_common_prefix
 from edgellm.runtime.conversation import ChatSession
 from edgellm.runtime.engine import Engine
-from edgellm.runtime.request import Stats
 from edgellm.runtime.sampling import GREEDY, Sampling
 from edgellm.runtime.text.template import Message
 

@@ -6,11 +6,12 @@ import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
+from edgellm.runtime.answer import Answer
 from edgellm.runtime.backends.base import EngineError
 from edgellm.runtime.constraint import Constraint
 from edgellm.runtime.engine import Engine
 from edgellm.runtime.generation import Generation
-from edgellm.runtime.request import Answer, OnFull, Request
+from edgellm.runtime.request import OnFull, Request
 from edgellm.runtime.sampling import GREEDY, Sampling
 from edgellm.runtime.text.reasoning import Thinking
 from edgellm.runtime.text.template import Message

@@ -9,26 +9,28 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Protocol
 
 from edgellm.runtime import decode
+from edgellm.runtime.answer import Answer, FinishReason, Piece, Stats
 from edgellm.runtime.backends.base import (
     Backend,
     ContextFull,
     Interrupted,
-    PromptTooLong,
     StopSwitch,
     keep_common_prefix,
 )
-from edgellm.runtime.constraint import ConstraintState
+from edgellm.runtime.constraint import Constraint, ConstraintState
 from edgellm.runtime.decode import RoundResult
 from edgellm.runtime.distillation.lesson import Lesson
 from edgellm.runtime.drafters.base import Drafter
 from edgellm.runtime.drafters.constrained import ConstrainedDrafter
 from edgellm.runtime.logprobs import Logprob, ShownLogprobs, score
-from edgellm.runtime.request import Answer, BadRequest, FinishReason, Piece, Request, Stats
+from edgellm.runtime.prompting import Prompt
+from edgellm.runtime.request import BadRequest, Request
 from edgellm.runtime.sampling import GREEDY
 from edgellm.runtime.text.behind_thought import BehindThought
 from edgellm.runtime.text.reasoning import AnswerStream, Thinking
 from edgellm.runtime.text.template import ChatTemplate, Message
 from edgellm.runtime.text.tool_stream import CallStream
+from edgellm.runtime.text.tools import format_named
 from edgellm.runtime.text.vocabulary import Vocabulary
 
 MIN_LESSON_TOKENS = 16  # of an answer that was interrupted: fewer say little of how the target goes on
@@ -116,9 +118,8 @@ class Generation(Iterator[str]):
             in_thought=self._begins_in_thought,
             calls=_call_stream(engine, request),
         )
-        n_system = next((i for i, m in enumerate(request.messages) if m.role != "system"), len(request.messages))
-        self._system, self._turns = request.messages[:n_system], request.messages[n_system:]
-        self._n_forgotten = 0  # of the turns
+        self._prompt = Prompt(request, engine.backend, engine.template, engine.model, thinking.think)
+        self._constraint = _constraint(engine, request)
         self._n_told = 0  # calls
         self._prepared: list[int] | None = None
         self._logprobs = ShownLogprobs() if request.n_logprobs is not None else None
@@ -143,8 +144,12 @@ class Generation(Iterator[str]):
             PromptTooLong: it does not fit.
             TemplateError: the model's template refuses the conversation.
         """
-        self._prepared = self._prompt(len(self._begun))
+        self._prepared = self._prompt.tokens(len(self._begun))
         return len(self._prepared) + len(self._begun)
+
+    def move_to(self, engine: SupportsGeneration) -> None:
+        """Be written by another engine of the same model; before the first piece is asked for."""
+        self._engine = engine
 
     def pieces(self) -> Generator[Piece, None, None]:
         """Text and thought as they come. Closing it ends the answer with what was said."""
@@ -215,7 +220,7 @@ class Generation(Iterator[str]):
             reason = "tool_calls"
         logprobs = tuple(self._logprobs.shown) if self._logprobs is not None else None
         told = (logprobs, self._prompt_logprobs, calls)
-        self._answer = Answer(text, tuple(tokens), reason, self._stats, self._n_forgotten, thought, *told)
+        self._answer = Answer(text, tuple(tokens), reason, self._stats, self._prompt.n_forgotten, thought, *told)
         self._engine.stop_switch.signal = None
         self._keep_lesson(reason)
         self._engine.save()
@@ -229,9 +234,9 @@ class Generation(Iterator[str]):
             return
         if self._request.speaks_of_tools:
             return
-        if self._request.constraint is not None:  # not how the target writes by itself
+        if self._constraint is not None:  # not how the target writes by itself
             return
-        messages = tuple((message.role, message.content) for message in self._conversation(self._n_forgotten))
+        messages = tuple((message.role, message.content) for message in self._prompt.conversation)
         self._engine.keep_lesson(Lesson(messages, tokens, ended=reason == "stop"))
 
     def _rounds(self) -> Generator[RoundResult, None, None]:
@@ -243,8 +248,9 @@ class Generation(Iterator[str]):
         if request.n_draft is not None:
             n_draft = min(request.n_draft, n_draft)
         while True:
-            written = self._prepared if self._prepared is not None else self._prompt(len(self._begun) + len(tokens))
-            self._prepared = None
+            written, self._prepared = self._prepared, None
+            if written is None:
+                written = self._prompt.tokens(len(self._begun) + len(tokens))
             prompt = [*written, *self._begun]
             so_far, sampling = [*prompt, *tokens], request.sampling
             if request.score_prompt and not tokens:
@@ -282,7 +288,7 @@ class Generation(Iterator[str]):
 
     def _constrained(self, tokens: Sequence[int]) -> tuple[ConstraintState | None, Drafter]:
         """Where an answer of these tokens stands in its constraint, if it has one, and who drafts it."""
-        engine, asked, thinking = self._engine, self._request.constraint, self._thinking
+        engine, asked, thinking = self._engine, self._constraint, self._thinking
         if asked is None:
             return None, engine.drafter
         vocabulary, state = engine.model.vocabulary, asked.start()
@@ -298,57 +304,9 @@ class Generation(Iterator[str]):
         imitated = sampling.imitated if sampling.seed is None else GREEDY
         # A drafter that thinks by itself drafts no thoughts for a target that does not.
         think = thinking.think if thinking.markers is not None else False
-        conversation = self._conversation(self._n_forgotten)
+        conversation = self._prompt.conversation
         own_prompt = self._engine.draft_prompt(conversation, think=think) if conversation else None
         self._engine.drafter.begin(prompt, own_prompt=own_prompt, sampling=imitated)
-
-    def _conversation(self, first: int) -> list[Message]:
-        """Without the turns before `first`."""
-        return [*self._system, *self._turns[first:]]
-
-    def _prompt(self, n_answered: int) -> list[int]:
-        """The conversation, shortened where it must and may be, so that there is room to go on behind `n_answered`.
-
-        Raises:
-            ContextFull: it does not fit.
-        """
-
-        def render(first: int) -> list[int]:
-            conversation, tools = self._conversation(first), self._request.offered
-            return self._engine.template.render(conversation, think=self._thinking.think, tools=tools)
-
-        n_ctx = self._engine.backend.n_ctx
-        if self._request.prompt is not None:
-            return self._given(self._request.prompt, n_answered)
-        questions = [i for i, message in enumerate(self._turns) if message.role == "user"]
-        n_asked = questions[-1] if questions else 0  # the question itself stays
-        prompt = render(self._n_forgotten)
-        if len(prompt) + n_answered < n_ctx:
-            return prompt
-        if self._request.on_full == "shift":
-            for first in (i for i in questions if i > self._n_forgotten):
-                prompt = render(first)
-                if len(prompt) + n_answered <= n_ctx // 2 or (first == n_asked and len(prompt) + n_answered < n_ctx):
-                    self._n_forgotten = first
-                    return prompt
-        alone = render(n_asked)
-        if len(alone) + n_answered < n_ctx:
-            what, remedy = "conversation is", "/clear it, or start again with a larger --ctx or with --on-full shift"
-        else:  # to forget what was said before would not help
-            prompt, what = alone, f"question{' with the system prompt' if self._system else ''} alone is"
-            can_grow = n_ctx < (self._engine.model.n_ctx_train or n_ctx + 1)
-            remedy = "shorten it" + (", or start again with a larger --ctx" if can_grow else "")
-        n_prompt = len(prompt) + n_answered
-        raise PromptTooLong(
-            f"the {what} {n_prompt:,} tokens long and the context holds {n_ctx:,}: {remedy}", n_prompt, n_ctx
-        )
-
-    def _given(self, prompt: Sequence[int], n_answered: int) -> list[int]:
-        n_prompt, n_ctx = len(prompt) + n_answered, self._engine.backend.n_ctx
-        if n_prompt < n_ctx:
-            return list(prompt)
-        sentence = f"the prompt is {n_prompt:,} tokens long and the context holds {n_ctx:,}: shorten it"
-        raise PromptTooLong(sentence, n_prompt, n_ctx)
 
     def _take(self, step: RoundResult) -> tuple[str, str]:
         """The thought and the text that a round adds, up to a stop string or to where the thought has to end."""
@@ -390,5 +348,16 @@ def generate(engine: SupportsGeneration, request: Request, *, cancel: threading.
 def _call_stream(engine: SupportsGeneration, request: Request) -> CallStream | None:
     if not request.offered:
         return None
-    form, vocabulary = engine.template.tool_format, engine.model.vocabulary
+    vocabulary = engine.model.vocabulary
+    # A call that is forced is a bare object, whatever form the model would have chosen.
+    form = format_named("json", vocabulary) if request.forces_a_call else engine.template.tool_format
     return CallStream(form, request.offered, vocabulary, only_first=not request.parallel_tool_calls)
+
+
+def _constraint(engine: SupportsGeneration, request: Request) -> Constraint | None:
+    """What the answer is held to."""
+    if not request.forces_a_call:
+        return request.constraint
+    from edgellm.runtime.text.forced_calls import forced_call
+
+    return forced_call(request.tools, request.tool_choice).of(engine.model.vocabulary)

@@ -1,26 +1,23 @@
-"""What is asked of a model and what comes of it: one record each, for chat, benchmarks, JSON, Python and a server."""
+"""What is asked of a model: one record for chat, benchmarks, JSON, Python and a server."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from edgellm.memory.errors import USAGE, EdgellmError
 from edgellm.runtime.constraint import Constraint
-from edgellm.runtime.logprobs import MAX_TOP, Logprob
+from edgellm.runtime.logprobs import MAX_TOP
 from edgellm.runtime.sampling import GREEDY, Sampling
 from edgellm.runtime.text.messages import Message, Role
 from edgellm.runtime.text.tools import NamedTool, Tool, ToolCall, ToolChoice, parsed_arguments
 
 if TYPE_CHECKING:
-    from edgellm.runtime.decode import RoundResult
+    pass
 
-FinishReason = Literal["stop", "stop_string", "tool_calls", "length", "context", "interrupted"]
 OnFull = Literal["stop", "shift"]  # a full context ends the answer, or lets go of the oldest turns
 Messages: TypeAlias = "str | Sequence[Message | Mapping[str, Any]]"
 """A question; or messages, or {"role", "content"} objects as OpenAI-compatible servers take them."""
@@ -75,6 +72,8 @@ class Request:
         if self.messages[-1].role == "assistant":
             raise BadRequest("the last message is an answer already: end with a user's message")
         _check_tools(self.tools, self.tool_choice)
+        if self.forces_a_call and self.constraint is not None:
+            raise BadRequest("an answer is held to a call or to a schema, not to both")
 
     def _check_numbers(self) -> None:
         for name in ("max_tokens", "think_budget", "n_draft"):
@@ -102,6 +101,11 @@ class Request:
     def offered(self) -> tuple[Tool, ...]:
         """The tools that the model is told of."""
         return () if self.tool_choice == "none" else self.tools
+
+    @property
+    def forces_a_call(self) -> bool:
+        """Whether the answer must be a call."""
+        return self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
 
     @property
     def speaks_of_tools(self) -> bool:
@@ -240,111 +244,11 @@ def _check_tools(tools: Sequence[Tool], choice: ToolChoice) -> None:
             json.dumps(tool.parameters, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise BadRequest(f"tools[{i}].function.parameters is no JSON schema of type object") from error
-    if isinstance(choice, NamedTool) or choice == "required":
-        what = f"the function {choice.name}" if isinstance(choice, NamedTool) else "required"
-        raise BadRequest(f"tool_choice cannot be {what}: calls are not forced; take auto or none")
-    if choice not in ("auto", "none"):
-        raise BadRequest(f"tool_choice {choice!r} is unknown: take auto or none")
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """The next part of an answer that may be shown."""
-
-    text: str  # of a call, its arguments; empty where a token without a text has log probabilities to tell
-    kind: Literal["text", "thought", "tool_call"]
-    logprobs: tuple[Logprob, ...] = ()  # of the tokens of a text, where they were asked for
-    call: ToolCall | None = None  # a call comes whole, with its place among the answer's in `index`
-    index: int = 0
-
-
-@dataclass(slots=True)
-class Stats:
-    """What an answer cost. Times in seconds."""
-
-    n_prompt: int = 0  # tokens of the whole conversation before the answer
-    n_cached: int = 0  # of these, not evaluated again
-    n_new: int = 0
-    n_thought: int = 0  # of these, before the text
-    n_rounds: int = 0  # forward passes of the target
-    n_drafted: int = 0
-    n_accepted: int = 0
-    prefill_s: float = 0.0
-    decode_s: float = 0.0
-    draft_s: float = 0.0  # of decode_s, in the draft model
-    translate_s: float = 0.0  # of decode_s, the rest of drafting
-    verify_s: float = 0.0  # of decode_s, in the target
-    sample_s: float = 0.0  # of decode_s, choosing and checking tokens
-    drafted_by: Counter[str] = dataclasses.field(default_factory=Counter)
-    accepted_by: Counter[str] = dataclasses.field(default_factory=Counter)
-
-    @property
-    def tokens_per_s(self) -> float:
-        return self.n_new / self.decode_s if self.decode_s else 0.0
-
-    @property
-    def tokens_per_round(self) -> float:
-        return self.n_new / self.n_rounds if self.n_rounds else 0.0
-
-    @property
-    def acceptance(self) -> float:
-        return self.n_accepted / self.n_drafted if self.n_drafted else 0.0
-
-    def add_round(self, step: RoundResult) -> None:
-        self.n_rounds += 1
-        self.n_new += len(step.tokens)
-        self.n_drafted += step.n_drafted
-        self.n_accepted += step.n_accepted
-        self.draft_s += step.draft_s
-        self.translate_s += step.translate_s
-        self.verify_s += step.verify_s
-        self.sample_s += step.sample_s
-        for i, source in enumerate(step.sources or [step.source] * step.n_drafted):
-            self.drafted_by[source] += 1
-            self.accepted_by[source] += i < step.n_accepted
-
-    def add(self, other: Stats) -> None:
-        """Sum every figure of another answer into this."""
-        for field in dataclasses.fields(self):
-            value = getattr(other, field.name)
-            if isinstance(value, Counter):
-                getattr(self, field.name).update(value)
-            else:
-                setattr(self, field.name, getattr(self, field.name) + value)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)},
-            "drafted_by": dict(self.drafted_by),  # `asdict` would take a Counter's items for its keys
-            "accepted_by": dict(self.accepted_by),
-            "tokens_per_s": self.tokens_per_s,
-            "tokens_per_round": self.tokens_per_round,
-            "acceptance": self.acceptance,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A finished answer."""
-
-    text: str
-    tokens: tuple[int, ...]
-    finish_reason: FinishReason
-    stats: Stats
-    n_forgotten: int = 0  # messages at the beginning of the conversation that it was written without
-    reasoning: str | None = None  # the thought before the text
-    logprobs: tuple[Logprob, ...] | None = None  # of the text's tokens and the end token, where they were asked for
-    prompt_logprobs: tuple[Logprob, ...] | None = None  # of the prompt's tokens but the first
-    tool_calls: tuple[ToolCall, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """The documented object; of calls only where there are any."""
-        calls = {"tool_calls": [call.to_json() for call in self.tool_calls]} if self.tool_calls else {}
-        return {
-            "text": self.text,
-            "reasoning": self.reasoning,
-            **calls,
-            "finish_reason": self.finish_reason,
-            "n_forgotten": self.n_forgotten,
-            "stats": self.stats.to_json(),
-        }
+    if isinstance(choice, NamedTool):
+        if all(tool.name != choice.name for tool in tools):
+            raise BadRequest(f"tool_choice names the function {choice.name!r}, which is none of the tools")
+        return
+    if choice == "required" and not tools:
+        raise BadRequest("tool_choice is required and there are no tools")
+    if choice not in ("auto", "none", "required"):
+        raise BadRequest(f"tool_choice {choice!r} is unknown: take auto, none, required or a function")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+from edgellm.app.constraints import constraint_of_response_format
 from edgellm.app.serving import Served
+from edgellm.runtime.constraint import Constraint
 from edgellm.runtime.logprobs import MAX_TOP
-from edgellm.runtime.request import Request
+from edgellm.runtime.request import BadRequest, Request
 from edgellm.runtime.sampling import Sampling
 from edgellm.runtime.text.reasoning import Thinking
 from edgellm.server.calls import Call
@@ -19,10 +22,12 @@ from edgellm.server.common_fields import (
     read_stops,
     with_seeds,
 )
-from edgellm.server.errors import ApiError
+from edgellm.server.errors import ApiError, invalid
 from edgellm.server.fields import Fields
 from edgellm.server.messages import read_conversation
+from edgellm.server.tools import read_tool_settings
 
+_OF_TOOLS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 
 
@@ -43,11 +48,14 @@ def read_chat(fields: Fields, served: Served, model: str, default: Sampling) -> 
         "n_draft": fields.whole("n_draft", 0, MAX_TOKENS),
         "n_logprobs": _read_logprobs(fields),
     }
-    _refuse_tools(fields)
-    _read_format(fields)
+    settings |= _read_tools(fields)
+    settings["constraint"] = _read_format(fields, served)
     _read_modalities(fields)
     fields.end(HARMLESS)
-    requests = tuple(Request(messages, sampling=one, **settings) for one in with_seeds(sampling, n))
+    try:
+        requests = tuple(Request(messages, sampling=one, **settings) for one in with_seeds(sampling, n))
+    except BadRequest as error:
+        raise _named(error) from error
     return Call(served, model, requests, is_stream=is_stream, include_usage=include_usage)
 
 
@@ -80,27 +88,28 @@ def _read_think(fields: Fields, served: Served) -> bool | None:
     return think
 
 
-def _refuse_tools(fields: Fields) -> None:
-    choice = fields.take("tool_choice")
-    for name in ("tools", "functions"):
-        if fields.take(name) not in (None, []):
-            raise _not_here(fields, name)
-    if choice not in (None, "none", "auto"):
-        raise _not_here(fields, "tool_choice")
-    if fields.take("function_call") not in (None, "none", "auto"):
-        raise _not_here(fields, "function_call")
+def _read_tools(fields: Fields) -> dict[str, Any]:
+    """What `Request` takes of tools. Raises ApiError."""
+    try:
+        settings = read_tool_settings({name: fields.take(name) for name in _OF_TOOLS})
+    except BadRequest as error:
+        raise _named(error) from error
+    return {name: getattr(settings, name) for name in ("tools", "tool_choice", "parallel_tool_calls")}
 
 
-def _read_format(fields: Fields) -> None:
-    wanted = fields.take("response_format")
-    if wanted is not None and wanted != {"type": "text"}:
-        raise _not_here(fields, "response_format")
+def _read_format(fields: Fields, served: Served) -> Constraint | None:
+    try:
+        return constraint_of_response_format(fields.take("response_format"), served.vocabulary)
+    except BadRequest as error:
+        raise invalid(str(error), "response_format") from error
+
+
+def _named(error: BadRequest) -> ApiError:
+    """A refusal that begins with the field's name."""
+    name = re.split(r"[^a-z_]", str(error), maxsplit=1)[0]
+    return invalid(str(error), name if name in _OF_TOOLS else None)
 
 
 def _read_modalities(fields: Fields) -> None:
     if fields.take("modalities") not in (None, ["text"]):
         raise fields.refuse("modalities", 'must be ["text"]: only text is written')
-
-
-def _not_here(fields: Fields, name: str) -> ApiError:
-    return fields.refuse(name, "is not supported by this server: leave it out")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from edgellm.runtime.request import Answer, Piece
+from edgellm.runtime.answer import Answer, Piece
 from edgellm.server.calls import Call
 from edgellm.server.costs import timings, usage
+from edgellm.server.tools import call_deltas, message_of
 from edgellm.server.wire import FINISH, chat_logprobs
 
 
@@ -29,6 +30,8 @@ class ChatWire:
         return [self._chunk(i, {"role": "assistant", "content": ""}) for i in range(len(self._call.requests))]
 
     def wrote(self, index: int, piece: Piece) -> list[dict[str, Any]]:
+        if piece.kind == "tool_call":
+            return [self._chunk(index, delta) for delta in call_deltas(piece)]
         if piece.kind == "thought":
             return [self._chunk(index, {"reasoning_content": piece.text})]
         logprobs = None
@@ -47,7 +50,7 @@ class ChatWire:
         return [{**self._head("chat.completion.chunk"), "choices": [], "usage": usage(self._call, answers)}]
 
     def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        message: dict[str, Any] = message_of(answer) | {"refusal": None}
         if answer.reasoning is not None:
             message["reasoning_content"] = answer.reasoning
         logprobs = None if answer.logprobs is None else chat_logprobs(self._vocabulary, answer.logprobs)

@@ -22,7 +22,6 @@ HARMLESS = frozenset(
         "cache_prompt",  # what is cached is always used
         "keep_alive",
         "metadata",
-        "parallel_tool_calls",
         "prediction",  # drafting does without
         "prompt_cache_key",
         "prompt_cache_retention",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from edgellm.runtime.request import Answer, Piece
+from edgellm.runtime.answer import Answer, Piece
 from edgellm.server.calls import Call
 from edgellm.server.costs import timings, usage
 from edgellm.server.wire import FINISH, text_logprobs

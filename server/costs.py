@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from edgellm.runtime.request import Answer, Stats
+from edgellm.runtime.answer import Answer, Stats
 from edgellm.server.calls import Call
 
 

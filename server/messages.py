@@ -10,7 +10,7 @@ from edgellm.server.errors import invalid
 from edgellm.server.fields import Fields
 
 MAX_MESSAGES = 10_000
-_EMPTY = ("annotations", "tool_calls")  # lists that clients send back empty
+_OF_CALLS = ("tool_calls", "tool_call_id", "name")
 
 
 def read_conversation(fields: Fields) -> tuple[Message, ...]:
@@ -31,17 +31,17 @@ def _read(given: Any, where: str, i: int) -> tuple[Message, ...]:
         raise invalid(f'{where} is no {{"role", "content"}} object', where)
     fields = Fields(given, f"{where}.")
     role, content = fields.take("role"), fields.take("content")
+    calls = {name: fields.take(name) for name in _OF_CALLS}
     if content is None:
         if role != "assistant":
             raise invalid(f"{where} has no content: give a text, or parts of type text", where)
         content = ""
     thought = fields.text("reasoning_content")
     thought = fields.text("reasoning") or thought
-    for name in _EMPTY:
-        if fields.take(name) not in (None, []):
-            raise fields.refuse(name, "is not known here: leave it out")
+    if fields.take("annotations") not in (None, []):  # clients send it back empty
+        raise fields.refuse("annotations", "is not known here: leave it out")
     fields.end()
     try:
-        return read_messages([{"role": role, "content": content, "reasoning": thought}])
+        return read_messages([{"role": role, "content": content, "reasoning": thought, **calls}])
     except BadRequest as error:
         raise invalid(str(error).replace("message 1", f"message {i + 1}", 1), where) from error

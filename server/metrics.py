@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 
-from edgellm.runtime.request import Answer
+from edgellm.runtime.answer import Answer
 from edgellm.server.desk import Desk
 
 _HELP = {

@@ -10,7 +10,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from edgellm.runtime.request import Answer
+from edgellm.runtime.answer import Answer
 from edgellm.server.bodies import unless_gone
 from edgellm.server.errors import told
 from edgellm.server.wire import Wire

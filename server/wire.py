@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
+from edgellm.runtime.answer import Answer, FinishReason, Piece
 from edgellm.runtime.logprobs import Logprob
-from edgellm.runtime.request import Answer, FinishReason, Piece
 from edgellm.runtime.text.vocabulary import Vocabulary
 from edgellm.server.texts import piece_text
 
 FINISH: Final[dict[FinishReason, str]] = {
     "stop": "stop",
     "stop_string": "stop",
+    "tool_calls": "tool_calls",
     "length": "length",
     "context": "length",
     "interrupted": "length",  # never told: its client is gone

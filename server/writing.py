@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from edgellm.app.serving import Writing
-from edgellm.runtime.request import Answer, Piece
+from edgellm.runtime.answer import Answer, Piece
 from edgellm.server.desk import Ticket
 from edgellm.server.errors import unavailable
 

@@ -8,12 +8,13 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from edgellm.runtime.answer import Answer, Piece
 from edgellm.runtime.backends.base import Interrupted
 from edgellm.runtime.backends.llama_sequences import LlamaSequences
 from edgellm.runtime.engine import Engine
 from edgellm.runtime.generation import Generation
 from edgellm.runtime.parallel.passes import Meeting
-from edgellm.runtime.request import Answer, Piece, Request
+from edgellm.runtime.request import Request
 
 _LOOK_S = 0.2  # between two looks at whether somebody who waits for a seat was called off
 
@@ -55,8 +56,13 @@ class ParallelEngine:
         return self.n_parallel - len(self._free)
 
     def generate(self, request: Request, *, cancel: threading.Event | None = None) -> SharedGeneration:
-        """Answer a request, from a thread of its own; where all seats are taken, it waits for one."""
-        return SharedGeneration(self, request, cancel or threading.Event())
+        """Answer a request, from a thread of its own; where all seats are taken, it waits for one.
+
+        Raises:
+            BadRequest: a token that is named is none of the model's, or the answer cannot be held to what it asks for.
+        """
+        cancel = cancel or threading.Event()
+        return SharedGeneration(self, Generation(self.first, request, cancel=cancel), cancel)
 
     @contextmanager
     def seat(self, cancel: threading.Event) -> Iterator[Engine]:
@@ -106,9 +112,9 @@ class ParallelEngine:
 class SharedGeneration:
     """An answer as it is written, beside others. As `Generation`, but others wait while a piece is looked at."""
 
-    def __init__(self, engine: ParallelEngine, request: Request, cancel: threading.Event) -> None:
-        self._engine, self._request, self._cancel = engine, request, cancel
-        self._answer: Answer | None = None
+    def __init__(self, engine: ParallelEngine, generation: Generation, cancel: threading.Event) -> None:
+        self._engine, self._generation, self._cancel = engine, generation, cancel
+        self.prepare = generation.prepare
         self._pieces = self._write()
 
     @property
@@ -118,9 +124,7 @@ class SharedGeneration:
         Raises:
             RuntimeError: it is still being written, or was never begun.
         """
-        if self._answer is None:
-            raise RuntimeError("the answer is not written yet: iterate to its end, or call finish()")
-        return self._answer
+        return self._generation.answer
 
     def pieces(self) -> Generator[Piece, None, None]:
         """Text and thought as they come; to be read in one thread, without waiting. Closing it ends the answer."""
@@ -138,9 +142,8 @@ class SharedGeneration:
 
     def _write(self) -> Generator[Piece, None, None]:
         with self._engine.seat(self._cancel) as seat:
-            generation = Generation(seat, self._request, cancel=self._cancel)
+            self._generation.move_to(seat)
             try:
-                yield from generation.pieces()
+                yield from self._generation.pieces()
             finally:
-                generation.close()
-                self._answer = generation.answer
+                self._generation.close()

@@ -14,11 +14,11 @@ from tiny_gguf import write_tiny
 from typer.testing import CliRunner
 
 from edgellm.cli.main import app
+from edgellm.runtime.answer import Stats
 from edgellm.runtime.bringup.load import load_target, with_drafter
 from edgellm.runtime.bringup.planning import EngineOptions
 from edgellm.runtime.comparison import PLAIN, Prompt, Report, Run, read_prompts, run
 from edgellm.runtime.drafters.base import Draft, NoDrafter
-from edgellm.runtime.request import Stats
 
 SUMMARY = {
     "n_prompts", "plain_tokens_per_s", "tokens_per_s", "ratio", "ratio_low", "ratio_high", "tokens_per_round",

@@ -24,7 +24,7 @@ from edgellm.cli._talk import Talk
 from edgellm.cli._terminal import WordWrap, leaving, printable
 from edgellm.export.obtain.store import ModelFile, locate
 from edgellm.runtime import ChatSession, EngineOptions, load
-from edgellm.runtime.request import Answer, Stats
+from edgellm.runtime.answer import Answer, Stats
 from edgellm.runtime.text.template import Message
 
 

@@ -12,10 +12,11 @@ import jsonschema
 import pytest
 
 from edgellm.runtime import Engine, EngineOptions, Sampling, load
+from edgellm.runtime.answer import Answer
 from edgellm.runtime.constraint import Constraint, ConstraintState, Mask
 from edgellm.runtime.drafters.base import NoDrafter
 from edgellm.runtime.generation import Generation
-from edgellm.runtime.request import Answer, Request
+from edgellm.runtime.request import Request
 from edgellm.runtime.sampling import GREEDY
 from edgellm.runtime.text.guidance import schema_grammar
 

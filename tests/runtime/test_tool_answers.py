@@ -14,10 +14,10 @@ from fakes import NonsenseDrafter, byte_vocabulary
 from tool_templates import FAMILIES
 
 from edgellm.runtime import EngineOptions, Request, load
+from edgellm.runtime.answer import Piece
 from edgellm.runtime.backends.base import Logits, StopSwitch
 from edgellm.runtime.drafters.base import NoDrafter
 from edgellm.runtime.generation import Generation
-from edgellm.runtime.request import Piece
 from edgellm.runtime.text.markers import marker_ids
 from edgellm.runtime.text.template import ChatTemplate, Message
 

@@ -16,8 +16,9 @@ from fakes import byte_vocabulary
 from tiny_gguf import CHATML
 
 from edgellm.app.serving import Served, ServedModels, Writing
+from edgellm.runtime.answer import Answer, Piece, Stats
 from edgellm.runtime.backends.base import PromptTooLong
-from edgellm.runtime.request import Answer, Piece, Request, Stats
+from edgellm.runtime.request import Request
 from edgellm.runtime.text.template import ChatTemplate
 from edgellm.server.listening import HttpServer, listen
 from edgellm.server.service import Service

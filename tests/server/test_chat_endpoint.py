@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from http_servers import QUESTION, Running, Scripted, running
 
-from edgellm.runtime.request import Piece
+from edgellm.runtime.answer import Piece
 from edgellm.runtime.sampling import Sampling
 from edgellm.runtime.text.template import Message
 

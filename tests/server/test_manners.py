@@ -13,8 +13,8 @@ from http_servers import QUESTION, Reply, Running, Scripted, running, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgellm.runtime.answer import Piece
 from edgellm.runtime.backends.base import EngineError
-from edgellm.runtime.request import Piece
 
 SERVED = Scripted()
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from edgellm.runtime.request import Answer, BadRequest, Piece, Request, Stats
+from edgellm.runtime.answer import Answer, Piece, Stats
+from edgellm.runtime.request import BadRequest, Request
 from edgellm.runtime.text.template import Message
 from edgellm.runtime.text.tools import NamedTool, Tool, ToolCall
 from edgellm.server.tools import ToolSettings, call_deltas, message_of, read_tool_settings

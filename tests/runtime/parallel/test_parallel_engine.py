@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from edgellm.runtime.answer import Answer
 from edgellm.runtime.backends.base import Interrupted
 from edgellm.runtime.backends.llama_process import kernels
 from edgellm.runtime.bringup.planning import EngineOptions
 from edgellm.runtime.parallel.engine import ParallelEngine
 from edgellm.runtime.parallel.load import load_parallel
-from edgellm.runtime.request import Answer, Request
+from edgellm.runtime.request import Request
 from edgellm.runtime.sampling import Sampling
 
 SYSTEM = "You are a careful librarian. Answer from the catalogue alone, and name the shelf of every book. " * 4
