@@ -15,7 +15,8 @@ ALLOWED: dict[str, set[str]] = {
     "export": {"memory"},
     "runtime": {"memory"},
     "app": {"memory", "export", "runtime"},
-    "cli": {"memory", "export", "runtime", "app"},
+    "server": {"memory", "runtime", "app"},
+    "cli": {"memory", "export", "runtime", "app", "server"},
 }
 # A heavy library is imported by its adapter alone.
 ADAPTERS = {

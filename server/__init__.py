@@ -1,0 +1,1 @@
+"""The engine behind the API that clients speak: HTTP in, HTTP out."""
