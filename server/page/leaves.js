@@ -9,12 +9,22 @@ const MAX_COLUMNS = 64;
 /** Inline text in one element: a paragraph or a heading, drawn again while it grows. */
 export class Paragraph {
   constructor(node, ink, kind = "paragraph") {
-    Object.assign(this, { node, ink, kind, lines: [] });
+    Object.assign(this, { node, ink, kind, lines: [], frozen: 0, midLine: false });
   }
 
-  add(text, at) {
-    const start = this.lines.length ? this.size + 1 : 0;
-    this.lines.push({ text, at, start });
+  /** `unended` says that the next text goes on in the same line. */
+  add(text, at, unended = false) {
+    const isFirst = !this.lines.length && !this.frozen;
+    const before = isFirst || this.midLine ? "" : "\n";
+    this.midLine = unended;
+    this.lines.push({ text, at, before, start: this.size + before.length });
+  }
+
+  /** What stands is not drawn again; emphasis does not reach across. */
+  freeze() {
+    this.draw(false);
+    this.frozen = this.node.childNodes.length;
+    this.lines = [];
   }
 
   get size() {
@@ -23,9 +33,10 @@ export class Paragraph {
   }
 
   draw(open) {
-    const text = this.lines.map((line) => line.text).join("\n");
+    while (this.node.childNodes.length > this.frozen) this.node.lastChild.remove();
+    const text = this.lines.map((line) => line.before + line.text).join("");
     const isTableSoon = open && this.kind === "paragraph" && this.lines.length === 1 && text[0] === "|";
-    this.node.replaceChildren(...(isTableSoon ? [] : inline(text, this.ink, (i) => this.place(i), open)));
+    if (text && !isTableSoon) this.node.append(...inline(text, this.ink, (i) => this.place(i), open));
   }
 
   place(index) {

@@ -12,8 +12,7 @@ const TASK = /^\[([ xX])\][ \t]/;
 // An unfinished line that may still become several things is not shown yet.
 const UNDECIDED = /^[\s>]*(?:[-+*#=|:][-+*#=|:\s]*|\d{1,9}[.)]?|`{1,2}|~{1,2}|(?:`{3}|~{3})[^`]*)?$/;
 const MAX_DEPTH = 16; // quotes and lists in each other
-const MAX_PARAGRAPH = 16384; // characters; a longer one goes on in another
-const MAX_LINE = 8192;
+const MAX_OPEN = 4096; // characters of one line or paragraph that are drawn again with every piece
 
 export class Markdown {
   constructor(root, ink) {
@@ -38,7 +37,7 @@ export class Markdown {
       this.closeTo(0);
       return;
     }
-    if (this.pending && !this.isUndecided()) {
+    if (this.pending && (this.leaf?.midLine || !this.isUndecided())) {
       this.remember();
       this.line(this.pending, this.at);
     }
@@ -50,11 +49,12 @@ export class Markdown {
     let from = 0;
     for (;;) {
       const end = text.indexOf("\n", from);
-      const isLong = (end < 0 ? text.length : end) - from > MAX_LINE;
+      const isLong = (end < 0 ? text.length : end) - from > MAX_OPEN;
       if (end < 0 && !isLong) break;
       const cut = isLong ? cutOf(text, from) : end;
       const line = text.slice(from, cut);
       this.line(isLong || !line.endsWith("\r") ? line : line.slice(0, -1), this.at + from, isLong);
+      if (this.leaf?.size > MAX_OPEN / 2) this.leaf.freeze();
       from = isLong ? cut : end + 1;
     }
     this.pending = text.slice(from);
@@ -68,7 +68,7 @@ export class Markdown {
   }
 
   isUndecided() {
-    if (this.leaf?.kind === "code") return !this.leaf.midLine && /^\s*[`~]+\s*$/.test(this.pending);
+    if (this.leaf?.kind === "code") return /^\s*[`~]+\s*$/.test(this.pending);
     return UNDECIDED.test(this.pending);
   }
 
@@ -105,12 +105,12 @@ export class Markdown {
 
   /** `at` is where the line starts in the answer; `unended` that it goes on with the next one. */
   line(text, at, unended = false) {
-    if (this.leaf?.kind === "code" && this.leaf.midLine) return this.leaf.add(text, at, unended);
+    if (this.leaf?.midLine) return this.leaf.add(text, at, unended);
     const [depth, from] = this.matched(text);
     const whole = depth === this.stack.length;
     if (this.leaf?.kind === "code" && whole) return this.codeLine(text, from, at, unended);
     if (indentOf(text, from)[1] === text.length) return this.closeTo(depth);
-    this.block(text, from, at, depth);
+    this.block(text, from, at, depth, unended);
   }
 
   /** How many of the open quotes and items the line continues, and where its own text starts. */
@@ -139,7 +139,7 @@ export class Markdown {
     leaf.add(text.slice(start), at + start, unended);
   }
 
-  block(text, from, at, depth) {
+  block(text, from, at, depth, unended) {
     for (let open = depth; ; open = this.stack.length) {
       const [indent, start] = indentOf(text, from);
       const rest = text.slice(start);
@@ -153,7 +153,7 @@ export class Markdown {
       } else if (marker && roomy && !this.isWithinParagraph(marker[1], rest, open)) {
         from = this.openItem(open, text, start, indent, marker[1]);
       } else {
-        return this.openLeaf(open, text, start, at, indent);
+        return this.openLeaf(open, text, start, at, indent, unended);
       }
     }
   }
@@ -199,11 +199,11 @@ export class Markdown {
     return from + 4;
   }
 
-  openLeaf(depth, text, start, at, indent) {
-    const rest = text.slice(start).trimEnd();
+  openLeaf(depth, text, start, at, indent, unended) {
+    const rest = unended ? text.slice(start) : text.slice(start).trimEnd();
     const [heading, fence] = [HEADING.exec(rest), FENCE.exec(rest)];
     const whole = depth === this.stack.length;
-    if (heading) return this.heading(depth, heading[1].length, rest, at + start);
+    if (heading) return this.heading(depth, heading[1].length, rest, at + start, unended);
     if (fence && !(fence[1][0] === "`" && fence[2].includes("`"))) {
       return this.begin(depth, new Code(fence[1], indent, fence[2].trim(), this.ink));
     }
@@ -213,10 +213,10 @@ export class Markdown {
     }
     if (whole && this.leaf?.kind === "paragraph" && this.table(rest)) return;
     const isLazy = this.stack.slice(depth).every((each) => !each.quote);
-    if (this.leaf?.kind !== "paragraph" || !(whole || isLazy) || this.leaf.size > MAX_PARAGRAPH) {
+    if (this.leaf?.kind !== "paragraph" || !(whole || isLazy)) {
       this.begin(depth, new Paragraph(element("p", { dir: "auto" }), this.ink));
     }
-    this.leaf.add(rest, at + start);
+    this.leaf.add(rest, at + start, unended);
   }
 
   begin(depth, leaf) {
@@ -225,23 +225,23 @@ export class Markdown {
   }
 
   /** Two levels down: the page's own headings are above those of an answer. */
-  heading(depth, level, rest, at) {
+  heading(depth, level, rest, at, unended) {
     const from = indentOf(rest, level)[1];
     const node = element(`h${Math.min(level + 2, 6)}`, { dir: "auto" });
     this.add(depth, node);
     this.leaf = new Paragraph(node, this.ink, "heading");
-    this.leaf.add(withoutClosingHashes(rest.slice(from)), at + from);
+    this.leaf.add(withoutClosingHashes(rest.slice(from)), at + from, unended);
   }
 
   /** Whether `rule` makes the paragraph's last line the head of a table; then the table is open. */
   table(rule) {
     const { leaf } = this;
     const head = leaf.lines[leaf.lines.length - 1];
-    const columns = columnsOf(head.text, rule);
+    const columns = head && columnsOf(head.text, rule);
     if (!columns) return false;
     leaf.lines.pop();
     const table = new Table(head, columns, this.ink);
-    if (leaf.lines.length) this.closeTo(this.stack.length);
+    if (leaf.lines.length || leaf.frozen) this.closeTo(this.stack.length);
     else leaf.node.remove();
     this.leaf = table;
     this.here.append(table.node);
@@ -271,9 +271,9 @@ function withoutClosingHashes(text) {
 
 /** Where to part a line that is too long: after a space if one is near, and never within a character. */
 function cutOf(text, from) {
-  const end = from + MAX_LINE;
+  const end = from + MAX_OPEN;
   const space = text.lastIndexOf(" ", end - 1);
-  if (space > from + MAX_LINE / 2) return space + 1;
+  if (space > from + MAX_OPEN / 2) return space + 1;
   const isWithinCharacter = (text.charCodeAt(end - 1) & 0xfc00) === 0xd800;
   return end - (isWithinCharacter ? 1 : 0);
 }

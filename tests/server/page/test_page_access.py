@@ -26,7 +26,8 @@ CONTRAST = """(selector) => {
 }"""
 READ = ["#welcome p", ".name", "#storage-note", "#new-chat", "#model"]
 READ_LATER = [".bubble", ".markdown p", ".markdown a", ".markdown code", ".markdown blockquote", ".facts", ".chat",
-              "summary", ".drafted", "figcaption", ".problem p", ".problem button"]  # fmt: skip
+              "summary", "a .drafted", "blockquote .drafted", "figcaption",
+              ".problem p", ".problem button"]  # fmt: skip
 ANSWER = "A [link](https://e.org) and `code`.\n\n> quote\n\n```py\nx\n```\n"
 
 
@@ -136,7 +137,7 @@ def test_on_a_phone_the_settings_are_saved_without_scrolling(visitor: Visitor) -
 def test_text_stands_out_from_what_is_behind_it(visitor: Visitor, api: ScriptedApi, scheme: str) -> None:
     visitor.tab.prefer(color_scheme=scheme)
     found = {name: visitor.tab.js(f"({CONTRAST})({name!r})") for name in READ}
-    api.script(choice({"reasoning_content": "Hm."}), choice({"content": ANSWER, "drafted": [[0, 1]]}))
+    api.script(choice({"reasoning_content": "Hm."}), choice({"content": ANSWER, "drafted": [[0, len(ANSWER)]]}))
     visitor.ask_and_wait("Hi")
     visitor.show_drafts()
     api.script(Refusal(500, "Broken."))

@@ -111,8 +111,14 @@ def test_tasks_are_told_apart(shared_visitor: Visitor) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 40])
 def test_however_it_arrives_it_becomes_the_same(shared_visitor: Visitor, size: int) -> None:
-    for text in [*(case[0] for case in CASES), "\n\n".join(case[0] for case in CASES), "x " * 9000 + "\n\n**end**"]:
+    for text in [*(case[0] for case in CASES), "\n\n".join(case[0] for case in CASES)]:
         assert render(shared_visitor, text, size) == render(shared_visitor, text), text
+
+
+@pytest.mark.parametrize("text", ["x " * 9000 + "\n\n**end**", "a *b* " * 2000 + "\n" + "c `d`\n" * 2000])
+def test_a_long_text_too(shared_visitor: Visitor, text: str) -> None:
+    for size in (333, 4096):
+        assert render(shared_visitor, text, size) == render(shared_visitor, text)
 
 
 def test_blocks_that_are_complete_are_left_alone(shared_visitor: Visitor) -> None:
@@ -231,3 +237,11 @@ def test_what_was_drafted_is_marked_and_nothing_else(shared_visitor: Visitor, si
         found, whole = render(shared_visitor, "".join(parts), size, offsets, shown)
         assert found == expected
         assert whole == render(shared_visitor, "".join(parts), show="root.textContent")
+
+
+def test_a_paragraph_without_an_end_stays_one(shared_visitor: Visitor) -> None:
+    """Long ago written words are not drawn again, and nobody sees where that begins."""
+    shown = "[root.children.length, root.querySelectorAll('br').length, root.textContent]"
+    assert render(shared_visitor, "word " * 6000, 50, show=shown) == [1, 0, "word " * 6000]
+    assert render(shared_visitor, "- " + "y" * 20_000 + "\n- z", 999, show=shown) == [1, 0, "y" * 20_000 + "z"]
+    assert render(shared_visitor, "line\n" * 3000, 700, show=shown) == [1, 2999, "line" * 3000]
