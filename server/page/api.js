@@ -55,7 +55,7 @@ async function refusal(response) {
   const body = await response.json().catch(() => null);
   const said = sentence(body?.error?.message);
   const waitS = waitOf(response.headers.get("retry-after"));
-  if (status === 401 || status === 403) return new ApiError(said || "The server wants an API key.", { status });
+  if (status === 401) return new ApiError(said || "The server wants an API key.", { status });
   if (status === 429) return new ApiError(said || "The server is busy.", { status, waitS });
   const message = said || `The server answered with status ${status}.`;
   return new ApiError(message, { status, waitS: status === 503 ? waitS : null });

@@ -223,7 +223,7 @@ function tellServerError(error) {
   const problem = byId("server-error");
   problem.hidden = !error;
   if (!error) return;
-  const wantsKey = error.status === 401 || error.status === 403;
+  const wantsKey = error.status === 401;
   problem.querySelector("p").textContent = error.message;
   problem.querySelector("button").textContent = wantsKey ? "Open the settings" : "Try again";
   problem.dataset.wants = wantsKey ? "key" : "";

@@ -100,7 +100,7 @@ export class AnswerView {
     this.facts.replaceChildren(...factsOf(message).map((fact) => element("span", {}, fact)));
     this.problem.replaceChildren();
     if (message.ended !== "failed") return;
-    const wantsKey = message.status === 401 || message.status === 403;
+    const wantsKey = message.status === 401;
     const label = wantsKey ? ["Open the settings"] : [icon("again"), "Try again"];
     const button = element("button", { type: "button" }, ...label);
     button.addEventListener("click", wantsKey ? this.settings : this.again);
