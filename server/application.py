@@ -12,6 +12,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
 from edgellm.app.serving import Served
+from edgellm.server import page
 from edgellm.server.chat_call import read_chat
 from edgellm.server.chat_wire import ChatWire
 from edgellm.server.completion_call import read_completion
@@ -41,6 +42,7 @@ def application(service: Service) -> ASGIApp:
         for prefix in ("", "/v1")
         for method, path, endpoint in endpoints
     ]
+    routes = [*page.routes(), *routes]
     handlers: dict[Any, Any] = dict.fromkeys((400, 404, 405), _on_error)
     app = Starlette(routes=routes, exception_handlers=handlers)
     _keep_paths(app.router)

@@ -14,7 +14,8 @@ from edgellm.server.errors import ApiError
 from edgellm.server.settings import MAX_HEADER_BYTES, Settings
 
 _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
-_OPEN = frozenset({"/health", "/v1/health"})  # without a key
+_OPEN = frozenset({"/health", "/v1/health", "/"})  # without a key, which the page asks for
+_PAGE = "/page/"  # likewise
 _METHODS, _HEADERS = "GET, POST, OPTIONS", "Authorization, Content-Type"
 
 
@@ -58,7 +59,7 @@ class Guard:
             return ApiError(403, "the Host header is no name of this machine: take localhost or 127.0.0.1")
         if origin is not None and not self._is_ours(origin, host):
             return ApiError(403, f"pages of {origin[:200]!a} may not ask: name it with --origin")
-        if self._keys and scope["method"] != "OPTIONS" and scope["path"] not in _OPEN and not self._has_key(headers):
+        if self._keys and scope["method"] != "OPTIONS" and not _is_open(scope["path"]) and not self._has_key(headers):
             message = "this server wants its API key: send it as `Authorization: Bearer KEY`"
             challenge = {"www-authenticate": "Bearer"}
             return ApiError(401, message, kind="authentication_error", code="invalid_api_key", headers=challenge)
@@ -76,6 +77,10 @@ class Guard:
         data = (given or "").encode("utf-8", "surrogateescape")
         # Each is compared, so that time tells nothing of which is near.
         return sum(hmac.compare_digest(data, known) for known in self._keys) > 0
+
+
+def _is_open(path: str) -> bool:
+    return path in _OPEN or path.startswith(_PAGE)
 
 
 def _name(url: str) -> str | None:
