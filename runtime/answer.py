@@ -23,8 +23,31 @@ class Piece:
     text: str  # of a call, its arguments; empty where a token without a text has log probabilities to tell
     kind: Literal["text", "thought", "tool_call"]
     logprobs: tuple[Logprob, ...] = ()  # of the tokens of a text, where they were asked for
+    drafted: tuple[tuple[int, int], ...] = ()  # characters of a text that were drafted: first, behind the last
     call: ToolCall | None = None  # a call comes whole, with its place among the answer's in `index`
     index: int = 0
+
+
+class DraftedParts:
+    """Which characters of an answer's text were drafted, until they are told."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[int, int]] = []
+        self._n_told = 0  # characters
+
+    def add(self, begin: int, end: int) -> None:
+        """A drafted token wrote these characters."""
+        if self._waiting and self._waiting[-1][1] == begin:
+            begin = self._waiting.pop()[0]
+        if end > begin:
+            self._waiting.append((begin, end))
+
+    def tell(self, n_characters: int) -> tuple[tuple[int, int], ...]:
+        """Of the next characters that are told, from the first of them on."""
+        first, self._n_told = self._n_told, self._n_told + n_characters
+        cut = [(max(b, first) - first, min(e, self._n_told) - first) for b, e in self._waiting]
+        self._waiting = [(b, e) for b, e in self._waiting if e > self._n_told]
+        return tuple((b, e) for b, e in cut if b < e)
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Protocol
 
 from edgellm.runtime import decode
-from edgellm.runtime.answer import Answer, FinishReason, Piece, Stats
+from edgellm.runtime.answer import Answer, DraftedParts, FinishReason, Piece, Stats
 from edgellm.runtime.backends.base import (
     Backend,
     ContextFull,
@@ -121,6 +121,7 @@ class Generation(Iterator[str]):
         self._prompt = Prompt(request, engine.backend, engine.template, engine.model, thinking.think)
         self._constraint = _constraint(engine, request)
         self._n_told = 0  # calls
+        self._drafted = DraftedParts()
         self._prepared: list[int] | None = None
         self._logprobs = ShownLogprobs() if request.n_logprobs is not None else None
         self._prompt_logprobs: tuple[Logprob, ...] | None = None
@@ -314,6 +315,8 @@ class Generation(Iterator[str]):
         for n, token in enumerate(step.tokens, 1):  # one by one: nothing behind a stop string is kept
             n_decoded, was_in_thought = stream.n_decoded, stream.in_thought
             new = [stream.feed(token)]
+            if n <= step.n_accepted:
+                self._drafted.add(n_decoded, stream.n_decoded)
             if self._logprobs is not None and not (was_in_thought or stream.in_thought):
                 self._logprobs.add(step.logprobs[n - 1], n_decoded)
             may_go_on = token not in self._ends and len(stream.tokens) < self._limit
@@ -333,7 +336,7 @@ class Generation(Iterator[str]):
         if thought:
             yield Piece(thought, "thought")
         if text or shown:
-            yield Piece(text, "text", shown)
+            yield Piece(text, "text", shown, self._drafted.tell(len(text)))
         calls = self._stream.calls
         for i, call in enumerate(calls[self._n_told :], self._n_told):
             yield Piece(call.arguments, "tool_call", call=call, index=i)

@@ -39,7 +39,8 @@ class ChatWire:
             logprobs = chat_logprobs(self._vocabulary, piece.logprobs)
         if not piece.text and not (logprobs and logprobs["content"]):
             return []
-        return [self._chunk(index, {"content": piece.text}, logprobs=logprobs)]
+        drafted = {"drafted": piece.drafted} if piece.drafted else {}
+        return [self._chunk(index, {"content": piece.text, **drafted}, logprobs=logprobs)]
 
     def ended(self, index: int, answer: Answer) -> list[dict[str, Any]]:
         return [self._chunk(index, {}, finish=FINISH[answer.finish_reason]) | {"timings": timings([answer])}]

@@ -52,6 +52,7 @@ ADAPTERS = {
         "server/bodies.py",
         "server/errors.py",
         "server/guard.py",
+        "server/page.py",
         "server/service.py",
         "server/streaming.py",
     },

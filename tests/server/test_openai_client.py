@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -13,20 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import pydantic
 import pytest
 
 QUESTION: Any = [{"role": "user", "content": "Name a colour."}]
 MODEL = "smollm2"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["1", "3"], ids="{}-at-once".format)
 def process(
-    smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The process and its URL, as it says it when it is ready."""
     home = tmp_path_factory.mktemp("home")
     command = [sys.executable, "-m", "edgellm.cli", "serve", str(smollm2_path), "--draft", "none"]
-    command += ["--port", "0", "--ctx", "512", "--alias", MODEL]
+    command += ["--port", "0", "--ctx", "512", "--alias", MODEL, "--parallel", request.param]
     environment = {**os.environ, "EDGELLM_HOME": str(home), "EDGELLM_EXTRA_BUFFERS": "off"}
     served = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=home)
     assert served.stderr is not None
@@ -154,8 +156,8 @@ def test_a_bias_bans_what_the_answer_began_with(client: openai.OpenAI) -> None:
         ({"model": "nobody"}, openai.NotFoundError, "model"),
         ({"temperature": -1}, openai.BadRequestError, "temperature"),
         ({"extra_body": {"surprise": 1}}, openai.BadRequestError, "surprise"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, openai.BadRequestError, "tools"),
-        ({"response_format": {"type": "json_object"}}, openai.BadRequestError, "response_format"),
+        ({"tools": [{"type": "function", "function": {"name": "f g"}}]}, openai.BadRequestError, "tools"),
+        ({"response_format": {"type": "yaml"}}, openai.BadRequestError, "response_format"),
         ({"messages": [{"role": "user", "content": "x " * 3000}]}, openai.BadRequestError, None),
     ],
     ids=str,
@@ -200,3 +202,32 @@ def test_asynchronous_clients_are_all_answered(process: tuple[subprocess.Popen[s
     texts = asyncio.run(ask_all())
     assert all(texts)
     assert texts == asyncio.run(ask_all())
+
+
+class Book(pydantic.BaseModel):
+    title: str = pydantic.Field(max_length=20)
+    year: int = pydantic.Field(ge=1000, le=2030)
+
+
+def test_a_schema_of_the_clients_own_kind_is_held_to(client: openai.OpenAI) -> None:
+    question: Any = [{"role": "user", "content": "Name a book."}]
+    parsed = client.chat.completions.parse(model=MODEL, messages=question, response_format=Book, max_tokens=60)
+    assert parsed.choices[0].finish_reason == "stop"
+    assert isinstance(parsed.choices[0].message.parsed, Book)
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+def test_a_call_that_must_be_made_is_made_streamed_and_whole(client: openai.OpenAI, choice: Any) -> None:
+    parameters = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"]}
+    parameters["additionalProperties"] = False
+    tools: Any = [{"type": "function", "function": {"name": "weather", "strict": True, "parameters": parameters}}]
+    asked: Any = {"model": MODEL, "messages": QUESTION, "tools": tools, "tool_choice": choice, "max_tokens": 60}
+    whole = client.chat.completions.create(**asked).choices[0]
+    assert whole.finish_reason == "tool_calls"
+    call: Any = (whole.message.tool_calls or [])[0]
+    assert call.function.name == "weather"
+    assert json.loads(call.function.arguments)["city"] in ("Oslo", "Rome")
+    with client.chat.completions.stream(**asked) as stream:
+        streamed: Any = stream.get_final_completion().choices[0]
+    assert streamed.finish_reason == "tool_calls"
+    assert streamed.message.tool_calls[0].function.arguments == call.function.arguments
