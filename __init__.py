@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from edgellm.runtime.text.template import Message as Message
     from edgellm.runtime.text.tools import Tool as Tool
     from edgellm.runtime.text.tools import ToolCall as ToolCall
+    from edgellm.server.embedded import Server as Server
 
     __version__: str
 
@@ -52,6 +53,7 @@ _HOMES = {
     "Piece": "runtime.answer",
     "Request": "runtime.request",
     "Sampling": "runtime.sampling",
+    "Server": "server.embedded",
     "Stats": "runtime.answer",
     "Tool": "runtime.text.tools",
     "ToolCall": "runtime.text.tools",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from edgellm.memory.errors import EdgellmError
+from edgellm.memory.errors import USAGE, EdgellmError
 
 if TYPE_CHECKING:
     from edgellm.app.listener import Listener
@@ -23,6 +24,19 @@ if TYPE_CHECKING:
 
 class NotServed(EdgellmError, LookupError):
     """A model of that name is not served; the message lists those that are."""
+
+
+class CannotServe(EdgellmError):
+    """Something is missing, or was asked for that would not be safe; the message says what to do."""
+
+    exit_code = USAGE
+
+
+def check_installed() -> None:
+    """Raises CannotServe: what a server is made of is missing."""
+    for name in ("starlette", "uvicorn"):
+        if importlib.util.find_spec(name) is None:
+            raise CannotServe(f"a server needs {name}, which is missing: pip install 'edgellm[serve]'")
 
 
 class Writing(Protocol):
@@ -85,6 +99,11 @@ class SingleServed:
 
         return _InTurn(Generation(self._engine, request, cancel=cancel), self._lock)
 
+    def wait(self) -> None:
+        """Until the answer that is being written is whole."""
+        with self._lock:
+            pass
+
 
 class ParallelServed:
     """An engine of several conversations."""
@@ -122,7 +141,9 @@ def open_served(pair: Pair, listener: Listener) -> Iterator[Served]:
             yield ParallelServed(several, pair.target.name)
     else:
         with pair.open(listener) as engine:
-            yield SingleServed(engine, pair.target.name)
+            served = SingleServed(engine, pair.target.name)
+            yield served
+            served.wait()
 
 
 class ServedModels:

@@ -9,7 +9,6 @@ import typer
 
 from edgellm.cli import _options as opt
 from edgellm.cli._output import out
-from edgellm.memory.errors import USAGE, EdgellmError
 
 if TYPE_CHECKING:
     from edgellm.app.loading import Pair
@@ -60,12 +59,6 @@ Origin = Annotated[
 ]
 
 
-class CannotServe(EdgellmError):
-    """Something is missing, or was asked for that would not be safe; the message says what to do."""
-
-    exit_code = USAGE
-
-
 @opt.takes_sampling()
 def serve(
     model: opt.Model = None,
@@ -98,7 +91,9 @@ def serve(
 
     Sampling is of requests that leave it open. The first Ctrl-C lets answers end, the second ends them.
     """
-    _check_installed()
+    from edgellm.app.serving import CannotServe, check_installed
+
+    check_installed()
     from edgellm.app.defaults import asked_bytes, cache_type, drafting_options
     from edgellm.app.loading import prepare
     from edgellm.cli._listener import TERMINAL
@@ -169,14 +164,6 @@ def _tell_ready(models: ServedModels, url: str, pair: Pair) -> None:
     first = models.first
     at_once = f" for each of {first.n_parallel} conversations" if first.n_parallel > 1 else ""
     out.note(f"{first.name}{drafted}, context {first.n_ctx:,} tokens{at_once}: {url}/v1 (Ctrl-C ends it)")
-
-
-def _check_installed() -> None:
-    try:
-        import starlette  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise CannotServe(f"a server needs {error.name}, which is missing: pip install 'edgellm[serve]'") from error
 
 
 def _read_keys(path: Path | None) -> tuple[str, ...]:
