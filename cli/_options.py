@@ -273,7 +273,7 @@ Schema = Annotated[
     option(
         "--schema",
         metavar="FILE|JSON",
-        help="Hold the answer to this JSON schema; json_object: any object.",
+        help="Hold the answer to a JSON schema, or json_object.",
         callback=checked(_schema),
     ),
 ]
@@ -282,7 +282,7 @@ Grammar = Annotated[
     option(
         "--grammar",
         metavar="FILE|TEXT",
-        help="Hold the answer to this grammar: Lark, GBNF, or /a regular expression/.",
+        help="Hold it to a Lark or GBNF grammar, or /regex/.",
         callback=checked(_grammar),
     ),
 ]
