@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,16 +70,9 @@ def _kv_type(word: str) -> str | None:
     return cache_type(word)
 
 
-def _schema(said: str) -> Any:
-    from edgellm.app.constraints import schema_said
-
-    return schema_said(said)
-
-
-def _grammar(said: str) -> Any:
-    from edgellm.app.constraints import grammar_said
-
-    return grammar_said(said)
+def _held(name: str) -> Callable[..., Any]:
+    """A callback that gives what a function of `app/constraints.py`, imported when it is used, makes of the value."""
+    return checked(lambda said: getattr(import_module("edgellm.app.constraints"), name)(said))
 
 
 def size(text: str) -> str:
@@ -284,8 +278,8 @@ Schema = Annotated[
     option(
         "--schema",
         metavar="FILE|JSON",
-        help="Hold the answer to this JSON schema; json_object: any object.",
-        callback=checked(_schema),
+        help="Hold the answer to a JSON schema, or json_object.",
+        callback=_held("schema_said"),
     ),
 ]
 Grammar = Annotated[
@@ -293,8 +287,8 @@ Grammar = Annotated[
     option(
         "--grammar",
         metavar="FILE|TEXT",
-        help="Hold the answer to this grammar: Lark, GBNF, or /a regular expression/.",
-        callback=checked(_grammar),
+        help="Hold it to a Lark or GBNF grammar, or /regex/.",
+        callback=_held("grammar_said"),
     ),
 ]
 Resume = Annotated[bool, option("--resume", help="Go on with the conversation that was left last.")]

@@ -202,6 +202,28 @@ def test_a_thought_is_apart_in_json_and_not_on_stdout(chat: Chat, tmp_path: Path
     assert chat(*ask[:-2], "--no-think").stdout
 
 
+def test_an_answer_is_held_to_a_schema_or_a_grammar_and_says_where_it_was_cut_off(
+    chat: Chat, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"n": {"enum": [1, 22]}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps(schema))
+    for said in (file, json.dumps(schema)):
+        done = chat(tiny, "-p", "x", "--schema", said)
+        assert done.stdout in ('{"n": 1}\n', '{"n": 22}\n')
+        assert "cut off" not in done.stderr
+    monkeypatch.setenv("EDGELLM_SCHEMA", str(file))
+    assert chat(tiny, "-p", "x", "--grammar", "/(ab){3}/").stdout == "ababab\n"  # typed goes before set
+    cut = chat(tiny, "-p", "x", "-n", 2)
+    assert cut.returncode == 0
+    assert "the answer was cut off by --max-tokens" in cut.stderr
+
+
 def test_a_stop_text_ends_the_answer_before_it(chat: Chat, tiny: Path) -> None:
     whole = json.loads(chat(tiny, "-p", "hat", "-n", 48, "--json").stdout)["text"]
     stop = whole[20:22]
@@ -227,6 +249,10 @@ def test_a_stop_text_ends_the_answer_before_it(chat: Chat, tiny: Path) -> None:
         (["-p", "x", "--seed", "-2"], 2, "-1"),
         (["-p", "x", "--resume"], 1, "no conversation to resume"),
         (["-p", "x", "--think-budget", "-1"], 2, "0"),
+        (["-p", "x", "--schema", "none.json"], 2, "a schema is a file or JSON"),
+        (["-p", "x", "--schema", '{"not": {}}'], 2, '"not", which an answer cannot be held to'),
+        (["-p", "x", "--grammar", "/(/"], 2, "unclosed group"),
+        (["-p", "x", "--schema", "{}", "--grammar", "/a/"], 2, "one of --schema and --grammar"),
         (["-p", "x " * 2000], 1, "larger --ctx"),
         (["-p", "x", "--draft", "no-such-model"], 2, "no model is called"),
         (["-p", "x", "--draft", "smollm2-135m-instruct", "--offline"], 1, "run `edgellm pull"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from tiny_gguf import write_tiny
 
 from edgellm.runtime import ChatSession, Engine, EngineOptions, Sampling, load
+from edgellm.runtime.text.guidance import text_grammar
 from edgellm.runtime.text.markers import Markers, find_markers, marker_ids, opens_thought
 from edgellm.runtime.text.reasoning import AnswerStream, Thinking, ThoughtStream
 from edgellm.runtime.text.template import Message
@@ -218,6 +220,25 @@ def test_a_budget_ends_the_thought_at_the_same_token_whatever_is_drafted(
         assert len({(answer.tokens, answer.text, answer.reasoning) for answer in answers}) == 1
         assert bool(answers[0].reasoning) == (budget > 0) or budget == 1  # which may be half a character
         assert answers[1].stats.n_accepted > 0 or sampling is SEEDED
+
+
+@pytest.mark.parametrize("template", [OPENED, SWITCHED], ids=["opened", "switched"])
+@pytest.mark.parametrize("sampling", [VARIED, SEEDED], ids=["varied", "seeded"])
+def test_an_answer_behind_a_thought_is_held_to_its_grammar_whatever_is_drafted(
+    engines: Callable[..., Engine], sampling: Sampling, template: str
+) -> None:
+    for think, budget in ((None, 0), (None, 7), (False, None)):
+        answers = []
+        for drafter in ("nobody", "itself", "other"):
+            engine = engines(template, drafter)
+            held = text_grammar("/(yes|no|perhaps){2,3}!/").of(engine.model.vocabulary)
+            session = ChatSession(engine, sampling=sampling, think=think, think_budget=budget, constraint=held)
+            say(session, max_tokens=60)
+            assert session.last is not None
+            answers.append(session.last)
+        assert len({(answer.tokens, answer.text, answer.reasoning, answer.finish_reason) for answer in answers}) == 1
+        assert answers[0].finish_reason == "stop"
+        assert re.fullmatch("(yes|no|perhaps){2,3}!", answers[0].text)
 
 
 def test_a_thought_within_its_budget_is_left_alone(engines: Callable[..., Engine]) -> None:
