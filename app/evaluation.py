@@ -144,7 +144,7 @@ def evaluate(
         DraftAdapterError: the adapter cannot be used.
     """
     from edgellm.runtime.backends.base import LoadError
-    from edgellm.runtime.backends.llama_cpp import ModelOptions
+    from edgellm.runtime.backends.llama_model import ModelOptions
     from edgellm.runtime.bringup.loading import open_model
     from edgellm.runtime.text.vocabulary_match import match, overlap
 
@@ -228,7 +228,7 @@ def judge(target: Path, draft: Path, *, measure: bool) -> dict[str, Any]:
 
 def tabulate(target: Path, draft: Path) -> bytes:
     """The vocabulary map that the runtime reads beside the drafter: see `runtime.text.vocabulary_map`."""
-    from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
+    from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
     from edgellm.runtime.backends.llama_process import engine_name
     from edgellm.runtime.text.vocabulary_map import VocabularyMap
 

@@ -18,7 +18,8 @@ import numpy as np
 from edgellm.memory.context import ContextSettings, KvType
 from edgellm.memory.cpu import usable_cores
 from edgellm.runtime.backends.base import Logits
-from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, ModelOptions
+from edgellm.runtime.backends.llama_cpp import LlamaBackend
+from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
 
 N_BYTES = 20_000
 N_CTX, N_ROWS = 2048, 32

@@ -39,7 +39,7 @@ from training_variants import GRIDS, VARIANTS, Dense, train_dense
 
 from edgellm.memory import files
 from edgellm.memory.draft_adapter import DraftAdapter
-from edgellm.runtime.backends.llama_cpp import LlamaModel
+from edgellm.runtime.backends.llama_model import LlamaModel
 from edgellm.runtime.distillation.curriculum import is_judging
 from edgellm.runtime.distillation.judging import hits_of, judge
 from edgellm.runtime.distillation.lesson import Lesson, Sample

@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 from simulate import Pair, Recording, curves, read_recordings, replay
 
-from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
+from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
 from edgellm.runtime.drafters.controller import AdaptiveDrafter
 from edgellm.runtime.drafters.tuning import TUNING
 from edgellm.runtime.learning.confidence import LogisticHead

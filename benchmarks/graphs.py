@@ -27,7 +27,7 @@ from edgellm.memory.context import ContextSettings
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.units import MIB
 from edgellm.runtime.backends.base import Backend
-from edgellm.runtime.backends.llama_cpp import ModelOptions
+from edgellm.runtime.backends.llama_model import ModelOptions
 from edgellm.runtime.bringup.loading import needs_padding, open_context, open_model
 from edgellm.runtime.bringup.planning import EngineOptions, plan_here
 

@@ -238,7 +238,8 @@ def model(arguments: argparse.Namespace) -> None:
 def perplexity(arguments: argparse.Namespace) -> None:
     """Of windows of 512 tokens, each predicted from the second on."""
     from edgellm.memory.context import ContextSettings
-    from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
+    from edgellm.runtime.backends.llama_cpp import LlamaBackend
+    from edgellm.runtime.backends.llama_model import LlamaModel
     from edgellm.runtime.backends.llama_process import kernels
 
     n_window, n_rows = 512, 64
@@ -263,7 +264,8 @@ def perplexity(arguments: argparse.Namespace) -> None:
 def exactness(arguments: argparse.Namespace) -> None:
     """Of 32 tokens behind a context: how many have the same bits in passes of n as alone."""
     from edgellm.memory.context import ContextSettings
-    from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
+    from edgellm.runtime.backends.llama_cpp import LlamaBackend
+    from edgellm.runtime.backends.llama_model import LlamaModel
     from edgellm.runtime.backends.llama_process import kernels
 
     n_probe, widths = 32, (*range(1, 17), 32)

@@ -17,7 +17,8 @@ import numpy as np
 from llama_cpp import llama_cpp as api
 
 from edgellm.memory.context import ContextSettings
-from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
+from edgellm.runtime.backends.llama_cpp import LlamaBackend
+from edgellm.runtime.backends.llama_model import LlamaModel
 from edgellm.runtime.decode import generate
 from edgellm.runtime.drafters.base import NoDrafter
 from edgellm.runtime.sampling import GREEDY

@@ -32,7 +32,7 @@ from distillation import limited, read_answers
 from edgellm.export.convert import gguf_writer as gguf
 from edgellm.export.convert.gguf_copy import copied, raw_entries
 from edgellm.memory.gguf import GgufHeader, TensorInfo, read_header
-from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
+from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
 from edgellm.runtime.distillation.curriculum import is_judging
 from edgellm.runtime.distillation.judging import N_DRAFTED, hits_of, judge
 from edgellm.runtime.distillation.lesson import Lesson, Sample

@@ -23,7 +23,7 @@ import numpy as np
 
 from edgellm.memory.drafting_budgets import NGRAM_BYTES
 from edgellm.runtime.backends.base import Logits
-from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
+from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
 from edgellm.runtime.decode import generate
 from edgellm.runtime.drafters.base import Guess
 from edgellm.runtime.drafters.controller import AdaptiveDrafter

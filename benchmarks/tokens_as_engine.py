@@ -75,7 +75,7 @@ def templates(vocabulary: Vocabulary, own: str | None) -> list[str]:
 def gguf(path: Path) -> tuple[Vocabulary, str | None, Callable[[str], list[int]], Any]:
     from llama_cpp import llama_cpp as api
 
-    from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
+    from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
 
     model = LlamaModel(path, ModelOptions(vocabulary_only=True))
     vocab = api.llama_model_get_vocab(model.handle)

@@ -21,7 +21,8 @@ from edgellm.memory.context import ContextSettings, KvType
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.plan import PairSettings
 from edgellm.runtime import comparison
-from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, ModelOptions
+from edgellm.runtime.backends.llama_cpp import LlamaBackend
+from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
 from edgellm.runtime.bringup.planning import EngineOptions
 from edgellm.runtime.bringup.probe import probe
 from edgellm.runtime.drafters.controller import AdaptiveDrafter

@@ -27,7 +27,8 @@ from edgellm.memory.cpu import usable_cores
 from edgellm.memory.gguf import read_header
 from edgellm.memory.limits import N_UBATCH_DRAFT
 from edgellm.runtime.backends.base import Logits
-from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, ModelOptions
+from edgellm.runtime.backends.llama_cpp import LlamaBackend
+from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
 from edgellm.runtime.bringup.load import load
 from edgellm.runtime.bringup.planning import EngineOptions
 from edgellm.runtime.comparison import read_prompts

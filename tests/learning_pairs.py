@@ -10,7 +10,7 @@ from pathlib import Path
 from draft_adapters import quantised_tiny
 from tiny_gguf import write_tiny
 
-from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
+from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
 from edgellm.runtime.distillation.adopted import target_key
 from edgellm.runtime.distillation.lesson import Lesson
 from edgellm.runtime.distillation.lessons import lessons_of

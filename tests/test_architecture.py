@@ -27,6 +27,7 @@ ADAPTERS = {
         "runtime/backends/llama_cpp.py",
         "runtime/backends/llama_heads.py",
         "runtime/backends/llama_log.py",
+        "runtime/backends/llama_model.py",
         "runtime/backends/llama_sequences.py",
         "runtime/backends/llama_tokenizer.py",
         "runtime/bringup/extra_buffers.py",

@@ -22,7 +22,7 @@ from decoder import Decoder
 from torch import Tensor
 
 from edgellm.memory.gguf import read_header
-from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
+from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
 from edgellm.runtime.distillation.lesson import Lesson
 from edgellm.runtime.distillation.own_questions import OwnQuestions
 from edgellm.runtime.distillation.questions import Question

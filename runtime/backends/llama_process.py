@@ -24,6 +24,7 @@ _WHERE = re.compile(r"^(\w+: )?(error loading model( [a-z]+)?: )*")  # before th
 
 log = logging.getLogger("edgellm.llama_cpp")
 _recent: deque[str] = deque(maxlen=20)  # errors, for the sentence that explains a failed load
+one_pass = threading.Lock()  # held in each pass: the kernels are told of one at a time, and passes share the cores
 _aborting = threading.Lock()
 _kernels: KernelReport | None = None  # None: not started
 

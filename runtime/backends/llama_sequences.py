@@ -9,7 +9,6 @@ by the engine, and each part reads all weights again.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,14 +21,11 @@ from numpy.typing import NDArray
 from edgellm.memory.context import ContextSettings
 from edgellm.runtime.backends.base import CannotTruncate, ContextFull, EngineError, LoadError, Logits
 from edgellm.runtime.backends.llama_context import ContextLimits, new_context
-from edgellm.runtime.backends.llama_cpp import LlamaModel
 from edgellm.runtime.backends.llama_heads import WholeHead
-from edgellm.runtime.backends.llama_process import kernels, reason
-from edgellm.runtime.backends.thread_choice import ThreadChoice
+from edgellm.runtime.backends.llama_model import LlamaModel
+from edgellm.runtime.backends.llama_process import kernels, one_pass, reason
+from edgellm.runtime.backends.thread_choice import WIDEST, ThreadChoice
 from edgellm.runtime.kernels.load import compiled
-
-_one_pass = threading.Lock()  # the kernels are told of one pass at a time
-_WIDEST_CHOICE = 32  # tokens; wider passes take all threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +98,7 @@ class LlamaSequences:
         self._batch.n_tokens = n
         n_rows = sum(part.n_outputs for part in parts)
         # On stock kernels bits depend on how many threads there are.
-        chooses = bool(n_rows) and n <= _WIDEST_CHOICE and self._library is not None
+        chooses = bool(n_rows) and n <= WIDEST and self._library is not None
         n_threads = self._threads.next(n) if chooses else self.n_threads
         api.llama_set_n_threads(self._ctx, n_threads, n_threads)
         started = time.perf_counter()
@@ -180,9 +176,10 @@ class LlamaSequences:
 
     def _decode(self, n: int) -> int:
         if self._library is None:
-            return int(api.llama_decode(self._ctx, self._batch))
+            with one_pass:
+                return int(api.llama_decode(self._ctx, self._batch))
         positions = np.ascontiguousarray(self._positions[:n])
-        with _one_pass:
+        with one_pass:
             self._library.edgellm_sequences_tell(self._cells, n, self._ids.ctypes.data, positions.ctypes.data)
             try:
                 return int(api.llama_decode(self._ctx, self._batch))

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import psutil
 
+WIDEST = 32  # tokens of a pass for which the number is chosen; wider ones take all threads
 _TRIED = 2  # passes that a look at another number takes
 _BEFORE = 4  # passes of a width before the first look
 _SLOW = 1.3  # times what passes took when the present number was last found to be best: something may be in the way

@@ -10,7 +10,7 @@ from edgellm.memory.limits import N_UBATCH_DRAFT
 from edgellm.memory.plan import MemoryPlan
 from edgellm.memory.units import format_bytes
 from edgellm.runtime.backends.base import Backend, OutOfMemory, StopSwitch
-from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
+from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
 from edgellm.runtime.backends.llama_process import engine_name, kernels
 from edgellm.runtime.bringup.exactness import exact_width
 from edgellm.runtime.bringup.loading import Model, needs_padding, open_context, open_model

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.onnx_graph import is_onnx
 from edgellm.runtime.backends.base import LoadError, StopSignal
-from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, ModelOptions
+from edgellm.runtime.backends.llama_cpp import LlamaBackend
+from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
 from edgellm.runtime.backends.llama_process import kernels
 
 if TYPE_CHECKING:

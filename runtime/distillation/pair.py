@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
+from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
 from edgellm.runtime.distillation.architecture import DistillationError
 from edgellm.runtime.distillation.lessons import SavedLessons, lessons_of
 from edgellm.runtime.distillation.samples import SampleMaker

@@ -18,7 +18,7 @@ from edgellm.memory.shape import UnknownShape, from_header
 from edgellm.memory.split import read_model
 from edgellm.memory.talking import talk_bytes
 from edgellm.memory.units import format_bytes
-from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
+from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
 from edgellm.runtime.distillation.curriculum import id_of, is_judging
 from edgellm.runtime.distillation.job import seen_by
 from edgellm.runtime.distillation.judging import MIN_ANSWERS

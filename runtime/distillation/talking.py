@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgellm.memory.talking import N_SEQUENCES, sequence_settings
 from edgellm.memory.talking import talk_bytes as talk_bytes
 from edgellm.runtime.backends.base import ContextFull, StopSignal
-from edgellm.runtime.backends.llama_cpp import LlamaModel
+from edgellm.runtime.backends.llama_model import LlamaModel
 from edgellm.runtime.backends.llama_sequences import LlamaSequences, Part
 from edgellm.runtime.distillation.lesson import Lesson, Likely
 from edgellm.runtime.distillation.own_questions import OwnQuestions as OwnQuestions

@@ -12,7 +12,7 @@ from edgellm.memory.adapter import fingerprint
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.cpu import cpu_name
 from edgellm.runtime.backends.base import Backend
-from edgellm.runtime.backends.llama_cpp import LlamaModel
+from edgellm.runtime.backends.llama_model import LlamaModel
 from edgellm.runtime.backends.llama_process import kernels
 from edgellm.runtime.bringup.planning import EngineOptions
 from edgellm.runtime.distillation.lessons import SavedLessons

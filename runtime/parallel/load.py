@@ -8,7 +8,7 @@ from pathlib import Path
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.plan import MemoryPlan
 from edgellm.runtime.backends.base import LoadError, StopSwitch
-from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
+from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
 from edgellm.runtime.backends.llama_process import kernels
 from edgellm.runtime.backends.llama_sequences import LlamaSequences
 from edgellm.runtime.bringup.load import LoadedDraft, about_target, draft_of, draft_settings, proposer_of

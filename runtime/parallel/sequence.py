@@ -8,7 +8,7 @@ import numpy as np
 
 from edgellm.memory.context import ContextSettings
 from edgellm.runtime.backends.base import ContextFull, EngineError, Logits, StopSignal
-from edgellm.runtime.backends.llama_cpp import LlamaModel
+from edgellm.runtime.backends.llama_model import LlamaModel
 from edgellm.runtime.parallel.passes import Job, Meeting, PassQueue
 
 MIN_ADOPTED = 32  # tokens that another sequence must share beyond one's own before its cells are taken over

@@ -25,7 +25,7 @@ from edgellm.export.obtain.catalogue import CatalogueError, load_catalogue
 from edgellm.export.obtain.store import ModelFile
 from edgellm.memory.draft_adapter import DraftAdapterError
 from edgellm.memory.files import sha256_of
-from edgellm.runtime.backends.llama_cpp import LlamaModel
+from edgellm.runtime.backends.llama_model import LlamaModel
 from edgellm.runtime.distillation.adopted import Adopted, target_key
 
 QUESTION = "the thin hat in the tin"

@@ -15,7 +15,8 @@ from edgellm.export.convert.hf_to_gguf import to_gguf
 from edgellm.export.convert.trim import TrimError, choose, trim_vocabulary, write_words
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.gguf import read_header
-from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
+from edgellm.runtime.backends.llama_cpp import LlamaBackend
+from edgellm.runtime.backends.llama_model import LlamaModel
 
 CORPUS = "The river carries the boat down to the harbour. def add(a, b):\n    return a + b\n" * 3
 

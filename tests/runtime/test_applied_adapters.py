@@ -21,7 +21,8 @@ from edgellm.memory.gguf import read_header
 from edgellm.memory.shape import from_header
 from edgellm.runtime import ChatSession, EngineOptions, Sampling, load
 from edgellm.runtime.backends.base import LoadError, Logits
-from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel, ModelOptions
+from edgellm.runtime.backends.llama_cpp import LlamaBackend
+from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
 from edgellm.runtime.backends.llama_process import kernels
 from edgellm.runtime.bringup.exactness import exact_width, rows_at_width
 from edgellm.runtime.bringup.load import load_target, with_drafter

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from edgellm.memory.context import ContextSettings, KvType
-from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
+from edgellm.runtime.backends.llama_cpp import LlamaBackend
+from edgellm.runtime.backends.llama_model import LlamaModel
 from edgellm.runtime.backends.llama_process import kernels
 from edgellm.runtime.bringup.exactness import rows_at_width
 

@@ -16,7 +16,7 @@ from tiny_gguf import write_tiny
 from edgellm.memory.gguf import read_header
 from edgellm.runtime import ChatSession, EngineOptions, load
 from edgellm.runtime.backends.base import BadNumbers, ContextFull, LoadError, checked
-from edgellm.runtime.backends.llama_cpp import LlamaModel
+from edgellm.runtime.backends.llama_model import LlamaModel
 from edgellm.runtime.engine import Engine
 
 DRAFTING = EngineOptions(n_ctx=256, n_draft=4, fixed=True, copy=False, learn="off")

@@ -12,7 +12,8 @@ from tiny_gguf import write_tiny
 
 from edgellm.memory.context import ContextSettings
 from edgellm.runtime.backends.base import EngineError, HiddenStates
-from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
+from edgellm.runtime.backends.llama_cpp import LlamaBackend
+from edgellm.runtime.backends.llama_model import LlamaModel
 
 
 @pytest.fixture

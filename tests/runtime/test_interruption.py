@@ -14,7 +14,8 @@ from tiny_gguf import write_tiny
 from edgellm.memory.context import ContextSettings
 from edgellm.runtime import ChatSession, EngineOptions, load
 from edgellm.runtime.backends.base import Interrupted
-from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
+from edgellm.runtime.backends.llama_cpp import LlamaBackend
+from edgellm.runtime.backends.llama_model import LlamaModel
 from edgellm.runtime.drafters.base import NoDrafter
 from edgellm.runtime.sampling import GREEDY, Sampling
 

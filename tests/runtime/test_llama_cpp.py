@@ -18,7 +18,8 @@ from edgellm.memory.context import ContextSettings
 from edgellm.memory.gguf import read_header
 from edgellm.runtime import ChatSession, EngineOptions, load
 from edgellm.runtime.backends.base import CannotTruncate, ContextFull, EngineError, LoadError, keep_common_prefix
-from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
+from edgellm.runtime.backends.llama_cpp import LlamaBackend
+from edgellm.runtime.backends.llama_model import LlamaModel
 from edgellm.runtime.decode import generate
 from edgellm.runtime.drafters.base import NoDrafter
 from edgellm.runtime.drafters.model import ModelDrafter
@@ -275,7 +276,8 @@ import sys
 from pathlib import Path
 from edgellm.memory.context import ContextSettings
 from edgellm.runtime.backends.base import EngineError, LoadError
-from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
+from edgellm.runtime.backends.llama_cpp import LlamaBackend
+from edgellm.runtime.backends.llama_model import LlamaModel
 for path in sys.argv[1:]:
     print("try", path, flush=True)
     try:
@@ -314,7 +316,8 @@ def test_a_context_that_does_not_fit_says_what_to_try(tiny: Tiny) -> None:
     attempt = f"""
 from pathlib import Path
 from edgellm.memory.context import ContextSettings
-from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
+from edgellm.runtime.backends.llama_cpp import LlamaBackend
+from edgellm.runtime.backends.llama_model import LlamaModel
 LlamaBackend(LlamaModel(Path({str(tiny("llama"))!r})), ContextSettings(n_ctx=1 << 23))
 """
     done = subprocess.run([sys.executable, "-c", attempt], preexec_fn=limited, capture_output=True, text=True)

@@ -18,7 +18,8 @@ from edgellm.memory.kv import cache_bytes
 from edgellm.memory.shape import from_header
 from edgellm.memory.talking import sequence_settings, talk_bytes
 from edgellm.runtime.backends.base import ContextFull, EngineError, LoadError, Logits
-from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
+from edgellm.runtime.backends.llama_cpp import LlamaBackend
+from edgellm.runtime.backends.llama_model import LlamaModel
 from edgellm.runtime.backends.llama_process import kernels
 from edgellm.runtime.backends.llama_sequences import LlamaSequences, Part
 from edgellm.runtime.bringup.probe import _breakdown

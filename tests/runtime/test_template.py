@@ -12,7 +12,7 @@ import vocabularies
 from fakes import PieceTokenizer, byte_vocabulary
 from tiny_gguf import write_tiny
 
-from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
+from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
 from edgellm.runtime.text.template import DOCUMENT, ChatTemplate, Message, TemplateError, usable
 from edgellm.runtime.text.vocabulary import TokenKind, Vocabulary
 

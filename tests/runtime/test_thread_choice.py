@@ -13,7 +13,8 @@ from llama_cpp import llama_cpp as api
 from tiny_gguf import write_tiny
 
 from edgellm.memory.context import ContextSettings
-from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
+from edgellm.runtime.backends.llama_cpp import LlamaBackend
+from edgellm.runtime.backends.llama_model import LlamaModel
 from edgellm.runtime.backends.llama_process import kernels
 from edgellm.runtime.backends.thread_choice import Crowd, ThreadChoice
 

@@ -14,7 +14,7 @@ from vocabularies import NAMES, NASTY, vocabulary_gguf
 
 from edgellm.export.convert import gguf_writer
 from edgellm.runtime.backends.base import LoadError
-from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
+from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
 from edgellm.runtime.text.translate import GrowingText
 from edgellm.runtime.text.vocabulary import MAX_WORD_BYTES, MAX_WORDS, CannotEncode, Vocabulary, incomplete_tail
 

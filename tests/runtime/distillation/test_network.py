@@ -10,7 +10,8 @@ import pytest
 from tiny_gguf import write_tiny
 
 from edgellm.memory.context import ContextSettings
-from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
+from edgellm.runtime.backends.llama_cpp import LlamaBackend
+from edgellm.runtime.backends.llama_model import LlamaModel
 from edgellm.runtime.distillation.architecture import ARCHITECTURES, DistillationError
 from edgellm.runtime.distillation.lesson import Sample
 from edgellm.runtime.distillation.network import Network

@@ -12,7 +12,7 @@ import vocabularies
 from fakes import byte_vocabulary
 from tiny_gguf import write_tiny
 
-from edgellm.runtime.backends.llama_cpp import LlamaModel, ModelOptions
+from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
 from edgellm.runtime.bringup.load import load
 from edgellm.runtime.bringup.planning import EngineOptions
 from edgellm.runtime.distillation.lesson import Lesson, Likely, Sample

@@ -16,7 +16,8 @@ from tiny_gguf import CHATML
 
 from edgellm.memory.context import ContextSettings
 from edgellm.runtime.backends.base import ContextFull
-from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
+from edgellm.runtime.backends.llama_cpp import LlamaBackend
+from edgellm.runtime.backends.llama_model import LlamaModel
 from edgellm.runtime.backends.llama_process import kernels
 from edgellm.runtime.backends.llama_sequences import Part
 from edgellm.runtime.distillation import talking

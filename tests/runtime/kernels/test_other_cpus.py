@@ -123,7 +123,9 @@ from pathlib import Path
 from edgellm.runtime.kernels import load
 load.__file__ = sys.argv[1]
 from edgellm.runtime.backends.llama_process import kernels
-from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
+from edgellm.runtime.backends.llama_cpp import LlamaBackend
+from edgellm.runtime.backends.llama_model import LlamaModel
+from edgellm.runtime.backends.llama_sequences import LlamaSequences, Part
 from edgellm.memory.context import ContextSettings
 def run(model, out):
     backend = LlamaBackend(model, ContextSettings(n_ctx=256, n_outputs=17, n_threads=2))
@@ -137,6 +139,13 @@ for _ in range(3):
     for thread in threads: thread.start()
     for thread in threads: thread.join()
     assert len(outs[0]) == 3 and outs[0] == outs[1]
+    several = LlamaSequences(model, ContextSettings(n_ctx=64, n_ubatch=32, n_outputs=4, n_threads=2), 3)
+    for n in range(1, 40):  # of each, with one taken back now and then
+        for sequence in range(3): several.truncate(sequence, n - 1 - (n + sequence) % 2)
+        parts = [Part(s, [100 + s] * (n - len(several.held[s])), 1) for s in range(3)]
+        several.forward(parts)
+        if n == 20: assert several.copy(0, 1, 10)
+    several.close()
     model.close()
 print(kernels().variant)
 """

@@ -11,7 +11,8 @@ import pytest
 
 from edgellm.memory.context import ContextSettings
 from edgellm.runtime.backends.base import ContextFull, EngineError
-from edgellm.runtime.backends.llama_cpp import LlamaBackend, LlamaModel
+from edgellm.runtime.backends.llama_cpp import LlamaBackend
+from edgellm.runtime.backends.llama_model import LlamaModel
 from edgellm.runtime.backends.llama_process import kernels
 from edgellm.runtime.backends.llama_sequences import LlamaSequences, Part
 

@@ -1,0 +1,150 @@
+"""Weights and vocabulary of a GGUF file, through llama-cpp-python's low-level API.
+
+The library is pinned to the release whose structs and semantics were checked. Its own `Llama` class is not used: it
+keeps n_ctx x n_vocab logits and ignores failed truncations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llama_cpp import llama_cpp as api
+
+from edgellm.memory.adapter import Lora
+from edgellm.runtime.backends.base import EngineError, LoadError
+from edgellm.runtime.backends.llama_files import check_adapters, checked_header
+from edgellm.runtime.backends.llama_process import failure, has_extra_buffers, kernels, listen, offloads, reason
+from edgellm.runtime.backends.llama_tokenizer import LlamaTokenizer
+from edgellm.runtime.text.full_vocabulary import full_vocabulary_of
+from edgellm.runtime.text.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """How weights are loaded. `repack` lets the engine keep a second, faster layout of some types."""
+
+    n_gpu_layers: int = -1  # -1: all that the device takes
+    main_gpu: int = 0
+    mmap: bool = True
+    repack: bool = True
+    vocabulary_only: bool = False
+    loras: tuple[Lora, ...] = ()
+
+
+class LlamaModel:
+    """Weights and vocabulary of one GGUF file.
+
+    Raises:
+        LoadError: the file is no GGUF, damaged, truncated, of an unknown architecture, or too large for the memory.
+    """
+
+    def __init__(self, path: Path, options: ModelOptions = ModelOptions()) -> None:
+        self.path = path
+        self.header = checked_header(path)
+        check_adapters(self.header, options.loras)
+        if not self.header.tensors and not options.vocabulary_only:
+            raise LoadError(f"{path} holds a vocabulary only: there are no weights in it to run")
+        kernels()
+        self.options = options = replace(options, repack=options.repack and has_extra_buffers())
+        params = api.llama_model_default_params()
+        params.n_gpu_layers = options.n_gpu_layers if offloads() else 0
+        params.main_gpu = options.main_gpu
+        params.load_mode = api.LLAMA_LOAD_MODE_MMAP if options.mmap else api.LLAMA_LOAD_MODE_NONE
+        params.use_extra_bufts = options.repack
+        params.vocab_only = options.vocabulary_only
+        listen()
+        self._model = api.llama_model_load_from_file(os.fsencode(path), params)
+        if not self._model:
+            raise failure(f"{path} could not be loaded: {reason()}")
+        self._check_it_goes_on_with_text()
+        self._adapters = [self._adapter(lora) for lora in options.loras]
+        self.full_vocabulary = full_vocabulary_of(path, self.header)  # that a trimmed model reads with
+        self._reader = self._load_reader(params)
+        if not self._reader:
+            self.full_vocabulary = None
+        try:
+            self._tokenizer = LlamaTokenizer(api.llama_model_get_vocab(self._reader or self._model))
+        except LoadError as error:
+            for model in filter(None, (self._model, self._reader)):
+                api.llama_model_free(model)
+            raise LoadError(f"{path}: {error}") from error
+        self.vocabulary = Vocabulary(self._tokenizer)
+        template = self.header.metadata.get("tokenizer.chat_template")
+        self.chat_template = template if isinstance(template, str) and template else None
+        self.n_window = int(api.llama_model_n_swa(self._model))  # tokens that a sliding window sees; 0 without one
+        self.n_ctx_train = int(api.llama_model_n_ctx_train(self._model))
+        self.is_hybrid = bool(api.llama_model_is_hybrid(self._model))  # its state can be rolled back a little way
+        self.notes: list[str] = []  # what was chosen for it and why, a sentence each
+        self.is_recurrent = bool(api.llama_model_is_recurrent(self._model))  # nothing but state: it cannot
+
+    @property
+    def architecture(self) -> str:
+        return self.header.architecture
+
+    @property
+    def n_params(self) -> int:
+        return self.header.n_params
+
+    @property
+    def handle(self) -> Any:
+        if self._model is None:
+            raise EngineError(f"{self.path} is closed")
+        return self._model
+
+    def _load_reader(self, params: Any) -> Any:
+        """The engine's tokenizer of the full vocabulary; None where there is none, or it is damaged."""
+        if self.full_vocabulary is None:
+            return None
+        path = self.full_vocabulary.header.path
+        with contextlib.suppress(LoadError):
+            checked_header(path)
+            params.vocab_only = True
+            return api.llama_model_load_from_file(os.fsencode(path), params)
+        return None
+
+    def _adapter(self, lora: Lora) -> Any:
+        listen()
+        adapter = api.llama_adapter_lora_init(self._model, os.fsencode(lora.path))
+        if not adapter:
+            api.llama_model_free(self._model)
+            raise failure(f"{lora.path} could not be applied to {self.path.name}: {reason()}")
+        return adapter
+
+    def adapt(self, context: Any) -> None:
+        """Let a context of this model apply its adapters."""
+        n = len(self._adapters)
+        scales = (ctypes.c_float * n)(*(lora.scale for lora in self.options.loras))
+        if n and api.llama_set_adapters_lora(
+            context, (api.llama_adapter_lora_p_ctypes * n)(*self._adapters), n, scales
+        ):
+            raise LoadError(f"{self.path.name}: its adapters could not be applied: {reason()}")
+
+    def vocabulary_key(self) -> str:
+        """Of `vocabulary`, see `GgufHeader.vocabulary_key`."""
+        return (self.full_vocabulary.header if self.full_vocabulary is not None else self.header).vocabulary_key()
+
+    def _check_it_goes_on_with_text(self) -> None:
+        """What the engine would otherwise end the process for when it is first asked."""
+        if api.llama_vocab_type(api.llama_model_get_vocab(self._model)) == api.LLAMA_VOCAB_TYPE_NONE:
+            why = "holds no vocabulary, so no text can be turned into its tokens; take a file with a tokenizer"
+        elif not self.options.vocabulary_only and (
+            api.llama_model_has_encoder(self._model) or not api.llama_model_has_decoder(self._model)
+        ):
+            why = f"({self.architecture}) has an encoder: it neither chats nor drafts here; take a decoder-only model"
+        else:
+            return
+        api.llama_model_free(self._model)
+        raise LoadError(f"{self.path.name} {why}")
+
+    def close(self) -> None:
+        if self._model:
+            self._tokenizer.close()
+            api.llama_model_free(self._model)
+            if self._reader:
+                api.llama_model_free(self._reader)
+        self._model = self._reader = None
