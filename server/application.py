@@ -17,8 +17,11 @@ from edgellm.server.chat_call import read_chat
 from edgellm.server.chat_wire import ChatWire
 from edgellm.server.completion_call import read_completion
 from edgellm.server.completion_wire import CompletionWire
+from edgellm.server.embeddings import read_embeddings
 from edgellm.server.errors import told
 from edgellm.server.guard import Guard
+from edgellm.server.response_call import read_response
+from edgellm.server.response_wire import ResponseWire
 from edgellm.server.service import GONE, Service
 from edgellm.server.texts import detokenized, tokenized
 
@@ -32,6 +35,8 @@ def application(service: Service) -> ASGIApp:
         ("GET", "/models/{name:path}", _model(service)),
         ("POST", "/chat/completions", lambda request: service.answer(request, read_chat, ChatWire)),
         ("POST", "/completions", lambda request: service.answer(request, read_completion, CompletionWire)),
+        ("POST", "/responses", lambda request: service.answer(request, read_response, ResponseWire)),
+        ("POST", "/embeddings", lambda request: service.work(request, read_embeddings)),
         ("POST", "/tokenize", lambda request: service.simple(request, tokenized)),
         ("POST", "/detokenize", lambda request: service.simple(request, detokenized)),
         ("GET", "/health", _health),
