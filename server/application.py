@@ -13,6 +13,8 @@ from starlette.types import ASGIApp
 
 from edgellm.app.serving import Served
 from edgellm.server import page
+from edgellm.server.anthropic_call import counted, read_anthropic
+from edgellm.server.anthropic_wire import AnthropicWire
 from edgellm.server.chat_call import read_chat
 from edgellm.server.chat_wire import ChatWire
 from edgellm.server.completion_call import read_completion
@@ -36,6 +38,8 @@ def application(service: Service) -> ASGIApp:
         ("POST", "/chat/completions", lambda request: service.answer(request, read_chat, ChatWire)),
         ("POST", "/completions", lambda request: service.answer(request, read_completion, CompletionWire)),
         ("POST", "/responses", lambda request: service.answer(request, read_response, ResponseWire)),
+        ("POST", "/messages", lambda request: service.answer(request, read_anthropic, AnthropicWire)),
+        ("POST", "/messages/count_tokens", lambda request: service.simple(request, counted)),
         ("POST", "/embeddings", lambda request: service.work(request, read_embeddings)),
         ("POST", "/tokenize", lambda request: service.simple(request, tokenized)),
         ("POST", "/detokenize", lambda request: service.simple(request, detokenized)),
@@ -67,13 +71,13 @@ def _told(endpoint: Endpoint) -> Endpoint:
         except ClientDisconnect:
             return Response(status_code=GONE)
         except Exception as error:
-            return told(error).response()
+            return told(error).response(request.url.path)
 
     return answered
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
-    return told(error).response()
+    return told(error).response(request.url.path)
 
 
 async def _health(request: Request) -> Response:
