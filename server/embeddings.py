@@ -49,9 +49,10 @@ def read_embeddings(fields: Fields, served: Served, cancel: threading.Event) -> 
 def _tokens(fields: Fields, served: Served, given: str | list[int]) -> list[int]:
     if not isinstance(given, str):
         return check_ids(fields, "input", served.vocabulary, given)
-    if not given:
+    tokens = encode_prompt(served.vocabulary, given, begins=True) if given else []
+    if not tokens:
         raise fields.refuse("input", "holds an empty text: there is nothing to embed")
-    return encode_prompt(served.vocabulary, given, begins=True)
+    return tokens
 
 
 def _shortened(fields: Fields, rows: NDArray[np.float32], n: int) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import TableBackend, random_table
 from numpy.typing import NDArray
 from tiny_gguf import write_tiny
 
@@ -82,6 +83,12 @@ def test_pooling_of_models_that_score_pairs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CannotEmbed, match="pooling of type 4"):
         pooling_of(model)
     model.close()
+
+
+def test_an_engine_that_tells_no_states_gives_no_vectors(engine: Engine) -> None:
+    other = replace(engine, backend=TableBackend(random_table(300)))
+    with pytest.raises(CannotEmbed, match="tells no states"):
+        embed(other, [5, 6], GO_ON)
 
 
 def test_too_long_a_text_and_one_called_off_are_refused(engine: Engine) -> None:
