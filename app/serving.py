@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from edgellm.memory.errors import USAGE, EdgellmError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from edgellm.app.listener import Listener
     from edgellm.app.loading import Pair
     from edgellm.runtime.answer import Answer, Piece
@@ -83,6 +86,16 @@ class Served(Protocol):
         """An answer, of which nothing is computed yet; `cancel` ends it. Raises BadRequest."""
         ...
 
+    def embed(self, texts: Sequence[Sequence[int]], cancel: threading.Event) -> NDArray[np.float32]:
+        """A vector of unit length for each text's tokens, (n_texts, n_embd); the thread waits for its turn.
+
+        Raises:
+            CannotEmbed: the model gives none.
+            PromptTooLong: a text is longer than the context.
+            Interrupted: `cancel` was set.
+        """
+        ...
+
 
 class SingleServed:
     """An engine of one conversation: whoever else asks waits for it."""
@@ -104,6 +117,11 @@ class SingleServed:
         with self._lock:
             pass
 
+    def embed(self, texts: Sequence[Sequence[int]], cancel: threading.Event) -> NDArray[np.float32]:
+        from edgellm.runtime.embedding import embed_all
+
+        return embed_all(texts, lambda: _held(self._engine, self._lock), cancel)
+
 
 class ParallelServed:
     """An engine of several conversations."""
@@ -115,6 +133,17 @@ class ParallelServed:
 
     def generate(self, request: Request, *, cancel: threading.Event) -> Writing:
         return self._engine.generate(request, cancel=cancel)
+
+    def embed(self, texts: Sequence[Sequence[int]], cancel: threading.Event) -> NDArray[np.float32]:
+        from edgellm.runtime.embedding import embed_all
+
+        return embed_all(texts, lambda: self._engine.seat(cancel), cancel)
+
+
+@contextmanager
+def _held(engine: Engine, lock: threading.Lock) -> Iterator[Engine]:
+    with lock:
+        yield engine
 
 
 class _InTurn:

@@ -128,6 +128,7 @@ class Answer:
     logprobs: tuple[Logprob, ...] | None = None  # of the text's tokens and the end token, where they were asked for
     prompt_logprobs: tuple[Logprob, ...] | None = None  # of the prompt's tokens but the first
     tool_calls: tuple[ToolCall, ...] = ()
+    stopped_by: str | None = None  # the stop string that it ended before
 
     def to_json(self) -> dict[str, Any]:
         """The documented object; of calls only where there are any."""

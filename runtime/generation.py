@@ -220,7 +220,7 @@ class Generation(Iterator[str]):
         if calls and reason in ("stop", "stop_string"):
             reason = "tool_calls"
         logprobs = tuple(self._logprobs.shown) if self._logprobs is not None else None
-        told = (logprobs, self._prompt_logprobs, calls)
+        told = (logprobs, self._prompt_logprobs, calls, stream.stopped_by if reason == "stop_string" else None)
         self._answer = Answer(text, tuple(tokens), reason, self._stats, self._prompt.n_forgotten, thought, *told)
         self._engine.stop_switch.signal = None
         self._keep_lesson(reason)

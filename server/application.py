@@ -13,12 +13,17 @@ from starlette.types import ASGIApp
 
 from edgellm.app.serving import Served
 from edgellm.server import page
+from edgellm.server.anthropic_call import counted, read_anthropic
+from edgellm.server.anthropic_wire import AnthropicWire
 from edgellm.server.chat_call import read_chat
 from edgellm.server.chat_wire import ChatWire
 from edgellm.server.completion_call import read_completion
 from edgellm.server.completion_wire import CompletionWire
+from edgellm.server.embeddings import read_embeddings
 from edgellm.server.errors import told
 from edgellm.server.guard import Guard
+from edgellm.server.response_call import read_response
+from edgellm.server.response_wire import ResponseWire
 from edgellm.server.service import GONE, Service
 from edgellm.server.texts import detokenized, tokenized
 
@@ -32,6 +37,10 @@ def application(service: Service) -> ASGIApp:
         ("GET", "/models/{name:path}", _model(service)),
         ("POST", "/chat/completions", lambda request: service.answer(request, read_chat, ChatWire)),
         ("POST", "/completions", lambda request: service.answer(request, read_completion, CompletionWire)),
+        ("POST", "/responses", lambda request: service.answer(request, read_response, ResponseWire)),
+        ("POST", "/messages", lambda request: service.answer(request, read_anthropic, AnthropicWire)),
+        ("POST", "/messages/count_tokens", lambda request: service.simple(request, counted)),
+        ("POST", "/embeddings", lambda request: service.work(request, read_embeddings)),
         ("POST", "/tokenize", lambda request: service.simple(request, tokenized)),
         ("POST", "/detokenize", lambda request: service.simple(request, detokenized)),
         ("GET", "/health", _health),
@@ -62,13 +71,13 @@ def _told(endpoint: Endpoint) -> Endpoint:
         except ClientDisconnect:
             return Response(status_code=GONE)
         except Exception as error:
-            return told(error).response()
+            return told(error).response(request.url.path)
 
     return answered
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
-    return told(error).response()
+    return told(error).response(request.url.path)
 
 
 async def _health(request: Request) -> Response:

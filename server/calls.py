@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from edgellm.app.serving import Served
 from edgellm.runtime.request import Request
@@ -21,6 +23,7 @@ class Call:
     is_stream: bool = False
     include_usage: bool = False
     echoes: tuple[str, ...] = ()  # of completions: what each choice begins with
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of responses: fields that the answer repeats
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 

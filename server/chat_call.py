@@ -11,12 +11,13 @@ from edgellm.runtime.constraint import Constraint
 from edgellm.runtime.logprobs import MAX_TOP
 from edgellm.runtime.request import BadRequest, Request
 from edgellm.runtime.sampling import Sampling
-from edgellm.runtime.text.reasoning import Thinking
 from edgellm.server.calls import Call
 from edgellm.server.common_fields import (
     HARMLESS,
     MAX_CHOICES,
     MAX_TOKENS,
+    check_think,
+    read_effort,
     read_include_usage,
     read_sampling,
     read_stops,
@@ -28,7 +29,6 @@ from edgellm.server.messages import read_conversation
 from edgellm.server.tools import read_tool_settings
 
 _OF_TOOLS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
-_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 
 
 def read_chat(fields: Fields, served: Served, model: str, default: Sampling) -> Call:
@@ -55,7 +55,7 @@ def read_chat(fields: Fields, served: Served, model: str, default: Sampling) -> 
     try:
         requests = tuple(Request(messages, sampling=one, **settings) for one in with_seeds(sampling, n))
     except BadRequest as error:
-        raise _named(error) from error
+        raise named(error) from error
     return Call(served, model, requests, is_stream=is_stream, include_usage=include_usage)
 
 
@@ -72,19 +72,13 @@ def _read_logprobs(fields: Fields) -> int | None:
 
 
 def _read_think(fields: Fields, served: Served) -> bool | None:
-    effort = fields.text("reasoning_effort")
-    if effort is not None and effort not in _EFFORTS:
-        raise fields.refuse("reasoning_effort", f"must be one of {', '.join(_EFFORTS)}")
+    effort = read_effort(fields, "reasoning_effort")
     think = None if effort is None else effort != "none"
     if (options := fields.object("chat_template_kwargs")) is not None:
         switch = options.flag("enable_thinking")
         options.end()
         think = think if switch is None else switch
-    if think:
-        about = Thinking(served.template, served.vocabulary, think).about()
-        if about is not None and "not known to think" in about:
-            name = "reasoning_effort" if effort is not None else "chat_template_kwargs"
-            raise fields.refuse(name, "changes nothing: this model is not known to think; leave it out")
+    check_think(fields, served, think, "reasoning_effort" if effort is not None else "chat_template_kwargs")
     return think
 
 
@@ -93,7 +87,7 @@ def _read_tools(fields: Fields) -> dict[str, Any]:
     try:
         settings = read_tool_settings({name: fields.take(name) for name in _OF_TOOLS})
     except BadRequest as error:
-        raise _named(error) from error
+        raise named(error) from error
     return {name: getattr(settings, name) for name in ("tools", "tool_choice", "parallel_tool_calls")}
 
 
@@ -104,10 +98,10 @@ def _read_format(fields: Fields, served: Served) -> Constraint | None:
         raise invalid(str(error), "response_format") from error
 
 
-def _named(error: BadRequest) -> ApiError:
-    """A refusal that begins with the field's name."""
+def named(error: BadRequest, otherwise: str | None = None) -> ApiError:
+    """A refusal that begins with the field's name, where it is about tools."""
     name = re.split(r"[^a-z_]", str(error), maxsplit=1)[0]
-    return invalid(str(error), name if name in _OF_TOOLS else None)
+    return invalid(str(error), name if name in _OF_TOOLS else otherwise)
 
 
 def _read_modalities(fields: Fields) -> None:

@@ -9,10 +9,10 @@ from edgellm.runtime.answer import Answer, Piece
 from edgellm.server.calls import Call
 from edgellm.server.costs import timings, usage
 from edgellm.server.tools import call_deltas, message_of
-from edgellm.server.wire import FINISH, chat_logprobs
+from edgellm.server.wire import FINISH, PlainEvents, chat_logprobs
 
 
-class ChatWire:
+class ChatWire(PlainEvents):
     """A `Wire` of chat completions; a thought is told as `reasoning_content`."""
 
     def __init__(self, call: Call) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from edgellm.app.serving import Served
 from edgellm.memory.sampling_parameters import PARAMETERS, BadSampling
 from edgellm.runtime.sampling import MAX_BIAS, Sampling
+from edgellm.runtime.text.reasoning import Thinking
 from edgellm.server.errors import invalid
 from edgellm.server.fields import Fields
 
@@ -15,6 +17,7 @@ MAX_STOPS, MAX_STOP_CHARACTERS = 64, 1_000
 MAX_BIASES = 1_000
 MAX_CHOICES = 128
 _SEEDS = 2**64
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 
 # Sent by clients, and nothing of an answer depends on them.
 HARMLESS = frozenset(
@@ -83,6 +86,22 @@ def read_include_usage(fields: Fields, *, is_stream: bool) -> bool:
     include = options.flag("include_usage")
     options.end({"include_obfuscation"})
     return bool(include)
+
+
+def read_effort(fields: Fields, name: str) -> str | None:
+    """How much a model is to think; none of it, or as much as it does. Raises ApiError."""
+    effort = fields.text(name)
+    if effort is not None and effort not in _EFFORTS:
+        raise fields.refuse(name, f"must be one of {', '.join(_EFFORTS)}")
+    return effort
+
+
+def check_think(fields: Fields, served: Served, think: bool | None, name: str) -> None:
+    """Raises ApiError: a thought is asked for, and the model has none."""
+    if think:
+        about = Thinking(served.template, served.vocabulary, think).about()
+        if about is not None and "not known to think" in about:
+            raise fields.refuse(name, "changes nothing: this model is not known to think; leave it out")
 
 
 def with_seeds(sampling: Sampling, n: int) -> list[Sampling]:

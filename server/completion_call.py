@@ -21,7 +21,7 @@ from edgellm.server.common_fields import (
     with_seeds,
 )
 from edgellm.server.fields import Fields
-from edgellm.server.texts import encode_prompt, text_of
+from edgellm.server.texts import check_ids, encode_prompt, read_texts, text_of
 
 N_TOKENS = 16  # of an answer, where nothing is said; OpenAI's
 MAX_PROMPTS = 256
@@ -57,29 +57,17 @@ def read_completion(fields: Fields, served: Served, model: str, default: Samplin
 
 
 def _read_prompts(fields: Fields, served: Served) -> list[Sequence[int]]:
-    given, is_marked = fields.take("prompt"), bool(fields.flag("parse_special"))
-    several = given if isinstance(given, list) and not _are_ids(given) else [given]
-    if not several or not all(isinstance(one, str) or _are_ids(one) for one in several):
-        raise fields.refuse("prompt", "must be a text, a list of texts, a list of token ids, or a list of such lists")
-    if len(several) > MAX_PROMPTS:
-        raise fields.refuse("prompt", f"is too much: at most {MAX_PROMPTS} prompts")
+    several, is_marked = read_texts(fields, "prompt", MAX_PROMPTS), bool(fields.flag("parse_special"))
     suffix = fields.text("suffix")
     if suffix:
         return [_around_a_gap(fields, served, one, suffix) for one in several]
     return [_whole(fields, served, one, is_marked) for one in several]
 
 
-def _are_ids(given: Any) -> bool:
-    """Of token ids, and at least one."""
-    return (
-        isinstance(given, list) and bool(given) and all(isinstance(x, int) and not isinstance(x, bool) for x in given)
-    )
-
-
 def _whole(fields: Fields, served: Served, given: str | list[int], is_marked: bool) -> Sequence[int]:
     vocabulary = served.vocabulary
     if not isinstance(given, str):
-        return _checked(fields, served, given)
+        return check_ids(fields, "prompt", vocabulary, given)
     tokens = encode_prompt(vocabulary, given, begins=True, is_marked=is_marked)
     if not tokens and (begin := vocabulary.bos if vocabulary.bos is not None else vocabulary.eos) is not None:
         return [begin]  # as OpenAI's do: a text from nothing
@@ -93,13 +81,10 @@ def _around_a_gap(fields: Fields, served: Served, before: str | list[int], behin
     fill_in = find_fill_in(vocabulary)
     if fill_in is None:
         raise fields.refuse("suffix", "is not to be had: this model has no tokens to fill a gap with")
-    tokens = encode_prompt(vocabulary, before) if isinstance(before, str) else _checked(fields, served, before)
+    tokens = (
+        encode_prompt(vocabulary, before)
+        if isinstance(before, str)
+        else check_ids(fields, "prompt", vocabulary, before)
+    )
     made = fill_in.prompt(list(tokens), encode_prompt(vocabulary, behind))
     return [vocabulary.bos, *made] if vocabulary.adds_bos and vocabulary.bos is not None else made
-
-
-def _checked(fields: Fields, served: Served, tokens: list[int]) -> list[int]:
-    n_tokens = served.vocabulary.n_tokens
-    if not all(0 <= token < n_tokens for token in tokens):
-        raise fields.refuse("prompt", f"holds an id that is no token: they are 0 to {n_tokens - 1:,}")
-    return tokens

@@ -8,10 +8,10 @@ from typing import Any
 from edgellm.runtime.answer import Answer, Piece
 from edgellm.server.calls import Call
 from edgellm.server.costs import timings, usage
-from edgellm.server.wire import FINISH, text_logprobs
+from edgellm.server.wire import FINISH, PlainEvents, text_logprobs
 
 
-class CompletionWire:
+class CompletionWire(PlainEvents):
     """A `Wire` of completions; what is echoed stands before the answer."""
 
     def __init__(self, call: Call) -> None:

@@ -1,4 +1,4 @@
-"""Failures in the one shape that clients of OpenAI's API read."""
+"""Failures in the shape that clients of OpenAI's API read, and in that of Anthropic's on their paths."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ from edgellm.runtime.backends.base import PromptTooLong
 from edgellm.runtime.text.steps import TemplateError
 
 INVALID, SERVER = "invalid_request_error", "server_error"
+_ANTHROPIC = ("/messages", "/messages/count_tokens")  # paths of their form
+_ANTHROPIC_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 _LOG = logging.getLogger("edgellm.server")
 
 
@@ -45,8 +54,14 @@ class ApiError(EdgellmError):
     def to_json(self) -> dict[str, Any]:
         return {"error": self._fields}
 
-    def response(self) -> Response:
-        return JSONResponse(self.to_json(), self.status, headers=self.headers)
+    def response(self, path: str) -> Response:
+        """In the shape that clients of this path read."""
+        told = self.to_anthropic() if path.endswith(_ANTHROPIC) else self.to_json()
+        return JSONResponse(told, self.status, headers=self.headers)
+
+    def to_anthropic(self) -> dict[str, Any]:
+        kind = _ANTHROPIC_KINDS.get(self.status, "api_error" if self.status >= 500 else INVALID)
+        return {"type": "error", "error": {"type": kind, "message": self._fields["message"]}}
 
 
 def invalid(message: str, param: str | None = None, *, code: str | None = None) -> ApiError:

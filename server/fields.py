@@ -21,6 +21,10 @@ class Fields:
         """As it is; None where it is not given."""
         return self._values.pop(name, None)
 
+    def peek(self, name: str) -> Any:
+        """The same, and it is still to be taken."""
+        return self._values.get(name)
+
     def refuse(self, name: str, sentence: str) -> ApiError:
         return invalid(f"{self._where}{name} {sentence}", self._where + name)
 

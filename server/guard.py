@@ -45,7 +45,7 @@ class Guard:
         refusal = self._refusal(scope, headers, origin)
         if refusal is not None:
             send_to = guarded if refusal.status == 401 else _counted(send, lambda status: self._count("-", status))
-            await refusal.response()(scope, receive, send_to)
+            await refusal.response(scope["path"])(scope, receive, send_to)
         elif scope["method"] == "OPTIONS":
             await _preflight(headers)(scope, receive, guarded)
         else:

@@ -23,7 +23,7 @@ from edgellm.server.settings import Settings
 from edgellm.server.streaming import EventStream, gather
 from edgellm.server.strict_json import read_object
 from edgellm.server.wire import Wire
-from edgellm.server.writing import Run
+from edgellm.server.writing import Run, Task, Work
 
 Reader: TypeAlias = Callable[[Fields, Served, str, Sampling], Call]
 GONE = 499  # nobody reads it; it is counted
@@ -61,7 +61,7 @@ class Service:
         cancel = threading.Event()
         call, writings = await to_thread.run_sync(self._read, data, read, cancel)
         run = Run(writings, self.desk.enter(), self._pool, cancel, self.metrics.count_answer)
-        self._cancels = {one for one in self._cancels if not one.is_set()} | {cancel}
+        self._keep(cancel)
         told = wire(call)
         if call.is_stream:
             return EventStream(run, told, ping_s=self.settings.ping_s)
@@ -82,6 +82,30 @@ class Service:
                 return read(fields, served)
 
         return JSONResponse(await to_thread.run_sync(made))
+
+    async def work(self, request: Request, read: Callable[[Fields, Served, threading.Event], Work]) -> Response:
+        """Read a request, and answer it whole with what a thread at the desk makes. Raises as `answer`."""
+        self.desk.check()
+        data = await read_body(request, self.settings)
+        cancel = threading.Event()
+
+        def made() -> Work:
+            fields = Fields(read_object(data))
+            served = self.models.get(fields.text("model") or None)
+            with self._reading:
+                return read(fields, served, cancel)
+
+        task = Task(await to_thread.run_sync(made), self.desk.enter(), self._pool)
+        self._keep(cancel)
+        try:
+            told = await unless_gone(request.receive, task.result(self.settings.ping_s))
+        finally:
+            cancel.set()
+            task.close()
+        return Response(status_code=GONE) if told is None else JSONResponse(told)
+
+    def _keep(self, cancel: threading.Event) -> None:
+        self._cancels = {one for one in self._cancels if not one.is_set()} | {cancel}
 
     def _read(self, data: bytes, read: Reader, cancel: threading.Event) -> tuple[Call, list[Writing]]:
         fields = Fields(read_object(data))

@@ -1,4 +1,4 @@
-"""Server-sent events: `data: {json}`, an empty line; `data: [DONE]` at the end."""
+"""Server-sent events: `data: {json}`, an empty line, a name before it in newer forms; `data: [DONE]` at the end."""
 
 from __future__ import annotations
 
@@ -46,29 +46,31 @@ class EventStream(Response):
         try:
             async with contextlib.aclosing(self._run.events(self._ping_s)) as events:
                 for one in self._wire.opening():
-                    yield _event(one)
+                    yield self._event(one)
                 async for event in events:
                     if event is None:
                         yield _PING
                     elif isinstance(event, Wrote):
                         for one in self._wire.wrote(event.index, event.piece):
-                            yield _event(one)
+                            yield self._event(one)
                     else:
                         answers.append(event.answer)
                         for one in self._wire.ended(event.index, event.answer):
-                            yield _event(one)
+                            yield self._event(one)
             for one in self._wire.closing(answers):
-                yield _event(one)
-            yield _DONE
+                yield self._event(one)
+            if self._wire.ends_with_done:
+                yield _DONE
         except Exception as error:
-            yield _event(told(error).to_json())
+            for one in self._wire.failed(told(error)):
+                yield self._event(one)
+
+    def _event(self, value: dict[str, Any]) -> bytes:
+        name = f"event: {value['type']}\n" if self._wire.is_named else ""
+        return f"{name}data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
 
 
 async def gather(run: Run, pause_s: float) -> list[Answer]:
     """All answers, once they are whole."""
     async with contextlib.aclosing(run.events(pause_s)) as events:
         return [event.answer async for event in events if isinstance(event, Ended)]
-
-
-def _event(value: dict[str, Any]) -> bytes:
-    return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()

@@ -32,6 +32,31 @@ def encode_prompt(vocabulary: Vocabulary, text: str, *, begins: bool = False, is
     return tokens
 
 
+def are_ids(given: Any) -> bool:
+    """Of token ids, and at least one."""
+    return (
+        isinstance(given, list) and bool(given) and all(isinstance(x, int) and not isinstance(x, bool) for x in given)
+    )
+
+
+def read_texts(fields: Fields, name: str, n_most: int) -> list[str | list[int]]:
+    """A text, a list of texts, a list of token ids, or a list of such lists. Raises ApiError."""
+    given = fields.take(name)
+    several = given if isinstance(given, list) and not are_ids(given) else [given]
+    if not several or not all(isinstance(one, str) or are_ids(one) for one in several):
+        raise fields.refuse(name, "must be a text, a list of texts, a list of token ids, or a list of such lists")
+    if len(several) > n_most:
+        raise fields.refuse(name, f"is too much: at most {n_most:,} {name}s")
+    return several
+
+
+def check_ids(fields: Fields, name: str, vocabulary: Vocabulary, tokens: list[int]) -> list[int]:
+    """Raises ApiError: one is none of the vocabulary's."""
+    if not all(0 <= token < vocabulary.n_tokens for token in tokens):
+        raise fields.refuse(name, f"holds an id that is no token: they are 0 to {vocabulary.n_tokens - 1:,}")
+    return tokens
+
+
 def text_of(vocabulary: Vocabulary, tokens: Sequence[int]) -> str:
     """Control tokens are spelled out."""
     return b"".join(map(vocabulary.literal, tokens)).decode("utf-8", "replace")

@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 from edgellm.runtime.answer import Answer, FinishReason, Piece
 from edgellm.runtime.logprobs import Logprob
 from edgellm.runtime.text.vocabulary import Vocabulary
+from edgellm.server.errors import ApiError
 from edgellm.server.texts import piece_text
 
 FINISH: Final[dict[FinishReason, str]] = {
@@ -22,6 +23,13 @@ FINISH: Final[dict[FinishReason, str]] = {
 
 class Wire(Protocol):
     """Tells the answers of one call."""
+
+    is_named: bool  # whether each event of a stream is named by its `type`
+    ends_with_done: bool  # whether a stream's last event is [DONE]
+
+    def failed(self, error: ApiError) -> list[dict[str, Any]]:
+        """What a stream ends with instead, where something failed on the way."""
+        ...
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """All in one object."""
@@ -42,6 +50,15 @@ class Wire(Protocol):
     def closing(self, answers: Sequence[Answer]) -> list[dict[str, Any]]:
         """What a stream ends with."""
         ...
+
+
+class PlainEvents:
+    """What OpenAI's older streams have in common."""
+
+    is_named, ends_with_done = False, True
+
+    def failed(self, error: ApiError) -> list[dict[str, Any]]:
+        return [error.to_json()]
 
 
 def chat_logprobs(vocabulary: Vocabulary, found: Sequence[Logprob]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from edgellm.app.serving import Writing
 from edgellm.runtime.answer import Answer, Piece
+from edgellm.runtime.backends.base import Interrupted
 from edgellm.server.desk import Ticket
 from edgellm.server.errors import unavailable
 
@@ -33,6 +34,8 @@ class Ended:
 
 
 Event: TypeAlias = Wrote | Ended
+Work: TypeAlias = Callable[[], object]
+"""What a thread does for a request; its result is the JSON to answer with."""
 
 
 class Run:
@@ -113,3 +116,28 @@ class Run:
     def _tell(self, event: Event | BaseException | None) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+
+class Task:
+    """Work of one request that is no answer, done in one go by one thread."""
+
+    def __init__(self, work: Work, ticket: Ticket, pool: Executor) -> None:
+        self._work, self._ticket, self._pool = work, ticket, pool
+        self._is_begun = False
+
+    async def result(self, pause_s: float) -> object:
+        """Raises what the work raises, and ApiError: the server is being stopped."""
+        while not await self._ticket.is_called(pause_s):
+            pass
+        done = asyncio.get_running_loop().run_in_executor(self._pool, self._work)
+        self._is_begun = True
+        done.add_done_callback(lambda _: self._ticket.leave())
+        try:
+            return await asyncio.shield(done)  # a thread goes on to its end, and so long its place is taken
+        except Interrupted as error:
+            raise unavailable("the server is being stopped") from error
+
+    def close(self) -> None:
+        """Give the place back; has to be called, however it went."""
+        if not self._is_begun:  # otherwise the thread does so when it ends
+            self._ticket.leave()

@@ -63,6 +63,7 @@ def write_tiny(
     added: Sequence[str] = (),
     seed: int = 0,
     sparse: bool = False,
+    pooling: int | None = None,
     **sizes: Any,
 ) -> Path:
     """Write a model of `architecture` (a key of `ARCHITECTURES`, or of `ENCODERS`) and return its path.
@@ -74,6 +75,7 @@ def write_tiny(
         weights: type of the matrices; quantised ones need widths that are multiples of 32.
         added: tokens that stand for themselves, as `<think>` does in many models.
         sparse: leave the weights as a hole in the file, so that a model of any size can be sized but not run.
+        pooling: GGUF's number of how a text's states become one vector.
         sizes: fields of `Tiny`.
     """
     tiny = Tiny(**sizes)
@@ -92,6 +94,8 @@ def write_tiny(
         tensors.add("output.weight", tiny.n_embd, n_vocab)
     (ARCHITECTURES | ENCODERS)[architecture](writer, tensors, tiny)
     _add_vocabulary(writer, vocab, n_vocab, merges, added)
+    if pooling is not None:
+        writer.add_pooling_type(gguf.PoolingType(pooling))
     if chat_template:
         writer.add_chat_template(chat_template)
     writer.write_header_to_file()

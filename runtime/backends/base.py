@@ -117,8 +117,8 @@ class HiddenStates(Protocol):
 
     n_embd: int
 
-    def want_hidden_states(self) -> None:
-        """Passes that follow keep them; text is then read in passes of its own."""
+    def want_hidden_states(self, wanted: bool = True) -> bool:
+        """Passes that follow keep them; text is then read in passes of its own. Returns whether they did before."""
         ...
 
     def hidden_states(self) -> NDArray[np.float32]:

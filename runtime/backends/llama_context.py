@@ -58,6 +58,7 @@ def new_context(
     params.n_threads = params.n_threads_batch = settings.n_threads
     params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_ENABLED
     params.type_k = params.type_v = TYPE_IDS[settings.kv.upper()]
+    params.pooling_type = api.LLAMA_POOLING_TYPE_NONE  # a header's would take the place of each token's state
     params.no_perf = True
     # A sliding window keeps n_ubatch spare cells, more than one rejected draft ever needs.
     params.swa_full = False

@@ -121,8 +121,10 @@ class LlamaBackend:
             self._decode(tokens[n_body:], n_outputs)
         return self._head.logits(self._ctx, n_outputs)
 
-    def want_hidden_states(self) -> None:
-        self._head.wants_states = True
+    def want_hidden_states(self, wanted: bool = True) -> bool:
+        before, self._head.wants_states = self._head.wants_states, wanted
+        api.llama_set_embeddings(self._ctx, False)  # each pass that keeps them says so
+        return before
 
     def hidden_states(self) -> NDArray[np.float32]:
         if not (self._n_states and self._head.wants_states):

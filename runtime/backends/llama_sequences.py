@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from edgellm.memory.context import ContextSettings
 from edgellm.runtime.backends.base import CannotTruncate, ContextFull, EngineError, LoadError, Logits
 from edgellm.runtime.backends.llama_context import ContextLimits, new_context
-from edgellm.runtime.backends.llama_heads import WholeHead
+from edgellm.runtime.backends.llama_heads import WholeHead, rows_at
 from edgellm.runtime.backends.llama_model import LlamaModel
 from edgellm.runtime.backends.llama_process import kernels, one_pass, reason
 from edgellm.runtime.backends.thread_choice import WIDEST, ThreadChoice
@@ -51,6 +51,7 @@ class LlamaSequences:
             raise LoadError(f"{n_sequences} sequences were asked for; the engine keeps between 1 and {most}")
         self.model, self.settings, self.n_sequences = model, settings, n_sequences
         self.n_vocab = model.vocabulary.n_tokens
+        self.n_embd = int(api.llama_model_n_embd(model.handle))
         self.n_threads = settings.n_threads
         self.n_outputs = max(settings.n_outputs, n_sequences)
         self._threads = ThreadChoice(settings.n_threads)
@@ -82,10 +83,13 @@ class LlamaSequences:
         for start in range(0, len(tokens), self.n_batch):
             self.forward([Part(sequence, tokens[start : start + self.n_batch], 0)])
 
-    def forward(self, parts: Sequence[Part]) -> tuple[list[Logits], float]:
+    def forward(self, parts: Sequence[Part], *, wants_states: bool = False) -> tuple[list[Logits], float]:
         """One pass: the logits of each part's last tokens, (n_outputs, n_vocab), and the seconds it took.
 
         Rows are views into the engine's own buffer, valid until the next pass. Texts are told apart, each once.
+
+        Args:
+            wants_states: keep what the head is given, for `hidden_states`; logits must be wanted of all tokens.
 
         Raises:
             ContextFull: no room for some of them; nothing was read.
@@ -94,6 +98,9 @@ class LlamaSequences:
         """
         if self._ctx is None:
             raise EngineError(f"{self.model.path.name} is closed")
+        if wants_states != self._head.wants_states:
+            self._head.wants_states = wants_states
+            api.llama_set_embeddings(self._ctx, wants_states)
         n = self._fill(parts)
         self._batch.n_tokens = n
         n_rows = sum(part.n_outputs for part in parts)
@@ -114,6 +121,10 @@ class LlamaSequences:
         for part in parts:
             self.held[part.sequence].extend(part.tokens)
         return self._rows(parts, n_rows), took_s
+
+    def hidden_states(self, n: int) -> NDArray[np.float32]:
+        """Of the `n` tokens of the last pass, which wanted them, (n, n_embd); valid until the next."""
+        return rows_at(api.llama_get_embeddings(self._ctx), n, self.n_embd)
 
     def truncate(self, sequence: int, length: int) -> None:
         """Forget all of a sequence but its first `length` tokens.

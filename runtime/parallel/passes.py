@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgellm.runtime.backends.base import EngineError, Interrupted, Logits, StopSignal
 from edgellm.runtime.backends.llama_sequences import LlamaSequences, Part
 
@@ -28,7 +31,9 @@ class Job:
     sequence: int
     tokens: Sequence[int]
     n_outputs: int
+    wants_states: bool = False  # of all its tokens, which fit into a pass; it shares none
     n_read: int = 0
+    states: NDArray[np.float32] | None = None
     logits: Logits | None = None
     error: Exception | None = None
     took_s: float = 0.0  # of the passes that it was in
@@ -65,13 +70,22 @@ class PassQueue:
     observe: Callable[[int, int, float], None] | None = None  # tokens of a pass, their context, seconds
     n_decoding: float = 1.0  # conversations that decode in a pass, lately
     n_decoded: float = 1.0  # their tokens
+    was_alone: bool = False  # the last pass was of one who wanted states
 
     def compose(self) -> tuple[list[Job], list[Part]]:
         """The next pass: everybody who decodes, as far as it has room, and a slice of who reads."""
         n_tokens, n_rows = self.context.n_batch, self.context.n_outputs
+        alone = [job for job in self.jobs if job.wants_states]
+        self.was_alone = bool(alone) and not (self.was_alone and len(alone) < len(self.jobs))  # in turn with the others
+        if self.was_alone:
+            return alone[:1], [alone[0].part(n_tokens)]
+        return self._joined(n_tokens, n_rows)
+
+    def _joined(self, n_tokens: int, n_rows: int) -> tuple[list[Job], list[Part]]:
+        waiting = [job for job in self.jobs if not job.wants_states]
         jobs: list[Job] = []
         parts: list[Part] = []
-        for job in self.jobs:
+        for job in waiting:
             if not job.reads and job.n_left <= n_tokens and job.n_outputs <= n_rows:
                 jobs.append(job)
                 parts.append(job.part(n_tokens))
@@ -82,7 +96,7 @@ class PassQueue:
             self._note(len(jobs), n_decoded := sum(len(part.tokens) for part in parts))
             if self.slice_for is not None:
                 allowance = min(n_tokens, max(N_SLICE, self.slice_for(n_decoded, self._context_of(jobs))))
-        for job in self.jobs:
+        for job in waiting:
             is_slice = job not in jobs and (job.reads or job.n_left > self.context.n_batch)
             part = job.part(allowance) if is_slice and allowance > 0 else None
             if part is not None and part.tokens and part.n_outputs <= n_rows:
@@ -95,8 +109,9 @@ class PassQueue:
     def run(self, jobs: Sequence[Job], parts: Sequence[Part]) -> None:
         """Compute a pass, and tell its jobs what came of it."""
         n, behind = sum(len(part.tokens) for part in parts), self._context_of(jobs)
+        wants_states = jobs[0].wants_states
         try:
-            rows, took_s = self.context.forward(parts)
+            rows, took_s = self.context.forward(parts, wants_states=wants_states)
         except EngineError as error:
             for job in jobs:
                 job.error = error
@@ -106,6 +121,8 @@ class PassQueue:
         for job, part, logits in zip(jobs, parts, rows, strict=True):
             job.n_read += len(part.tokens)
             job.took_s += took_s
+            if wants_states:
+                job.states = self.context.hidden_states(n).copy()
             if not job.n_left:
                 job.logits = logits
 

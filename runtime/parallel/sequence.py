@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgellm.memory.context import ContextSettings
 from edgellm.runtime.backends.base import ContextFull, EngineError, Logits, StopSignal
@@ -29,6 +30,8 @@ class SequenceBackend:
         self.n_vocab, self.n_ctx, self.n_threads = context.n_vocab, context.n_ctx, context.n_threads
         self.max_outputs = min(max_outputs, context.n_outputs)
         self.engine_s = 0.0
+        self.n_embd = context.n_embd
+        self._wants_states, self._states = False, np.empty((0, context.n_embd), np.float32)
 
     @property
     def tokens(self) -> list[int]:
@@ -43,10 +46,20 @@ class SequenceBackend:
             raise ContextFull(f"the context of {self.n_ctx:,} tokens is full: raise --ctx or /clear the conversation")
         if not tokens:
             return np.empty((0, self.n_vocab), np.float32)
-        job = Job(self._sequence, tokens, n_outputs)
+        job = Job(self._sequence, tokens, n_outputs, self._wants_states and n_outputs == len(tokens))
         logits = self._meeting.wait(self._queue, job, self._stop)
         self.engine_s += job.took_s
+        self._states = job.states if job.states is not None else self._states[:0]
         return logits
+
+    def want_hidden_states(self, wanted: bool = True) -> bool:
+        before, self._wants_states = self._wants_states, wanted
+        return before
+
+    def hidden_states(self) -> NDArray[np.float32]:
+        if not len(self._states):
+            raise EngineError(f"{self.model.path.name}: the last pass kept no hidden states")
+        return self._states
 
     def truncate(self, length: int) -> None:
         if length < len(self.tokens):

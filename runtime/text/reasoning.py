@@ -251,6 +251,11 @@ class AnswerStream:
         return self._parts.in_thought or self._parts.has_crossed
 
     @property
+    def stopped_by(self) -> str | None:
+        """The stop string that ended the text."""
+        return self._streams[False].stopped_by
+
+    @property
     def stopped(self) -> bool:
         """A stop string came, and the text ends before it; or all calls that are wanted."""
         return self._streams[False].stopped or (self._calls is not None and self._calls.is_finished)

@@ -18,6 +18,7 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._pending = ""
         self.stopped = False
+        self.stopped_by: str | None = None
 
     @property
     def n_held(self) -> int:
@@ -32,10 +33,11 @@ class TextStream:
         if self.stopped:
             return ""
         self._pending += self._decoder.decode(data)
-        found = [(at + len(stop), at) for stop in self._stops if (at := self._pending.find(stop)) >= 0]
+        found = [(at + len(stop), at, stop) for stop in self._stops if (at := self._pending.find(stop)) >= 0]
         if found:
             self.stopped = True
-            shown, self._pending = self._pending[: min(found)[1]], ""
+            _, at, self.stopped_by = min(found)
+            shown, self._pending = self._pending[:at], ""
             return shown
         n_held = 0 if final else max((self._n_begun(stop) for stop in self._stops), default=0)
         cut = len(self._pending) - n_held

@@ -12,14 +12,17 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from fakes import byte_vocabulary
+from numpy.typing import NDArray
 from tiny_gguf import CHATML
 
 from edgellm.app.serving import Served, ServedModels, Writing
 from edgellm.runtime.answer import Answer, Piece, Stats
-from edgellm.runtime.backends.base import PromptTooLong
+from edgellm.runtime.backends.base import Interrupted, PromptTooLong
 from edgellm.runtime.request import Request
 from edgellm.runtime.text.template import ChatTemplate
+from edgellm.runtime.text.tools import ToolCall
 from edgellm.server.listening import HttpServer, listen
 from edgellm.server.service import Service
 from edgellm.server.settings import Settings
@@ -44,6 +47,7 @@ class Scripted:
         self.script = pieces or (Piece("Hello", "text"), Piece(" you", "text"))
         self.vocabulary = byte_vocabulary(control=control, ends=[control[2]], bos=control[0])
         self.template = ChatTemplate(CHATML, self.vocabulary)
+        self.reason = "stop"  # that answers end for
         self.gate = threading.Semaphore(10**6)  # a release lets one piece through
         self.requests: list[Request] = []
         self.cancels: list[threading.Event] = []
@@ -57,6 +61,14 @@ class Scripted:
         self.requests.append(request)
         self.cancels.append(cancel)
         return _Scripted(self, request, cancel)
+
+    def embed(self, texts: Sequence[Sequence[int]], cancel: threading.Event) -> NDArray[np.float32]:
+        """(1, the text's first token, its tokens' number, 0), of unit length."""
+        while not self.gate.acquire(timeout=0.01):
+            if cancel.is_set():
+                raise Interrupted("stopped")
+        rows = np.array([[1, tokens[0], len(tokens), 0] for tokens in texts], np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 class _Scripted:
@@ -73,7 +85,8 @@ class _Scripted:
 
     def pieces(self) -> Generator[Piece, None, None]:
         self._served.n_begun += 1
-        said: dict[str, str] = {"text": "", "thought": ""}
+        said = {"text": "", "thought": "", "tool_call": ""}
+        calls: list[ToolCall] = []
         try:
             for piece in self._served.script:
                 while not self._served.gate.acquire(timeout=0.01):
@@ -82,11 +95,14 @@ class _Scripted:
                 if isinstance(piece, Exception):
                     raise piece
                 said[piece.kind] += piece.text
+                calls += [piece.call] if piece.call is not None else []
                 yield piece
         finally:
             stats = Stats(n_prompt=self.prepare(), n_cached=2, n_new=len(self._served.script), n_rounds=1, n_drafted=4)
-            reason: Any = "interrupted" if self._cancel.is_set() else "stop"
-            self._answer = Answer(said["text"], (), reason, stats, reasoning=said["thought"] or None)
+            reason: Any = "interrupted" if self._cancel.is_set() else "tool_calls" if calls else self._served.reason
+            self._answer = Answer(
+                said["text"], (), reason, stats, reasoning=said["thought"] or None, tool_calls=tuple(calls)
+            )
 
     @property
     def answer(self) -> Answer:

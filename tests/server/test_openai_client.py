@@ -13,12 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openai
 import pydantic
 import pytest
 
 QUESTION: Any = [{"role": "user", "content": "Name a colour."}]
 MODEL = "smollm2"
+
+
+class Book(pydantic.BaseModel):
+    title: str = pydantic.Field(max_length=20)
+    year: int = pydantic.Field(ge=1000, le=2030)
 
 
 @pytest.fixture(scope="module", params=["1", "3"], ids="{}-at-once".format)
@@ -150,6 +156,65 @@ def test_a_bias_bans_what_the_answer_began_with(client: openai.OpenAI) -> None:
     assert second.choices[0].text != " Paris"
 
 
+def test_vectors_are_the_same_in_both_encodings_and_tell_meanings_apart(client: openai.OpenAI) -> None:
+    texts = ["The cat sleeps on the sofa.", "A kitten is napping on the couch.", "Interest rates rose last year."]
+    packed = client.embeddings.create(model=MODEL, input=texts)  # base64, which the client asks for by itself
+    plain = client.embeddings.create(model=MODEL, input=texts, encoding_format="float")
+    short = client.embeddings.create(model=MODEL, input=texts[0], dimensions=32).data[0].embedding
+    vectors = np.array([one.embedding for one in packed.data])
+    assert vectors == pytest.approx(np.array([one.embedding for one in plain.data]), abs=1e-4)
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1.0, abs=1e-5)
+    near, far, _ = (vectors @ vectors.T)[np.triu_indices(3, 1)]
+    assert near > far
+    assert short == pytest.approx(vectors[0, :32] / np.linalg.norm(vectors[0, :32]), abs=1e-3)
+    with pytest.raises(openai.BadRequestError, match="context"):
+        client.embeddings.create(model=MODEL, input="x " * 3000)
+
+
+def test_a_response_is_the_chats_answer_whole_and_streamed(client: openai.OpenAI) -> None:
+    chat = client.chat.completions.create(model=MODEL, messages=QUESTION).choices[0].message.content
+    asked: Any = {"model": MODEL, "input": "Name a colour.", "store": False}
+    whole = client.responses.create(**asked)
+    assert (whole.status, whole.output_text) == ("completed", chat)
+    with client.responses.stream(**asked) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_response()
+    assert final.output_text == chat
+    assert kinds[:2] == ["response.created", "response.in_progress"]
+    assert kinds[-1] == "response.completed"
+    again = client.responses.create(
+        model=MODEL,
+        input=[
+            {"role": "user", "content": "Name a colour."},
+            *[item.to_dict() for item in final.output],  # type: ignore[list-item]
+            {"role": "user", "content": "Another one."},
+        ],
+        max_output_tokens=3,
+    )
+    assert again.status == "incomplete"
+    assert again.usage is not None
+    assert final.usage is not None
+    assert again.usage.input_tokens > final.usage.input_tokens
+
+
+def test_a_response_is_held_to_a_schema_and_to_a_call(client: openai.OpenAI) -> None:
+    parsed = client.responses.parse(model=MODEL, input="Name a book.", text_format=Book, max_output_tokens=60)
+    assert isinstance(parsed.output_parsed, Book)
+    parameters = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"]}
+    parameters["additionalProperties"] = False
+    tools: Any = [{"type": "function", "name": "weather", "strict": True, "parameters": parameters}]
+    asked: Any = {"model": MODEL, "input": "Hi.", "tools": tools, "tool_choice": "required", "max_output_tokens": 60}
+    whole: Any = client.responses.create(**asked).output[-1]
+    assert (whole.type, whole.name) == ("function_call", "weather")
+    assert json.loads(whole.arguments)["city"] in ("Oslo", "Rome")
+    with client.responses.stream(**asked) as stream:
+        streamed: Any = stream.get_final_response().output[-1]
+    assert streamed.arguments == whole.arguments
+    answered = [{"role": "user", "content": "Hi."}, whole.to_dict()]
+    answered += [{"type": "function_call_output", "call_id": whole.call_id, "output": "cold"}]
+    assert client.responses.create(model=MODEL, input=answered, max_output_tokens=4).output  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("fields", "kind", "param"),
     [
@@ -202,11 +267,6 @@ def test_asynchronous_clients_are_all_answered(process: tuple[subprocess.Popen[s
     texts = asyncio.run(ask_all())
     assert all(texts)
     assert texts == asyncio.run(ask_all())
-
-
-class Book(pydantic.BaseModel):
-    title: str = pydantic.Field(max_length=20)
-    year: int = pydantic.Field(ge=1000, le=2030)
 
 
 def test_a_schema_of_the_clients_own_kind_is_held_to(client: openai.OpenAI) -> None:

@@ -26,7 +26,8 @@ class CountingContext:
         self.fails = False
         self.on_pass: Callable[[], None] | None = None
 
-    def forward(self, parts: Sequence[Part]) -> tuple[list[Any], float]:
+    def forward(self, parts: Sequence[Part], *, wants_states: bool = False) -> tuple[list[Any], float]:
+        assert not wants_states or (len(parts) == 1 and parts[0].n_outputs == len(parts[0].tokens))
         if self.on_pass is not None:
             self.on_pass()
         if self.fails:
@@ -39,7 +40,12 @@ class CountingContext:
         for part in parts:
             self.held[part.sequence] += part.tokens
         rows = [np.array(part.tokens[len(part.tokens) - part.n_outputs :], np.float32)[:, None] for part in parts]
+        self.states = np.array([[token, -token] for part in parts for token in part.tokens], np.float32)
         return rows, 0.01
+
+    def hidden_states(self, n: int) -> Any:
+        assert len(self.states) == n
+        return self.states
 
 
 class Conversations:
@@ -186,3 +192,17 @@ def test_a_job_of_any_length_ends(n_tokens: int) -> None:
     talk.run([([i], 1) for i in range(40)], [(list(range(n_tokens)), min(17, n_tokens))])
     assert not talk.failures
     assert len(talk.context.held[1]) == n_tokens
+
+
+def test_who_wants_states_has_every_second_pass_alone() -> None:
+    context = CountingContext(3)
+    queue = PassQueue(cast(LlamaSequences, context))
+    queue.jobs += [Job(0, [1, 2], 2, wants_states=True), Job(1, [3], 1), Job(2, [4], 1)]
+    for again in (Job(0, [5, 6], 2, wants_states=True), None, None):
+        jobs, parts = queue.compose()
+        queue.run(jobs, parts)
+        if again is not None:
+            first, queue.jobs[0] = queue.jobs[0], again
+    assert [[part.sequence for part in one] for one in context.passes] == [[0], [1, 2], [0]]
+    assert first.states is not None
+    assert first.states.tolist() == [[1, -1], [2, -2]]
