@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgellm.memory.errors import USAGE, EdgellmError
 from edgellm.runtime.backends.base import Backend, BadNumbers, HiddenStates, Interrupted, PromptTooLong
-from edgellm.runtime.backends.llama_cpp import LlamaModel
+from edgellm.runtime.backends.llama_model import LlamaModel
 from edgellm.runtime.bringup.loading import Model
 from edgellm.runtime.engine import Engine
 
