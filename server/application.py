@@ -20,7 +20,7 @@ from edgellm.server.completion_wire import CompletionWire
 from edgellm.server.errors import told
 from edgellm.server.guard import Guard
 from edgellm.server.service import GONE, Service
-from edgellm.server.texts import detokenized, tokenized
+from edgellm.server.texts import detokenized, tokenized, tokenizer_info
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -34,6 +34,7 @@ def application(service: Service) -> ASGIApp:
         ("POST", "/completions", lambda request: service.answer(request, read_completion, CompletionWire)),
         ("POST", "/tokenize", lambda request: service.simple(request, tokenized)),
         ("POST", "/detokenize", lambda request: service.simple(request, detokenized)),
+        ("GET", "/tokenizer_info", _tokenizer_info(service)),
         ("GET", "/health", _health),
         ("GET", "/metrics", _metrics(service)),
     ]
@@ -81,6 +82,13 @@ def _metrics(service: Service) -> Endpoint:
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     return metrics
+
+
+def _tokenizer_info(service: Service) -> Endpoint:
+    async def told_of(request: Request) -> Response:
+        return JSONResponse(tokenizer_info(service.models.first))
+
+    return told_of
 
 
 def _models(service: Service) -> Endpoint:
