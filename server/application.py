@@ -25,7 +25,7 @@ from edgellm.server.guard import Guard
 from edgellm.server.response_call import read_response
 from edgellm.server.response_wire import ResponseWire
 from edgellm.server.service import GONE, Service
-from edgellm.server.texts import detokenized, tokenized
+from edgellm.server.texts import detokenized, tokenized, tokenizer_info
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -43,6 +43,7 @@ def application(service: Service) -> ASGIApp:
         ("POST", "/embeddings", lambda request: service.work(request, read_embeddings)),
         ("POST", "/tokenize", lambda request: service.simple(request, tokenized)),
         ("POST", "/detokenize", lambda request: service.simple(request, detokenized)),
+        ("GET", "/tokenizer_info", _tokenizer_info(service)),
         ("GET", "/health", _health),
         ("GET", "/metrics", _metrics(service)),
     ]
@@ -90,6 +91,13 @@ def _metrics(service: Service) -> Endpoint:
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     return metrics
+
+
+def _tokenizer_info(service: Service) -> Endpoint:
+    async def told_of(request: Request) -> Response:
+        return JSONResponse(tokenizer_info(service.models.first))
+
+    return told_of
 
 
 def _models(service: Service) -> Endpoint:

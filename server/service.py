@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
-from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -37,7 +37,9 @@ class Service:
         self.desk = Desk(models.first.n_parallel, settings.n_queue)
         self.started_at = int(time.time())
         self._pool = ThreadPoolExecutor(models.first.n_parallel, "edgellm-answer")
-        self._reading = threading.Lock()  # requests are read beside answers, one at a time
+        # Requests are read beside answers, one at a time, and by one thread: memory that the C library keeps for each
+        # thread is then kept once.
+        self._reader = ThreadPoolExecutor(1, "edgellm-read")
         self._cancels: set[threading.Event] = set()
 
     def stop(self) -> None:
@@ -52,14 +54,16 @@ class Service:
     def close(self) -> None:
         """Wait for the threads."""
         self.end()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._reader, self._pool):
+            pool.shutdown(wait=True, cancel_futures=True)
 
     async def answer(self, request: Request, read: Reader, wire: Callable[[Call], Wire]) -> Response:
         """Read a request, and answer it whole or as a stream. Raises ApiError and other failures."""
         self.desk.check()
         data = await read_body(request, self.settings)
         cancel = threading.Event()
-        call, writings = await to_thread.run_sync(self._read, data, read, cancel)
+        loop = asyncio.get_running_loop()
+        call, writings = await loop.run_in_executor(self._reader, self._read, data, read, cancel)
         run = Run(writings, self.desk.enter(), self._pool, cancel, self.metrics.count_answer)
         self._keep(cancel)
         told = wire(call)
@@ -78,10 +82,9 @@ class Service:
         def made() -> object:
             fields = Fields(read_object(data))
             served = self.models.get(fields.text("model"))
-            with self._reading:
-                return read(fields, served)
+            return read(fields, served)
 
-        return JSONResponse(await to_thread.run_sync(made))
+        return JSONResponse(await asyncio.get_running_loop().run_in_executor(self._reader, made))
 
     async def work(self, request: Request, read: Callable[[Fields, Served, threading.Event], Work]) -> Response:
         """Read a request, and answer it whole with what a thread at the desk makes. Raises as `answer`."""
@@ -92,10 +95,9 @@ class Service:
         def made() -> Work:
             fields = Fields(read_object(data))
             served = self.models.get(fields.text("model") or None)
-            with self._reading:
-                return read(fields, served, cancel)
+            return read(fields, served, cancel)
 
-        task = Task(await to_thread.run_sync(made), self.desk.enter(), self._pool)
+        task = Task(await asyncio.get_running_loop().run_in_executor(self._reader, made), self.desk.enter(), self._pool)
         self._keep(cancel)
         try:
             told = await unless_gone(request.receive, task.result(self.settings.ping_s))
@@ -111,9 +113,8 @@ class Service:
         fields = Fields(read_object(data))
         name = fields.text("model") or None
         served = self.models.get(name)
-        with self._reading:
-            call = read(fields, served, name or served.name, self.settings.sampling)
-            writings = [served.generate(one, cancel=cancel) for one in call.requests]
-            for writing in writings[:: call.n_choices_each]:
-                writing.prepare()
+        call = read(fields, served, name or served.name, self.settings.sampling)
+        writings = [served.generate(one, cancel=cancel) for one in call.requests]
+        for writing in writings[:: call.n_choices_each]:
+            writing.prepare()
         return call, writings

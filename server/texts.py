@@ -72,8 +72,12 @@ def piece_text(vocabulary: Vocabulary, token: int) -> str:
 
 
 def tokenized(fields: Fields, served: Served) -> dict[str, Any]:
-    """The answer of POST /tokenize."""
-    content = fields.text("content")
+    """The answer of POST /tokenize, which clients of llama.cpp ask with `content`, and those of vLLM with `prompt`."""
+    content, prompt = fields.text("content"), fields.text("prompt")
+    if content is not None and prompt is not None:
+        raise fields.refuse("prompt", "goes without content: give one of them")
+    if prompt is not None:
+        return _tokenized_as_vllm(fields, served, prompt)
     if content is None:
         raise fields.refuse("content", "is missing: give the text")
     begins, is_marked = bool(fields.flag("add_special")), bool(fields.flag("parse_special"))
@@ -85,6 +89,23 @@ def tokenized(fields: Fields, served: Served) -> dict[str, Any]:
     return {"tokens": [{"id": token, "piece": piece_text(served.vocabulary, token)} for token in tokens]}
 
 
+def _tokenized_as_vllm(fields: Fields, served: Served, prompt: str) -> dict[str, Any]:
+    """There control tokens that are spelled out are control tokens, and the first token is added if nothing is said."""
+    begins = fields.flag("add_special_tokens") is not False
+    fields.end()
+    is_marked = served.vocabulary.encode_marked(b"") is not None
+    tokens = encode_prompt(served.vocabulary, prompt, begins=begins, is_marked=is_marked)
+    return {"tokens": tokens, "count": len(tokens), "max_model_len": served.n_ctx}
+
+
+def tokenizer_info(served: Served) -> dict[str, Any]:
+    """What evaluations ask before they tokenize here: control tokens by their texts, and the chat template."""
+    vocabulary = served.vocabulary
+    ends = {"bos_token": vocabulary.bos, "eos_token": vocabulary.eos}
+    texts = {name: None if token is None else text_of(vocabulary, [token]) for name, token in ends.items()}
+    return {**texts, "chat_template": served.template.source}
+
+
 def detokenized(fields: Fields, served: Served) -> dict[str, Any]:
     """The answer of POST /detokenize."""
     tokens, n_tokens = fields.take("tokens"), served.vocabulary.n_tokens
@@ -92,4 +113,5 @@ def detokenized(fields: Fields, served: Served) -> dict[str, Any]:
     is_right = isinstance(tokens, list) and all(type(token) is int and 0 <= token < n_tokens for token in tokens)
     if not is_right:
         raise fields.refuse("tokens", f"must be a list of token ids, from 0 to {n_tokens - 1:,}")
-    return {"content": text_of(served.vocabulary, tokens)}
+    text = text_of(served.vocabulary, tokens)
+    return {"content": text, "prompt": text}  # llama.cpp's name for it, and vLLM's

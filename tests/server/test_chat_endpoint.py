@@ -254,5 +254,6 @@ def test_a_prompt_that_is_too_long_is_refused_with_both_lengths(stream: bool) ->
         reply = server.chat(messages=[{"role": "user", "content": "x" * 100}], stream=stream)
         error = reply.error()
         assert (reply.status, error["type"], error["n_ctx"]) == (400, "exceed_context_size_error", 64)
+        assert error["message"].startswith("the prompt is too long: ")  # by which LangChain and LiteLLM know it
         assert error["n_prompt"] > 100
         assert "--ctx" in error["message"]

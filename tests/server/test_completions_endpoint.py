@@ -174,12 +174,25 @@ def test_text_becomes_tokens_and_comes_back(scripted: Running, prefix: str) -> N
     text = "hat é<|im_end|>"
     tokens = scripted.ask("POST", f"{prefix}/tokenize", {"content": text}).json()["tokens"]
     assert tokens == list(text.encode())
-    assert scripted.ask("POST", f"{prefix}/detokenize", {"tokens": tokens}).json() == {"content": text}
+    assert scripted.ask("POST", f"{prefix}/detokenize", {"tokens": tokens}).json()["content"] == text
     marked = scripted.ask("POST", f"{prefix}/tokenize", {"content": "a<|im_end|>", "parse_special": True}).json()
     assert marked == {"tokens": [97, 258]}
-    assert scripted.ask("POST", f"{prefix}/detokenize", marked).json() == {"content": "a<|im_end|>"}
+    assert scripted.ask("POST", f"{prefix}/detokenize", marked).json()["content"] == "a<|im_end|>"
     pieces = scripted.ask("POST", f"{prefix}/tokenize", {"content": "é", "with_pieces": True}).json()
     assert pieces == {"tokens": [{"id": 195, "piece": "bytes:\\xc3"}, {"id": 169, "piece": "bytes:\\xa9"}]}
+
+
+def test_an_evaluation_finds_the_tokenizer_at_the_server(scripted: Running) -> None:
+    info = scripted.ask("GET", "/tokenizer_info").json()
+    assert (info["bos_token"], info["eos_token"]) == ("<|endoftext|>", "<|im_end|>")
+    assert "<|im_start|>" in info["chat_template"]
+
+    def encode(text: str) -> Any:
+        return scripted.ask("POST", "/tokenize", {"prompt": text, "add_special_tokens": False}).json()["tokens"]
+
+    assert encode(info["eos_token"]) == [258]
+    assert encode("a<|im_end|>") == [97, 258]
+    assert scripted.ask("POST", "/detokenize", {"tokens": [97, 258]}).json()["prompt"] == "a<|im_end|>"
 
 
 @pytest.mark.parametrize(
@@ -188,6 +201,10 @@ def test_text_becomes_tokens_and_comes_back(scripted: Running, prefix: str) -> N
         ("/tokenize", {}),
         ("/tokenize", {"content": 3}),
         ("/tokenize", {"content": "x", "add_special": 1}),
+        ("/tokenize", {"content": "x", "prompt": "x"}),
+        ("/tokenize", {"content": "x", "add_special_tokens": False}),
+        ("/tokenize", {"prompt": "x", "add_special_tokens": 1}),
+        ("/tokenize", {"prompt": "x", "add_special": True}),
         ("/detokenize", {}),
         ("/detokenize", {"tokens": "x"}),
         ("/detokenize", {"tokens": [-1]}),

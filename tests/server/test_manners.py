@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from http_servers import QUESTION, Reply, Running, Scripted, running, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgellm.app.serving import Writing
 from edgellm.runtime.answer import Piece
 from edgellm.runtime.backends.base import EngineError
+from edgellm.runtime.request import Request
 
 SERVED = Scripted()
 
@@ -279,6 +282,25 @@ def test_the_second_end_is_at_once() -> None:
         until(served.cancels[0].is_set)
         seen = b"".join(iter(lambda: sock.recv(65536), b""))
         assert b"the server is being stopped" in seen
+
+
+def test_one_thread_reads_all_requests_so_that_what_is_kept_for_a_thread_is_kept_once() -> None:
+    class Watched(Scripted):
+        readers: ClassVar[set[str]] = set()
+
+        def generate(self, request: Request, *, cancel: threading.Event) -> Writing:
+            self.readers.add(threading.current_thread().name)
+            time.sleep(0.01)  # so that others come meanwhile
+            return super().generate(request, cancel=cancel)
+
+    served = Watched(n_parallel=4)
+    served.shut()
+    with running(served) as server:
+        socks = [server.begin() for _ in range(8)]
+        until(lambda: len(served.requests) == 8)
+        for sock in socks:
+            sock.close()
+        assert len(served.readers) == 1
 
 
 def test_counters_say_what_was_served() -> None:
