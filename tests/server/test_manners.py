@@ -286,10 +286,10 @@ def test_the_second_end_is_at_once() -> None:
 
 def test_one_thread_reads_all_requests_so_that_what_is_kept_for_a_thread_is_kept_once() -> None:
     class Watched(Scripted):
-        readers: ClassVar[set[str]] = set()
+        readers: ClassVar[set[int]] = set()
 
         def generate(self, request: Request, *, cancel: threading.Event) -> Writing:
-            self.readers.add(threading.current_thread().name)
+            self.readers.add(threading.get_ident())
             time.sleep(0.01)  # so that others come meanwhile
             return super().generate(request, cancel=cancel)
 
