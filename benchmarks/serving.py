@@ -43,7 +43,7 @@ class Answered:
 
 def ask(url: str, prompt: str, n_tokens: int) -> Answered:
     body = {
-        "model": "any", "messages": [{"role": "user", "content": prompt}], "max_tokens": n_tokens, "temperature": 0,
+        "messages": [{"role": "user", "content": prompt}], "max_tokens": n_tokens, "temperature": 0,
         "stream": True, "stream_options": {"include_usage": True},
     }  # fmt: skip
     request = urllib.request.Request(
