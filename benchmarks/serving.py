@@ -6,7 +6,8 @@
 
 All servers run at once and take turns, one of them at work at a time, so what the machine does to one it does to the
 others. Requests are greedy and streamed; a token is a token of the server's own `usage`. A text that differs from the
-first server's answer to the same prompt is counted. `--gaps`: some clients are answered while another sends a prompt of
+first server's answer to the same prompt is counted. Behind first texts: tokens by the time from
+first texts to ends, shared by the clients. `--gaps`: some clients are answered while another sends a prompt of
 about 2,000 tokens; what is told is the longest and the 95th percentile of the time between two pieces of an answer.
 """
 
@@ -90,19 +91,24 @@ def together(url: str, prompts: Sequence[str], n_clients: int, n_tokens: int) ->
 def measure(arguments: argparse.Namespace) -> None:
     servers = dict(item.split("=", 1) for item in arguments.server)
     every = [p.turns[0] for path in arguments.prompts for p in read_prompts(path)]
-    prompts = every[:: max(1, len(every) // arguments.requests)][: arguments.requests]
+    counts = [int(n) for n in arguments.clients.split(",")]
+    # Others for each number of clients: what was asked before is cached, and its answer known.
+    step = max(1, len(every) // (arguments.requests * len(counts)))
+    chosen = [every[i * step :: step * len(counts)][: arguments.requests] for i in range(len(counts))]
     for url in servers.values():
         ask(url, "Say hello.", 8)
-    texts: list[str] = []
     with arguments.out.open("a") as out:
-        for n_clients in map(int, arguments.clients.split(",")):
+        for n_clients, prompts in zip(counts, chosen, strict=True):
+            texts: list[str] = []
             for name, url in servers.items():
                 found, took_s = together(url, prompts, n_clients, arguments.tokens)
                 texts = texts or [answered.text for answered in found]
+                decode_s = sum(a.total_s - a.at_s[0] for a in found if a.at_s) / n_clients
                 waits = sorted(answered.at_s[0] for answered in found if answered.at_s)
                 row = {
                     "server": name, "clients": n_clients, "tokens": sum(a.n_tokens for a in found), "seconds": took_s,
                     "tokens_per_s": sum(a.n_tokens for a in found) / took_s,
+                    "behind_prompts_per_s": sum(a.n_tokens for a in found) / decode_s,
                     "stream_tokens_per_s": statistics.mean(a.n_tokens / a.total_s for a in found),
                     "first_median_s": statistics.median(waits), "first_p95_s": waits[int(0.95 * (len(waits) - 1))],
                     "same": sum(a.text == text for a, text in zip(found, texts, strict=True)),
@@ -111,6 +117,7 @@ def measure(arguments: argparse.Namespace) -> None:
                 out.flush()
                 print(
                     f"{name}, {n_clients} clients: {row['tokens_per_s']:.1f} tokens/s in all, "
+                    f"{row['behind_prompts_per_s']:.1f} behind first texts, "
                     f"{row['stream_tokens_per_s']:.1f} a stream, first text {row['first_median_s']:.2f} s (median) "
                     f"{row['first_p95_s']:.2f} s (p95), {row['same']} of {len(found)} as the first server alone",
                     flush=True,

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +17,6 @@ from edgellm.cli._texts import unescaped
 from edgellm.cli._variables import is_typed
 from edgellm.memory.errors import EdgellmError
 from edgellm.memory.limits import N_CTX, N_CTX_MAX, N_CTX_MIN, N_DRAFT_MAX, N_PARALLEL_MAX, N_UBATCH_MAX
-from edgellm.memory.sampling_parameters import PARAMETERS, Parameter
 
 # Panels of --help.
 SAMPLING, DRAFTING, ENGINE, OUTPUT, THINKING = "Sampling", "Drafting", "Engine", "Output", "Thinking"
@@ -311,49 +308,3 @@ Json = Annotated[bool, option("--json", help="Print one JSON document.", panel=O
 Jsonl = Annotated[bool, option("--jsonl", help="Print a line of JSON for each event.", panel=OUTPUT)]
 Quiet = Annotated[bool, option("--quiet", "-q", help="Only data and errors.")]
 Yes = Annotated[bool, option("--yes", "-y", help="Do not ask.")]
-
-# Sampling: the options of a table's rows, which stand where a command has `sampling`.
-Sampling = dict[str, Any]
-
-
-def takes_sampling(*names: str, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of some sampling parameters, or of all; its `sampling` is then their values by name.
-
-    Args:
-        defaults: of this command, where they are not the table's.
-    """
-    rows = [PARAMETERS[name] for name in names] if names else list(PARAMETERS.values())
-
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(function)
-        def command(**given: Any) -> None:
-            chosen = {row.name: given.pop(_key(row)) for row in rows}
-            function(**given, sampling=chosen)
-
-        signature = inspect.signature(function, eval_str=True)
-        parameters: list[inspect.Parameter] = []
-        for it in signature.parameters.values():
-            parameters += [_of_row(row, defaults) for row in rows] if it.name == "sampling" else [it]
-        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {it.name: it.annotation for it in parameters}
-        return command
-
-    return decorate
-
-
-def _key(row: Parameter) -> str:
-    return row.option.replace("-", "_")
-
-
-def _of_row(row: Parameter, defaults: dict[str, Any]) -> inspect.Parameter:
-    kind: Any = row.kind | None if row.optional else row.kind
-    short = [row.short] if row.short else []
-    told = option(
-        f"--{row.option}", *short, help=row.help, metavar=row.metavar, callback=checked(row.said), panel=SAMPLING
-    )
-    return inspect.Parameter(
-        _key(row),
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        default=defaults.get(row.name, row.default),
-        annotation=Annotated[kind, told],
-    )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from edgellm.cli import _options as opt
 from edgellm.cli._output import out
+from edgellm.cli._sampling_options import ChosenSampling, takes_sampling
 
 if TYPE_CHECKING:
     from edgellm.app.benchmark import Measured
@@ -36,7 +37,7 @@ Ablate = Annotated[
 Repeat = Annotated[int, opt.option("--repeat", min=1, help="Measure every prompt so many times.", metavar="N")]
 
 
-@opt.takes_sampling("temperature", "seed", seed=0)
+@takes_sampling("temperature", "seed", seed=0)
 def bench(
     model: opt.Model = None,
     draft: Drafters = [],  # noqa: B006
@@ -51,7 +52,7 @@ def bench(
     assume_cost: opt.AssumeCost = None,
     ablate: Ablate = False,
     exact: opt.Exact = False,
-    sampling: opt.Sampling = {},  # noqa: B006
+    sampling: ChosenSampling = {},  # noqa: B006
     repeat: Repeat = 1,
     threads: opt.Threads = None,
     kv: opt.Kv = None,

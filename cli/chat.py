@@ -17,6 +17,7 @@ import typer
 
 from edgellm.cli import _options as opt
 from edgellm.cli._output import out
+from edgellm.cli._sampling_options import ChosenSampling, takes_sampling
 
 if TYPE_CHECKING:
     from edgellm.app.loading import Pair
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from edgellm.runtime.text.guidance import Grammar
 
 
-@opt.takes_sampling()
+@takes_sampling()
 def chat(
     model: opt.Model = None,
     prompt: opt.Prompt = None,
@@ -49,7 +50,7 @@ def chat(
     no_copy: opt.NoCopy = False,
     merged_probs: opt.MergedProbs = False,
     exact: opt.Exact = False,
-    sampling: opt.Sampling = {},  # noqa: B006
+    sampling: ChosenSampling = {},  # noqa: B006
     ctx: opt.Ctx = None,
     on_full: opt.OnFull = "stop",
     kv: opt.Kv = None,

@@ -9,6 +9,7 @@ import typer
 
 from edgellm.cli import _options as opt
 from edgellm.cli._output import out
+from edgellm.cli._sampling_options import ChosenSampling, takes_sampling
 
 if TYPE_CHECKING:
     from edgellm.app.loading import Pair
@@ -59,7 +60,7 @@ Origin = Annotated[
 ]
 
 
-@opt.takes_sampling()
+@takes_sampling()
 def serve(
     model: opt.Model = None,
     host: Host = "127.0.0.1",
@@ -78,7 +79,7 @@ def serve(
     no_copy: opt.NoCopy = False,
     merged_probs: opt.MergedProbs = False,
     exact: opt.Exact = False,
-    sampling: opt.Sampling = {},  # noqa: B006
+    sampling: ChosenSampling = {},  # noqa: B006
     ctx: opt.Ctx = None,
     kv: opt.Kv = None,
     budget: opt.Budget = None,

@@ -6,15 +6,12 @@ import dataclasses
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from typing import Protocol
 
 from edgellm.runtime import decode
 from edgellm.runtime.answer import Answer, DraftedParts, FinishReason, Piece, Stats
 from edgellm.runtime.backends.base import (
-    Backend,
     ContextFull,
     Interrupted,
-    StopSwitch,
     keep_common_prefix,
 )
 from edgellm.runtime.constraint import Constraint, ConstraintState
@@ -26,50 +23,13 @@ from edgellm.runtime.logprobs import Logprob, ShownLogprobs, score
 from edgellm.runtime.prompting import Prompt
 from edgellm.runtime.request import BadRequest, Request
 from edgellm.runtime.sampling import GREEDY
+from edgellm.runtime.supports import SupportsGeneration
 from edgellm.runtime.text.behind_thought import BehindThought
 from edgellm.runtime.text.reasoning import AnswerStream, Thinking
-from edgellm.runtime.text.template import ChatTemplate, Message
 from edgellm.runtime.text.tool_stream import CallStream
 from edgellm.runtime.text.tools import format_named
-from edgellm.runtime.text.vocabulary import Vocabulary
 
 MIN_LESSON_TOKENS = 16  # of an answer that was interrupted: fewer say little of how the target goes on
-
-
-class SupportsVocabulary(Protocol):
-    @property
-    def vocabulary(self) -> Vocabulary: ...
-
-    @property
-    def n_ctx_train(self) -> int: ...
-
-
-class SupportsGeneration(Protocol):
-    """What an answer needs of an engine."""
-
-    @property
-    def model(self) -> SupportsVocabulary: ...
-
-    @property
-    def backend(self) -> Backend: ...
-
-    @property
-    def template(self) -> ChatTemplate: ...
-
-    @property
-    def drafter(self) -> Drafter: ...
-
-    @property
-    def n_draft(self) -> int: ...  # tokens a round, at most
-
-    @property
-    def stop_switch(self) -> StopSwitch: ...
-
-    def draft_prompt(self, messages: Sequence[Message], *, think: bool | None = None) -> list[int] | None: ...
-
-    def keep_lesson(self, lesson: Lesson) -> None: ...
-
-    def save(self) -> None: ...
 
 
 class Generation(Iterator[str]):
