@@ -6,16 +6,16 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, get_args, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from edgellm.memory.units import format_bytes
 from edgellm.runtime.comparison import BadPrompts
-from edgellm.runtime.text.template import Role
 
 FILE_MOST_BYTES = 256 * 2**20
 PROMPT_MOST_BYTES = 256 * 2**10  # of a line; more than any context here holds
 MESSAGES_MOST = 64
 _TEXTS = ("prompt", "messages", "turns")
+_ROLES = ("system", "user", "assistant")  # what tools say is no lesson
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +148,8 @@ def _messages(value: Any) -> tuple[tuple[str, str], ...]:
     found: list[tuple[str, str]] = []
     for i, message in enumerate(value, 1):
         role = message.get("role") if isinstance(message, dict) else None
-        if not isinstance(role, str) or role not in get_args(Role):
-            raise BadPrompts(f'message {i} must have a "role", one of {", ".join(get_args(Role))}, and a "content"')
+        if not isinstance(role, str) or role not in _ROLES:
+            raise BadPrompts(f'message {i} must have a "role", one of {", ".join(_ROLES)}, and a "content"')
         if role == "system" and i > 1:
             raise BadPrompts(f"message {i} is a system prompt, which must come first")
         found.append((role, _text(message.get("content"), f'"content" of message {i}')))

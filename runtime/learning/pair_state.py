@@ -118,7 +118,11 @@ class PairState:
 
     def curve(self, backend: Backend, widths: tuple[int, ...]) -> CostCurve:
         """Of one model, measured now if it never was on this machine."""
-        file = self._file("costs", cost_key(backend)) if isinstance(backend, Timed) else None
+        file = (
+            self._file("costs", cost_key(backend))
+            if isinstance(backend, Timed) and isinstance(backend.model, LlamaModel)
+            else None
+        )
         data = persistence.read_json(file)
         curve = None
         if data is not None:

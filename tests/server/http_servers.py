@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import socket
 import threading
 import time
@@ -30,6 +31,22 @@ from edgellm.server.settings import Settings
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 WAIT_S = 20.0
 QUESTION = [{"role": "user", "content": "hat"}]
+
+
+def whole_reply(sock: socket.socket) -> bytes:
+    """An answer with its length, however it comes in."""
+    seen = b""
+    while not (found := re.search(rb"content-length: (\d+)\r\n(?:.*?)\r\n\r\n", seen, re.S)):
+        seen += _more(sock)
+    while len(seen) < found.end() + int(found[1]):
+        seen += _more(sock)
+    return seen
+
+
+def _more(sock: socket.socket) -> bytes:
+    data = sock.recv(65536)
+    assert data, "the connection ended in the middle of an answer"
+    return data
 
 
 class Scripted:

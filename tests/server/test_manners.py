@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pytest
-from http_servers import QUESTION, Reply, Running, Scripted, running, until
+from http_servers import QUESTION, Reply, Running, Scripted, running, until, whole_reply
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -108,7 +108,7 @@ def test_slow_headers_of_a_second_request_end_the_connection(server: Running) ->
     whole = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:
         sock.sendall(whole)
-        assert sock.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert whole_reply(sock).startswith(b"HTTP/1.1 200 ")
         sock.sendall(whole[:10])
         assert sock.recv(65536) == b""
 
@@ -119,7 +119,7 @@ def test_an_answer_that_takes_longer_than_headers_may_is_not_cut(server: Running
         until(lambda: server.service.desk.n_running == 1)
         time.sleep(0.5)
         SERVED.gate.release(10**6)
-        assert sock.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert whole_reply(sock).startswith(b"HTTP/1.1 200 ")
 
 
 def test_headers_that_are_too_large_are_refused(server: Running) -> None:
@@ -220,7 +220,7 @@ def test_whoever_hangs_up_in_the_queue_is_never_begun_and_nobody_else_is_touched
         until(lambda: server.service.desk.n_waiting == 0)
         assert not served.cancels[0].is_set()
         served.gate.release(10**6)
-        assert b"Hello you" in first.recv(65536)
+        assert b"Hello you" in whole_reply(first)
         assert served.n_begun == 1
 
 
@@ -236,7 +236,7 @@ def test_a_full_queue_says_when_to_come_back() -> None:
         assert (reply.status, reply.error()["type"]) == (429, "rate_limit_error")
         assert int(reply.headers["retry-after"]) >= 1
         served.gate.release(10**6)
-        assert all(b" 200 " in sock.recv(65536) for sock in socks)
+        assert all(b" 200 " in whole_reply(sock) for sock in socks)
         for sock in socks:
             sock.close()
 
@@ -248,7 +248,7 @@ def test_as_many_as_the_model_takes_are_answered_at_once() -> None:
         socks = [server.begin() for _ in range(5)]
         until(lambda: served.n_begun == 3 and server.service.desk.n_waiting == 2)
         served.gate.release(10**6)
-        assert all(b" 200 " in sock.recv(65536) for sock in socks)
+        assert all(b" 200 " in whole_reply(sock) for sock in socks)
         for sock in socks:
             sock.close()
 
@@ -262,12 +262,12 @@ def test_the_first_end_lets_answers_end_and_sends_those_who_wait_away() -> None:
         second = server.begin()
         until(lambda: server.service.desk.n_waiting == 1)
         server.server.stop()
-        told = second.recv(65536)
+        told = whole_reply(second)
         assert told.startswith(b"HTTP/1.1 503 ")
         assert b"retry-after: " in told
         assert not served.cancels[0].is_set()
         served.gate.release(10**6)
-        assert b"Hello you" in first.recv(65536)
+        assert b"Hello you" in whole_reply(first)
         first.close()
         second.close()
 
