@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from edgellm.runtime.sampling import GREEDY, Sampling
 
@@ -24,4 +24,3 @@ class Settings:
     head_s: float = 20.0  # in which a request's headers have to come
     body_s: float = 60.0  # in which its body has to come
     ping_s: float = 15.0  # a stream that has nothing to say shows so often that it is alive
-    aliases: tuple[str, ...] = field(default=())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgellm.memory.context import DRAFT_TOKENS_MOST, ContextSettings
 from edgellm.memory.limits import N_UBATCH_DRAFT
-from edgellm.memory.plan import MemoryPlan
+from edgellm.memory.plan import MemoryPlan, PairSettings
 from edgellm.memory.units import format_bytes
 from edgellm.runtime.backends.base import Backend, OutOfMemory, StopSwitch
 from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
@@ -79,16 +79,8 @@ def _load_planned(
 def load_target(path: Path, options: EngineOptions = DEFAULTS, plan: MemoryPlan | None = None) -> Engine:
     """A target without a drafter, by its plan, or by `options` alone. Raises as `load`."""
     settings = plan.settings if plan else unplanned(options)
-    model_options = ModelOptions(
-        n_gpu_layers=options.n_gpu_layers,
-        main_gpu=options.main_gpu,
-        mmap=settings.loading == "mapped",
-        # Our kernels give the same bits at every width; the engine's own do so only in the layout of the file.
-        repack=kernels().active or not options.exact,
-        loras=options.loras,
-    )
     stop_switch = StopSwitch()
-    model = open_model(path, model_options)
+    model = open_model(path, target_options(options, settings))
     n_asked = settings.target.n_ctx
     settings = replace(settings, target=replace(settings.target, n_ctx=min(n_asked, model.n_ctx_train or n_asked)))
     try:
@@ -190,12 +182,7 @@ def open_draft(
     Raises:
         LoadError: it cannot be loaded.
     """
-    model = open_model(
-        path,
-        ModelOptions(
-            n_gpu_layers=options.n_gpu_layers, main_gpu=options.main_gpu, mmap=engine.settings.loading == "mapped"
-        ),
-    )
+    model = open_model(path, draft_options(options, engine.settings))
     try:
         # The drafter need not be bit-exact; the target must.
         settings = draft_settings(engine, model, min(engine.n_draft, options.n_draft))
@@ -252,6 +239,18 @@ def proposer_of(
         ngrams=lambda: state.ngrams(draft.model.vocabulary),
     )
     return FailsafeProposer(build_proposer(pair), warnings.append)
+
+
+def target_options(options: EngineOptions, settings: PairSettings) -> ModelOptions:
+    """How a target's weights are loaded."""
+    # Our kernels give the same bits at every width; the engine's own do so only in the layout of the file.
+    repack = kernels().active or not options.exact
+    return replace(draft_options(options, settings), repack=repack, loras=options.loras)
+
+
+def draft_options(options: EngineOptions, settings: PairSettings) -> ModelOptions:
+    """How a drafter's weights are loaded, which needs no exact bits."""
+    return ModelOptions(options.n_gpu_layers, options.main_gpu, mmap=settings.loading == "mapped")
 
 
 def draft_settings(engine: Engine, model: Model, n_draft: int) -> ContextSettings:

@@ -8,10 +8,18 @@ from pathlib import Path
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.plan import MemoryPlan
 from edgellm.runtime.backends.base import LoadError, StopSwitch
-from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
+from edgellm.runtime.backends.llama_model import LlamaModel
 from edgellm.runtime.backends.llama_process import kernels
 from edgellm.runtime.backends.llama_sequences import LlamaSequences
-from edgellm.runtime.bringup.load import LoadedDraft, about_target, draft_of, draft_settings, proposer_of
+from edgellm.runtime.bringup.load import (
+    LoadedDraft,
+    about_target,
+    draft_of,
+    draft_options,
+    draft_settings,
+    proposer_of,
+    target_options,
+)
 from edgellm.runtime.bringup.loading import open_model
 from edgellm.runtime.bringup.planning import DEFAULTS, EngineOptions, plan_here, reserve, unplanned
 from edgellm.runtime.drafters.acceptance import Acceptance
@@ -61,14 +69,7 @@ class _Loader:
     def load(self, target: Path, draft: Path | None) -> ParallelEngine:
         options = self.options
         settings = self.plan.settings if self.plan else unplanned(options)
-        model_options = ModelOptions(
-            n_gpu_layers=options.n_gpu_layers,
-            main_gpu=options.main_gpu,
-            mmap=settings.loading == "mapped",
-            repack=kernels().active or not options.exact,
-            loras=options.loras,
-        )
-        model = _several(open_model(target, model_options))
+        model = _several(open_model(target, target_options(options, settings)))
         trained = model.n_ctx_train or settings.target.n_ctx
         main = replace(settings.target, n_ctx=min(settings.target.n_ctx, trained), n_sequences=options.n_parallel)
         settings = replace(settings, target=main)
@@ -141,9 +142,7 @@ class _Loader:
         if path is None:
             return [], None
         first, options = engines[0], self.options
-        mapped = first.settings.loading == "mapped"
-        model_options = ModelOptions(n_gpu_layers=options.n_gpu_layers, main_gpu=options.main_gpu, mmap=mapped)
-        model = _several(open_model(path, model_options))
+        model = _several(open_model(path, draft_options(options, first.settings)))
         settings: ContextSettings = replace(
             draft_settings(first, model, first.n_draft), n_outputs=options.n_parallel, n_sequences=options.n_parallel
         )
