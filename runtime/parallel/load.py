@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from edgellm.runtime.bringup.load import (
     proposer_of,
     target_options,
 )
-from edgellm.runtime.bringup.loading import open_model
+from edgellm.runtime.bringup.loading import Model, open_model
 from edgellm.runtime.bringup.planning import DEFAULTS, EngineOptions, plan_here, reserve, unplanned
 from edgellm.runtime.drafters.acceptance import Acceptance
 from edgellm.runtime.drafters.controller import AdaptiveDrafter
@@ -57,7 +58,10 @@ def load_parallel(
     if chosen is not None:
         reserve(chosen)
         draft = draft if chosen.settings.drafter else None
-    return _Loader(options, chosen, note).load(target, draft)
+    with ExitStack() as opened:  # nobody else closes what is open where loading fails
+        engine = _Loader(options, chosen, note, opened).load(target, draft)
+        opened.pop_all()
+        return engine
 
 
 @dataclass(slots=True)
@@ -65,16 +69,17 @@ class _Loader:
     options: EngineOptions
     plan: MemoryPlan | None
     note: str
+    opened: ExitStack
 
     def load(self, target: Path, draft: Path | None) -> ParallelEngine:
         options = self.options
         settings = self.plan.settings if self.plan else unplanned(options)
-        model = _several(open_model(target, target_options(options, settings)))
+        model = self._several(open_model(target, target_options(options, settings)))
         trained = model.n_ctx_train or settings.target.n_ctx
         main = replace(settings.target, n_ctx=min(settings.target.n_ctx, trained), n_sequences=options.n_parallel)
         settings = replace(settings, target=main)
         meeting = Meeting()
-        context = LlamaSequences(model, settings.target, options.n_parallel)
+        context = self._context(model, settings.target)
         queue = meeting.queue(context)
         template, refusal = usable(model.chat_template, model.vocabulary)
         notes, warnings = about_target(model, template, refusal, self.plan, options)
@@ -142,17 +147,29 @@ class _Loader:
         if path is None:
             return [], None
         first, options = engines[0], self.options
-        model = _several(open_model(path, draft_options(options, first.settings)))
+        model = self._several(open_model(path, draft_options(options, first.settings)))
         settings: ContextSettings = replace(
             draft_settings(first, model, first.n_draft), n_outputs=options.n_parallel, n_sequences=options.n_parallel
         )
-        queue = meeting.queue(LlamaSequences(model, settings, options.n_parallel))
+        queue = meeting.queue(self._context(model, settings))
         backends = [
             SequenceBackend(meeting, queue, sequence, max_outputs=1, stop=engine.stop_switch)
             for sequence, engine in enumerate(engines)
         ]
         loaded = draft_of(first, path, model, backends[0], first.notes, first.warnings)
         return [replace(loaded, backend=backend) for backend in backends], queue
+
+    def _several(self, model: Model) -> LlamaModel:
+        """Raises LoadError: the model is run by an engine that keeps one sequence."""
+        self.opened.callback(model.close)
+        if not isinstance(model, LlamaModel):
+            raise LoadError("an ONNX model serves one conversation at a time: run it as GGUF, or take --parallel 1")
+        return model
+
+    def _context(self, model: LlamaModel, settings: ContextSettings) -> LlamaSequences:
+        context = LlamaSequences(model, settings, self.options.n_parallel)
+        self.opened.callback(context.close)
+        return context
 
     def _costs(
         self, state: PairState, meeting: Meeting, queue: PassQueue, draft_queue: PassQueue | None
@@ -177,10 +194,3 @@ def _shared(costs: tuple[CostCurve, CostCurve | None], queue: PassQueue, draft_q
     target, draft = costs
     shared = SharedDraftCurve(draft, draft_queue) if draft is not None and draft_queue is not None else None
     return Costs(SharedCurve(target, queue), shared)
-
-
-def _several(model: object) -> LlamaModel:
-    """Raises LoadError: the model is run by an engine that keeps one sequence."""
-    if not isinstance(model, LlamaModel):
-        raise LoadError("an ONNX model serves one conversation at a time: run the model as GGUF, or take --parallel 1")
-    return model
