@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 from learning_pairs import PATH, TinyPair, questions, tiny_pair
+from processes import children
 
 from edgellm.app import adapting
 from edgellm.app.adapting import AdaptError, AdaptJob, Progress, Training, adapt, alone, prepare
@@ -130,9 +130,10 @@ def test_what_is_cancelled_is_gone_on_with(job: AdaptJob, monkeypatch: pytest.Mo
 
 def test_a_child_that_is_killed_is_a_sentence(job: AdaptJob, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGELLM_TEST_STEP_S", "0.05")
+    before = children()
     training = Training.start(job)
     eventually(lambda: training.poll() is not None or training.progress.n_done)
-    (process,) = psutil.Process().children()
+    (process,) = children() - before
     process.kill()
     with pytest.raises(BackgroundError, match="training failed: it was ended by SIGKILL"):
         training.finish()

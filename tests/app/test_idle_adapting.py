@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import processes
 import psutil
 import pytest
 from draft_adapters import adapter_for
@@ -99,13 +100,11 @@ _before: set[psutil.Process] = set()
 def _others() -> None:
     """Children of tests before, of other files too, that are on their way out."""
     _before.clear()
-    _before.update(psutil.Process().children())
+    _before.update(processes.children())
 
 
 def children() -> list[psutil.Process]:
-    return [
-        each for each in psutil.Process().children() if each not in _before and each.status() != psutil.STATUS_ZOMBIE
-    ]
+    return list(processes.children() - _before)
 
 
 @pytest.fixture
@@ -357,7 +356,7 @@ def test_the_child_ends_with_a_parent_that_is_ended(tiny: TinyPair, child: Path,
         if is_still == "still":
             eventually(lambda: process.status() == psutil.STATUS_STOPPED)
         parent.send_signal(number)
-    eventually(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+    eventually(lambda: not processes.runs(process))
 
 
 def test_ctrl_c_is_none_of_the_childs(chat: Chat) -> None:

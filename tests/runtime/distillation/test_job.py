@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from learning_pairs import PATH, TinyPair, questions, tiny_pair
+from processes import children, runs
 from training_child import STRIDES
 
 from edgellm.memory import files
@@ -251,15 +251,14 @@ def run_in_child(pair: TinyPair, **more: object) -> tuple[Result, Events]:
 
 def test_it_is_polite_and_leaves_ctrl_c_to_its_parent(pair: TinyPair) -> None:
     pair.answered(questions(60))
+    before = children()
     with child(pair.order(), step_s=0.05) as asked:
         list(told(asked, "step"))
-        ours = [one for one in psutil.Process().children() if "training_child" in one.cmdline()]
-        (process,) = ours
+        (process,) = children() - before
         assert process.nice() >= 10
         process.send_signal(signal.SIGINT)
         time.sleep(0.2)
-        assert process.is_running()
-        assert process.status() != psutil.STATUS_ZOMBIE
+        assert runs(process)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on a file's size to set")
