@@ -82,6 +82,9 @@ class Served(Protocol):
     @property
     def template(self) -> ChatTemplate: ...
 
+    @property
+    def warnings(self) -> list[str]: ...  # what people must know of it; grows while it answers
+
     def generate(self, request: Request, *, cancel: threading.Event) -> Writing:
         """An answer, of which nothing is computed yet; `cancel` ends it. Raises BadRequest."""
         ...
@@ -106,6 +109,7 @@ class SingleServed:
         self.name, self._engine, self._lock = name, engine, threading.Lock()
         self.n_ctx = engine.backend.n_ctx
         self.vocabulary, self.template = engine.model.vocabulary, engine.template
+        self.warnings = engine.warnings
 
     def generate(self, request: Request, *, cancel: threading.Event) -> Writing:
         from edgellm.runtime.generation import Generation
@@ -130,6 +134,7 @@ class ParallelServed:
         self.name, self._engine = name, engine
         self.n_ctx, self.n_parallel = engine.n_ctx, engine.n_parallel
         self.vocabulary, self.template = engine.first.model.vocabulary, engine.first.template
+        self.warnings = engine.first.warnings
 
     def generate(self, request: Request, *, cancel: threading.Event) -> Writing:
         return self._engine.generate(request, cancel=cancel)

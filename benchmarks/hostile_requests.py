@@ -24,13 +24,38 @@ WORDS = (
     "🙂",
     "0",
 )
-PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/tokenize", "/v1/detokenize", "/chat/completions")
+PATHS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/tokenize",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/embeddings",
+    "/v1/messages/count_tokens",
+    "/v1/detokenize",
+    "/chat/completions",
+)
+SOUND = PATHS[:6]
+TOOL = {
+    "name": "find_place",
+    "description": "Find a place.",
+    "parameters": {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 40}, "kind": {"enum": ["river", "town"]}},
+        "required": ["name", "kind"],
+        "additionalProperties": False,
+    },
+}
+SCHEMA = {"type": "object", "properties": {"a": {"type": "array", "items": {"type": "integer"}, "minItems": 20}},
+          "required": ["a"], "additionalProperties": False}  # fmt: skip
 FIELDS = (
     "model", "messages", "prompt", "stream", "stream_options", "temperature", "top_p", "top_k", "min_p", "seed", "stop",
     "n", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "logit_bias", "presence_penalty", "echo",
     "frequency_penalty", "suffix", "best_of", "tools", "tool_choice", "parallel_tool_calls", "response_format",
     "tokens",
     "reasoning_effort", "chat_template_kwargs", "think_budget", "n_draft", "modalities", "user", "content", "unknown",
+    "input", "instructions", "text", "reasoning", "store", "max_output_tokens", "previous_response_id", "include",
+    "system", "stop_sequences", "thinking", "output_config", "encoding_format", "dimensions",
 )  # fmt: skip
 
 
@@ -76,12 +101,23 @@ class Maker:
             body["prompt"], path = f"{rng.random()} {text}", PATHS[1]
         if rng.random() < 0.2:
             body["n"] = 3
-        if rng.random() < 0.2:
-            body["response_format" if path == PATHS[0] else "logprobs"] = (
-                {"type": "json_object"} if path == PATHS[0] else 2
-            )
+        if path == PATHS[0]:
+            body |= self.held()
+        elif rng.random() < 0.2:
+            body["logprobs"] = 2
         leave_s = rng.choice((0.0, 0.02, rng.random() * 0.5, rng.random() * 3))
         return Attack("cancelled", [post(path, dump(body))], leave_s=leave_s, is_rude=rng.random() < 0.5)
+
+    def held(self) -> dict[str, Any]:
+        """What now and then holds an answer to something."""
+        schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
+        forms: list[dict[str, Any]] = [
+            {"response_format": {"type": "json_object"}},
+            {"response_format": schema},
+            {"tools": [{"type": "function", "function": TOOL}], "tool_choice": "required"},
+            {"tools": [{"type": "function", "function": TOOL}]},
+        ]
+        return self.rng.choice([*forms, {}, {}, {}, {}])
 
     def sound(self) -> Attack:
         path, body = self.sound_body()
@@ -89,11 +125,18 @@ class Maker:
 
     def sound_body(self) -> tuple[str, dict[str, Any]]:
         rng = self.rng
-        path = rng.choice(PATHS[:3])
+        path = rng.choice(SOUND)
         text = " ".join(rng.choices(WORDS, k=rng.randrange(1, 20)))
         if path == "/v1/tokenize":
             return path, {"content": text}
-        body: dict[str, Any] = {"max_tokens": rng.randrange(1, 5), "temperature": rng.choice((0, 0.7, 1.5))}
+        if path == "/v1/embeddings":
+            return path, {"model": "", "input": rng.choice((text, [text, "a"], [1, 2, 3], [[1], [2, 3]]))}
+        body: dict[str, Any] = {"temperature": rng.choice((0, 0.7, 1.0))}
+        body["max_output_tokens" if path == "/v1/responses" else "max_tokens"] = rng.randrange(1, 5)
+        if path in ("/v1/responses", "/v1/messages"):
+            body["stream"] = rng.random() < 0.5
+            body["input" if path == "/v1/responses" else "messages"] = [{"role": "user", "content": text}]
+            return path, body
         if path == "/v1/completions":
             body["prompt"] = rng.choice((text, [text, "a"], [1, 2, 3]))
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager
 
 from edgellm.cli._output import out
@@ -38,5 +39,13 @@ class Dim(Terminal):
         out.note(dim(f"({text})"))
 
 
+class Running(Terminal):
+    """Beside keys that are pressed: a line begins where the terminal wrote `^C`."""
+
+    def note(self, text: str) -> None:
+        out.note(f"\r{text}" if sys.stderr.isatty() else text)
+
+
 TERMINAL = Terminal()
+RUNNING = Running()
 DIM = Dim()

@@ -59,6 +59,15 @@ Origin = Annotated[
     ),
 ]
 
+LogRequests = Annotated[
+    bool,
+    opt.option(
+        "--log-requests",
+        help="Tell of each request in a line: what it came to and what it cost, not what was said.",
+        panel=_SERVER,
+    ),
+]
+
 
 @takes_sampling()
 def serve(
@@ -70,6 +79,7 @@ def serve(
     api_key_file: ApiKeyFile = None,
     alias: Alias = [],  # noqa: B006
     origin: Origin = [],  # noqa: B006
+    log_requests: LogRequests = False,
     lora: opt.Lora = [],  # noqa: B006
     draft: opt.Draft = None,
     draft_adapter: opt.DraftAdapter = None,
@@ -103,6 +113,8 @@ def serve(
     from edgellm.server.listening import is_loopback, listen
     from edgellm.server.settings import Settings
 
+    if not all(name and name.isprintable() for name in alias):
+        raise typer.BadParameter("--alias is empty or cannot be shown: give a name")
     keys = _read_keys(api_key_file)
     if not is_loopback(host) and not keys:
         raise CannotServe(f"on {host} others reach the server: give --api-key-file FILE, or leave out --host")
@@ -112,6 +124,7 @@ def serve(
         api_keys=keys,
         origins=tuple(url.rstrip("/") for url in origin),
         is_loopback=is_loopback(host),
+        logs_requests=log_requests,
     )
     options = EngineOptions(
         n_ctx=ctx,
@@ -140,15 +153,15 @@ def serve(
 
 def _serve(pair: Pair, settings: Settings, sock: Any, aliases: list[str]) -> None:
     from edgellm.app.serving import ServedModels, open_served
-    from edgellm.cli._listener import TERMINAL
+    from edgellm.cli._listener import RUNNING, TERMINAL
     from edgellm.server.listening import HttpServer, url_of
     from edgellm.server.service import Service
 
     with open_served(pair, TERMINAL) as served:
         models = ServedModels(served, [*_names_of(pair), *aliases])
         url = url_of(sock)
-        HttpServer(Service(models, settings), lambda: _tell_ready(models, url, pair)).serve_on(sock)
-    out.note("the server has ended")
+        HttpServer(Service(models, settings, RUNNING), lambda: _tell_ready(models, url, pair)).serve_on(sock)
+    RUNNING.note("the server has ended")
 
 
 def _names_of(pair: Pair) -> list[str]:
@@ -164,7 +177,8 @@ def _tell_ready(models: ServedModels, url: str, pair: Pair) -> None:
     drafted = f", drafted by {pair.draft.name}" if pair.draft else ""
     first = models.first
     at_once = f" for each of {first.n_parallel} conversations" if first.n_parallel > 1 else ""
-    out.note(f"{first.name}{drafted}, context {first.n_ctx:,} tokens{at_once}: {url}/v1 (Ctrl-C ends it)")
+    out.note(f"{first.name}{drafted}, context {first.n_ctx:,} tokens{at_once}")
+    out.note(f"API: {url}/v1   page: {url}   (Ctrl-C ends it)")
 
 
 def _read_keys(path: Path | None) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from edgellm.server.completion_wire import CompletionWire
 from edgellm.server.embeddings import read_embeddings
 from edgellm.server.errors import told
 from edgellm.server.guard import Guard
+from edgellm.server.request_log import RequestLog
 from edgellm.server.response_call import read_response
 from edgellm.server.response_wire import ResponseWire
 from edgellm.server.service import GONE, Service
@@ -56,7 +57,8 @@ def application(service: Service) -> ASGIApp:
     handlers: dict[Any, Any] = dict.fromkeys((400, 404, 405), _on_error)
     app = Starlette(routes=routes, exception_handlers=handlers)
     _keep_paths(app.router)
-    return Guard(app, service.settings, service.metrics.count_request)
+    guarded = Guard(app, service.settings, service.metrics.count_request)
+    return RequestLog(guarded, service.listener.note) if service.settings.logs_requests else guarded
 
 
 def _keep_paths(router: Router) -> None:

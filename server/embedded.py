@@ -75,7 +75,7 @@ class Server:
             pair = prepare(model, draft, options, listener=listener)
             self._served = stack.enter_context(open_served(pair, listener))
             ready = threading.Event()
-            self._http = HttpServer(Service(ServedModels(self._served), settings), ready.set)
+            self._http = HttpServer(Service(ServedModels(self._served), settings, listener), ready.set)
             thread = threading.Thread(target=self._http.serve_on, args=(sock,), name="edgellm-http")
             thread.start()
             stack.callback(thread.join)

@@ -88,6 +88,7 @@ def told(error: BaseException) -> ApiError:
         return invalid(str(error))
     final = {"x-should-retry": "false"}
     if isinstance(error, EdgellmError):
+        _LOG.error("a request failed: %s", error)
         return ApiError(500, str(error), kind=SERVER, headers=final)
     _LOG.error("a request failed: %s: %s", type(error).__name__, error, exc_info=_debugged(error))
     return ApiError(500, "the server failed; its log says more", kind=SERVER, headers=final)

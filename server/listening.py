@@ -70,6 +70,8 @@ def _cannot(host: str, port: int, error: OSError) -> CannotListen:
         return CannotListen(f"port {port} is in use already: take another with --port, or 0 for any that is free")
     if error.errno == errno.EACCES:
         return CannotListen(f"port {port} needs more rights: take one from 1024 on with --port")
+    if error.errno == errno.EADDRNOTAVAIL:
+        return CannotListen(f"{host} is no address of this machine: take 127.0.0.1, or 0.0.0.0 for all that it has")
     return CannotListen(f"{host} port {port} cannot be served on: {error.strerror or error}")
 
 

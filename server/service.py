@@ -12,13 +12,16 @@ from typing import TypeAlias
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from edgellm.app.listener import SILENCE, Listener
 from edgellm.app.serving import Served, ServedModels, Writing
+from edgellm.runtime.answer import Answer
 from edgellm.runtime.sampling import Sampling
 from edgellm.server.bodies import read_body, unless_gone
 from edgellm.server.calls import Call
 from edgellm.server.desk import Desk
 from edgellm.server.fields import Fields
 from edgellm.server.metrics import Metrics
+from edgellm.server.request_log import note_answer, tell_safely
 from edgellm.server.settings import Settings
 from edgellm.server.streaming import EventStream, gather
 from edgellm.server.strict_json import read_object
@@ -32,8 +35,10 @@ GONE = 499  # nobody reads it; it is counted
 class Service:
     """One server. `stop` and `end` may be called from any place of the event loop's thread."""
 
-    def __init__(self, models: ServedModels, settings: Settings) -> None:
-        self.models, self.settings, self.metrics = models, settings, Metrics()
+    def __init__(self, models: ServedModels, settings: Settings, listener: Listener = SILENCE) -> None:
+        """`listener` is told, also from threads, of what goes wrong beside answers."""
+        self.models, self.settings, self.metrics, self.listener = models, settings, Metrics(), listener
+        self._warned = set(models.first.warnings)  # told when it was loaded
         self.desk = Desk(models.first.n_parallel, settings.n_queue)
         self.started_at = int(time.time())
         self._pool = ThreadPoolExecutor(models.first.n_parallel, "edgellm-answer")
@@ -45,6 +50,9 @@ class Service:
     def stop(self) -> None:
         """Let answers end, and begin no more."""
         self.desk.close()
+        if n := self.desk.n_running:
+            answers = f"{n} answers" if n > 1 else "an answer"
+            tell_safely(self.listener.note, f"waiting for {answers} to end; Ctrl-C again ends the server at once")
 
     def end(self) -> None:
         """End all answers at once."""
@@ -64,7 +72,13 @@ class Service:
         cancel = threading.Event()
         loop = asyncio.get_running_loop()
         call, writings = await loop.run_in_executor(self._reader, self._read, data, read, cancel)
-        run = Run(writings, self.desk.enter(), self._pool, cancel, self.metrics.count_answer)
+
+        def count(answer: Answer) -> None:
+            self.metrics.count_answer(answer)
+            note_answer(request.scope, answer)
+            self._warn(call.served)
+
+        run = Run(writings, self.desk.enter(), self._pool, cancel, count)
         self._keep(cancel)
         told = wire(call)
         if call.is_stream:
@@ -105,6 +119,12 @@ class Service:
             cancel.set()
             task.close()
         return Response(status_code=GONE) if told is None else JSONResponse(told)
+
+    def _warn(self, served: Served) -> None:
+        for text in served.warnings[:]:
+            if text not in self._warned:
+                self._warned.add(text)
+                tell_safely(self.listener.warning, text)
 
     def _keep(self, cancel: threading.Event) -> None:
         self._cancels = {one for one in self._cancels if not one.is_set()} | {cancel}

@@ -20,6 +20,7 @@ class Settings:
     api_keys: tuple[str, ...] = ()  # any of these is needed; none: nobody is asked for one
     origins: tuple[str, ...] = ()  # pages of other hosts that may ask, beside those of this machine
     is_loopback: bool = True  # bound where only this machine reaches it
+    logs_requests: bool = False  # a line for each, once it is over
     max_body_bytes: int = MAX_BODY_BYTES
     head_s: float = 20.0  # in which a request's headers have to come
     body_s: float = 60.0  # in which its body has to come

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from edgellm.runtime.answer import Answer
 from edgellm.server.bodies import unless_gone
 from edgellm.server.errors import told
+from edgellm.server.request_log import note_failure
 from edgellm.server.wire import Wire
 from edgellm.server.writing import Ended, Run, Wrote
 
@@ -31,17 +32,17 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            await unless_gone(receive, self._send_all(send))
+            await unless_gone(receive, self._send_all(scope, send))
         finally:
             self._run.close()
 
-    async def _send_all(self, send: Send) -> None:
-        async with contextlib.aclosing(self._chunks()) as chunks:
+    async def _send_all(self, scope: Scope, send: Send) -> None:
+        async with contextlib.aclosing(self._chunks(scope)) as chunks:
             async for chunk in chunks:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _chunks(self) -> AsyncGenerator[bytes, None]:
+    async def _chunks(self, scope: Scope) -> AsyncGenerator[bytes, None]:
         answers: list[Answer] = []
         try:
             async with contextlib.aclosing(self._run.events(self._ping_s)) as events:
@@ -62,7 +63,9 @@ class EventStream(Response):
             if self._wire.ends_with_done:
                 yield _DONE
         except Exception as error:
-            for one in self._wire.failed(told(error)):
+            failure = told(error)
+            note_failure(scope, str(failure))
+            for one in self._wire.failed(failure):
                 yield self._event(one)
 
     def _event(self, value: dict[str, Any]) -> bytes:

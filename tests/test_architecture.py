@@ -54,6 +54,7 @@ ADAPTERS = {
         "server/errors.py",
         "server/guard.py",
         "server/page.py",
+        "server/request_log.py",
         "server/service.py",
         "server/streaming.py",
     },

@@ -178,7 +178,7 @@ class PairState:
         try:
             write()
         except OSError as error:
-            text = f"what was learnt is not kept: {error.filename or self._folder}: {error.strerror}"
+            text = f"what was learnt is not kept in {self._folder}: {error.strerror}"  # told once, not for each file
             if text not in self._told:
                 self._told.add(text)
                 self._warn(text)

@@ -58,3 +58,14 @@ def test_what_is_missing_is_named_with_the_command_that_brings_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
     assert refused() == f"a server needs {library}, which is missing: pip install 'edgellm[serve]'"
+
+
+def test_a_name_that_cannot_be_shown_is_refused() -> None:
+    assert "--alias" in refused("--alias", "", "--port", "0")
+
+
+def test_an_address_of_another_machine_is_told(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("secret\n")
+    told = refused("--host", "192.0.2.1", "--port", "0", "--api-key-file", str(keys))
+    assert told == "192.0.2.1 is no address of this machine: take 127.0.0.1, or 0.0.0.0 for all that it has"

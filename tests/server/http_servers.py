@@ -18,6 +18,7 @@ from fakes import byte_vocabulary
 from numpy.typing import NDArray
 from tiny_gguf import CHATML
 
+from edgellm.app.listener import SILENCE, Listener
 from edgellm.app.serving import Served, ServedModels, Writing
 from edgellm.runtime.answer import Answer, Piece, Stats
 from edgellm.runtime.backends.base import Interrupted, PromptTooLong
@@ -64,6 +65,7 @@ class Scripted:
         self.script = pieces or (Piece("Hello", "text"), Piece(" you", "text"))
         self.vocabulary = byte_vocabulary(control=control, ends=[control[2]], bos=control[0])
         self.template = ChatTemplate(CHATML, self.vocabulary)
+        self.warnings: list[str] = []
         self.reason = "stop"  # that answers end for
         self.gate = threading.Semaphore(10**6)  # a release lets one piece through
         self.requests: list[Request] = []
@@ -197,12 +199,14 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(served: Served, *, aliases: Sequence[str] = (), **settings: Any) -> Iterator[Running]:
+def running(
+    served: Served, *, aliases: Sequence[str] = (), listener: Listener = SILENCE, **settings: Any
+) -> Iterator[Running]:
     """A server on a port that is free."""
     ready = threading.Event()
     with listen("127.0.0.1", 0) as sock:
         port = sock.getsockname()[1]
-        service = Service(ServedModels(served, aliases), Settings(**settings))
+        service = Service(ServedModels(served, aliases), Settings(**settings), listener)
         server = HttpServer(service, ready.set)
         thread = threading.Thread(target=server.serve_on, args=(sock,), daemon=True)
         thread.start()
