@@ -18,6 +18,7 @@ import ipaddress
 import json
 import os
 import random
+import re
 import socket
 import struct
 import sys
@@ -38,6 +39,8 @@ PATIENCE_S = 15.0  # then a client hangs up
 PATIENCE_SOUND_S = 120.0  # of one that has a right to an answer
 SETTLING_S = 90.0
 MAX_GROWTH = 0.02
+# The last event of a stream: of chats and completions, of messages, of responses.
+LAST = re.compile(rb"data: \[DONE\]\s*(0\s*)?\Z|event: (message_stop|response\.(completed|incomplete))\n")
 QUESTIONS = ("Name three colours.", "Write a Python function that adds two numbers.", "What is the capital of France?")
 
 
@@ -108,7 +111,7 @@ def judge(attack: Attack, data: bytes | None) -> tuple[str, str]:
         return status, f"answered {body[:200]!r}"
     if attack.is_sound and status not in ("200", "429", "503"):
         return status, f"is sound and was answered {body[:200]!r}"
-    if status == "200" and b"text/event-stream" in top and not body.rstrip().endswith((b"[DONE]", b"[DONE]\n\n\r\n0")):
+    if status == "200" and b"text/event-stream" in top and not LAST.search(body[-2_000_000:]):
         return status, f"a stream ended in {body[-80:]!r}"
     if status >= "400" and body and b"application/json" in top:
         return status, "" if is_error(body) else f"an error of another form: {body[:200]!r}"

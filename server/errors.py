@@ -14,6 +14,7 @@ from edgellm.app.serving import NotServed
 from edgellm.memory.errors import USAGE, EdgellmError
 from edgellm.runtime.backends.base import PromptTooLong
 from edgellm.runtime.text.steps import TemplateError
+from edgellm.server.request_log import shown
 
 INVALID, SERVER = "invalid_request_error", "server_error"
 _ANTHROPIC = ("/messages", "/messages/count_tokens")  # paths of their form
@@ -88,9 +89,9 @@ def told(error: BaseException) -> ApiError:
         return invalid(str(error))
     final = {"x-should-retry": "false"}
     if isinstance(error, EdgellmError):
-        _LOG.error("a request failed: %s", error)
+        _LOG.error("a request failed: %s", shown(str(error)))
         return ApiError(500, str(error), kind=SERVER, headers=final)
-    _LOG.error("a request failed: %s: %s", type(error).__name__, error, exc_info=_debugged(error))
+    _LOG.error("a request failed: %s: %s", type(error).__name__, shown(str(error)), exc_info=_debugged(error))
     return ApiError(500, "the server failed; its log says more", kind=SERVER, headers=final)
 
 

@@ -130,3 +130,15 @@ def test_a_terminal_that_is_gone_ends_no_answer(served: Scripted) -> None:
         assert server.chat().status == 200
         assert server.chat(stream=True).events()[-1] == "[DONE]"
         assert Gone.told.is_set()
+
+
+@pytest.mark.parametrize("error", [EngineError("a\x1b[2J pass failed"), ZeroDivisionError("a\n pass failed")])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failure_of_the_server_is_told_always(
+    error: Exception, stream: bool, heard: Heard, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(Scripted(error), listener=heard) as server:
+        server.chat(stream=stream)
+    (told,) = [one.getMessage() for one in caplog.records if one.name == "edgellm.server"]
+    assert "pass failed" in told
+    assert told.isprintable()
