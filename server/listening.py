@@ -22,8 +22,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from edgellm.memory.errors import USAGE, EdgellmError
 from edgellm.server.application import application
 from edgellm.server.errors import invalid
+from edgellm.server.request_log import shown
 from edgellm.server.service import Service
 from edgellm.server.settings import MAX_CONNECTIONS, MAX_HEADER_BYTES
+
+_BACKLOG = 128  # connections that the system accepts before the server does
+_OTHER_FILES = 64 + _BACKLOG  # so many are accepted at once, before one that is too many is closed
+_LEAST_CONNECTIONS = 8
 
 
 class CannotListen(EdgellmError, OSError):
@@ -58,7 +63,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
-        sock.listen(128)
+        sock.listen(_BACKLOG)
     except OSError as error:
         sock.close()
         raise _cannot(host, port, error) from error
@@ -81,6 +86,23 @@ def url_of(sock: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def most_connections() -> int:
+    """As many as this process may open files for, beside the engine's; it is allowed more where it may be."""
+    try:
+        import resource
+    except ImportError:  # Windows counts otherwise
+        return MAX_CONNECTIONS
+    wanted = MAX_CONNECTIONS + _OTHER_FILES
+    allowed, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed != resource.RLIM_INFINITY and allowed < wanted:  # as on macOS
+        raised = wanted if highest == resource.RLIM_INFINITY else min(wanted, highest)
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (raised, highest))
+            allowed = raised
+        return max(_LEAST_CONNECTIONS, min(MAX_CONNECTIONS, allowed - _OTHER_FILES))
+    return MAX_CONNECTIONS
+
+
 class HttpServer(uvicorn.Server):
     """One server on one socket. Its end is a success, whoever asked for it."""
 
@@ -90,7 +112,8 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 application(service),
-                http=_patient(service.settings.head_s),
+                http=_patient(service.settings.head_s, most_connections()),
+                backlog=_BACKLOG,
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -119,8 +142,18 @@ class HttpServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(self._failed)
         await super().startup(sockets)
         self._ready()
+
+    def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What asyncio would write a trace of: told once, for it may happen thousands of times a second."""
+        error = context.get("exception")
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            sentence = "connections wait, for no more files may be open: raise the limit with `ulimit -n`"
+        else:
+            sentence = f"a connection failed: {type(error).__name__}: {shown(str(error or context.get('message')))}"
+        self._service.warn_once(sentence)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:  # uvicorn's raises them again at the end
@@ -139,7 +172,7 @@ class HttpServer(uvicorn.Server):
         self.stop()
 
 
-def _patient(head_s: float) -> type[H11Protocol]:
+def _patient(head_s: float, n_most: int) -> type[H11Protocol]:
     """The protocol of one connection, which hangs up where headers do not come, or too many connections do."""
 
     class Patient(H11Protocol):
@@ -147,7 +180,7 @@ def _patient(head_s: float) -> type[H11Protocol]:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            if len(self.connections) > MAX_CONNECTIONS:
+            if len(self.connections) > n_most:
                 transport.close()
                 return
             self._wait()

@@ -102,9 +102,9 @@ def cost(answers: list[Answer]) -> str:
         total.add(answer.stats)
     if not total.n_prompt:
         return ""
-    read = f"{total.n_prompt - total.n_cached:,} tokens read, {total.n_cached:,} cached, {total.n_new:,} written"
-    speed = f", {total.tokens_per_s:.1f} a second" if total.n_new else ""
-    drafted = f", {total.n_accepted:,} of {total.n_drafted:,} drafted accepted" if total.n_drafted else ""
+    read = f"{total.n_prompt - total.n_cached:,} read, {total.n_cached:,} cached, {total.n_new:,} written"
+    speed = f", {total.tokens_per_s:.1f} tokens/s" if total.n_new else ""
+    drafted = f", {total.n_accepted:,} of {total.n_drafted:,} drafted" if total.n_drafted else ""
     return read + speed + drafted
 
 

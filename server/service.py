@@ -30,6 +30,7 @@ from edgellm.server.writing import Run, Task, Work
 
 Reader: TypeAlias = Callable[[Fields, Served, str, Sampling], Call]
 GONE = 499  # nobody reads it; it is counted
+_MAX_WARNINGS = 1_000  # then it says no more
 
 
 class Service:
@@ -122,9 +123,13 @@ class Service:
 
     def _warn(self, served: Served) -> None:
         for text in served.warnings[:]:
-            if text not in self._warned:
-                self._warned.add(text)
-                tell_safely(self.listener.warning, text)
+            self.warn_once(text)
+
+    def warn_once(self, text: str) -> None:
+        """Tell what people must know, from any thread, however often it happens."""
+        if text not in self._warned and len(self._warned) < _MAX_WARNINGS:
+            self._warned.add(text)
+            tell_safely(self.listener.warning, text)
 
     def _keep(self, cancel: threading.Event) -> None:
         self._cancels = {one for one in self._cancels if not one.is_set()} | {cancel}

@@ -21,23 +21,24 @@ import pytest
 from tiny_gguf import write_tiny
 
 from edgellm.runtime.learning.persistence import listing
+from edgellm.server.listening import most_connections
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 LIMITED = (
-    "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); os.execv(sys.argv[1], sys.argv[1:])"
+    "import os, resource, sys; limit = int(sys.argv[2]); "
+    "resource.setrlimit(getattr(resource, sys.argv[1]), (limit, limit)); os.execv(sys.argv[3], sys.argv[3:])"
 )
-
 NO_END = {"261": -100, "263": -100}  # the tokens that begin and end
 
 
 class Process:
     """A server of its own, and what it says."""
 
-    def __init__(self, model: Path, home: Path, *, port: int = 0, has_disk: bool = True) -> None:
+    def __init__(self, model: Path, home: Path, *, port: int = 0, limit: tuple[str, int] | None = None) -> None:
         command = [sys.executable, "-m", "edgellm.cli", "serve", str(model), "--draft", "none", "--port", str(port)]
         command += ["--ctx", "8192", "--parallel", "2", "--offline", "--log-requests"]
-        if not has_disk:
-            command = [sys.executable, "-c", LIMITED, *command]
+        if limit is not None:
+            command = [sys.executable, "-c", LIMITED, *map(str, limit), *command]
         environment = {**os.environ, "EDGELLM_HOME": str(home)}
         self.popen = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=home)
         self.said: list[str] = []
@@ -140,10 +141,49 @@ def test_the_first_signal_lets_answers_end_and_the_second_ends_them(model: Path,
 
 @posix
 def test_a_full_disk_is_one_warning_and_no_failure(model: Path, home: Path) -> None:
-    with serving(model, home, has_disk=False) as process:
+    with serving(model, home, limit=("RLIMIT_FSIZE", 0)) as process:
         answers = {process.ask() for _ in range(3)}
         process.popen.send_signal(signal.SIGINT)
         assert process.ended() == 0
     assert len(answers) == 1
     assert len([line for line in process.said if "what was learnt is not kept" in line]) == 1, process.said
     assert not [line for line in process.said if "Traceback" in line]
+
+
+@posix
+def test_more_connections_than_files_may_be_open_are_one_warning_and_turned_away(model: Path, home: Path) -> None:
+    with serving(model, home, limit=("RLIMIT_NOFILE", 72)) as process:
+        with contextlib.ExitStack() as opened:
+            for _ in range(200):
+                sock = opened.enter_context(socket.create_connection(("127.0.0.1", process.port), timeout=10))
+                sock.sendall(b"GET /health HTTP/1.1\r\n")
+            time.sleep(1.5)
+        assert process.ask()
+        process.popen.send_signal(signal.SIGINT)
+        assert process.ended() == 0
+    assert len([line for line in process.said if "ulimit -n" in line]) <= 1
+    assert len(process.said) <= 5, process.said[:20]
+
+
+@posix
+@pytest.mark.parametrize(
+    ("limits", "raised", "n_most"),
+    [
+        ((256, -1), 704, 512),
+        ((256, 400), 400, 208),
+        ((64, 64), 64, 8),
+        ((1024, 4096), None, 512),
+        ((-1, -1), None, 512),
+    ],
+)
+def test_as_many_connections_are_taken_as_files_may_be_open(
+    limits: tuple[int, int], raised: int | None, n_most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import resource
+
+    asked: list[int] = []
+    told = tuple(resource.RLIM_INFINITY if limit == -1 else limit for limit in limits)
+    monkeypatch.setattr(resource, "getrlimit", lambda what: told)
+    monkeypatch.setattr(resource, "setrlimit", lambda what, both: asked.append(both[0]))
+    assert most_connections() == n_most
+    assert asked == ([] if raised is None else [raised])
