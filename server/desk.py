@@ -97,6 +97,7 @@ class Ticket:
     def refuse(self, error: ApiError) -> None:
         if not self._called.done():
             self._called.set_exception(error)
+            self._called.exception()  # looked at, for whoever waits may be gone
 
     async def is_called(self, wait_s: float) -> bool:
         """Wait so long at most for one's turn. Raises ApiError: there will be none."""

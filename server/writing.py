@@ -131,7 +131,7 @@ class Task:
             pass
         done = asyncio.get_running_loop().run_in_executor(self._pool, self._work)
         self._is_begun = True
-        done.add_done_callback(lambda _: self._ticket.leave())
+        done.add_done_callback(self._ended)
         try:
             return await asyncio.shield(done)  # a thread goes on to its end, and so long its place is taken
         except Interrupted as error:
@@ -141,3 +141,8 @@ class Task:
         """Give the place back; has to be called, however it went."""
         if not self._is_begun:  # otherwise the thread does so when it ends
             self._ticket.leave()
+
+    def _ended(self, done: asyncio.Future[object]) -> None:
+        self._ticket.leave()
+        if not done.cancelled():
+            done.exception()  # looked at, for whoever asked may be gone
