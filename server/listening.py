@@ -8,6 +8,7 @@ import errno
 import ipaddress
 import json
 import logging
+import os
 import signal
 import socket
 import threading
@@ -148,11 +149,14 @@ class HttpServer(uvicorn.Server):
 
     def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """What asyncio would write a trace of: told once, for it may happen thousands of times a second."""
+        if os.environ.get("EDGELLM_DEBUG"):
+            loop.default_exception_handler(context)
         error = context.get("exception")
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
             sentence = "connections wait, for no more files may be open: raise the limit with `ulimit -n`"
         else:
-            sentence = f"a connection failed: {type(error).__name__}: {shown(str(error or context.get('message')))}"
+            about = f"{type(error).__name__}: {error}" if error is not None else str(context.get("message"))
+            sentence = f"the server goes on after a failure: {shown(about)}"
         self._service.warn_once(sentence)
 
     @contextlib.contextmanager

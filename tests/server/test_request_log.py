@@ -142,3 +142,15 @@ def test_a_failure_of_the_server_is_told_always(
     (told,) = [one.getMessage() for one in caplog.records if one.name == "edgellm.server"]
     assert "pass failed" in told
     assert told.isprintable()
+
+
+def test_a_failure_that_nobody_waits_for_is_one_line_and_no_trace(
+    server: Running, heard: Heard, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = server.server._loop
+    assert loop is not None
+    for _ in range(3):
+        loop.call_soon_threadsafe(lambda: {}["a\nkey"])
+    assert server.ask("GET", "/health").status == 200
+    assert heard.warnings == [r"the server goes on after a failure: KeyError: 'a\nkey'"]
+    assert caplog.records == []
