@@ -112,6 +112,8 @@ def judge(attack: Attack, data: bytes | None) -> tuple[str, str]:
     if attack.is_sound and status not in ("200", "429", "503"):
         return status, f"is sound and was answered {body[:200]!r}"
     if status == "200" and b"text/event-stream" in top and not LAST.search(body[-2_000_000:]):
+        if attack.is_half:  # whose end of sending the server took for its leaving
+            return "left", ""
         return status, f"a stream ended in {body[-80:]!r}"
     if status >= "400" and body and b"application/json" in top:
         return status, "" if is_error(body) else f"an error of another form: {body[:200]!r}"
