@@ -18,7 +18,7 @@ from edgellm.memory.gguf import GgufError
 from edgellm.memory.limits import N_CTX, N_UBATCH
 from edgellm.memory.onnx_graph import OnnxError, is_onnx
 from edgellm.memory.onnx_plan import read_shape
-from edgellm.memory.plan import DoesNotFit, Loading, MemoryPlan, PairSettings, PlanError
+from edgellm.memory.plan import RUNTIME_BASE_BYTES, DoesNotFit, Loading, MemoryPlan, PairSettings, PlanError
 from edgellm.memory.plan import plan as lines_of
 from edgellm.memory.plan_request import PlanRequest
 from edgellm.memory.shape import ModelShape, UnknownShape, from_header
@@ -120,6 +120,19 @@ def _check_files(plan: MemoryPlan, target: Path, draft: Path | None, options: En
             f"the plan is of {plan.target} {plan.quantisation} with {plan.drafter or 'no drafter'}, and these files "
             f"need {format_bytes(needed)} where it has {format_bytes(plan.process_bytes)}: plan again"
         )
+
+
+def left_bytes(options: EngineOptions, taken_bytes: int) -> int:
+    """What one more pair may take, by `beside_bytes`, beside those that this process has loaded, which take so much."""
+    device, taken_bytes = _device(options), taken_bytes + RUNTIME_BASE_BYTES
+    if options.budget_bytes is None:  # pages that nobody has written yet are still counted as free
+        taken_bytes = max(taken_bytes, psutil.Process().memory_info().rss)
+    return device.usable_bytes - taken_bytes
+
+
+def beside_bytes(plan: MemoryPlan) -> int:
+    """What a plan takes where the interpreter and the engine's libraries are there already."""
+    return plan.required_bytes - RUNTIME_BASE_BYTES
 
 
 def trimmed(plan: MemoryPlan) -> list[str]:
