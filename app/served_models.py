@@ -58,7 +58,7 @@ class ServedModels:
         self._keep_alive_s, self._left_bytes, self._listener, self._clock = keep_alive_s, left_bytes, listener, clock
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._is_stopped = self._is_closed = False
+        self._stopped, self._is_closed = threading.Event(), False
 
     @classmethod
     def of(cls, served: Served, aliases: Iterable[str] = ()) -> ServedModels:
@@ -92,7 +92,7 @@ class ServedModels:
         with self._changed:
             model.waiting.append(hold)
             self._grant(model)
-            if model.waiting and self._is_stopped:
+            if model.waiting and self._stopped.is_set():
                 self._refuse(model, Stopped("the server is being stopped"))
             elif model.waiting:
                 self._wake()
@@ -118,15 +118,15 @@ class ServedModels:
             hold.release()
 
     def stop(self) -> None:
-        """Load no more: who waits for a model is told. Those that are loaded answer on."""
+        """Load no more, and end a load that is under way: who waits is told. Those that are loaded answer on."""
         with self._changed:
-            self._is_stopped = True
+            self._stopped.set()
             for model in self.all:
                 self._refuse(model, Stopped("the server is being stopped"))
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let all go, once a load that is under way has ended; nobody may use them any more. Safe to call twice."""
+        """Let all go; nobody may use them any more. Safe to call twice."""
         self.stop()
         with self._changed:
             self._is_closed = True
@@ -152,6 +152,9 @@ class ServedModels:
         self._changed.notify_all()
 
     def _manage(self) -> None:
+        from edgellm.runtime.backends.base import stops_loading
+
+        stops_loading.set(self._stopped)
         while (task := self._next()) is not None:
             task()
 
@@ -200,7 +203,8 @@ class ServedModels:
             n_bytes = model.source.n_bytes()
             if self._make_room(model, n_bytes):
                 self._put(model, load(model.source, n_bytes))
-                if model is not self.first or model.n_loads > 1:  # whoever loads the first at the start tells more
+                # Whoever loads the first one at the start tells more.
+                if not self._stopped.is_set() and (model is not self.first or model.n_loads > 1):
                     self._listener.note(f"{model.name} is loaded, context {model.n_ctx:,} tokens")
         except BaseException as error:  # whatever it is, those who wait are told
             with self._changed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -53,6 +54,10 @@ class StopSignal(Protocol):
     """What a backend looks at while it reads text; a `threading.Event` is one."""
 
     def is_set(self) -> bool: ...
+
+
+stops_loading: ContextVar[StopSignal | None] = ContextVar("stops_loading", default=None)
+"""Ends loads of whoever sets it with Interrupted, as of a server that is stopped while it loads."""
 
 
 class StopSwitch:
