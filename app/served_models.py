@@ -55,7 +55,7 @@ class ServedModels:
         for model in self.all:
             for alias in model.source.aliases:
                 self._by_name.setdefault(alias, model)
-        self._keep_alive_s, self._left_bytes, self._listener, self._clock = keep_alive_s, left_bytes, listener, clock
+        self.keep_alive_s, self._left_bytes, self._listener, self._clock = keep_alive_s, left_bytes, listener, clock
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopped, self._is_closed = threading.Event(), False
@@ -83,7 +83,8 @@ class ServedModels:
         if name is None:
             return self.first
         if name not in self._by_name:
-            raise NotServed(f"the model {name!r} is not served here: take {' or '.join(self._by_name)}")
+            names = " or ".join(model.name for model in self.all)
+            raise NotServed(f"the model {name[:100]!r} is not served here: take {names}")
         return self._by_name[name]
 
     def hold(self, model: Offered) -> Hold:
@@ -106,7 +107,7 @@ class ServedModels:
                 model.used_at = self._clock()
             elif hold in model.waiting:
                 model.waiting.remove(hold)
-            if self._thread is not None or self._keep_alive_s is not None:
+            if self._thread is not None or self.keep_alive_s is not None:
                 self._wake()
 
     def load(self, model: Offered) -> Served:
@@ -171,7 +172,7 @@ class ServedModels:
                     model.is_loading = True
                     return functools.partial(self._load, model)
                 idle = self._idle()
-                ends_at = idle[0].used_at + self._keep_alive_s if idle and self._keep_alive_s is not None else math.inf
+                ends_at = idle[0].used_at + self.keep_alive_s if idle and self.keep_alive_s is not None else math.inf
                 wait_s = ends_at - self._clock()
                 if wait_s <= 0:
                     return self._taken(idle[0])

@@ -85,7 +85,7 @@ def test_names_and_aliases_find_a_model_and_the_first_answers_to_none(offer: Cal
     models = offer(source("a", aliases=["x", "b"]), source("b", aliases=["x", "y"]))
     assert [models.get(name).name for name in (None, "a", "x", "b", "y")] == ["a", "a", "a", "b", "b"]
     assert sorted(models.names) == ["a", "b", "x", "y"]
-    with pytest.raises(NotServed, match="take a or b or x or y"):
+    with pytest.raises(NotServed, match=r"take a or b$"):
         models.get("/etc/passwd")
 
 
