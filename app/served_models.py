@@ -203,7 +203,7 @@ class ServedModels:
         try:
             n_bytes = model.source.n_bytes()
             if self._make_room(model, n_bytes):
-                self._put(model, load(model.source, n_bytes))
+                self._put(model, self._loaded(model, n_bytes))
                 # Whoever loads the first one at the start tells more.
                 if not self._stopped.is_set() and (model is not self.first or model.n_loads > 1):
                     self._listener.note(f"{model.name} is loaded, context {model.n_ctx:,} tokens")
@@ -212,6 +212,21 @@ class ServedModels:
                 self._refuse(model, error)
         finally:
             model.is_loading = False
+
+    def _loaded(self, model: Offered, n_bytes: int) -> Loaded:
+        """Where the system refuses memory that it seemed to have, idle ones go for it."""
+        from edgellm.runtime.backends.base import OutOfMemory
+
+        while True:
+            try:
+                return load(model.source, n_bytes)
+            except OutOfMemory:
+                with self._changed:
+                    idle = self._idle()
+                    if not idle:
+                        raise
+                    let_go = self._taken(idle[0])
+            let_go()
 
     def _put(self, model: Offered, loaded: Loaded) -> None:
         with self._changed:

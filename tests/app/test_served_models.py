@@ -18,7 +18,7 @@ from edgellm.app.served_models import NotServed, ServedModels, Stopped
 from edgellm.app.served_pairs import keep_alive_s
 from edgellm.app.serving import Served
 from edgellm.memory.plan import DoesNotFit
-from edgellm.runtime.backends.base import LoadError
+from edgellm.runtime.backends.base import LoadError, OutOfMemory
 
 WAIT_S = 20.0
 
@@ -112,6 +112,20 @@ def test_what_does_not_fit_alone_is_told_and_nothing_goes_for_it(offer: Callable
     with pytest.raises(DoesNotFit, match="smaller"):
         models.load(models.get("b"))
     assert states(models) == "a"
+
+
+def test_idle_ones_go_where_memory_that_was_planned_is_not_to_be_had(offer: Callable[..., ServedModels]) -> None:
+    a, b, c = source("a"), source("b"), source("c")
+    models = offer(a, b, c)
+    models.load(models.get("a"))
+    models.load(models.get("b"))
+    c.failures = [OutOfMemory("refused")]
+    assert models.load(models.get("c")).name == "c"
+    assert states(models) == "bc"
+    a.failures = [OutOfMemory("refused")] * 3
+    with pytest.raises(OutOfMemory):
+        models.load(models.get("a"))
+    assert states(models) == ""
 
 
 def test_as_many_are_loaded_as_there_is_room_for_and_the_least_recently_used_goes_first(
