@@ -35,6 +35,7 @@ def estimate(shape: ModelShape, settings: ContextSettings, repack: bool = False,
         kv_bytes=cache_bytes(shape, settings),
         compute_bytes=compute_bytes(shape, settings),
         output_bytes=output_bytes(shape, settings),
+        state_bytes=shape.state_elements * _FLOAT,
         exact=False,
     )
 

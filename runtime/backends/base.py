@@ -94,6 +94,9 @@ class Backend(Protocol):
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` tokens.
 
+        Where a recurrent state is kept, a cut far back may leave fewer: those before a copy of it that is at hand. What
+        the last pass of several rows appended is cut exactly.
+
         Raises:
             CannotTruncate: the model cannot do so.
         """
