@@ -30,6 +30,7 @@ ADAPTERS = {
         "runtime/backends/llama_model.py",
         "runtime/backends/llama_sequences.py",
         "runtime/backends/llama_tokenizer.py",
+        "runtime/backends/sequence_states.py",
         "runtime/bringup/extra_buffers.py",
         "runtime/bringup/library.py",
         "runtime/bringup/probe.py",
