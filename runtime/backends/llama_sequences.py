@@ -42,6 +42,7 @@ class Part:
 
 
 MIN_PARKED = 64  # tokens that are worth keeping: as many as the longest draft that may be rejected
+_MIN_OWN = 16  # tokens in which two beginnings differ, for both to be kept
 
 
 class LlamaSequences:
@@ -80,10 +81,11 @@ class LlamaSequences:
         limits = ContextLimits.of(self._ctx)
         self.n_batch = limits.n_batch  # tokens of a pass, at most
         self.n_ctx = min(settings.n_ctx, int(api.llama_n_ctx(self._ctx)))
-        # One pool has as many ids as the engine knows, whatever the context was made for. A window's cells are few, and
-        # are let go of only where one sequence alone has them.
-        self.can_park = pooled and not model.n_window
-        spare = range(n_sequences, min(n_sequences + n_parked, most) if self.can_park else n_sequences)
+        # A window's cells are as few as texts need, and are let go of only where one sequence alone has them.
+        self.can_share = pooled and not model.n_window
+        # One pool has as many ids as the engine knows, whatever the context was made for.
+        spare = range(n_sequences, max(n_sequences, min(n_sequences + n_parked, most - 1) if self.can_share else 0))
+        self.scratch = spare.stop  # an id that is always empty, to hand parts of others over with
         self._parked = Parked(spare)
         self.held: list[list[int]] = [[] for _ in range(spare.stop)]  # tokens of each sequence, then of parked ones
         self._head = WholeHead(name, self.n_vocab)
@@ -159,16 +161,12 @@ class LlamaSequences:
         api.llama_memory_seq_rm(self._memory, sequence, max(0, length), -1)
         del held[max(0, length) :]
 
-    def can_copy(self, source: int, length: int) -> bool:
-        """Whether another sequence may begin with so much of this one."""
-        return self._library is not None and not self._lost(source, length)
-
     def copy(self, source: int, sequence: int, length: int) -> bool:
         """Let a sequence begin with the first `length` tokens of another: nothing is read, and no cell is taken.
 
-        False where caches are apart, or the other's window has moved on; then nothing is changed.
+        False where caches are apart, or a window slides; then nothing is changed.
         """
-        if not self.can_copy(source, length):
+        if not self.can_share:
             return False
         api.llama_memory_seq_rm(self._memory, sequence, -1, -1)
         api.llama_memory_seq_cp(self._memory, source, sequence, 0, length)
@@ -190,28 +188,21 @@ class LlamaSequences:
             if other == sequence:
                 continue
             n_alike = n_common(held, tokens)
-            if n_alike >= len(tokens) - MIN_PARKED:
+            if n_alike > len(tokens) - _MIN_OWN:
                 self._parked.use(other)
                 return
-            if other in self._parked and other != keep and n_alike >= len(held) - MIN_PARKED:
-                self.release(other)
-        self.copy(sequence, self.spare(keep=keep), len(tokens))
+            if other in self._parked and other != keep and n_alike > len(held) - _MIN_OWN:
+                self._let_go(other)
+        self.copy(sequence, self._parked.take(keep), len(tokens))
 
-    def let_one_go(self, keep: int = NOBODY) -> bool:
+    def let_one_go(self) -> bool:
         """Forget the parked beginning that was used least recently; False where there is none."""
-        oldest = next((one for one in self._parked if one != keep), NOBODY)
+        oldest = next(iter(self._parked), NOBODY)
         if oldest != NOBODY:
-            self.release(oldest)
+            self._let_go(oldest)
         return oldest != NOBODY
 
-    def spare(self, keep: int = NOBODY) -> int:
-        """An empty sequence beside those of texts, to be filled and released."""
-        sequence = self._parked.take(keep)
-        self.drop(sequence, 0)
-        return sequence
-
-    def release(self, sequence: int) -> None:
-        """Empty a parked sequence."""
+    def _let_go(self, sequence: int) -> None:
         self.drop(sequence, 0)
         self._parked.let_go(sequence)
 

@@ -7,7 +7,8 @@ row depends, layer by layer, on all that lies before it.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,17 +32,19 @@ class SequenceStates:
         Raises:
             UnknownState: the model, or the kernels that run it, keep a state that cannot be taken out.
         """
-        if not context.can_park:
-            raise UnknownState("caches of sliding windows, and the engine's own kernels, are not put on the disk")
+        if not context.can_share:
+            raise UnknownState(
+                "what is kept of a sliding window, or by the engine's own kernels, is not put on the disk"
+            )
         self._context = context
         context.truncate(0, 0)
         context.read(0, [0])  # a state of nothing says nothing of its form
-        self.layout: StateLayout = split(self._state_of(0, 0, 1))[0]
+        self.layout: StateLayout = split(self._part(0, 0, 1))[0]
         context.truncate(0, 0)
 
     def rows(self, sequence: int, first: int, last: int) -> Rows:
         """Of the tokens [first, last) of a sequence, (last - first, row_bytes)."""
-        positions, rows = self._in_cells(sequence, first, last)
+        positions, rows = self._read(self._part(sequence, first, last), first, last)
         ordered = np.empty_like(rows)
         ordered[np.asarray(positions) - first] = rows
         return ordered
@@ -51,42 +54,42 @@ class SequenceStates:
 
         False where it does not, or there is no room; the sequence is then what it was.
         """
+        first = len(self._context.held[sequence])
+        try:
+            agrees = self._append(sequence, tokens, rows)
+        except EngineError:
+            agrees = False
+        if not agrees:
+            self._context.drop(sequence, first)
+        return agrees
+
+    def _append(self, sequence: int, tokens: Sequence[int], rows: Rows) -> bool:
         context, first, n = self._context, len(self._context.held[sequence]), len(tokens) - 1
         by_cell = self._put(sequence, first, rows[:n])
         if by_cell is None:
             return False
         context.held[sequence].extend(tokens[:n])
-        try:
-            is_placed = context.place_restored(sequence, first, by_cell, tokens[n])
-            agrees = is_placed and np.array_equal(self.rows(sequence, first + n, first + n + 1)[0], rows[n])
-        except EngineError:
-            agrees = False
-        if not agrees:
-            context.drop(sequence, first)
-        return bool(agrees)
+        if not context.place_restored(sequence, first, by_cell, tokens[n]):
+            return False
+        return np.array_equal(self.rows(sequence, first + n, first + n + 1)[0], rows[n])
 
     def _put(self, sequence: int, first: int, rows: Rows) -> list[int] | None:
         """Write rows into cells of the engine's choice; their positions in the order of these. None: no room."""
-        context = self._context
-        scratch = context.spare()
-        state = self.layout.join(rows, first, scratch)
-        pointer = state.ctypes.data_as(_P_BYTE)
-        while api.llama_state_seq_set_data(context.handle, pointer, state.size, scratch) != state.size:
-            if not context.let_one_go(keep=scratch):
-                context.release(scratch)
-                return None
-        try:
-            positions, _ = self._checked(scratch, first, first + len(rows))
-            api.llama_memory_seq_cp(context.memory, scratch, sequence, first, first + len(rows))
-        finally:
-            context.release(scratch)
+        context, last = self._context, first + len(rows)
+        state = self.layout.join(rows, first, context.scratch)
+        with self._scratch() as scratch:
+            while api.llama_state_seq_set_data(context.handle, _bytes_of(state), state.size, scratch) != state.size:
+                if not context.let_one_go():
+                    return None
+            positions, _ = self._read(self._state(), first, last)
+            api.llama_memory_seq_cp(context.memory, scratch, sequence, first, last)
         return positions
 
-    def _in_cells(self, sequence: int, first: int, last: int) -> tuple[list[int], Rows]:
-        return self._read(self._state_of(sequence, first, last), first, last)
-
-    def _checked(self, scratch: int, first: int, last: int) -> tuple[list[int], Rows]:
-        return self._read(self._state(scratch), first, last)
+    def _part(self, sequence: int, first: int, last: int) -> NDArray[np.uint8]:
+        """A part of a sequence in the engine's form."""
+        with self._scratch() as scratch:
+            api.llama_memory_seq_cp(self._context.memory, sequence, scratch, first, last)
+            return self._state()
 
     def _read(self, state: NDArray[np.uint8], first: int, last: int) -> tuple[list[int], Rows]:
         layout, positions, rows = split(state)
@@ -94,20 +97,22 @@ class SequenceStates:
             raise UnknownState("the engine's state is not of the tokens that were asked for")
         return positions, rows
 
-    def _state_of(self, sequence: int, first: int, last: int) -> NDArray[np.uint8]:
-        """A part of a sequence in the engine's form."""
-        context = self._context
-        scratch = context.spare(keep=sequence)
+    @contextmanager
+    def _scratch(self) -> Iterator[int]:
         try:
-            api.llama_memory_seq_cp(context.memory, sequence, scratch, first, last)
-            return self._state(scratch)
+            yield self._context.scratch
         finally:
-            context.release(scratch)
+            api.llama_memory_seq_rm(self._context.memory, self._context.scratch, -1, -1)
 
-    def _state(self, scratch: int) -> NDArray[np.uint8]:
-        handle: Any = self._context.handle
+    def _state(self) -> NDArray[np.uint8]:
+        """Of the scratch sequence."""
+        handle, scratch = self._context.handle, self._context.scratch
         state = np.empty(int(api.llama_state_seq_get_size(handle, scratch)), np.uint8)
-        n = int(api.llama_state_seq_get_data(handle, state.ctypes.data_as(_P_BYTE), state.size, scratch))
+        n = int(api.llama_state_seq_get_data(handle, _bytes_of(state), state.size, scratch))
         if not n or n != state.size:
             raise UnknownState("the engine does not say what it keeps of a sequence")
         return state
+
+
+def _bytes_of(state: NDArray[np.uint8]) -> Any:
+    return state.ctypes.data_as(_P_BYTE)

@@ -86,7 +86,7 @@ class SequenceBackend:
         for sequence, held in enumerate(context.held):
             if sequence != self._sequence and (n := n_common(held, tokens)) > best[0]:
                 best = n, sequence
-        if best[1] >= 0 and context.can_copy(best[1], best[0]):
+        if best[1] >= 0 and context.can_share:
             context.park(self._sequence, keep=best[1])
             context.copy(best[1], self._sequence, best[0])
         if self._saved is not None:
