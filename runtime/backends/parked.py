@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-import numpy as np
-
 N_PARKED = 32  # beginnings that are kept beside those of conversations, as long as they have room
 NOBODY = -1
+_BLOCK = 256  # tokens that are compared in one go
 
 
 class Parked:
@@ -46,8 +45,8 @@ class Parked:
 def n_common(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens two sequences begin with alike."""
     n = min(len(a), len(b))
-    if not n or a[0] != b[0]:
-        return 0
-    left, right = np.fromiter(a, np.int64, n), np.fromiter(b, np.int64, n)
-    different = np.flatnonzero(left != right)
-    return int(different[0]) if different.size else n
+    for start in range(0, n, _BLOCK):
+        left, right = list(a[start : min(n, start + _BLOCK)]), list(b[start : min(n, start + _BLOCK)])
+        if left != right:
+            return start + next(i for i, (x, y) in enumerate(zip(left, right, strict=True)) if x != y)
+    return n

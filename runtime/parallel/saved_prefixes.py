@@ -74,7 +74,10 @@ class SavedPrefixes:
         return n
 
     def restore(self, sequence: int, tokens: Sequence[int], stop: StopSignal) -> None:
-        """Go on with what is kept of `tokens`, of which the sequence holds a beginning, until `stop` is set."""
+        """Go on with what is kept of `tokens`, of which the sequence holds a beginning, until `stop` is set.
+
+        Others have their passes between the pieces.
+        """
         held = self._context.held[sequence]
         names = list(names_of(self._key, tokens))
         while not stop.is_set() and (group := names[len(held) // N_PIECE :][:_N_AT_ONCE]):
@@ -86,6 +89,7 @@ class SavedPrefixes:
             if not self._states.restore(sequence, tokens[len(held) : end], rows[len(held) - first :]):
                 self._files.discard(group, "is not what the model keeps of its text")
                 break
+            self._meeting.give_way()
         self._files.use(names[: len(held) // N_PIECE])
 
     def close(self) -> None:
