@@ -66,6 +66,7 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 8080,
     parallel: opt.Parallel = 1,
+    prefix_cache: opt.PrefixCache = None,
     queue: Queue = 64,
     api_key_file: ApiKeyFile = None,
     alias: Alias = [],  # noqa: B006
@@ -95,7 +96,7 @@ def serve(
     from edgellm.app.serving import CannotServe, check_installed
 
     check_installed()
-    from edgellm.app.defaults import asked_bytes, cache_type, drafting_options
+    from edgellm.app.defaults import asked_bytes, cache_type, drafting_options, prefix_options
     from edgellm.app.loading import prepare
     from edgellm.cli._listener import TERMINAL
     from edgellm.runtime.bringup.planning import EngineOptions
@@ -123,6 +124,7 @@ def serve(
         n_gpu_layers=gpu_layers,
         budget_bytes=asked_bytes(budget),
         n_parallel=parallel,
+        **prefix_options(prefix_cache),
     )
     with listen(host, port) as sock:  # before anything is loaded: a port that is taken is told at once
         pair = prepare(

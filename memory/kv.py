@@ -39,6 +39,14 @@ def cache_bytes(shape: ModelShape, settings: ContextSettings) -> int:
     return kept + shape.state_elements * 4 * (1 + snapshots(shape, settings))
 
 
+def token_bytes(shape: ModelShape, kv: KvType) -> int:
+    """Bytes of one token's keys and values in all layers."""
+    return sum(
+        group.n_layers * (kv_row_bytes(group.k_width, kv) + kv_row_bytes(group.v_width, kv))
+        for group in shape.attention
+    )
+
+
 def cache_formula(shape: ModelShape, settings: ContextSettings) -> str:
     """The same with the numbers put in."""
     parts = []

@@ -31,6 +31,7 @@ ADAPTERS = {
         "runtime/backends/llama_sequences.py",
         "runtime/backends/llama_states.py",
         "runtime/backends/llama_tokenizer.py",
+        "runtime/backends/sequence_states.py",
         "runtime/bringup/extra_buffers.py",
         "runtime/bringup/library.py",
         "runtime/bringup/probe.py",

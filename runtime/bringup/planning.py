@@ -68,6 +68,8 @@ class EngineOptions:
     loras: tuple[Lora, ...] = ()  # adapters of the target
     draft_adapter: str | None = None  # sha256 of the adapter in the drafter's file: its drafts are judged apart
     n_parallel: int = 1  # conversations at once, of `n_ctx` tokens each
+    prefixes: Path | None = None  # where long beginnings of conversations are kept between runs; None: nowhere
+    prefix_bytes: int = 2 * 2**30  # of them, at most
     budget_bytes: int | None = None  # this program's own; what the machine has free
 
 

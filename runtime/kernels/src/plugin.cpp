@@ -191,7 +191,9 @@ bool attend_sequences(const Tensor* op, const Attention& whole, int ith, int nth
     const std::vector<Sequences::Run>& runs = sequences->runs(whole.n);
     if (op->src[0]->ne[3] != 1 || runs.empty()) return false;
     for (const Sequences::Run& run : runs) {
-        if (!sequences->places(cache_of(op->src[1]), run, &places)) return false;   // the first run says it for all
+        const void* mask = whole.mask ? whole.mask + run.first * whole.mask_row : nullptr;
+        // The first run says it for all.
+        if (!sequences->places(cache_of(op->src[1]), run, static_cast<const uint16_t*>(mask), whole.n_cells, &places)) return false;
         Attention a = whole;
         a.q += run.first * a.q_row;
         if (a.mask) a.mask += run.first * a.mask_row;
