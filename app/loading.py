@@ -68,7 +68,9 @@ class Pair:
         from edgellm.runtime.parallel.load import load_parallel
 
         with listener.working(f"loading {self.target.name} …"):
-            engine = load_parallel(self.target.path, self.draft_path, self.options, plan=self.plan)
+            engine = load_parallel(
+                self.target.path, self.draft_path, self.options, plan=self.plan, warn=listener.warning
+            )
         try:
             _tell(engine.first, listener)
         except BaseException:

@@ -161,7 +161,7 @@ class _InTurn:
 @contextmanager
 def open_served(pair: Pair, listener: Listener) -> Iterator[Served]:
     """A pair, loaded for as many conversations as its options say."""
-    if pair.options.n_parallel > 1:
+    if pair.options.n_parallel > 1 or pair.options.prefixes is not None:
         with pair.open_parallel(listener) as several:
             yield ParallelServed(several, pair.target.name)
     else:

@@ -98,6 +98,7 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 8080,
     parallel: opt.Parallel = 1,
+    prefix_cache: opt.PrefixCache = None,
     queue: Queue = 64,
     api_key_file: ApiKeyFile = None,
     alias: Alias = [],  # noqa: B006
@@ -130,7 +131,7 @@ def serve(
     from edgellm.app.serving import CannotServe, check_installed
 
     check_installed()
-    from edgellm.app.defaults import asked_bytes, cache_type, drafting_options
+    from edgellm.app.defaults import asked_bytes, cache_type, drafting_options, prefix_options
     from edgellm.app.loading import prepare
     from edgellm.app.served_pairs import Offer
     from edgellm.cli._listener import TERMINAL
@@ -160,6 +161,7 @@ def serve(
         n_gpu_layers=gpu_layers,
         budget_bytes=asked_bytes(budget),
         n_parallel=parallel,
+        **prefix_options(prefix_cache),
     )
     with listen(host, port) as sock:  # before anything is loaded: a port that is taken is told at once
         pair = prepare(

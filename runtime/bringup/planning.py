@@ -11,7 +11,7 @@ from typing import Literal
 import psutil
 
 from edgellm.memory.adapter import AdapterError, Lora, adapted, refuse_adapter
-from edgellm.memory.context import N_DRAFT_MOST, ContextSettings, KvType, rows_for
+from edgellm.memory.context import N_DRAFT_MOST, N_TURN_STATES, ContextSettings, KvType, rows_for
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.device import Device, budget_device, this_machine
 from edgellm.memory.gguf import GgufError
@@ -68,6 +68,8 @@ class EngineOptions:
     loras: tuple[Lora, ...] = ()  # adapters of the target
     draft_adapter: str | None = None  # sha256 of the adapter in the drafter's file: its drafts are judged apart
     n_parallel: int = 1  # conversations at once, of `n_ctx` tokens each
+    prefixes: Path | None = None  # where long beginnings of conversations are kept between runs; None: nowhere
+    prefix_bytes: int = 2 * 2**30  # of them, at most
     budget_bytes: int | None = None  # this program's own; what the machine has free
 
 
@@ -176,6 +178,7 @@ def unplanned(options: EngineOptions) -> PairSettings:
         n_outputs=rows_for(options.n_draft, options.n_parallel),
         kv=options.kv or "f16",
         n_threads=options.n_threads or usable_cores(),
+        n_saved_states=N_TURN_STATES + 1,  # where there is a state
         n_sequences=options.n_parallel,
     )
     return PairSettings(main, options.n_draft, None, options.copy, _loading(options), not options.exact)

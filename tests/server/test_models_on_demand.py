@@ -169,7 +169,7 @@ def test_who_hangs_up_while_a_model_is_loading_leaves(stream: bool, ping_s: floa
     with running(two.models, ping_s=ping_s) as server:
         desk = server.service.desks[two.models.get("b")]
         with server.begin(model="b", stream=stream) as sock:
-            until(lambda: two.waiting(1) and desk.n_running == 1)
+            until(lambda: two.waiting(1) and desk.n_running == 1 and two.of_b.n_begun == 1)
             if stream and ping_s < 1:
                 assert sock.recv(65536)
         until(lambda: two.waiting(0) and desk.n_running == 0)
