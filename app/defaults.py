@@ -37,6 +37,13 @@ def learned_folder() -> Path:
     return home() / "learned"
 
 
+def prefix_folder() -> Path:
+    """Where long beginnings of conversations are kept between runs."""
+    from edgellm.memory.folders import home
+
+    return home() / "prefixes"
+
+
 def adapted_folder() -> Path:
     """Where drafters that learnt from their targets are kept."""
     from edgellm.memory.folders import home
@@ -59,6 +66,17 @@ def drafting_options(
         "merged_probs": merged_probs,
         "spelling": "omnidraft" if merged_probs else "merged",
     }
+
+
+def prefix_options(size: str | None) -> dict[str, Any]:
+    """Options of an engine that keeps long beginnings on the disk, up to a size; None for one that does not.
+
+    Raises:
+        BadSize: it is no size.
+    """
+    from edgellm.memory.units import parse_memory
+
+    return {} if size is None else {"prefixes": prefix_folder(), "prefix_bytes": parse_memory(size)}
 
 
 def asked_bytes(size: str | None) -> int | None:

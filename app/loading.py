@@ -40,7 +40,7 @@ class Pair:
         return self.chosen.adapter if self.chosen is not None else None
 
     @property
-    def _draft_path(self) -> Path | None:
+    def draft_path(self) -> Path | None:
         if self.chosen is not None:
             return self.chosen.path
         return self.draft.path if self.draft is not None else None
@@ -55,7 +55,7 @@ class Pair:
                 "--exact compares passes of every width first, which can take a minute on the engine's own kernels"
             )
         with listener.working(f"loading {self.target.name} …"):
-            engine = load_files(self.target.path, self._draft_path, self.options, plan=self.plan)
+            engine = load_files(self.target.path, self.draft_path, self.options, plan=self.plan)
         try:
             _tell(engine, listener)
         except BaseException:  # nobody else has it yet
@@ -68,7 +68,9 @@ class Pair:
         from edgellm.runtime.parallel.load import load_parallel
 
         with listener.working(f"loading {self.target.name} …"):
-            engine = load_parallel(self.target.path, self._draft_path, self.options, plan=self.plan)
+            engine = load_parallel(
+                self.target.path, self.draft_path, self.options, plan=self.plan, warn=listener.warning
+            )
         try:
             _tell(engine.first, listener)
         except BaseException:

@@ -142,6 +142,28 @@ def plan_pair(
     return PlannedPair(target, solution, measured, adapter)
 
 
+def remembering(plan: MemoryPlan, target: ModelShape, prefix_bytes: int | None = None) -> list[str]:
+    """What is kept of conversations that are over, a sentence each.
+
+    Args:
+        prefix_bytes: of the disk that a server may take for their beginnings; None where it takes none.
+    """
+    from edgellm.app.defaults import prefix_folder
+    from edgellm.memory.kv import token_bytes
+    from edgellm.memory.units import format_bytes
+
+    slides = any(group.window for group in target.attention)
+    said = []
+    if plan.settings.target.n_sequences > 1 and not slides:
+        said.append("what was read before stays in the same cache as long as it has room: that takes no more memory")
+    if prefix_bytes is not None and slides:
+        said.append(f"no beginnings are kept on the disk: layers of {plan.target} have a window that slides")
+    elif prefix_bytes is not None and (a_token := token_bytes(target, plan.settings.target.kv)):
+        most = f"{format_bytes(prefix_bytes)} at most, some {prefix_bytes // a_token:,} tokens"
+        said.append(f"beginnings on the disk take {most}, in {prefix_folder()}")
+    return said
+
+
 def best_pairs(place: Device, ask: PlanRequest) -> list[Solution]:
     """The plans of all targets of the catalogue that have sizes, by the bytes of their weights, largest first."""
     from edgellm.export.obtain.catalogue import load_catalogue

@@ -1,10 +1,10 @@
-"""What a server stands on: a model that answers several people, and the names that it answers to."""
+"""What a server stands on: a model that answers several people."""
 
 from __future__ import annotations
 
 import importlib.util
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     from edgellm.runtime.request import Request
     from edgellm.runtime.text.template import ChatTemplate
     from edgellm.runtime.text.vocabulary import Vocabulary
-
-
-class NotServed(EdgellmError, LookupError):
-    """A model of that name is not served; the message lists those that are."""
 
 
 class CannotServe(EdgellmError):
@@ -170,7 +166,7 @@ class _InTurn:
 @contextmanager
 def open_served(pair: Pair, listener: Listener) -> Iterator[Served]:
     """A pair, loaded for as many conversations as its options say."""
-    if pair.options.n_parallel > 1:
+    if pair.options.n_parallel > 1 or pair.options.prefixes is not None:
         with pair.open_parallel(listener) as several:
             yield ParallelServed(several, pair.target.name)
     else:
@@ -178,31 +174,3 @@ def open_served(pair: Pair, listener: Listener) -> Iterator[Served]:
             served = SingleServed(engine, pair.target.name)
             yield served
             served.wait()
-
-
-class ServedModels:
-    """The models that are served, by their names and aliases; the first answers where no name is given."""
-
-    def __init__(self, first: Served, aliases: Iterable[str] = ()) -> None:
-        self.first = first
-        self._by_name: dict[str, Served] = {}
-        self.add(first, aliases)
-
-    def add(self, served: Served, aliases: Iterable[str] = ()) -> None:
-        for name in (served.name, *aliases):
-            self._by_name.setdefault(name, served)
-
-    @property
-    def names(self) -> list[str]:
-        return list(self._by_name)
-
-    def get(self, name: str | None) -> Served:
-        """
-        Raises:
-            NotServed: there is none of that name.
-        """
-        if name is None:
-            return self.first
-        if name not in self._by_name:
-            raise NotServed(f"the model {name!r} is not served here: take {' or '.join(self._by_name)}")
-        return self._by_name[name]

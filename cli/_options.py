@@ -180,6 +180,16 @@ Parallel = Annotated[
         panel=ENGINE,
     ),
 ]
+PrefixCache = Annotated[
+    str | None,
+    option(
+        "--prefix-cache",
+        metavar="SIZE",
+        help="Keep what was read of long beginnings on the disk, so much at most, for when the server is started anew.",
+        callback=checked(size),
+        panel=ENGINE,
+    ),
+]
 Ubatch = Annotated[
     int | None, option("--ubatch", min=1, max=N_UBATCH_MAX, help="Tokens computed at once.", metavar="N", panel=ENGINE)
 ]

@@ -71,7 +71,15 @@ def end(solution: Solution) -> None:
         raise typer.Exit(_errors.DOES_NOT_FIT)
 
 
-def show(plan: MemoryPlan, place: Device, target: ModelShape, measured: Measurement | None, *, explain: bool) -> None:
+def show(
+    plan: MemoryPlan,
+    place: Device,
+    target: ModelShape,
+    measured: Measurement | None,
+    said: Sequence[str],
+    *,
+    explain: bool,
+) -> None:
     """The plan of a target, as it was asked for, in the terminal."""
     from edgellm.app import calibration
 
@@ -79,7 +87,7 @@ def show(plan: MemoryPlan, place: Device, target: ModelShape, measured: Measurem
         out.text(sentence)
     _lines(plan, place, explain=explain)
     _bar(plan)
-    _summary(plan, place, target.quantisation, remarks(plan, target))
+    _summary(plan, place, target.quantisation, said)
     if explain:
         _ladder(plan)
     if measured:

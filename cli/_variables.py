@@ -84,6 +84,9 @@ class _WithVariables(_Base):
         options = [option for option in self.params if variable(self.name, option)]
         for option in options:
             _bind(option, self.name)
+        for argument in self.params:
+            if argument.param_type_name == "argument" and argument.nargs == -1 and argument.envvar:
+                _split_like_texts(argument)
         if options and not self.epilog:
             self.epilog = _sentence(options, self.name)
 
@@ -117,8 +120,13 @@ def _bind(option: Any, command: str | None) -> None:
     option.envvar = [name, _upper(f"{PREFIX}_{former}")] if former else name
     option.show_envvar = False  # a sentence below the options says the rule
     if option.multiple:
-        option.type = copy.copy(option.type)
-        option.type.split_envvar_value = lambda value: _split(value, option)
+        _split_like_texts(option)
+
+
+def _split_like_texts(param: Any) -> None:
+    """A variable holds one text, or several in quotes."""
+    param.type = copy.copy(param.type)
+    param.type.split_envvar_value = lambda value: _split(value, param)
 
 
 def _split(value: str, option: Any) -> list[str]:

@@ -15,7 +15,7 @@ from edgellm.cli._variables import Command
 app = typer.Typer(
     no_args_is_help=True,
     help="Show, clear, export or import what drafting has learnt: earlier answers, spellings, measured costs, and what "
-    "drafters learnt of their targets.",
+    "drafters learnt of their targets; and what servers keep of long beginnings.",
 )
 _MEANING = {
     "store": "tokens of earlier answers",
@@ -29,12 +29,13 @@ _MEANING = {
 @app.command(cls=Command)
 def show(json_: opt.Json = False) -> None:
     """List what is kept, and where."""
+    from edgellm.app import kept_prefixes
     from edgellm.app.kept_adapters import kept
     from edgellm.memory.units import format_bytes
     from edgellm.runtime.learning.persistence import listing
 
     folder = _folder()
-    files, adapters = listing(folder), kept()
+    files, adapters, prefixes = listing(folder), kept(), kept_prefixes.kept()
     if json_:
         out.json(
             {
@@ -44,6 +45,7 @@ def show(json_: opt.Json = False) -> None:
                     for f in files
                 ],
                 "adapters": adapters,
+                "prefixes": {"folder": str(prefixes.folder), "files": prefixes.n_files, "bytes": prefixes.n_bytes},
             }
         )
         return
@@ -52,7 +54,10 @@ def show(json_: opt.Json = False) -> None:
         out.text(f"{format_bytes(file.n_bytes):>10}  {file.n_entries:>8,} {_MEANING[file.kind]:<32} {of}")
     for pair in adapters:
         _show_adapter(pair)
-    if not files and not adapters:
+    if prefixes.n_files:
+        what = f"pieces of long beginnings, in {prefixes.folder}"
+        out.text(f"{format_bytes(prefixes.n_bytes):>10}  {prefixes.n_files:>8,} {what}")
+    if not files and not adapters and not prefixes.n_files:
         out.note("nothing is kept: it comes with the first answers")
     out.note(f"in {folder}, readable by you alone; `edgellm chat --no-learn` neither uses nor adds to it")
 
@@ -60,10 +65,10 @@ def show(json_: opt.Json = False) -> None:
 @app.command(cls=Command)
 def clear() -> None:
     """Delete all of it."""
-    from edgellm.app import kept_adapters
+    from edgellm.app import kept_adapters, kept_prefixes
     from edgellm.runtime.learning import persistence
 
-    n, n_adapters = persistence.clear(_folder()), kept_adapters.clear()
+    n, n_adapters = persistence.clear(_folder()) + kept_prefixes.clear(), kept_adapters.clear()
     told = [f"{n} files"] * bool(n) + [f"{n_adapters} adapter{'s' * (n_adapters > 1)} of drafters"] * bool(n_adapters)
     out.note(f"{' and '.join(told)} deleted" if told else "there was nothing to delete")
 

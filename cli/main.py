@@ -16,6 +16,7 @@ from edgellm.cli import (
     cache,
     chat,
     check,
+    complete,
     devices,
     doctor,
     export,
@@ -59,6 +60,7 @@ def _global(
 
 
 app.command(cls=Command)(chat.chat)
+app.command(cls=Command)(complete.complete)
 app.command(cls=Command)(serve.serve)
 app.command(cls=Command)(check.check)
 app.command(cls=Command)(adapt.adapt)

@@ -105,6 +105,7 @@ def plan(
     adapt: opt.Adapt = "off",
     n_ubatch: opt.Ubatch = None,
     parallel: opt.Parallel = 1,
+    prefix_cache: opt.PrefixCache = None,
     loading: Loading = None,
     probe: Probe = False,
     explain: Explain = False,
@@ -118,6 +119,7 @@ def plan(
     """Plan memory: what fits, what each part takes, and how fast it will roughly be. Exit 0 fits, 3 does not."""
     from edgellm.app import plans
     from edgellm.app.adapters import loras
+    from edgellm.app.defaults import prefix_options
     from edgellm.cli import _pairs
     from edgellm.cli._listener import TERMINAL
     from edgellm.cli._save import destination
@@ -163,24 +165,30 @@ def plan(
         offline=offline,
         listener=TERMINAL,
     )
-    _show(planned, place, save, explain=explain, json_=json_)
+    _show(planned, place, save, prefix_options(prefix_cache).get("prefix_bytes"), explain=explain, json_=json_)
 
 
-def _show(planned: PlannedPair, place: Device, save: Path | None, *, explain: bool, json_: bool) -> None:
+def _show(
+    planned: PlannedPair, place: Device, save: Path | None, prefix_bytes: int | None, *, explain: bool, json_: bool
+) -> None:
     from edgellm.app.drafter_adapters import adapter_json
+    from edgellm.app.plans import remembering
     from edgellm.cli import _plan_view
 
     target, solution, measured = planned.target, planned.solution, planned.measured
+    remarks = [
+        *_plan_view.remarks(solution.plan, target.shape),
+        *remembering(solution.plan, target.shape, prefix_bytes),
+    ]
     to_stdout = save is not None and str(save) == "-"
     if save is not None and not to_stdout and solution.plan.fits:
         _plan_view.save(save, solution.plan)
     if to_stdout:
         out.json(solution.plan.to_json())
     elif json_:
-        remarks = _plan_view.remarks(solution.plan, target.shape)
         out.json({**_plan_view.as_json(solution, place, measured, remarks), "adapter": adapter_json(planned.adapter)})
     else:
-        _plan_view.show(solution.plan, place, target.shape, measured, explain=explain)
+        _plan_view.show(solution.plan, place, target.shape, measured, remarks, explain=explain)
         if planned.adapter is not None:
             out.text(f"it drafts as {planned.adapter}")
     if save is not None and not to_stdout and solution.plan.fits:

@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgellm.app.defaults import DEFAULT_TARGET
 from edgellm.cli import _options as opt
 from edgellm.cli._output import out
 from edgellm.cli._sampling_options import ChosenSampling, takes_sampling
 
 if TYPE_CHECKING:
     from edgellm.app.loading import Pair
-    from edgellm.app.serving import ServedModels
-    from edgellm.server.settings import Settings
+    from edgellm.app.served_models import ServedModels
 
 _SERVER = "Server"
 _MAX_KEYS_BYTES = 2**16
 
+
+def _keep_alive(text: str) -> str:
+    """Found to be a time. Raises BadSetting."""
+    from edgellm.app.served_pairs import keep_alive_s
+
+    keep_alive_s(text)
+    return text
+
+
+Models = Annotated[
+    list[str] | None,
+    typer.Argument(
+        envvar="EDGELLM_MODEL",
+        show_envvar=False,
+        show_default=False,
+        help=f"Catalogue names, user/repo[:QUANT], or files; {DEFAULT_TARGET} if none is named. The first is loaded at "
+        "once and answers where a client names none, others when they are asked for.",
+    ),
+]
 Host = Annotated[
     str, opt.option("--host", metavar="ADDRESS", help="Elsewhere than here needs an API key.", panel=_SERVER)
 ]
@@ -42,9 +61,22 @@ Alias = Annotated[
     list[str],
     opt.option(
         "--alias",
-        metavar="NAME",
-        help="A further name that clients may call the model by. May be repeated; several in the variable are quoted "
-        "each.",
+        metavar="NAME[=MODEL]",
+        help="A further name of a model, of the first if none is said. May be repeated; several in the variable are "
+        "quoted each.",
+        panel=_SERVER,
+    ),
+]
+AllLocal = Annotated[bool, opt.option("--all-local", help="Offer every model that is on this disk too.", panel=_SERVER)]
+KeepAlive = Annotated[
+    str | None,
+    opt.option(
+        "--keep-alive",
+        metavar="TIME",
+        callback=opt.checked(_keep_alive),
+        show_default=False,
+        help="Let a model go that nobody used for so long: 5m, 30s, 1h, 0, forever. One model stays if not given, "
+        "several 5m each.",
         panel=_SERVER,
     ),
 ]
@@ -71,13 +103,16 @@ LogRequests = Annotated[
 
 @takes_sampling()
 def serve(
-    model: opt.Model = None,
+    model: Models = [],  # noqa: B006
     host: Host = "127.0.0.1",
     port: Port = 8080,
     parallel: opt.Parallel = 1,
+    prefix_cache: opt.PrefixCache = None,
     queue: Queue = 64,
     api_key_file: ApiKeyFile = None,
     alias: Alias = [],  # noqa: B006
+    all_local: AllLocal = False,
+    keep_alive: KeepAlive = None,
     origin: Origin = [],  # noqa: B006
     log_requests: LogRequests = False,
     lora: opt.Lora = [],  # noqa: B006
@@ -100,17 +135,20 @@ def serve(
 ) -> None:
     """Answer programs that speak OpenAI's API, at http://127.0.0.1:8080/v1, while a small model drafts ahead.
 
-    Sampling is of requests that leave it open. The first Ctrl-C lets answers end, the second ends them.
+    Sampling is of requests that leave it open. The first Ctrl-C lets answers end, the second ends them. Of several
+    models, --draft, --draft-adapter, --lora and --plan are the first's, but for `--draft none`, which is of all.
     """
     from edgellm.app.serving import CannotServe, check_installed
 
     check_installed()
-    from edgellm.app.defaults import asked_bytes, cache_type, drafting_options
+    from edgellm.app.defaults import asked_bytes, cache_type, drafting_options, prefix_options
     from edgellm.app.loading import prepare
-    from edgellm.cli._listener import TERMINAL
+    from edgellm.app.served_pairs import Offer
+    from edgellm.cli._listener import RUNNING, TERMINAL
     from edgellm.runtime.bringup.planning import EngineOptions
     from edgellm.runtime.sampling import Sampling
-    from edgellm.server.listening import is_loopback, listen
+    from edgellm.server.listening import HttpServer, is_loopback, listen, url_of
+    from edgellm.server.service import Service
     from edgellm.server.settings import Settings
 
     if not all(name and name.isprintable() for name in alias):
@@ -136,10 +174,11 @@ def serve(
         n_gpu_layers=gpu_layers,
         budget_bytes=asked_bytes(budget),
         n_parallel=parallel,
+        **prefix_options(prefix_cache),
     )
     with listen(host, port) as sock:  # before anything is loaded: a port that is taken is told at once
         pair = prepare(
-            model,
+            model[0] if model else None,
             draft,
             options,
             plan=plan,
@@ -148,29 +187,12 @@ def serve(
             offline=offline,
             listener=TERMINAL,
         )
-        _serve(pair, settings, sock, alias)
-
-
-def _serve(pair: Pair, settings: Settings, sock: Any, aliases: list[str]) -> None:
-    from edgellm.app.serving import ServedModels, open_served
-    from edgellm.cli._listener import RUNNING, TERMINAL
-    from edgellm.server.listening import HttpServer, url_of
-    from edgellm.server.service import Service
-
-    with open_served(pair, TERMINAL) as served:
-        models = ServedModels(served, [*_names_of(pair), *aliases])
-        url = url_of(sock)
-        HttpServer(Service(models, settings, RUNNING), lambda: _tell_ready(models, url, pair)).serve_on(sock)
+        offer = Offer(model or [pair.target.name], pair, options, draft, alias, offline=offline, listener=TERMINAL)
+        with offer.models(all_local=all_local, keep_alive=keep_alive) as models:
+            models.load(models.first)
+            url = url_of(sock)
+            HttpServer(Service(models, settings, RUNNING), lambda: _tell_ready(models, url, pair)).serve_on(sock)
     RUNNING.note("the server has ended")
-
-
-def _names_of(pair: Pair) -> list[str]:
-    """What else people call the model."""
-    from edgellm.app.references import entry_of
-
-    entry, target = entry_of(pair.target), pair.target
-    names = [] if target.source == "path" else [target.reference]
-    return [*names, *(entry.aliases if entry is not None else ())]
 
 
 def _tell_ready(models: ServedModels, url: str, pair: Pair) -> None:

@@ -14,7 +14,8 @@ PLAIN = {
 LATENT = {"deepseek2"}
 # A state of fixed size in all layers, or in those that do not attend.
 RECURRENT = {"mamba", "mamba2"}
-HYBRID = {"lfm2", "lfm2moe", "granitehybrid", "qwen35", "qwen35moe"}
+HYBRID = {"lfm2", "lfm2moe", "granitehybrid", "qwen35", "qwen35moe", "falcon-h1"}
+BESIDE = {"falcon-h1"}  # of these: every layer attends, and keeps a state beside
 # llama.cpp can keep snapshots of the state of these, so that rejected tokens can be taken back.
 REWINDABLE = {"lfm2", "lfm2moe", "qwen35", "qwen35moe"}
 # Full attention in one layer of so many, unless the file says otherwise.

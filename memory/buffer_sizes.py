@@ -18,6 +18,7 @@ class BufferSizes:
     kv_bytes: int  # keys, values and recurrent state
     compute_bytes: int  # temporaries of the graph
     output_bytes: int  # logits handed to the caller, once a pass has asked for `n_outputs` rows
+    state_bytes: int  # of these: one recurrent state
     exact: bool  # to the byte, from llama.cpp itself; False: from formulas or its rounded log
 
 

@@ -35,6 +35,7 @@ def estimate(shape: ModelShape, settings: ContextSettings, repack: bool = False,
         kv_bytes=cache_bytes(shape, settings),
         compute_bytes=compute_bytes(shape, settings),
         output_bytes=output_bytes(shape, settings),
+        state_bytes=shape.state_elements * _FLOAT,
         exact=False,
     )
 
@@ -86,8 +87,12 @@ def work_bytes(shape: ModelShape, settings: ContextSettings) -> int:
 
     Beside the activations each thread unpacks weights once for all of them: 16 rows of a matrix at least.
     """
-    widest = max(shape.n_ff * max(shape.n_experts_used, 1), shape.q_width, shape.n_embd)
+    widest = max(max(shape.n_ff, shape.n_embd) * shape.n_experts_used, shape.n_ff, shape.q_width, shape.n_embd)
     quantised = settings.n_ubatch * widest * 292 // 256  # Q8_K, the widest of the 8-bit forms
+    n_chosen = min(shape.n_experts, settings.n_ubatch * shape.n_experts_used)
+    quantised += (
+        8 * n_chosen * max(shape.n_ff, shape.n_embd) * 292 // 256
+    )  # tiles of 8 columns, an expert's last not full
     quantised += settings.n_threads * max(_UNPACKED_BYTES, 16 * widest * 5 // 4)
     head = max((group.head_dim for group in shape.attention), default=0)
     tiles = settings.n_threads * _FLOAT * (4 * 64 * head + 2 * 64 * 64) if head else 0
@@ -95,7 +100,7 @@ def work_bytes(shape: ModelShape, settings: ContextSettings) -> int:
 
 
 def work_formula(shape: ModelShape, settings: ContextSettings) -> str:
-    widest = max(shape.n_ff * max(shape.n_experts_used, 1), shape.q_width, shape.n_embd)
+    widest = max(max(shape.n_ff, shape.n_embd) * shape.n_experts_used, shape.n_ff, shape.q_width, shape.n_embd)
     tokens = f"{settings.n_ubatch} tokens x {widest:,} in 8 bits"
     return f"{tokens} and weights unpacked by {settings.n_threads} threads, or their attention tiles"
 

@@ -12,6 +12,7 @@ KvType = Literal["f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
 KV_BLOCKS: dict[KvType, tuple[int, int]] = {kv: TENSOR_TYPES[TYPE_IDS[kv.upper()]][1:] for kv in get_args(KvType)}
 """(elements a block, bytes a block), as ggml lays them out."""
+N_TURN_STATES = 4  # copies of a target's recurrent state where prompts ended, from which later ones go on
 N_DRAFT_MOST = 15  # tokens a round; how many of them are drafted is decided every round
 DRAFT_TOKENS_MOST = 4  # of a drafter's own tokens for one of the target's, before a round gives up
 CELL_PAD = 256  # llama.cpp rounds the context up to this many tokens
@@ -30,6 +31,7 @@ class ContextSettings:
     kv: KvType = "f16"
     n_rs_seq: int = 0  # snapshots of the recurrent state, which cutting back a hybrid model needs
     n_threads: int = 2
+    n_saved_states: int = 0  # copies of the recurrent state beside the engine's: what a text can be cut back to
     n_sequences: int = 1  # conversations at once, of `n_ctx` tokens each, whose cells are one pool
 
     @property

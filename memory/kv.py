@@ -39,6 +39,14 @@ def cache_bytes(shape: ModelShape, settings: ContextSettings) -> int:
     return kept + shape.state_elements * 4 * (1 + snapshots(shape, settings))
 
 
+def token_bytes(shape: ModelShape, kv: KvType) -> int:
+    """Bytes of one token's keys and values in all layers."""
+    return sum(
+        group.n_layers * (kv_row_bytes(group.k_width, kv) + kv_row_bytes(group.v_width, kv))
+        for group in shape.attention
+    )
+
+
 def cache_formula(shape: ModelShape, settings: ContextSettings) -> str:
     """The same with the numbers put in."""
     parts = []
@@ -55,7 +63,12 @@ def cache_formula(shape: ModelShape, settings: ContextSettings) -> str:
 
 def snapshots(shape: ModelShape, settings: ContextSettings) -> int:
     """Copies of the recurrent state kept to take tokens back."""
-    return settings.n_rs_seq if shape.is_recurrent and shape.can_rewind else 0
+    return settings.n_rs_seq if shape.keeps_snapshots else 0
+
+
+def saved_states(shape: ModelShape, n_turns: int = 0) -> int:
+    """Copies of the recurrent state that are kept beside the engine's: of prompts' ends, and of where a draft began."""
+    return n_turns + (not shape.keeps_snapshots) if shape.is_recurrent else 0
 
 
 def fits_cache(shape: ModelShape, kv: KvType) -> bool:

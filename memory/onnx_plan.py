@@ -147,6 +147,7 @@ def estimate(shape: ModelShape, settings: ContextSettings) -> BufferSizes:
         kv_bytes=kv_bytes,
         compute_bytes=compute + session_bytes(facts) + loading,
         output_bytes=max(rows, 2) * n_vocab * 4,
+        state_bytes=0,
         exact=False,
     )
 

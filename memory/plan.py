@@ -199,6 +199,7 @@ class MemoryPlan:
             "n_threads": settings.target.n_threads,
             "n_sequences": settings.target.n_sequences,
             "n_rs_seq": settings.target.n_rs_seq,
+            "n_saved_states": settings.target.n_saved_states,
             "drafter_settings": asdict(settings.drafter) if settings.drafter else None,
             "copy": settings.copy,
             "loading": settings.loading,
@@ -212,10 +213,8 @@ class MemoryPlan:
 _ROW_BYTES = 12  # a token's, in sampling's view of a row: id and weight
 _THREAD_BYTES = 32  # likewise, in a thread that keeps what it worked with; measured on three vocabularies
 
-GENERATION_LINES = {
-    "target cache", "target compute", "target logits", "drafter cache", "drafter compute", "drafter logits",
-    "candidates",
-}  # fmt: skip
+_PARTS = ("cache", "states", "compute", "logits")
+GENERATION_LINES = {"candidates", *(f"{role} {part}" for role in ("target", "drafter") for part in _PARTS)}
 
 
 def plan(
@@ -248,8 +247,7 @@ def plan(
 
         error = onnx_plan.ERROR_SHARE
         lines.append(Line("runtime onnxruntime", onnx_plan.LIBRARY_BYTES, "its library, measured"))
-    n_contexts = len(sizes)
-    lines.append(Line("unaccounted", n_contexts * SLACK_BYTES, f"{format_bytes(SLACK_BYTES)} a context"))
+    lines.append(Line("unaccounted", len(sizes) * SLACK_BYTES, f"{format_bytes(SLACK_BYTES)} a context"))
     process_bytes = sum(line.n_bytes for line in lines)
     margin = math.ceil(process_bytes * error)
     lines.append(Line("margin", margin, f"{error:.1%}, the worst that predictions were off"))
@@ -274,9 +272,16 @@ def _model_lines(
         *([Line("adapters", shape.adapter_bytes, "as they lie in their files")] if shape.adapter_bytes else ()),
         _vocabulary(role, shape),
         Line(f"{role} cache", sizes.kv_bytes, _formula(shape, kv.cache_formula(shape, context), sizes)),
+        *_saved_states(role, context, sizes),
         _compute(role, shape, context, sizes),
         Line(f"{role} logits", sizes.output_bytes, buffers.output_formula(shape, context)),
     ]
+
+
+def _saved_states(role: str, context: ContextSettings, sizes: BufferSizes) -> list[Line]:
+    """Copies of a recurrent state that a text is cut back to, beside what the engine keeps."""
+    n, size = context.n_saved_states, sizes.state_bytes
+    return [Line(f"{role} states", n * size, f"{n} copies x {size:,} B")] if n * size else []
 
 
 def _weights(role: str, shape: ModelShape, sizes: BufferSizes, loading: Loading) -> Line:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from edgellm.memory import hparams
 from edgellm.memory.architectures import (
+    BESIDE,
     FULL_ATTENTION_INTERVAL,
     FUSED_QKV,
     HYBRID,
@@ -87,9 +88,9 @@ class ModelShape:
         return self.state_elements > 0 or self.keeps_state
 
     @property
-    def can_rewind(self) -> bool:
-        """Whether rejected tokens can be taken back, which speculation needs of its target."""
-        return not self.is_recurrent or self.architecture in REWINDABLE
+    def keeps_snapshots(self) -> bool:
+        """Whether llama.cpp can keep its recurrent state of the last tokens of a pass, to take them back."""
+        return self.is_recurrent and self.architecture in REWINDABLE
 
     @property
     def bytes_read_per_token(self) -> int:
@@ -165,7 +166,9 @@ def from_header(header: GgufHeader, name: str | None = None, *, ask: bool = Fals
         n_ff=_widest_ff(told, n_layers, n_experts),
         n_experts_used=told.count("expert_used_count", 0, most=n_experts) if n_experts else 0,
         attention=_attention_layers(header, told, kept, kv_heads, key, value) if known else (),
-        state_elements=_state_elements(told, architecture, n_layers - len(kept), n_embd),
+        state_elements=_state_elements(
+            told, architecture, n_layers if architecture in BESIDE else n_layers - len(kept), n_embd
+        ),
         weight_bytes=sum(-(-size // 32) * 32 for size in sizes.values()),  # the engine aligns each
         lookup_bytes=sizes.get("token_embd.weight", 0) if "output.weight" in sizes else 0,
         expert_bytes=sum(size for tensor, size in sizes.items() if "_exps." in tensor),

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 from edgellm.memory.buffer_sizes import BufferSizes, Sizer
 from edgellm.memory.buffers import compute_bytes, estimate
-from edgellm.memory.context import N_DRAFT_MOST, ContextSettings, rows_for
+from edgellm.memory.context import N_DRAFT_MOST, N_TURN_STATES, ContextSettings, rows_for
 from edgellm.memory.device import Device
-from edgellm.memory.kv import check_cache, fits_cache
+from edgellm.memory.kv import check_cache, fits_cache, saved_states
 from edgellm.memory.limits import N_CTX, N_UBATCH, N_UBATCH_DRAFT
 from edgellm.memory.plan import MemoryPlan, PairSettings, Trim, plan
 from edgellm.memory.plan_request import ANYTHING, PlanRequest
@@ -67,14 +67,13 @@ def solve(
     size = sizer or formulas
     if ask.kv is not None:
         check_cache(target, ask.kv)
-    asked, drafter = drafter, drafter if drafter is not None and drafter.can_rewind else None
     start, steps = _start(target, drafter, device, ask)
     found = _descend(start, steps, all_trim_steps(ask, drafter, smaller), drafter, device, size)
     found = replace(
         found,
         bound_bytes=_bound(start, drafter, device, size),
         needed_bytes=_needed(target, device, ask, size if not target.known else formulas),
-        lost=_lost(found, target, asked, ask),
+        lost=_lost(found, target, drafter, ask),
     )
     if found.fits:
         return Solution(found)
@@ -89,7 +88,6 @@ def solve(
 
 def untrimmed(target: ModelShape, drafter: ModelShape | None, device: Device, ask: PlanRequest) -> MemoryPlan:
     """The plan of these settings as they stand, whether it fits or not; a drafter that could draft is kept."""
-    drafter = drafter if drafter is not None and drafter.can_rewind else None
     state, steps = _start(target, drafter, device, replace(ask, keep_drafter=True))
     return replace(plan(target, drafter, state.settings, device.limit), steps=tuple(steps))
 
@@ -127,19 +125,17 @@ def _start(
     n_draft = ask.n_draft if ask.n_draft is not None else (_longest(target) if drafter is not None or ask.copy else 0)
     kv, draft_kv = ask.kv or "f16", ask.kv or "f16"
     notes: list[Trim] = []
-    if not target.can_rewind:
-        drafter, n_draft = None, 0
-        notes.append(Trim("no drafting", 0, f"{target.architecture} keeps a state that cannot be cut back"))
     rows = rows_for(n_draft, ask.n_sequences)
     n_ubatch = max(ask.n_ubatch or N_UBATCH, rows if ask.n_sequences > 1 else 0)
     main = ContextSettings(n_ctx, n_ubatch, rows, kv, n_threads=ask.n_threads, n_sequences=ask.n_sequences)
-    settings = PairSettings(main, n_draft, None, ask.copy and target.can_rewind, ask.loading, ask.repack)
+    main = replace(main, n_saved_states=saved_states(target, n_turns=N_TURN_STATES))
+    settings = PairSettings(main, n_draft, None, ask.copy, ask.loading, ask.repack)
     if drafter is not None:
         if not fits_cache(drafter, draft_kv):
             draft_kv = "f16"
-        n_rs_seq = draft_snapshots(n_draft) if drafter.is_recurrent else 0
+        n_rs_seq = draft_snapshots(n_draft) if drafter.keeps_snapshots else 0
         n, window = ask.n_sequences, min(n_ctx, drafter.n_ctx_train)
-        own = ContextSettings(window, N_UBATCH_DRAFT, n, draft_kv, n_rs_seq, ask.n_threads, n)
+        own = ContextSettings(window, N_UBATCH_DRAFT, n, draft_kv, n_rs_seq, ask.n_threads, saved_states(drafter), n)
         settings = replace(settings, drafter=own)
         if ask.n_draft is None and not ask.keep_drafter and not gains(target, drafter, settings, device):
             notes.append(Trim("no draft model", 0, "it is not expected to gain anything on this device"))
@@ -256,15 +252,8 @@ def _needed(target: ModelShape, device: Device, ask: PlanRequest, size: Sizer) -
 def _lost(plan: MemoryPlan, target: ModelShape, drafter: ModelShape | None, ask: PlanRequest) -> tuple[str, ...]:
     """What was asked for and is not kept, a sentence each. All else is kept, or the plan does not fit."""
     lost = []
-    stateful = f"{target.name} keeps a state that cannot be cut back, so nothing is drafted for it"
     if drafter is not None and plan.drafter is None and ask.keep_drafter:
-        if not drafter.can_rewind:
-            why = f"{drafter.architecture} keeps a state that cannot be cut back, so it cannot draft"
-        else:
-            why = f"it does not fit beside {target.name}" if target.can_rewind else stateful
-        lost.append(f"{drafter.name} is not used as the drafter: {why}")
-    elif ask.n_draft and not target.can_rewind:
-        lost.append(f"there are no drafts of {ask.n_draft} tokens: {stateful}")
+        lost.append(f"{drafter.name} is not used as the drafter: it does not fit beside {target.name}")
     if ask.kv is not None and target.onnx is not None:
         lost.append(f"the cache of {target.name} is not of {ask.kv}: its type is part of the graph")
     return tuple(lost)

@@ -42,6 +42,15 @@ def read_model(path: Path) -> GgufHeader:
     return replace(first, tensors=tensors, file_bytes=sum(header.file_bytes for header in headers))
 
 
+def parts_of(path: Path) -> list[Path]:
+    """The files of a model that `read_model` has read, the first of which is named."""
+    match = _PART.fullmatch(path.stem)
+    if match is None:
+        return [path]
+    numbers = range(1, min(int(match["count"]), MAX_PARTS) + 1)
+    return [path.with_name(f"{match['stem']}-{number:05}-of-{match['count']}{path.suffix}") for number in numbers]
+
+
 def _part(first: Path, index: int, n_parts: int) -> GgufHeader:
     """The header of a further part, by the name that llama.cpp looks for."""
     match = _PART.fullmatch(first.stem)

@@ -13,6 +13,7 @@ from edgellm.memory.plan import VERSION, Limit, Line, Loading, MemoryPlan, PairS
 
 MOST_THREADS = 1024
 _CONTEXT_KEYS = ("n_ctx", "n_ubatch", "n_outputs", "kv", "n_rs_seq", "n_threads")
+_LATER_KEYS = {"n_sequences": 1, "n_saved_states": 0}  # that older plans lack
 
 
 def plan_from_json(data: Mapping[str, Any]) -> MemoryPlan:
@@ -36,7 +37,8 @@ def _plan(data: Mapping[str, Any]) -> MemoryPlan:
     if (drafter is None) != (data["drafter"] is None):
         raise ValueError("a drafter and its settings go together")
     n_draft = _count(data["n_draft"], most=N_DRAFT_MAX)
-    target = _context({key: data[key] for key in _CONTEXT_KEYS} | {"n_sequences": data.get("n_sequences", 1)})
+    later = {key: data.get(key, default) for key, default in _LATER_KEYS.items()}
+    target = _context({key: data[key] for key in _CONTEXT_KEYS} | later)
     if target.n_outputs <= n_draft and n_draft:
         raise ValueError(f"drafts of {n_draft} tokens need more than {target.n_outputs} rows of logits")
     settings = PairSettings(
@@ -92,6 +94,7 @@ def _context(data: Mapping[str, Any]) -> ContextSettings:
         n_outputs=_count(data["n_outputs"], least=1, most=N_UBATCH_MAX),
         kv=cast(KvType, _one_of(data["kv"], tuple(KV_BLOCKS))),
         n_rs_seq=_count(data["n_rs_seq"], most=N_UBATCH_MAX),
+        n_saved_states=_count(data.get("n_saved_states", 0), most=N_UBATCH_MAX),
         n_threads=_count(data["n_threads"], least=1, most=MOST_THREADS),
         n_sequences=_count(data.get("n_sequences", 1), least=1, most=N_PARALLEL_MAX),
     )

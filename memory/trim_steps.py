@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from edgellm.memory.context import DRAFT_TOKENS_MOST, ContextSettings, KvType, rows_for
-from edgellm.memory.kv import fits_cache
+from edgellm.memory.kv import fits_cache, saved_states
 from edgellm.memory.plan import PairSettings
 from edgellm.memory.plan_request import PlanRequest
 from edgellm.memory.shape import ModelShape
@@ -43,7 +43,7 @@ def with_outputs(settings: PairSettings, target: ModelShape) -> PairSettings:
         settings.target,
         n_outputs=rows,
         n_ubatch=max(settings.target.n_ubatch, rows),
-        n_rs_seq=rows if target.is_recurrent and target.can_rewind else 0,
+        n_rs_seq=rows if target.keeps_snapshots else 0,
     )
     own = settings.drafter
     if own is not None and own.n_rs_seq:
@@ -69,7 +69,7 @@ def all_trim_steps(ask: PlanRequest, drafter: ModelShape | None, smaller: Sequen
 
 def drafting_trim_steps(ask: PlanRequest, drafter: ModelShape | None) -> list[TrimStep]:
     """What speculation and prompts give up before quality is touched."""
-    steps = [_trim_batch("drafter", 32, "the drafter reads prompts a quarter slower")]
+    steps = [_trim_states(), _trim_batch("drafter", 32, "the drafter reads prompts a quarter slower")]
     if ask.n_draft is None:
         steps.append(_trim_length(8))
     if ask.n_ubatch is None:
@@ -82,6 +82,20 @@ def drafting_trim_steps(ask: PlanRequest, drafter: ModelShape | None) -> list[Tr
     if ask.n_draft is None:
         steps += [_trim_length(n_draft) for n_draft in (4, 2)]
     return steps
+
+
+def _trim_states() -> TrimStep:
+    def apply(state: State) -> State | None:
+        main, least = state.settings.target, saved_states(state.target)
+        if main.n_saved_states <= least:
+            return None
+        return replace(state, settings=replace(state.settings, target=replace(main, n_saved_states=least)))
+
+    return TrimStep(
+        lambda a, b: f"target: {a.settings.target.n_saved_states} -> {b.settings.target.n_saved_states} saved states",
+        apply,
+        "a conversation that is taken up elsewhere than at its end is read again",
+    )
 
 
 def _trim_batch(role: str, n_ubatch: int, cost: str) -> TrimStep:

@@ -11,7 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.memory.errors import USAGE, EdgellmError
-from edgellm.runtime.backends.base import Backend, BadNumbers, HiddenStates, Interrupted, PromptTooLong
+from edgellm.runtime.backends.base import (
+    Backend,
+    BadNumbers,
+    HiddenStates,
+    Interrupted,
+    PromptTooLong,
+    SharesBeginnings,
+)
 from edgellm.runtime.backends.llama_model import LlamaModel
 from edgellm.runtime.bringup.loading import Model
 from edgellm.runtime.engine import Engine
@@ -61,6 +68,8 @@ def embed(engine: Engine, tokens: Sequence[int], cancel: threading.Event) -> NDA
         pooled = _pooled(_states(backend, tokens, cancel), pooling)
     finally:
         backend.want_hidden_states(before)
+        if isinstance(backend, SharesBeginnings):  # no conversation begins like it
+            backend.forget()
     length = float(np.linalg.norm(pooled))
     if not np.isfinite(length):
         raise BadNumbers(f"{engine.model.path.name} computes numbers that are none (NaN or infinite): pull it again")

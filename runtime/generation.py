@@ -108,6 +108,14 @@ class Generation(Iterator[str]):
         self._prepared = self._prompt.tokens(len(self._begun))
         return len(self._prepared) + len(self._begun)
 
+    @property
+    def prompt_tokens(self) -> list[int]:
+        """What the first pass reads or finds held. Raises as `prepare`."""
+        if self._prepared is None:
+            self.prepare()
+        assert self._prepared is not None
+        return [*self._prepared, *self._begun]
+
     def move_to(self, engine: SupportsGeneration) -> None:
         """Be written by another engine of the same model; before the first piece is asked for."""
         self._engine = engine

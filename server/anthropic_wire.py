@@ -66,6 +66,10 @@ class AnthropicWire:
         told = {"type": "message_delta", "delta": _ending(answers[0]), "usage": _usage(answers[0])}
         return [told | {"timings": timings(answers)}, {"type": "message_stop"}]
 
+    @staticmethod
+    def unread(error: ApiError) -> dict[str, Any]:
+        return error.to_anthropic()
+
     def failed(self, error: ApiError) -> list[dict[str, Any]]:
         return [error.to_anthropic()]
 

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
-from edgellm.app.serving import Served
+from edgellm.app.offered import Offered
 from edgellm.server import page
 from edgellm.server.anthropic_call import counted, read_anthropic
 from edgellm.server.anthropic_wire import AnthropicWire
@@ -44,7 +44,7 @@ def application(service: Service) -> ASGIApp:
         ("POST", "/embeddings", lambda request: service.work(request, read_embeddings)),
         ("POST", "/tokenize", lambda request: service.simple(request, tokenized)),
         ("POST", "/detokenize", lambda request: service.simple(request, detokenized)),
-        ("GET", "/tokenizer_info", _tokenizer_info(service)),
+        ("GET", "/tokenizer_info", lambda request: service.about_first(request, tokenizer_info)),
         ("GET", "/health", _health),
         ("GET", "/metrics", _metrics(service)),
     ]
@@ -89,17 +89,10 @@ async def _health(request: Request) -> Response:
 
 def _metrics(service: Service) -> Endpoint:
     async def metrics(request: Request) -> Response:
-        text = service.metrics.to_text(service.desk)
+        text = service.metrics.to_text(service.desks)
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     return metrics
-
-
-def _tokenizer_info(service: Service) -> Endpoint:
-    async def told_of(request: Request) -> Response:
-        return JSONResponse(tokenizer_info(service.models.first))
-
-    return told_of
 
 
 def _models(service: Service) -> Endpoint:
@@ -118,6 +111,12 @@ def _model(service: Service) -> Endpoint:
     return model
 
 
-def _described(service: Service, name: str, served: Served) -> dict[str, Any]:
-    meta = {"n_ctx": served.n_ctx, "n_parallel": served.n_parallel, "n_vocab": served.vocabulary.n_tokens}
-    return {"id": name, "object": "model", "created": service.started_at, "owned_by": "edgellm", "meta": meta}
+def _described(service: Service, name: str, model: Offered) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": service.started_at,
+        "owned_by": "edgellm",
+        "status": {"value": model.state},  # as llama.cpp's server has it
+        "meta": {"n_ctx": model.n_ctx, "n_parallel": model.n_parallel, "n_vocab": model.n_vocab},
+    }

@@ -31,25 +31,24 @@ class Desk:
     def n_waiting(self) -> int:
         return len(self._waiting)
 
-    def check(self) -> None:
-        """
-        Raises:
-            ApiError: too many wait already, or nobody is served any more.
-        """
+    def refusal(self) -> ApiError | None:
+        """Why nobody can enter now: too many wait already, or nobody is served any more."""
         if self._is_closed:
-            raise unavailable("the server is being stopped")
-        if len(self._running) >= self._n_parallel and len(self._waiting) >= self._n_queue:
-            raise ApiError(
-                429,
-                f"{len(self._waiting)} requests are waiting already: try again later, or start with a larger --queue",
-                kind="rate_limit_error",
-                code="queue_full",
-                headers={"retry-after": str(self._wait_s())},
-            )
+            return unavailable("the server is being stopped")
+        if len(self._running) < self._n_parallel or len(self._waiting) < self._n_queue:
+            return None
+        return ApiError(
+            429,
+            f"{len(self._waiting)} requests are waiting already: try again later, or start with a larger --queue",
+            kind="rate_limit_error",
+            code="queue_full",
+            headers={"retry-after": str(self._wait_s())},
+        )
 
     def enter(self) -> Ticket:
-        """Take the last place. Raises as `check`."""
-        self.check()
+        """Take the last place. Raises ApiError, the refusal."""
+        if refusal := self.refusal():
+            raise refusal
         ticket = Ticket(self)
         self._waiting.append(ticket)
         self._call_next()
@@ -66,7 +65,8 @@ class Desk:
         """A ticket is done with, or given back unused."""
         if ticket in self._running:
             self._running.discard(ticket)
-            self._request_s += _WEIGHT * (time.monotonic() - ticket.called_at - self._request_s)
+            if ticket.begun_at is not None:
+                self._request_s += _WEIGHT * (time.monotonic() - ticket.begun_at - self._request_s)
         elif ticket in self._waiting:
             self._waiting.remove(ticket)
         self._call_next()
@@ -86,11 +86,11 @@ class Ticket:
     """A place in the queue, and then at the desk."""
 
     def __init__(self, desk: Desk) -> None:
-        self._desk, self.called_at = desk, 0.0
+        self._desk = desk
+        self.begun_at: float | None = None
         self._called: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def call(self) -> None:
-        self.called_at = time.monotonic()
         if not self._called.done():
             self._called.set_result(None)
 
@@ -99,12 +99,17 @@ class Ticket:
             self._called.set_exception(error)
             self._called.exception()  # looked at, for whoever waits may be gone
 
-    async def is_called(self, wait_s: float) -> bool:
-        """Wait so long at most for one's turn. Raises ApiError: there will be none."""
+    async def is_called(self, wait_s: float | None) -> bool:
+        """Wait so long at most for one's turn, None: as long as it takes. Raises ApiError: there will be none."""
         done, _ = await asyncio.wait({self._called}, timeout=wait_s)
         if done:
             self._called.result()
         return bool(done)
 
+    def begin(self) -> None:
+        """The work itself begins: what follows counts for how long others are told to wait."""
+        self.begun_at = time.monotonic()
+
     def leave(self) -> None:
+        """Safe to call twice."""
         self._desk.leave(self)

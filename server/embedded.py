@@ -13,7 +13,8 @@ from typing import Any
 from edgellm.app.defaults import drafting_options
 from edgellm.app.listener import SILENCE, Listener
 from edgellm.app.loading import prepare
-from edgellm.app.serving import ServedModels, check_installed, open_served
+from edgellm.app.served_models import ServedModels
+from edgellm.app.serving import check_installed, open_served
 from edgellm.runtime.asynchronous import AsyncGeneration
 from edgellm.runtime.bringup.planning import EngineOptions
 from edgellm.runtime.request import Messages, Request
@@ -75,7 +76,7 @@ class Server:
             pair = prepare(model, draft, options, listener=listener)
             self._served = stack.enter_context(open_served(pair, listener))
             ready = threading.Event()
-            self._http = HttpServer(Service(ServedModels(self._served), settings, listener), ready.set)
+            self._http = HttpServer(Service(ServedModels.of(self._served), settings, listener), ready.set)
             thread = threading.Thread(target=self._http.serve_on, args=(sock,), name="edgellm-http")
             thread.start()
             stack.callback(thread.join)

@@ -10,8 +10,9 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from edgellm.app.serving import NotServed
+from edgellm.app.served_models import NotServed, Stopped
 from edgellm.memory.errors import USAGE, EdgellmError
+from edgellm.memory.plan import DoesNotFit
 from edgellm.runtime.backends.base import PromptTooLong
 from edgellm.runtime.text.steps import TemplateError
 from edgellm.server.request_log import shown
@@ -87,7 +88,11 @@ def told(error: BaseException) -> ApiError:
         return _of_routing(error)
     if isinstance(error, TemplateError) or (isinstance(error, EdgellmError) and error.exit_code == USAGE):
         return invalid(str(error))
+    if isinstance(error, Stopped):
+        return unavailable(str(error))
     final = {"x-should-retry": "false"}
+    if isinstance(error, DoesNotFit):
+        return ApiError(503, str(error), kind="unavailable_error", code="model_does_not_fit", headers=final)
     if isinstance(error, EdgellmError):
         _LOG.error("a request failed: %s", shown(str(error)))
         return ApiError(500, str(error), kind=SERVER, headers=final)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from edgellm.app.offered import Offered
 from edgellm.runtime.answer import Answer
 from edgellm.server.desk import Desk
 
@@ -45,7 +47,7 @@ class Metrics:
             self._seconds["prompt_seconds"] += stats.prefill_s
             self._seconds["generation_seconds"] += stats.decode_s
 
-    def to_text(self, desk: Desk) -> str:
+    def to_text(self, desks: Mapping[Offered, Desk]) -> str:
         """The text format, version 0.0.4."""
         with self._lock:
             lines = [
@@ -57,9 +59,24 @@ class Metrics:
             for name, about in _HELP.items():
                 value = self._seconds[name] if name in self._seconds else self._sums[name]
                 lines += _metric(f"edgellm_{name}_total", "counter", about, value)
-        lines += _metric("edgellm_requests_running", "gauge", "Requests that are answered now.", desk.n_running)
-        lines += _metric("edgellm_requests_queued", "gauge", "Requests that wait.", desk.n_waiting)
-        return "\n".join(lines) + "\n"
+        n_running, n_waiting = (sum(n) for n in zip(*((d.n_running, d.n_waiting) for d in desks.values()), strict=True))
+        lines += _metric("edgellm_requests_running", "gauge", "Requests that are answered now.", n_running)
+        lines += _metric("edgellm_requests_queued", "gauge", "Requests that wait.", n_waiting)
+        return "\n".join([*lines, *_of_models(desks)]) + "\n"
+
+
+def _of_models(models: Iterable[Offered]) -> Iterator[str]:
+    rows: dict[tuple[str, str, str], Callable[[Offered], int]] = {
+        ("model_loaded", "gauge", "Whether the model is loaded."): lambda model: model.state == "loaded",
+        ("model_loads_total", "counter", "How often it was loaded."): lambda model: model.n_loads,
+        ("model_unloads_total", "counter", "How often it was let go."): lambda model: model.n_unloads,
+    }
+    for (name, kind, about), value in rows.items():
+        yield f"# HELP edgellm_{name} {about}"
+        yield f"# TYPE edgellm_{name} {kind}"
+        for model in models:
+            label = model.name.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+            yield f'edgellm_{name}{{model="{label}"}} {int(value(model))}'
 
 
 def _metric(name: str, kind: str, about: str, value: float) -> list[str]:

@@ -63,6 +63,11 @@ class ResponseWire:
         status = _status(answers[0])
         return [self._event(f"response.{status}", response=self._response(status, self._output, answers[0]))]
 
+    @staticmethod
+    def unread(error: ApiError) -> dict[str, Any]:
+        told = error.to_json()["error"]
+        return {"type": "error", "sequence_number": 0, **{name: told[name] for name in ("code", "message", "param")}}
+
     def failed(self, error: ApiError) -> list[dict[str, Any]]:
         told = error.to_json()["error"]
         about = {name: told[name] for name in ("code", "message", "param")}

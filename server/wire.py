@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 from edgellm.runtime.answer import Answer, FinishReason, Piece
 from edgellm.runtime.logprobs import Logprob
 from edgellm.runtime.text.vocabulary import Vocabulary
+from edgellm.server.calls import Call
 from edgellm.server.errors import ApiError
 from edgellm.server.texts import piece_text
 
@@ -19,6 +20,18 @@ FINISH: Final[dict[FinishReason, str]] = {
     "context": "length",
     "interrupted": "length",  # never told: its client is gone
 }
+
+
+class WireKind(Protocol):
+    """A class of wires, before the call is known that one is for."""
+
+    is_named: bool  # whether each event of a stream is named by its `type`
+
+    def __call__(self, call: Call) -> Wire: ...
+
+    def unread(self, error: ApiError) -> dict[str, Any]:
+        """All that a stream says where the request could not be read, or its model not be loaded."""
+        ...
 
 
 class Wire(Protocol):
@@ -56,6 +69,10 @@ class PlainEvents:
     """What OpenAI's older streams have in common."""
 
     is_named, ends_with_done = False, True
+
+    @staticmethod
+    def unread(error: ApiError) -> dict[str, Any]:
+        return error.to_json()
 
     def failed(self, error: ApiError) -> list[dict[str, Any]]:
         return [error.to_json()]

@@ -13,8 +13,8 @@ from typing import TypeAlias
 from edgellm.app.serving import Writing
 from edgellm.runtime.answer import Answer, Piece
 from edgellm.runtime.backends.base import Interrupted
-from edgellm.server.desk import Ticket
 from edgellm.server.errors import unavailable
+from edgellm.server.place import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +44,18 @@ class Run:
     def __init__(
         self,
         writings: Sequence[Writing],
-        ticket: Ticket,
+        place: Place,
         pool: Executor,
         cancel: threading.Event,
         count: Callable[[Answer], None],
     ) -> None:
         """
         Args:
-            cancel: what the writings were made with; `close` sets it.
+            cancel: what the writings were made with.
             count: told of each answer, ended or not, from the thread.
         """
-        self._writings, self._ticket, self._pool, self.cancel, self._count = writings, ticket, pool, cancel, count
+        self._writings, self._place, self._pool, self.cancel, self._count = writings, place, pool, cancel, count
         self._loop = asyncio.get_running_loop()
-        self._is_begun = False
         self._events: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
 
     async def events(self, pause_s: float) -> AsyncGenerator[Event | None, None]:
@@ -66,11 +65,9 @@ class Run:
             ApiError: the server is being stopped.
             EdgellmError: the engine failed.
         """
-        while not await self._ticket.is_called(pause_s):
+        while not await self._place.is_called(pause_s):
             yield None
-        work = self._loop.run_in_executor(self._pool, self._write)
-        self._is_begun = True
-        work.add_done_callback(lambda _: self._ticket.leave())
+        self._place.turn(self._pool, self._write)
         while True:
             try:
                 event = await asyncio.wait_for(self._events.get(), pause_s)
@@ -82,12 +79,6 @@ class Run:
             if isinstance(event, BaseException):
                 raise event
             yield event
-
-    def close(self) -> None:
-        """End what is not whole, and give the place at the desk back; has to be called, however the run went."""
-        self.cancel.set()
-        if not self._is_begun:  # otherwise the thread does so when it ends
-            self._ticket.leave()
 
     def _write(self) -> None:
         last: BaseException | None = None
@@ -118,31 +109,13 @@ class Run:
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
 
-class Task:
-    """Work of one request that is no answer, done in one go by one thread."""
+async def worked(work: Work, place: Place, pool: Executor) -> object:
+    """What a thread makes in one go when it is its turn, which is no answer.
 
-    def __init__(self, work: Work, ticket: Ticket, pool: Executor) -> None:
-        self._work, self._ticket, self._pool = work, ticket, pool
-        self._is_begun = False
-
-    async def result(self, pause_s: float) -> object:
-        """Raises what the work raises, and ApiError: the server is being stopped."""
-        while not await self._ticket.is_called(pause_s):
-            pass
-        done = asyncio.get_running_loop().run_in_executor(self._pool, self._work)
-        self._is_begun = True
-        done.add_done_callback(self._ended)
-        try:
-            return await asyncio.shield(done)  # a thread goes on to its end, and so long its place is taken
-        except Interrupted as error:
-            raise unavailable("the server is being stopped") from error
-
-    def close(self) -> None:
-        """Give the place back; has to be called, however it went."""
-        if not self._is_begun:  # otherwise the thread does so when it ends
-            self._ticket.leave()
-
-    def _ended(self, done: asyncio.Future[object]) -> None:
-        self._ticket.leave()
-        if not done.cancelled():
-            done.exception()  # looked at, for whoever asked may be gone
+    Raises what the work raises, and ApiError: the server is being stopped.
+    """
+    await place.is_called()
+    try:
+        return await asyncio.shield(place.turn(pool, work))
+    except Interrupted as error:
+        raise unavailable("the server is being stopped") from error

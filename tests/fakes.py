@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.app.serving import Served
 from edgellm.runtime.backends.base import CannotTruncate, ContextFull, EngineError, Logits
 from edgellm.runtime.drafters.base import MODEL, Draft, Drafter, Guess, Proposer
 from edgellm.runtime.sampling import GREEDY, Distribution, Sampling
@@ -204,3 +207,32 @@ def byte_vocabulary(*words: bytes, control: Sequence[str] = (), **options: objec
     pieces = [bytes([byte]) for byte in range(256)] + list(words) + [b""] * len(control)
     ids = {text: 256 + len(words) + i for i, text in enumerate(control)}
     return Vocabulary(PieceTokenizer(pieces, ids, **options))  # type: ignore[arg-type]
+
+
+class FakeSource:
+    """A `Source` that yields what it is given, when its gate lets it, and remembers what was done."""
+
+    def __init__(self, served: Served, *, n_bytes: int = 1, aliases: Sequence[str] = ()) -> None:
+        self.served, self.size, self.aliases = served, n_bytes, tuple(aliases)
+        self.name, self.n_parallel = served.name, served.n_parallel
+        self.gate = threading.Semaphore(10**6)  # a release lets one load through
+        self.failures: list[Exception] = []  # of the next loads
+        self.unfit: Exception | None = None
+        self.n_open = self.n_begun = self.n_opened = 0
+
+    def n_bytes(self) -> int:
+        if self.unfit is not None:
+            raise self.unfit
+        return self.size
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Served]:
+        self.n_begun += 1
+        assert self.gate.acquire(timeout=20)
+        if self.failures:
+            raise self.failures.pop(0)
+        self.n_open, self.n_opened = self.n_open + 1, self.n_opened + 1
+        try:
+            yield self.served
+        finally:
+            self.n_open -= 1

@@ -129,7 +129,8 @@ class _Tensors:
 
     def add(self, name: str, *shape: int) -> None:
         """A random tensor, innermost extent first as in ggml. Matrices take the model's type, the rest F32."""
-        matrix = len(shape) > 1 and shape[0] % 32 == 0 and "conv" not in name and "ssm_a" not in name
+        others = ("conv1d.weight", ".conv.weight", "norm.weight", "ssm_a")
+        matrix = len(shape) > 1 and shape[0] % 32 == 0 and not name.endswith(others)
         if self.rng is None:
             kind = self.kind if matrix else gguf.GGMLQuantizationType.F32
             block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
@@ -308,6 +309,61 @@ def _mamba(writer: gguf.GGUFWriter, tensors: _Tensors, tiny: Tiny) -> None:
         tensors.add(f"blk.{layer}.ssm_out.weight", d_inner, tiny.n_embd)
 
 
+def _mamba2_layer(writer: gguf.GGUFWriter, tensors: _Tensors, tiny: Tiny, layer: int) -> None:
+    d_inner, d_state, d_conv, n_heads, n_groups = 2 * tiny.n_embd, 16, 4, 4, 1
+    d_mixed = d_inner + 2 * n_groups * d_state
+    if layer == 0:
+        writer.add_ssm_conv_kernel(d_conv)
+        writer.add_ssm_inner_size(d_inner)
+        writer.add_ssm_state_size(d_state)
+        writer.add_ssm_time_step_rank(n_heads)
+        writer.add_ssm_group_count(n_groups)
+    tensors.add(f"blk.{layer}.attn_norm.weight", tiny.n_embd)
+    tensors.add(f"blk.{layer}.ssm_in.weight", tiny.n_embd, d_inner + d_mixed + n_heads)
+    tensors.add(f"blk.{layer}.ssm_conv1d.weight", d_conv, d_mixed)
+    tensors.add(f"blk.{layer}.ssm_conv1d.bias", d_mixed)
+    tensors.add(f"blk.{layer}.ssm_dt.bias", n_heads)
+    tensors.add(f"blk.{layer}.ssm_a", 1, n_heads)
+    tensors.add(f"blk.{layer}.ssm_d", 1, n_heads)
+    tensors.add(f"blk.{layer}.ssm_norm.weight", d_inner // n_groups, n_groups)
+    tensors.add(f"blk.{layer}.ssm_out.weight", d_inner, tiny.n_embd)
+
+
+def _mamba2(writer: gguf.GGUFWriter, tensors: _Tensors, tiny: Tiny) -> None:
+    _output_norm(tensors, tiny)
+    for layer in range(tiny.n_layers):
+        _mamba2_layer(writer, tensors, tiny, layer)
+
+
+def _granitehybrid(writer: gguf.GGUFWriter, tensors: _Tensors, tiny: Tiny) -> None:
+    """Hybrid: Mamba 2 in every layer but each second, which attends; of its state the engine keeps no snapshots."""
+    writer.add_head_count(tiny.n_heads)
+    writer.add_head_count_kv([tiny.n_kv_heads if layer % 2 else 0 for layer in range(tiny.n_layers)])
+    _output_norm(tensors, tiny)
+    for layer in range(tiny.n_layers):
+        if layer % 2:
+            _qkvo(tensors, tiny, layer, tiny.n_embd // tiny.n_heads)
+        else:
+            _mamba2_layer(writer, tensors, tiny, layer)
+        _ffn(tensors, tiny, layer)
+
+
+def _falcon_h1(writer: gguf.GGUFWriter, tensors: _Tensors, tiny: Tiny) -> None:
+    """Hybrid: every layer attends and keeps a state beside."""
+    head_dim = tiny.n_embd // tiny.n_heads
+    _attention_metadata(writer, tiny, head_dim=head_dim)
+    _output_norm(tensors, tiny)
+    for layer in range(tiny.n_layers):
+        _mamba2_layer(writer, tensors, tiny, layer)
+        for name, width in (("q", tiny.n_heads), ("k", tiny.n_kv_heads), ("v", tiny.n_kv_heads)):
+            tensors.add(f"blk.{layer}.attn_{name}.weight", tiny.n_embd, head_dim * width)
+        tensors.add(f"blk.{layer}.attn_output.weight", tiny.n_embd, tiny.n_embd)
+        tensors.add(f"blk.{layer}.ffn_norm", tiny.n_embd)
+        for name in ("gate", "up"):
+            tensors.add(f"blk.{layer}.ffn_{name}.weight", tiny.n_embd, tiny.n_ff)
+        tensors.add(f"blk.{layer}.ffn_down.weight", tiny.n_ff, tiny.n_embd)
+
+
 def _lfm2(writer: gguf.GGUFWriter, tensors: _Tensors, tiny: Tiny) -> None:
     """Hybrid: a short convolution in every layer but each second, which attends."""
     attends = [layer % 2 == 1 for layer in range(tiny.n_layers)]
@@ -413,6 +469,9 @@ ARCHITECTURES: dict[str, Callable[[gguf.GGUFWriter, _Tensors, Tiny], None]] = {
     "phi3": _phi3,
     "qwen3moe": _qwen3moe,
     "mamba": _mamba,
+    "mamba2": _mamba2,
+    "granitehybrid": _granitehybrid,
+    "falcon-h1": _falcon_h1,
     "lfm2": _lfm2,
     "qwen35": _qwen35,
     "deepseek2": _deepseek2,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -55,6 +56,10 @@ class StopSignal(Protocol):
     def is_set(self) -> bool: ...
 
 
+stops_loading: ContextVar[StopSignal | None] = ContextVar("stops_loading", default=None)
+"""Ends loads of whoever sets it with Interrupted, as of a server that is stopped while it loads."""
+
+
 class StopSwitch:
     """The stop signal of the request that runs: a context is made once and serves many requests."""
 
@@ -93,6 +98,9 @@ class Backend(Protocol):
 
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` tokens.
+
+        Where a recurrent state is kept, a cut far back may leave fewer: those before a copy of it that is at hand. What
+        the last pass of several rows appended is cut exactly.
 
         Raises:
             CannotTruncate: the model cannot do so.
@@ -135,7 +143,14 @@ class SharesBeginnings(Protocol):
     """A backend whose context holds other texts too, which may begin alike."""
 
     def adopt(self, tokens: Sequence[int]) -> None:
-        """Begin with what another text has in common with `tokens`, where that is much more than is held."""
+        """Begin with what another text has in common with `tokens`, where that is much more than is held.
+
+        What gives way is kept for others as long as there is room.
+        """
+        ...
+
+    def forget(self) -> None:
+        """Hold nothing, and keep nothing of it for others."""
         ...
 
 
@@ -158,8 +173,8 @@ def keep_common_prefix(backend: Backend, tokens: Sequence[int], n_most: int, *, 
 
     `n_known`: how many are known to be shared where both are that long.
     """
-    if isinstance(backend, SharesBeginnings) and n_most - len(backend.tokens) > 0 and not n_known:
-        backend.adopt(tokens[:n_most])
+    if isinstance(backend, SharesBeginnings) and not n_known:
+        backend.adopt(tokens[: max(0, n_most)])
     held = backend.tokens
     n_max = max(0, min(n_most, len(held)))
     n = min(n_known, n_max)

@@ -29,9 +29,12 @@ from edgellm.runtime.backends.llama_process import (
     one_pass,
     reason,
 )
+from edgellm.runtime.backends.llama_states import SavedStates
 from edgellm.runtime.backends.thread_choice import WIDEST, ThreadChoice
 
 MAX_JOINED = 24  # tokens that are read in the pass of those whose logits are wanted
+MAX_AGAIN = 8  # likewise, of those that a state has to read again; more are worth a pass, behind which it is saved
+MIN_TURN = 32  # tokens read at once, behind which later texts may well go on
 
 
 class LlamaBackend:
@@ -65,7 +68,7 @@ class LlamaBackend:
         self.tokens: list[int] = []
         self._stop_asked: StopSignal = stop_asked or threading.Event()
         self._abort = api.ggml_abort_callback(lambda _: self._stop_asked.is_set())
-        n_outputs = 1 if model.is_recurrent else max(settings.n_outputs, 2 if pad_single else 1)
+        n_outputs = max(settings.n_outputs, 2 if pad_single else 1)
         self._ctx: Any = new_context(
             model.handle, settings, n_outputs, name=model.path.name, rolls_back=model.is_hybrid
         )
@@ -82,12 +85,19 @@ class LlamaBackend:
         self.n_ctx = min(limits.n_ctx, max(settings.n_ctx, model.n_ctx_train))
         self._n_batch = limits.n_batch
         stateful = model.is_recurrent or model.is_hybrid
-        # What cannot be taken back is not drafted, and not padded either.
-        self.can_rewind = not stateful or limits.n_rs_seq > 0
-        self.max_outputs = min(n_outputs, limits.n_batch) if self.can_rewind else 1
+        # Where the engine keeps no snapshots, rejected tokens are taken back with a copy of the state.
+        self._saves_rounds = stateful and not limits.n_rs_seq
+        self.max_outputs = min(n_outputs, limits.n_batch)
+        self._states: SavedStates | None = None
+        if stateful:
+            # Cells of a sliding window are restored in another order than they were written in.
+            n_turns = 0 if model.n_window else max(0, settings.n_saved_states - self._saves_rounds)
+            self._states = SavedStates(self._ctx, model.path.name, n_turns)
+        self._n_again = 0  # of `tokens`, the last, which the state has not seen: the next pass reads them again
+        self._shared_at = 0  # where another text parted, and no copy of the state was at hand
         self.can_shift = not (stateful or model.n_window) and bool(api.llama_memory_can_shift(self._memory))
         full = model.full_vocabulary
-        self._pad_single = pad_single and full is None and self.max_outputs > 1
+        self._pad_single = pad_single and full is None and self.max_outputs > 1 and not self._saves_rounds
         name = model.path.name
         self._head: Head = (
             TrimmedHead(name, full, self.max_outputs) if full is not None else WholeHead(name, self.n_vocab)
@@ -102,23 +112,30 @@ class LlamaBackend:
     def forward(self, tokens: Sequence[int], n_outputs: int) -> Logits:
         if self._ctx is None:
             raise EngineError(f"{self.model.path.name} is closed")
+        if self._n_again and tokens:
+            tokens = [*self._owed(), *tokens]
         if n_outputs > self.max_outputs or n_outputs > len(tokens):
             raise EngineError(
                 f"{n_outputs} rows of logits asked for, {min(self.max_outputs, len(tokens))} are to be had"
             )
         n_body = len(tokens) - n_outputs
         joins = not self._pad_single and self._head.joins
-        if n_outputs and joins and n_body <= MAX_JOINED and len(tokens) <= self._n_batch:
+        n_joined = MAX_AGAIN if self._saves_rounds and n_outputs > 1 else MAX_JOINED
+        if n_outputs and joins and n_body <= n_joined and len(tokens) <= self._n_batch:
             n_body = 0  # what a drafter missed of the last round is read in the pass that drafts
         if n_body:
-            self._read(tokens[:n_body])
+            self._read_on(tokens[:n_body])
         if not n_outputs:
             return np.empty((0, self.n_vocab), np.float32)
         if n_outputs == 1 and self._pad_single:
             self._decode([tokens[-1], tokens[-1]], 1, first=True)
             self.truncate(len(self.tokens) - 1)
         else:
+            if self._saves_rounds and n_outputs > 1 and self.tokens:
+                self._saved.save_round(len(self.tokens))
             self._decode(tokens[n_body:], n_outputs)
+            if self._saves_rounds and self.max_outputs == 1 and len(tokens) > 1:  # a drafter's, behind which it drafts
+                self._saved.save_round(len(self.tokens))
         return self._head.logits(self._ctx, n_outputs)
 
     def want_hidden_states(self, wanted: bool = True) -> bool:
@@ -130,6 +147,28 @@ class LlamaBackend:
         if not (self._n_states and self._head.wants_states):
             raise EngineError(f"{self.model.path.name}: the last pass kept no hidden states")
         return rows_at(api.llama_get_embeddings(self._ctx), self._n_states, self.n_embd)
+
+    @property
+    def _saved(self) -> SavedStates:
+        assert self._states is not None
+        return self._states
+
+    def _owed(self) -> list[int]:
+        """Take out what the state has to read again."""
+        n_true, self._n_again = len(self.tokens) - self._n_again, 0
+        owed = self.tokens[n_true:]
+        del self.tokens[n_true:]
+        return owed
+
+    def _read_on(self, tokens: Sequence[int]) -> None:
+        """Append a text, and keep the state where others may go on."""
+        n_first = self._shared_at - len(self.tokens)
+        if self._states is not None and 0 < n_first < len(tokens):
+            self._read_on(tokens[:n_first])
+            tokens = tokens[n_first:]
+        self._read(tokens)
+        if self._states is not None and len(tokens) >= MIN_TURN:
+            self._states.save_turn(len(self.tokens))
 
     def _read(self, tokens: Sequence[int]) -> None:
         """Append any number of tokens; this may take long, and may be interrupted."""
@@ -172,9 +211,7 @@ class LlamaBackend:
         elif status == 1:
             raise ContextFull(f"no room for {n} more tokens in a context of {self.n_ctx:,}: raise --ctx")
         else:
-            if not api.llama_memory_seq_rm(self._memory, 0, n_held, -1):  # a failed call may leave part of its tokens
-                api.llama_memory_clear(self._memory, False)
-                self.tokens.clear()
+            self._undo(n_held)
             if status == 2:
                 raise Interrupted("stopped while reading")
             raise EngineError(f"{self.model.path.name}: the engine failed with status {status}: {reason()}")
@@ -182,19 +219,54 @@ class LlamaBackend:
     def truncate(self, length: int) -> None:
         if length >= len(self.tokens):
             return
+        n_true = len(self.tokens) - self._n_again
+        if self._states is not None:
+            self._states.forget_after(length)
         if length <= 0:
             api.llama_memory_clear(self._memory, False)
+        elif length > n_true:
+            self._n_again = length - n_true
+            del self.tokens[length:]
+            return
         elif self._window_lost(length):
             raise CannotTruncate(
                 f"{self.model.path.name} has let go of tokens before {length} that its sliding window needs again: "
                 "it must read the text once more"
             )
         elif not api.llama_memory_seq_rm(self._memory, 0, length, -1):
-            raise CannotTruncate(
-                f"{self.model.path.name} ({self.model.header.architecture}) keeps recurrent state that cannot be cut "
-                f"back from {len(self.tokens)} to {length} tokens: it must read the text once more"
-            )
+            self._restore(length)
+            return
+        self._n_again = 0
         del self.tokens[max(0, length) :]
+
+    def _restore(self, length: int) -> None:
+        """Go back to a copy of the state before `length`: few tokens behind it are read again by the next pass."""
+        position = self._states.restore(length) if self._states is not None else None
+        if length - (position or 0) >= MIN_TURN:
+            self._shared_at = length  # who comes next may part here too
+        if position is None:
+            if length > MAX_JOINED:
+                raise CannotTruncate(
+                    f"{self.model.path.name} ({self.model.architecture}) keeps recurrent state that cannot be cut back "
+                    f"from {len(self.tokens)} to {length} tokens: it must read the text once more"
+                )
+            api.llama_memory_clear(self._memory, False)
+            position = 0
+        else:
+            api.llama_memory_seq_rm(self._memory, 0, position, -1)
+        self._n_again = length - position if length - position <= MAX_JOINED else 0
+        del self.tokens[position + self._n_again :]
+
+    def _undo(self, n_held: int) -> None:
+        """Take out what a failed call may have left of its tokens."""
+        if api.llama_memory_seq_rm(self._memory, 0, n_held, -1):
+            return
+        position = self._states.restore(n_held) if self._states is not None else None
+        if position is None:
+            api.llama_memory_clear(self._memory, False)
+        else:
+            api.llama_memory_seq_rm(self._memory, 0, position, -1)
+        del self.tokens[position or 0 :]
 
     def forget_oldest(self, n: int) -> None:
         api.llama_memory_seq_rm(self._memory, 0, 0, n)

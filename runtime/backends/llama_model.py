@@ -16,7 +16,7 @@ from typing import Any
 from llama_cpp import llama_cpp as api
 
 from edgellm.memory.adapter import Lora
-from edgellm.runtime.backends.base import EngineError, LoadError
+from edgellm.runtime.backends.base import EngineError, Interrupted, LoadError, stops_loading
 from edgellm.runtime.backends.llama_files import check_adapters, checked_header
 from edgellm.runtime.backends.llama_process import failure, has_extra_buffers, kernels, listen, offloads, reason
 from edgellm.runtime.backends.llama_tokenizer import LlamaTokenizer
@@ -41,6 +41,7 @@ class LlamaModel:
 
     Raises:
         LoadError: the file is no GGUF, damaged, truncated, of an unknown architecture, or too large for the memory.
+        Interrupted: `stops_loading` was set.
     """
 
     def __init__(self, path: Path, options: ModelOptions = ModelOptions()) -> None:
@@ -57,8 +58,12 @@ class LlamaModel:
         params.load_mode = api.LLAMA_LOAD_MODE_MMAP if options.mmap else api.LLAMA_LOAD_MODE_NONE
         params.use_extra_bufts = options.repack
         params.vocab_only = options.vocabulary_only
+        if (stop := stops_loading.get()) is not None:
+            params.progress_callback = api.llama_progress_callback(lambda progress, data: not stop.is_set())
         listen()
         self._model = api.llama_model_load_from_file(os.fsencode(path), params)
+        if not self._model and stop is not None and stop.is_set():
+            raise Interrupted(f"{path} was not loaded: it was stopped")
         if not self._model:
             raise failure(f"{path} could not be loaded: {reason()}")
         self._check_it_goes_on_with_text()

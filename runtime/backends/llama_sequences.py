@@ -5,6 +5,9 @@ that its text alone would have given: products look at one row each, and attenti
 in the order of its text, wherever in the pool they are (`kernels/src/sequences.h`). On the engine's own kernels each
 sequence has a cache of its own, since its attention would go over the cells of all; a pass of unequal parts is then cut
 by the engine, and each part reads all weights again.
+
+On our kernels further sequences keep beginnings that no conversation uses now. They share cells with those that do,
+and those of their own go as soon as a pass finds none: what a sequence may hold is never less for them.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from edgellm.runtime.backends.llama_context import ContextLimits, new_context
 from edgellm.runtime.backends.llama_heads import WholeHead, rows_at
 from edgellm.runtime.backends.llama_model import LlamaModel
 from edgellm.runtime.backends.llama_process import kernels, one_pass, reason
+from edgellm.runtime.backends.parked import NOBODY, Parked, n_common
 from edgellm.runtime.backends.thread_choice import WIDEST, ThreadChoice
 from edgellm.runtime.kernels.load import compiled
 
@@ -37,6 +41,10 @@ class Part:
     n_outputs: int  # rows of logits, of the last tokens
 
 
+MIN_PARKED = 64  # tokens that are worth keeping: as many as the longest draft that may be rejected
+_MIN_OWN = 16  # tokens in which two beginnings differ, for both to be kept
+
+
 class LlamaSequences:
     """`n_sequences` texts over one set of weights. One thread at a time may call it.
 
@@ -44,10 +52,15 @@ class LlamaSequences:
         LoadError: the context's memory could not be had, or the model's memory cannot be kept for several sequences.
     """
 
-    def __init__(self, model: LlamaModel, settings: ContextSettings, n_sequences: int) -> None:
-        """`settings.n_ctx` tokens are each text's own; `settings.n_outputs` rows of logits a pass returns at most."""
+    def __init__(self, model: LlamaModel, settings: ContextSettings, n_sequences: int, *, n_parked: int = 0) -> None:
+        """
+        Args:
+            settings: `n_ctx` tokens are each text's own; `n_outputs` rows of logits a pass returns at most.
+            n_parked: beginnings that may be kept beside them, where that is possible; they take no memory.
+        """
         refuse_sequences(model)
-        if not 1 <= n_sequences <= (most := int(api.llama_max_parallel_sequences())):
+        most = int(api.llama_max_parallel_sequences())
+        if not 1 <= n_sequences <= most:
             raise LoadError(f"{n_sequences} sequences were asked for; the engine keeps between 1 and {most}")
         self.model, self.settings, self.n_sequences = model, settings, n_sequences
         self.n_vocab = model.vocabulary.n_tokens
@@ -68,7 +81,13 @@ class LlamaSequences:
         limits = ContextLimits.of(self._ctx)
         self.n_batch = limits.n_batch  # tokens of a pass, at most
         self.n_ctx = min(settings.n_ctx, int(api.llama_n_ctx(self._ctx)))
-        self.held: list[list[int]] = [[] for _ in range(n_sequences)]  # tokens of each sequence
+        # A window's cells are as few as texts need, and are let go of only where one sequence alone has them.
+        self.can_share = pooled and not model.n_window
+        # One pool has as many ids as the engine knows, whatever the context was made for.
+        spare = range(n_sequences, max(n_sequences, min(n_sequences + n_parked, most - 1) if self.can_share else 0))
+        self.scratch = spare.stop  # an id that is always empty, to hand parts of others over with
+        self._parked = Parked(spare)
+        self.held: list[list[int]] = [[] for _ in range(spare.stop)]  # tokens of each sequence, then of parked ones
         self._head = WholeHead(name, self.n_vocab)
         self._batch = self._head.new_batch(self.n_batch)
         self._ids: NDArray[np.int32] = np.zeros(self.n_batch, np.int32)
@@ -110,6 +129,8 @@ class LlamaSequences:
         api.llama_set_n_threads(self._ctx, n_threads, n_threads)
         started = time.perf_counter()
         status = self._decode(n)
+        while status == 1 and self.let_one_go():
+            status = self._decode(n)
         took_s = time.perf_counter() - started
         if chooses:
             self._threads.took(n, n_threads, took_s)
@@ -143,15 +164,84 @@ class LlamaSequences:
     def copy(self, source: int, sequence: int, length: int) -> bool:
         """Let a sequence begin with the first `length` tokens of another: nothing is read, and no cell is taken.
 
-        False where caches are apart, or the other's window has moved on; then nothing is changed.
+        False where caches are apart, or a window slides; then nothing is changed.
         """
-        if self._library is None or self._lost(source, length):
+        if not self.can_share:
             return False
         api.llama_memory_seq_rm(self._memory, sequence, -1, -1)
         api.llama_memory_seq_cp(self._memory, source, sequence, 0, length)
+        assert self._library is not None
         self._library.edgellm_sequences_copy(self._cells, source, sequence, length)
         self.held[sequence] = self.held[source][:length]
+        self._parked.use(source)
         return True
+
+    def park(self, sequence: int, *, keep: int = NOBODY) -> None:
+        """Keep what a sequence holds for texts that begin like it, in place of what is part of it; no cell is taken.
+
+        `keep`: another sequence that must stay.
+        """
+        tokens = self.held[sequence]
+        if self._parked.n < 2 or len(tokens) <= MIN_PARKED:
+            return
+        for other, held in enumerate(self.held):
+            if other == sequence:
+                continue
+            n_alike = n_common(held, tokens)
+            if n_alike > len(tokens) - _MIN_OWN:
+                self._parked.use(other)
+                return
+            if other in self._parked and other != keep and n_alike > len(held) - _MIN_OWN:
+                self._let_go(other)
+        self.copy(sequence, self._parked.take(keep), len(tokens))
+
+    def let_one_go(self) -> bool:
+        """Forget the parked beginning that was used least recently; False where there is none."""
+        oldest = next(iter(self._parked), NOBODY)
+        if oldest != NOBODY:
+            self._let_go(oldest)
+        return oldest != NOBODY
+
+    def _let_go(self, sequence: int) -> None:
+        self.drop(sequence, 0)
+        self._parked.let_go(sequence)
+
+    def drop(self, sequence: int, length: int) -> None:
+        """Forget all of a sequence but its first tokens, where nothing is read behind them."""
+        api.llama_memory_seq_rm(self._memory, sequence, length, -1)
+        del self.held[sequence][length:]
+
+    def forget(self) -> None:
+        """Begin anew: nothing is held or parked."""
+        for sequence in range(self.n_sequences):
+            self.drop(sequence, 0)
+        while self.let_one_go():
+            pass
+
+    def place_restored(self, sequence: int, first: int, by_cell: Sequence[int], token: int) -> bool:
+        """Read the token behind positions that came from elsewhere: what it sees shows where they are.
+
+        `by_cell`: these positions, from `first` on, in the order of their cells. False where that is not seen.
+        Raises as `forward`.
+        """
+        assert self._library is not None
+        order = np.asarray(by_cell, np.int32)
+        self._library.edgellm_sequences_restore(self._cells, sequence, first, order.size, order.ctypes.data)
+        try:
+            self.forward([Part(sequence, [token], 0)])
+        finally:
+            found = self._library.edgellm_sequences_end_restore(self._cells)
+        return bool(found)
+
+    @property
+    def handle(self) -> Any:
+        """The engine's context."""
+        return self._ctx
+
+    @property
+    def memory(self) -> Any:
+        """The engine's cells."""
+        return self._memory
 
     def close(self) -> None:
         if self._ctx is not None:

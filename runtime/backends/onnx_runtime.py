@@ -102,7 +102,6 @@ class OnnxBackend:
     """
 
     can_shift = False
-    can_rewind = True
 
     def __init__(
         self,

@@ -93,8 +93,6 @@ def load_target(path: Path, options: EngineOptions = DEFAULTS, plan: MemoryPlan 
     template, refusal = usable(model.chat_template, model.vocabulary)
     n_draft = min(settings.n_draft, backend.max_outputs - 1)
     notes, warnings = about_target(model, template, refusal, plan, options)
-    if not backend.can_rewind:
-        warnings.append(f"{path.name} keeps a state that cannot take tokens back, so nothing is drafted")
     if settings.target.n_ctx < n_asked:
         notes.append(f"{path.name} was trained for {model.n_ctx_train:,} tokens: the context is that long")
     if options.exact:

@@ -11,14 +11,14 @@ from typing import Literal
 import psutil
 
 from edgellm.memory.adapter import AdapterError, Lora, adapted, refuse_adapter
-from edgellm.memory.context import N_DRAFT_MOST, ContextSettings, KvType, rows_for
+from edgellm.memory.context import N_DRAFT_MOST, N_TURN_STATES, ContextSettings, KvType, rows_for
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.device import Device, budget_device, this_machine
 from edgellm.memory.gguf import GgufError
 from edgellm.memory.limits import N_CTX, N_UBATCH
 from edgellm.memory.onnx_graph import OnnxError, is_onnx
 from edgellm.memory.onnx_plan import read_shape
-from edgellm.memory.plan import DoesNotFit, Loading, MemoryPlan, PairSettings, PlanError
+from edgellm.memory.plan import RUNTIME_BASE_BYTES, DoesNotFit, Loading, MemoryPlan, PairSettings, PlanError
 from edgellm.memory.plan import plan as lines_of
 from edgellm.memory.plan_request import PlanRequest
 from edgellm.memory.shape import ModelShape, UnknownShape, from_header
@@ -68,6 +68,8 @@ class EngineOptions:
     loras: tuple[Lora, ...] = ()  # adapters of the target
     draft_adapter: str | None = None  # sha256 of the adapter in the drafter's file: its drafts are judged apart
     n_parallel: int = 1  # conversations at once, of `n_ctx` tokens each
+    prefixes: Path | None = None  # where long beginnings of conversations are kept between runs; None: nowhere
+    prefix_bytes: int = 2 * 2**30  # of them, at most
     budget_bytes: int | None = None  # this program's own; what the machine has free
 
 
@@ -122,6 +124,19 @@ def _check_files(plan: MemoryPlan, target: Path, draft: Path | None, options: En
         )
 
 
+def left_bytes(options: EngineOptions, taken_bytes: int) -> int:
+    """What one more pair may take, by `beside_bytes`, beside those that this process has loaded, which take so much."""
+    device, taken_bytes = _device(options), taken_bytes + RUNTIME_BASE_BYTES
+    if options.budget_bytes is None:  # pages that nobody has written yet are still counted as free
+        taken_bytes = max(taken_bytes, psutil.Process().memory_info().rss)
+    return device.usable_bytes - taken_bytes
+
+
+def beside_bytes(plan: MemoryPlan) -> int:
+    """What a plan takes where the interpreter and the engine's libraries are there already."""
+    return plan.required_bytes - RUNTIME_BASE_BYTES
+
+
 def trimmed(plan: MemoryPlan) -> list[str]:
     """What the plan gave up that a user may notice."""
     return [step.name for step in plan.steps if not step.cost.startswith("none")]
@@ -163,6 +178,7 @@ def unplanned(options: EngineOptions) -> PairSettings:
         n_outputs=rows_for(options.n_draft, options.n_parallel),
         kv=options.kv or "f16",
         n_threads=options.n_threads or usable_cores(),
+        n_saved_states=N_TURN_STATES + 1,  # where there is a state
         n_sequences=options.n_parallel,
     )
     return PairSettings(main, options.n_draft, None, options.copy, _loading(options), not options.exact)

@@ -106,6 +106,7 @@ class _MapNode(ctypes.Structure):
 
 _LOGGED = {  # the same sizes as llama.cpp prints them, MiB with two decimals
     "kv": re.compile(r"size = +([\d.]+) MiB \( *\d+ cells"),
+    "state": re.compile(r"size = +([\d.]+) MiB \( *\d+ cells, *\d+ layers, *\d+ seqs *\d+ rs_seq"),
     "compute": re.compile(r"compute buffer size = +([\d.]+) MiB"),
 }
 
@@ -162,6 +163,7 @@ def _sizes(lib: Any, context: Any, log: Sequence[str], model_bytes: int, output_
         name: sum(float(match.group(1)) for line in log if (match := pattern.search(line))) * _MIB
         for name, pattern in _LOGGED.items()
     }
+    state = int(logged["state"]) // (1 + lib.llama_n_rs_seq(context))
     parts = _breakdown(lib, context)
     if parts is not None:
         kv = sum(size for _, _, size, _ in parts)
@@ -170,8 +172,8 @@ def _sizes(lib: Any, context: Any, log: Sequence[str], model_bytes: int, output_
         if abs(kv - logged["kv"]) < 0.1 * _MIB and abs(compute - logged["compute"]) < 0.1 * _MIB:
             weights = sum(size for _, size, _, _ in parts)
             repacked = sum(size for name, size, _, _ in parts if "REPACK" in name)
-            return BufferSizes(weights, repacked, kv, compute, output_bytes, exact=True)
-    return BufferSizes(model_bytes, 0, int(logged["kv"]), int(logged["compute"]), output_bytes, exact=False)
+            return BufferSizes(weights, repacked, kv, compute, output_bytes, state, exact=True)
+    return BufferSizes(model_bytes, 0, int(logged["kv"]), int(logged["compute"]), output_bytes, state, exact=False)
 
 
 def _breakdown(lib: Any, context: Any) -> list[tuple[str, int, int, int]] | None:

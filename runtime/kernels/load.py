@@ -87,6 +87,8 @@ def compiled() -> ctypes.CDLL | None:
         "edgellm_sequences_free": (None, [c_pointer]),
         "edgellm_sequences_tell": (None, [c_pointer, c_i64, c_pointer, c_pointer]),
         "edgellm_sequences_copy": (None, [c_pointer, c_int, c_int, c_i64]),
+        "edgellm_sequences_restore": (None, [c_pointer, c_int, c_i64, c_i64, c_pointer]),
+        "edgellm_sequences_end_restore": (c_int, [c_pointer]),
         "edgellm_packed_bytes": (c_i64, [c_int, c_i64, c_i64]),
         "edgellm_pack": (None, [c_int, c_pointer, c_i64, c_i64, c_pointer, c_int]),
         "edgellm_matmul": (

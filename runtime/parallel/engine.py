@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from edgellm.runtime.answer import Answer, Piece
 from edgellm.runtime.backends.base import Interrupted
 from edgellm.runtime.backends.llama_sequences import LlamaSequences
+from edgellm.runtime.backends.parked import n_common
 from edgellm.runtime.engine import Engine
 from edgellm.runtime.generation import Generation
 from edgellm.runtime.parallel.passes import Meeting
+from edgellm.runtime.parallel.saved_prefixes import SavedPrefixes
 from edgellm.runtime.request import Request
 
 _LOOK_S = 0.2  # between two looks at whether somebody who waits for a seat was called off
@@ -26,6 +28,7 @@ class Parts:
     meeting: Meeting
     contexts: tuple[LlamaSequences, ...]  # the target's, and the draft model's where there is one
     seats: tuple[Engine, ...]  # one for each conversation; models and what is learnt are the same
+    saved: SavedPrefixes | None = None  # the target's beginnings on the disk
 
 
 class ParallelEngine:
@@ -36,6 +39,8 @@ class ParallelEngine:
         self._free: deque[Engine] = deque(parts.seats)  # who left longest ago first
         self._changed = threading.Condition()
         self._is_closed = False
+        if parts.saved is not None:
+            parts.saved.start(self.wait_until_idle)
 
     @property
     def first(self) -> Engine:
@@ -64,9 +69,14 @@ class ParallelEngine:
         cancel = cancel or threading.Event()
         return SharedGeneration(self, Generation(self.first, request, cancel=cancel), cancel)
 
+    def check_open(self) -> None:
+        """Raises Interrupted: it is closed."""
+        if self._is_closed:
+            raise Interrupted("the engine is closed")
+
     @contextmanager
-    def seat(self, cancel: threading.Event) -> Iterator[Engine]:
-        """A seat, as a member of the meeting.
+    def seat(self, cancel: threading.Event, tokens: Sequence[int] = ()) -> Iterator[Engine]:
+        """A seat, as a member of the meeting: the one that holds most of how `tokens` begin.
 
         Raises:
             Interrupted: called off while waiting, or the engine was closed.
@@ -76,16 +86,25 @@ class ParallelEngine:
                 if cancel.is_set() or self._is_closed:
                     raise Interrupted("stopped while waiting")
                 self._changed.wait(_LOOK_S)
-            if self._is_closed:
-                raise Interrupted("the engine is closed")
-            engine = self._free.popleft()
+            self.check_open()
+            engine = max(self._free, key=lambda one: n_common(one.backend.tokens, tokens))
+            self._free.remove(engine)
         try:
             with self._parts.meeting.member():
                 yield engine
         finally:
+            saved, held = self._parts.saved, engine.backend.tokens
+            if saved is not None:
+                saved.offer(held)
             with self._changed:
                 self._free.append(engine)
                 self._changed.notify_all()
+
+    def wait_until_idle(self) -> None:
+        """Until nobody is answered."""
+        with self._changed:
+            while self.n_busy:
+                self._changed.wait()
 
     def close(self) -> None:
         """Wait until everybody left, keep what was learnt, and free the models."""
@@ -94,6 +113,8 @@ class ParallelEngine:
             self._changed.notify_all()
             while self.n_busy:
                 self._changed.wait()
+        if self._parts.saved is not None:
+            self._parts.saved.close()
         first = self.first
         first.save()
         for context in self._parts.contexts:
@@ -141,7 +162,8 @@ class SharedGeneration:
         self._pieces.close()
 
     def _write(self) -> Generator[Piece, None, None]:
-        with self._engine.seat(self._cancel) as seat:
+        self._engine.check_open()  # a prompt is written by the model
+        with self._engine.seat(self._cancel, self._generation.prompt_tokens) as seat:
             self._generation.move_to(seat)
             try:
                 yield from self._generation.pieces()

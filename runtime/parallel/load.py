@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from edgellm.runtime.backends.base import LoadError, StopSwitch
 from edgellm.runtime.backends.llama_model import LlamaModel
 from edgellm.runtime.backends.llama_process import kernels
 from edgellm.runtime.backends.llama_sequences import LlamaSequences
+from edgellm.runtime.backends.parked import N_PARKED
+from edgellm.runtime.backends.state_rows import UnknownState
 from edgellm.runtime.bringup.load import (
     LoadedDraft,
     about_target,
@@ -34,6 +37,8 @@ from edgellm.runtime.learning.pair_state import PairState
 from edgellm.runtime.parallel.economics import SharedCurve, SharedDraftCurve, slices_by
 from edgellm.runtime.parallel.engine import ParallelEngine, Parts
 from edgellm.runtime.parallel.passes import Meeting, PassQueue
+from edgellm.runtime.parallel.prefix_files import PrefixFiles
+from edgellm.runtime.parallel.saved_prefixes import SavedPrefixes
 from edgellm.runtime.parallel.sequence import SequenceBackend
 from edgellm.runtime.text.template import usable
 
@@ -46,8 +51,13 @@ def load_parallel(
     options: EngineOptions = DEFAULTS,
     *,
     plan: MemoryPlan | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> ParallelEngine:
     """Load a target for `options.n_parallel` conversations at once and, if named, a drafter of any vocabulary.
+
+    Args:
+        warn: told, while answers are given, of beginnings that cannot be kept on the disk; added to the engine's
+            warnings if not given.
 
     Raises:
         DoesNotFit: there is not enough memory, found before anything is loaded; the message names what would fit.
@@ -59,7 +69,7 @@ def load_parallel(
         reserve(chosen)
         draft = draft if chosen.settings.drafter else None
     with ExitStack() as opened:  # nobody else closes what is open where loading fails
-        engine = _Loader(options, chosen, note, opened).load(target, draft)
+        engine = _Loader(options, chosen, note, opened, warn).load(target, draft)
         opened.pop_all()
         return engine
 
@@ -70,6 +80,7 @@ class _Loader:
     plan: MemoryPlan | None
     note: str
     opened: ExitStack
+    warn: Callable[[str], None] | None
 
     def load(self, target: Path, draft: Path | None) -> ParallelEngine:
         options = self.options
@@ -85,10 +96,11 @@ class _Loader:
         notes, warnings = about_target(model, template, refusal, self.plan, options)
         if not kernels().active:
             warnings.append("the engine's own kernels: beside others, an answer may differ at near ties")
+        saved = self._saved(meeting, context, warnings)
         engines = [
             Engine(
                 model,
-                SequenceBackend(meeting, queue, sequence, max_outputs=settings.n_draft + 1, stop=stop),
+                SequenceBackend(meeting, queue, sequence, max_outputs=settings.n_draft + 1, stop=stop, saved=saved),
                 template,
                 options,
                 settings,
@@ -101,18 +113,19 @@ class _Loader:
             for sequence, stop in enumerate(StopSwitch() for _ in range(options.n_parallel))
         ]
         with meeting.member():
-            return self._with_drafter(meeting, queue, engines, draft)
+            parts = self._with_drafter(meeting, queue, engines, draft)
+            for one in parts.contexts:
+                one.forget()  # what costs were measured with
+        return ParallelEngine(replace(parts, saved=saved))
 
-    def _with_drafter(
-        self, meeting: Meeting, queue: PassQueue, engines: list[Engine], draft: Path | None
-    ) -> ParallelEngine:
+    def _with_drafter(self, meeting: Meeting, queue: PassQueue, engines: list[Engine], draft: Path | None) -> Parts:
         options, first = self.options, engines[0]
         copy = first.settings.copy
         state = PairState(first.model, first.backend, draft, options, first.warnings.append)
         loaded, draft_queue = self._draft(meeting, engines, draft)
         store = state.store if options.learn != "off" and (copy or options.learned is not None) else None
         if not loaded and not copy and store is None:
-            return ParallelEngine(Parts(meeting, (queue.context,), tuple(engines)))
+            return Parts(meeting, (queue.context,), tuple(engines))
         costs = self._costs(state, meeting, queue, draft_queue)
         same = bool(loaded) and loaded[0].match.same
         acceptance = Acceptance(TUNING, passes_per_token=1.0 if same else None)
@@ -138,7 +151,7 @@ class _Loader:
         assert learner is not None
         state.attach(learner)
         contexts = (queue.context, *([draft_queue.context] if draft_queue else ()))
-        return ParallelEngine(Parts(meeting, contexts, tuple(seats)))
+        return Parts(meeting, contexts, tuple(seats))
 
     def _draft(
         self, meeting: Meeting, engines: list[Engine], path: Path | None
@@ -159,15 +172,28 @@ class _Loader:
         loaded = draft_of(first, path, model, backends[0], first.notes, first.warnings)
         return [replace(loaded, backend=backend) for backend in backends], queue
 
+    def _saved(self, meeting: Meeting, context: LlamaSequences, warnings: list[str]) -> SavedPrefixes | None:
+        folder = self.options.prefixes
+        if folder is None:
+            return None
+        files = PrefixFiles(folder, self.options.prefix_bytes, self.warn or warnings.append)
+        try:
+            return SavedPrefixes(files, meeting, context)
+        except UnknownState as error:
+            warnings.append(f"long beginnings are not kept on the disk: {error}")
+            return None
+
     def _several(self, model: Model) -> LlamaModel:
         """Raises LoadError: the model is run by an engine that keeps one sequence."""
         self.opened.callback(model.close)
         if not isinstance(model, LlamaModel):
-            raise LoadError("an ONNX model serves one conversation at a time: run it as GGUF, or take --parallel 1")
+            raise LoadError(
+                "an ONNX model serves one conversation at a time: take it as GGUF, or no --parallel and --prefix-cache"
+            )
         return model
 
     def _context(self, model: LlamaModel, settings: ContextSettings) -> LlamaSequences:
-        context = LlamaSequences(model, settings, self.options.n_parallel)
+        context = LlamaSequences(model, settings, self.options.n_parallel, n_parked=N_PARKED)
         self.opened.callback(context.close)
         return context
 

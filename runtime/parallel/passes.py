@@ -21,6 +21,7 @@ from edgellm.runtime.backends.llama_sequences import LlamaSequences, Part
 
 MAX_JOINED = 32  # tokens that are computed whole, beside what others decode; more is read in slices
 N_SLICE = 8  # tokens of a slice at least, so that a prompt is read some day
+_TURN_S = 0.02  # that one who gives way waits for others to want something
 _NEWEST = 0.1  # weight of a pass in a running mean
 
 
@@ -188,6 +189,19 @@ class Meeting:
         """Wait until no pass is running: what the engine holds may then be changed."""
         while self._in_pass:
             self._changed.wait()
+
+    def give_way(self) -> None:
+        """Let others have a pass, if they want one, in the middle of something long; no pass is running behind it."""
+        self._n_running -= 1
+        try:
+            if self._in_pass or self._n_running:
+                self._changed.notify_all()
+                self._changed.wait(_TURN_S)
+            else:
+                self._run_one()
+        finally:
+            self._n_running += 1
+        self.settle()
 
     def _leave(self, queue: PassQueue, job: Job) -> None:
         """Go on without what one waited for: no pass begins before, and the one that runs may be over its sequence."""

@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 from edgellm.memory.context import ContextSettings
 from edgellm.runtime.backends.base import ContextFull, EngineError, Logits, StopSignal
 from edgellm.runtime.backends.llama_model import LlamaModel
+from edgellm.runtime.backends.llama_sequences import MIN_PARKED
+from edgellm.runtime.backends.parked import n_common
 from edgellm.runtime.parallel.passes import Job, Meeting, PassQueue
+from edgellm.runtime.parallel.saved_prefixes import SavedPrefixes
 
 MIN_ADOPTED = 32  # tokens that another sequence must share beyond one's own before its cells are taken over
 
@@ -21,10 +24,19 @@ class SequenceBackend:
     can_shift = False
 
     def __init__(
-        self, meeting: Meeting, queue: PassQueue, sequence: int, *, max_outputs: int, stop: StopSignal
+        self,
+        meeting: Meeting,
+        queue: PassQueue,
+        sequence: int,
+        *,
+        max_outputs: int,
+        stop: StopSignal,
+        saved: SavedPrefixes | None = None,
     ) -> None:
+        """`saved`: beginnings that are kept on the disk."""
         context = queue.context
         self._meeting, self._queue, self._sequence, self._stop = meeting, queue, sequence, stop
+        self._saved = saved
         self.model: LlamaModel = context.model
         self.settings: ContextSettings = context.settings
         self.n_vocab, self.n_ctx, self.n_threads = context.n_vocab, context.n_ctx, context.n_threads
@@ -64,28 +76,31 @@ class SequenceBackend:
     def truncate(self, length: int) -> None:
         if length < len(self.tokens):
             self._meeting.settle()
+            if len(self.tokens) - length > MIN_PARKED:  # no draft that was rejected
+                self._queue.context.park(self._sequence)
             self._queue.context.truncate(self._sequence, length)
 
     def adopt(self, tokens: Sequence[int]) -> None:
-        """Begin with what another sequence has in common with `tokens`, where that is much more than is held."""
         self._meeting.settle()
         context, best = self._queue.context, (n_common(self.tokens, tokens) + MIN_ADOPTED, -1)
         for sequence, held in enumerate(context.held):
             if sequence != self._sequence and (n := n_common(held, tokens)) > best[0]:
                 best = n, sequence
-        if best[1] >= 0:
+        if best[1] >= 0 and context.can_share:
+            context.park(self._sequence, keep=best[1])
             context.copy(best[1], self._sequence, best[0])
+        if self._saved is not None:
+            n = n_common(self.tokens, tokens)
+            if self._saved.n_kept(tokens) >= n + MIN_ADOPTED:
+                self.truncate(n)
+                self._saved.restore(self._sequence, tokens, self._stop)
+
+    def forget(self) -> None:
+        self._meeting.settle()
+        self._queue.context.truncate(self._sequence, 0)
 
     def forget_oldest(self, n: int) -> None:
         raise EngineError(f"{self.model.path.name}: a sequence that shares its cells with others is not moved")
 
     def close(self) -> None:
         """Leave the sequence to the next conversation, which may begin like it."""
-
-
-def n_common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two sequences begin with alike."""
-    n = min(len(a), len(b))
-    left, right = np.fromiter(a, np.int64, n), np.fromiter(b, np.int64, n)
-    different = np.flatnonzero(left != right)
-    return int(different[0]) if different.size else n

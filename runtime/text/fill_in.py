@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgellm.runtime.request import BadRequest
 from edgellm.runtime.text.vocabulary import Vocabulary
 
 # (before, behind, gap) as families spell them: Qwen and CodeGemma, StarCoder, Granite, DeepSeek, Code Llama.
@@ -37,3 +38,23 @@ def find_fill_in(vocabulary: Vocabulary) -> FillIn | None:
             before, behind, gap = (token for token in found if token is not None)
             return FillIn(before, behind, gap)
     return None
+
+
+def gone_on_from(vocabulary: Vocabulary, before: str, behind: str = "") -> list[int]:
+    """The tokens of a text that a model goes on from as it is, or of one with a gap to fill.
+
+    Raises:
+        BadRequest: there is nothing to go on from, or the model has no tokens to fill a gap with.
+        CannotEncode: the vocabulary cannot spell it.
+    """
+    tokens = vocabulary.encode(before.encode())
+    if behind:
+        fill_in = find_fill_in(vocabulary)
+        if fill_in is None:
+            raise BadRequest("this model has no tokens to fill a gap with: leave out what stands behind it")
+        tokens = fill_in.prompt(tokens, vocabulary.encode(behind.encode()))
+    if vocabulary.adds_bos and vocabulary.bos is not None:
+        tokens = [vocabulary.bos, *tokens]
+    if not tokens:
+        raise BadRequest("the text is empty: there is nothing to go on from")
+    return tokens

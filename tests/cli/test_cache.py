@@ -16,6 +16,7 @@ from edgellm.memory.folders import home
 from edgellm.runtime.distillation.adopted import Adopted
 from edgellm.runtime.learning import persistence
 from edgellm.runtime.learning.persistence import BadArchive, SavedStore
+from edgellm.runtime.parallel.prefix_files import PrefixFiles
 
 run = CliRunner().invoke
 
@@ -69,6 +70,16 @@ def test_what_drafters_learnt_is_shown_and_deleted_and_told_to_be_a_file_of_its_
     adopted.adopt("0123", adapter_for(base, 0.2), base)
     assert "1 adapter of drafters deleted" in run(app, ["cache", "clear"]).stderr
     assert json.loads(run(app, ["cache", "show", "--json"]).stdout)["adapters"] == []
+
+
+def test_beginnings_that_a_server_kept_are_shown_and_deleted() -> None:
+    folder = home() / "prefixes"
+    PrefixFiles(folder, 10**6, print).write("a" * 64, bytes(1000))
+    shown = json.loads(run(app, ["cache", "show", "--json"]).stdout)["prefixes"]
+    assert shown == {"folder": str(folder), "files": 1, "bytes": next(folder.glob("*.prefix")).stat().st_size}
+    assert "pieces of long beginnings" in run(app, ["cache", "show"]).stdout
+    assert "1 files deleted" in run(app, ["cache", "clear"]).stderr
+    assert list(folder.iterdir()) == []
 
 
 def test_an_archive_that_is_none_is_a_failure_with_a_sentence(tmp_path: Path) -> None:

@@ -185,6 +185,8 @@ def parsed(words: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, **
         ("serve", [], {"PORT": "0", "HOST": "::1", "QUEUE": "3"}, ["--port", "0", "--host", "::1", "--queue", "3"]),
         ("serve", [], {"API_KEY_FILE": "k", "PARALLEL": "2"}, ["--api-key-file", "k", "--parallel", "2"]),
         ("serve", [], {"ALIAS": '"a" "b"', "ORIGIN": "o"}, ["--alias", "a", "--alias", "b", "--origin", "o"]),
+        ("serve", [], {"MODEL": "a b.gguf"}, ["a b.gguf"]),
+        ("serve", [], {"MODEL": '"a b" "c"', "KEEP_ALIVE": "30s"}, ["a b", "c", "--keep-alive", "30s"]),
         ("list", [], {"ALL": "1"}, ["--all"]),
         ("show", ["m"], {"TEMPLATE": "1"}, ["m", "--template"]),
         ("rm", ["m"], {"YES": "1"}, ["m", "--yes"]),

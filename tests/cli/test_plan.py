@@ -66,6 +66,19 @@ def test_what_a_drafter_learns_beside_a_chat_is_a_line_of_the_plan_or_a_sentence
     assert edgellm("plan", target, "--adapt", "always").returncode == 2
 
 
+def test_what_is_kept_of_conversations_is_said(model: Path, tmp_path: Path) -> None:
+    def remarks(path: Path, *options: str) -> str:
+        return " ".join(json.loads(edgellm("plan", path, "--json", *options).stdout)["remarks"])
+
+    assert "no more memory" in remarks(model, "--parallel", "4")
+    assert "beginnings" not in remarks(model, "--parallel", "4")
+    assert "2.00 GiB at most" in remarks(model, "--prefix-cache", "2GiB")
+    slides = write_tiny(tmp_path / "slides.gguf", "gemma3", n_layers=6)
+    assert "window" in remarks(slides, "--parallel", "4", "--prefix-cache", "2GiB")
+    assert "no more memory" not in remarks(slides, "--parallel", "4")
+    assert edgellm("plan", model, "--prefix-cache", "much").returncode == 2
+
+
 def test_what_does_not_fit_exits_3_and_names_what_would(model: Path) -> None:
     done = edgellm("plan", model, "--draft", "none", "--budget", "68MiB", "--ctx", "32768")
     assert done.returncode == 3

@@ -97,14 +97,15 @@ def test_what_else_is_asked_for_is_kept_or_does_not_fit(run: Run) -> None:
         assert plan["fits"] == (budget == "8GB")
 
 
-def test_a_state_that_cannot_be_cut_back_does_not_draft(run: Run, folder: Path) -> None:
+def test_a_drafter_of_states_is_planned_with_its_copy_and_drafts(run: Run, folder: Path) -> None:
     pair = (folder / "target.gguf", "--draft", folder / "mamba.gguf")
-    done = run("plan", *pair, "--budget", "1GiB")
-    assert (done.code, done.out.splitlines()[0][:33]) == (0, "mamba is not used as the drafter:")
+    lines = lines_of(run("plan", *pair, "--budget", "1GiB", "--json").json)
+    assert 0 < lines["drafter states"] <= lines["drafter cache"]
     with load(folder / "target.gguf", folder / "mamba.gguf", FIXED) as engine:
-        assert engine.draft_model is None
-        assert any("mamba is not used as the drafter" in warning for warning in engine.warnings)
-        assert list(ChatSession(engine).reply("the hat", max_tokens=4))
+        session = ChatSession(engine)
+        assert list(session.reply("the hat", max_tokens=12))
+        assert session.last is not None
+        assert session.last.stats.n_drafted > 0
 
 
 @pytest.mark.parametrize("name", ["lfm2", "qwen35"])

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_gguf import write_tiny
 from typer.testing import CliRunner
 
 from edgellm.cli import _errors
@@ -69,3 +70,15 @@ def test_an_address_of_another_machine_is_told(tmp_path: Path) -> None:
     keys.write_text("secret\n")
     told = refused("--host", "192.0.2.1", "--port", "0", "--api-key-file", str(keys))
     assert told == "192.0.2.1 is no address of this machine: take 127.0.0.1, or 0.0.0.0 for all that it has"
+
+
+@pytest.mark.parametrize("time", ["soon", "5 minutes", "-2", ""])
+def test_a_time_that_is_none_is_refused(time: str) -> None:
+    assert "is no time: write it like 5m, 30s, 1h, 0 or forever" in refused("--keep-alive", time, "--port", "0")
+
+
+def test_an_alias_of_a_model_that_is_not_named_is_refused(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "a.gguf")
+    done = CliRunner().invoke(app, ["serve", str(path), "--draft", "none", "--port", "0", "--alias", "x=other"])
+    assert done.exception is not None
+    assert _errors.sentence(done.exception).startswith("--alias x=other: 'other' is none of the models named: ")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import re
 import tomllib
 from collections.abc import Callable, Iterator
@@ -170,6 +171,10 @@ def test_other_programs_find_what_they_are_given(one: Invocation) -> None:
         script = ROOT / rest[0]
         assert rest[:2] == ["-m", "venv"] or script.is_file()
         assert all(word in script.read_text() for word in rest[1:] if word.startswith("--"))
+    elif program == "curl":
+        (path,) = [word.partition("/v1")[2] for word in rest if word.startswith("http://127.0.0.1:8080/v1/")]
+        assert f'("POST", "{path}",' in (ROOT / "server" / "application.py").read_text()
+        assert isinstance(json.loads(rest[rest.index("-d") + 1]), dict)
     else:
         assert one.words[:2] == ("git", "diff"), f"nobody checks {program}"
 

@@ -108,11 +108,11 @@ def test_a_text_is_bounded_by_what_models_have(tmp_path: Path) -> None:
         read_header(path)
 
 
-def test_an_unknown_architecture_with_a_state_does_not_draft(tmp_path: Path) -> None:
+def test_an_unknown_architecture_with_a_state_is_known_to_keep_one(tmp_path: Path) -> None:
     for key, stateful in (("ssm.state_size", True), ("wkv.head_size", True), ("rope.dimension_count", False)):
         path = write_raw(tmp_path / "x.gguf", {**LLAMA, key: 64}, llama_tensors(), architecture="brandnew")
         shape = from_header(read_header(path), ask=True)
-        assert (shape.known, shape.can_rewind) == (False, not stateful)
+        assert (shape.known, shape.is_recurrent, shape.keeps_snapshots) == (False, stateful, False)
 
 
 @pytest.mark.parametrize("where", ["tensors", "entries", "items"])

@@ -101,18 +101,16 @@ def test_the_bound_is_where_the_draft_model_begins_to_fit() -> None:
     assert solve(TARGET, DRAFTER, place(bound - 8 * MIB)).plan.drafter is None
 
 
-def test_a_state_that_cannot_be_cut_back_means_no_drafting() -> None:
+def test_a_state_is_planned_with_the_copies_that_it_is_cut_back_to() -> None:
     recurrent = replace(TARGET, architecture="mamba", attention=(), state_elements=1_000_000)
     solved = solve(recurrent, DRAFTER, place(8 * 1024 * MIB)).plan
-    assert (solved.drafter, solved.n_draft, solved.settings.copy) == (None, 0, False)
-    assert solved.lost == ()
-    for ask, said in (
-        (PlanRequest(keep_drafter=True), "drafter is not used"),
-        (PlanRequest(n_draft=4), "no drafts of 4 tokens"),
-    ):
-        (sentence,) = solve(recurrent, DRAFTER, place(8 * 1024 * MIB), ask).plan.lost
-        assert said in sentence
-        assert "cannot be cut back" in sentence
+    assert (solved.drafter, solved.n_draft, solved.lost) == ("drafter", 4, ())
+    copies = next(line for line in solved.lines if line.name == "target states")
+    assert (copies.n_bytes, solved.settings.target.n_saved_states) == (5 * 4_000_000, 5)
+    hybrid = replace(recurrent, architecture="qwen35")
+    assert solve(hybrid, DRAFTER, place(8 * 1024 * MIB)).plan.settings.target.n_saved_states == 4
+    tight = solve(recurrent, DRAFTER, place(solved.total_bytes - 10 * MIB)).plan
+    assert (tight.settings.target.n_saved_states, tight.steps[-1].name) == (1, "target: 5 -> 1 saved states")
 
 
 def test_weights_that_stay_mapped_beside_a_copy_count_twice() -> None:

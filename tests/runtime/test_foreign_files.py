@@ -170,16 +170,3 @@ def test_a_state_and_a_window_in_one_model_can_be_cut_back(tmp_path: Path, monke
         assert "".join(session.reply("the the the the the", max_tokens=12)) == expected
         assert session.last is not None
         assert session.last.stats.n_drafted > session.last.stats.n_accepted  # some were taken back
-
-
-def test_a_state_that_the_engine_does_not_roll_back_is_not_drafted_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write_tiny(tmp_path / "state.gguf", "lfm2")
-    with load(path, None, replace(DRAFTING, n_draft=0)) as engine:
-        expected = said(engine)
-    monkeypatch.setattr("llama_cpp.llama_cpp.llama_n_rs_seq", lambda context: 0)  # as most architectures answer
-    with load(path, path, replace(DRAFTING, copy=True)) as engine:
-        assert engine.n_draft == 0
-        assert any("cannot take tokens back" in warning for warning in engine.warnings)
-        assert said(engine) == expected

@@ -129,19 +129,14 @@ def test_every_kind_of_model_answers_and_drafting_changes_nothing(architecture: 
         session = ChatSession(engine)
         assert "".join(session.reply("the thin hat the thin hat", max_tokens=40)) == wanted
         assert session.last is not None
-        if architecture == "mamba":
-            assert session.last.stats.n_drafted == 0
-            assert "nothing is drafted" in " ".join(engine.warnings)
-        else:
-            assert session.last.stats.n_accepted > 0
+        assert session.last.stats.n_accepted > 0
 
 
 def test_a_recurrent_model_says_what_it_cannot_do(tiny: Tiny, opened: Callable[..., LlamaBackend]) -> None:
-    backend = opened(tiny("mamba"), pad_single=True)
-    assert backend.max_outputs == 1
-    rows(backend, TOKENS[:20], 1)
+    backend = opened(tiny("mamba"))
+    rows(backend, TOKENS[:80], 1)
     with pytest.raises(CannotTruncate, match=r"mamba.*must read the text once more"):
-        backend.truncate(10)
+        backend.truncate(50)
 
 
 def test_a_drafter_of_a_hybrid_family_reads_what_is_new_alone(tiny: Tiny, opened: Callable[..., LlamaBackend]) -> None:

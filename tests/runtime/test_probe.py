@@ -65,13 +65,14 @@ def test_formulas_agree_with_llama_cpp(name: str, tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "model.gguf", architecture, weights="Q8_0", sparse=True, **sizes)
     shape = from_header(read_header(path))
     quantised = not any(group.head_dim % 32 for group in shape.attention)
-    wanted = settings_for(("f16", "q8_0", "q4_0") if quantised else ("f16",), 9 if shape.can_rewind else 0)
+    wanted = settings_for(("f16", "q8_0", "q4_0") if quantised else ("f16",), 9 if shape.keeps_snapshots else 0)
     for settings, sizes_there in zip(wanted, probe(path, wanted), strict=True):
         assert sizes_there.exact
         assert shape.weight_bytes == sizes_there.weights_bytes
         assert cache_bytes(shape, settings) == sizes_there.kv_bytes, settings
         tolerance = 0.1 if settings.kv == "f16" else 0.25
         assert compute_bytes(shape, settings) == pytest.approx(sizes_there.compute_bytes, rel=tolerance), settings
+        assert shape.state_elements * 4 == pytest.approx(sizes_there.state_bytes, abs=11_000)  # MiB, two decimals
 
 
 @pytest.mark.parametrize("name", ["SmolLM2 135M", "Qwen2.5 1.5B", "Gemma 3 4B", "Qwen3 30B-A3B", "DeepSeek V2 Lite"])

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from tiny_gguf import CHATML
 
 from edgellm.app.listener import SILENCE, Listener
-from edgellm.app.serving import Served, ServedModels, Writing
+from edgellm.app.served_models import ServedModels
+from edgellm.app.serving import Served, Writing
 from edgellm.runtime.answer import Answer, Piece, Stats
 from edgellm.runtime.backends.base import Interrupted, PromptTooLong
 from edgellm.runtime.request import Request
@@ -200,13 +201,14 @@ class Running:
 
 @contextlib.contextmanager
 def running(
-    served: Served, *, aliases: Sequence[str] = (), listener: Listener = SILENCE, **settings: Any
+    served: Served | ServedModels, *, aliases: Sequence[str] = (), listener: Listener = SILENCE, **settings: Any
 ) -> Iterator[Running]:
     """A server on a port that is free."""
+    models = served if isinstance(served, ServedModels) else ServedModels.of(served, aliases)
     ready = threading.Event()
     with listen("127.0.0.1", 0) as sock:
         port = sock.getsockname()[1]
-        service = Service(ServedModels(served, aliases), Settings(**settings), listener)
+        service = Service(models, Settings(**settings), listener)
         server = HttpServer(service, ready.set)
         thread = threading.Thread(target=server.serve_on, args=(sock,), daemon=True)
         thread.start()

@@ -145,7 +145,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(server: Running, fields: dic
 
 
 def test_a_gap_is_given_to_a_model_that_fills_gaps(scripted: Running) -> None:
-    served = scripted.service.models.first
+    served = scripted.service.models.first.served
     assert isinstance(served, Scripted)
     told(scripted, prompt="ab<|fim_suffix|>", suffix="yz")
     before, behind, gap = (256 + CONTROL.index(f"<|fim_{name}|>") for name in ("prefix", "suffix", "middle"))
@@ -154,7 +154,7 @@ def test_a_gap_is_given_to_a_model_that_fills_gaps(scripted: Running) -> None:
 
 
 def test_control_tokens_are_text_unless_they_are_asked_for(scripted: Running) -> None:
-    served = scripted.service.models.first
+    served = scripted.service.models.first.served
     assert isinstance(served, Scripted)
     told(scripted, prompt="a<|im_end|>")
     assert served.requests[-1].prompt == tuple(b"a<|im_end|>")
@@ -163,7 +163,7 @@ def test_control_tokens_are_text_unless_they_are_asked_for(scripted: Running) ->
 
 
 def test_an_empty_prompt_begins_with_the_token_that_begins_texts(scripted: Running) -> None:
-    served = scripted.service.models.first
+    served = scripted.service.models.first.served
     assert isinstance(served, Scripted)
     told(scripted, prompt="")
     assert served.requests[-1].prompt == (256,)

@@ -57,6 +57,7 @@ std::string find_functions(const char* base_path, const char* cpu_path) {
     find(base, engine.new_tensor_2d, "ggml_new_tensor_2d");
     find(base, engine.new_tensor_3d, "ggml_new_tensor_3d");
     find(base, engine.mul_mat, "ggml_mul_mat");
+    find(base, engine.mul_mat_id, "ggml_mul_mat_id");
     find(base, engine.flash_attn_ext, "ggml_flash_attn_ext");
     find(base, engine.new_graph, "ggml_new_graph");
     find(base, engine.build_forward_expand, "ggml_build_forward_expand");
@@ -97,17 +98,20 @@ std::string check_structures() {
         if (name && std::strcmp(name, "MUL_MAT_ID") == 0) break;   // beyond it lies no earlier operation, and soon no name at all
     }
     for (int i = engine.mul_mat_op; i >= 0 && i < 100 && engine.attention_op < 0; i++) {   // a hundred is within this version's names
+        if (std::strcmp(engine.op_name(i), "MUL_MAT_ID") == 0) engine.mul_mat_id_op = i;
         if (std::strcmp(engine.op_name(i), "SET_ROWS") == 0) engine.set_rows_op = i;
         if (std::strcmp(engine.op_name(i), "FLASH_ATTN_EXT") == 0) engine.attention_op = i;
     }
-    if (engine.mul_mat_op < 0 || engine.attention_op < 0 || engine.set_rows_op < 0) return std::string(wrong) + "numbers of the operations";
+    if (engine.mul_mat_op < 0 || engine.mul_mat_id_op < 0 || engine.attention_op < 0 || engine.set_rows_op < 0) {
+        return std::string(wrong) + "numbers of the operations";
+    }
     constexpr int numbers[kTypes] = {2, 3, 6, 7, 8, 20, 12, 13, 14};
     for (int t = 0; t < kTypes; t++) {
         engine.type_of[t] = numbers[t];
         if (std::strcmp(engine.type_name(numbers[t]), kInfo[t].name) != 0) return std::string(wrong) + "numbers of the types";
     }
     if (std::strcmp(engine.type_name(kF16), "f16") != 0 || std::strcmp(engine.type_name(kBf16), "bf16") != 0 ||
-        std::strcmp(engine.type_name(kI64), "i64") != 0)
+        std::strcmp(engine.type_name(kI32), "i32") != 0 || std::strcmp(engine.type_name(kI64), "i64") != 0)
         return std::string(wrong) + "numbers of the types";
     void* context = engine.init({1 << 16, nullptr, true});
     if (!context) return "ggml gives no context";

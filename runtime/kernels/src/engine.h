@@ -25,6 +25,7 @@ struct Engine {
     Tensor* (*new_tensor_2d)(void*, int, int64_t, int64_t);
     Tensor* (*new_tensor_3d)(void*, int, int64_t, int64_t, int64_t);
     Tensor* (*mul_mat)(void*, Tensor*, Tensor*);
+    Tensor* (*mul_mat_id)(void*, Tensor*, Tensor*, Tensor*);
     Tensor* (*flash_attn_ext)(void*, Tensor*, Tensor*, Tensor*, Tensor*, float, float, float);
     void* (*new_graph)(void*);
     void (*build_forward_expand)(void*, Tensor*);
@@ -46,13 +47,13 @@ struct Engine {
     void* (*cpu_init)();
     void (*cpu_set_n_threads)(void*, int);
     // numbers
-    int mul_mat_op = -1, attention_op = -1, set_rows_op = -1;
+    int mul_mat_op = -1, mul_mat_id_op = -1, attention_op = -1, set_rows_op = -1;
     int type_of[kTypes];   // ggml's of ours
 };
 
 extern Engine engine;
 
-constexpr int kF32 = 0, kF16 = 1, kQ8_0 = 8, kI64 = 27, kBf16 = 30;   // ggml's numbers of plain types, and of caches'
+constexpr int kF32 = 0, kF16 = 1, kQ8_0 = 8, kI32 = 26, kI64 = 27, kBf16 = 30;   // ggml's numbers of plain types, and of caches'
 
 // Finds the functions in the libraries at these paths, and checks version, numbers and the structures of ggml_abi.h against what
 // the library makes of them. Returns what is not as expected, "" when nothing is.

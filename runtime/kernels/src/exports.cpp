@@ -84,6 +84,11 @@ EDGELLM_EXPORT void edgellm_sequences_tell(Sequences* sequences, int64_t n, cons
     use_sequences(n > 0 ? sequences : nullptr);
 }
 EDGELLM_EXPORT void edgellm_sequences_copy(Sequences* sequences, int from, int to, int64_t n) { sequences->copy(from, to, n); }
+// Positions [first, first + n) came from elsewhere, in the order of their cells; the next pass is over the token behind them.
+EDGELLM_EXPORT void edgellm_sequences_restore(Sequences* sequences, int sequence, int64_t first, int64_t n, const int32_t* by_cell) {
+    sequences->restore(sequence, first, n, by_cell);
+}
+EDGELLM_EXPORT int edgellm_sequences_end_restore(Sequences* sequences) { return sequences->end_restore(); }
 
 EDGELLM_EXPORT int64_t edgellm_packed_bytes(int type, int64_t rows, int64_t k) { return packed_bytes(static_cast<Type>(type), rows, k); }
 

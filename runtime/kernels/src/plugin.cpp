@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "engine.h"
+#include "experts.h"
 #include "join.h"
 #include "layout.h"
 #include "self_test.h"
@@ -38,10 +39,13 @@ bool type_of(int ggml_type, Type* out) {
     return false;
 }
 
+int64_t rows_of(const Tensor* w) { return w->ne[1] * w->ne[2]; }
+
 // Weights are claimed when padding to whole groups costs no more than 3 %.
+// Experts lie one behind the other, where each is a whole number of groups.
 bool claims(const Tensor* w, Type* type) {
-    return type_of(w->type, type) && w->ne[2] == 1 && w->ne[3] == 1 && w->ne[0] % kInfo[*type].block == 0 && w->ne[1] > 0 && !w->view_src &&
-           packed_bytes(*type, w->ne[1], w->ne[0]) <= static_cast<double>(engine.nbytes(w)) * 1.03 + kLine;
+    return type_of(w->type, type) && (w->ne[2] == 1 || w->ne[1] % kRows == 0) && w->ne[3] == 1 && w->ne[0] % kInfo[*type].block == 0 &&
+           w->ne[1] > 0 && !w->view_src && packed_bytes(*type, rows_of(w), w->ne[0]) <= static_cast<double>(engine.nbytes(w)) * 1.03 + kLine;
 }
 
 // What ggml keeps beside a tensor tells whose it is in a buffer that both fill.
@@ -74,15 +78,40 @@ struct Product final : TensorTraits {
     }
 };
 
+struct Experts final : TensorTraits {
+    bool work_size(int n_threads, const Tensor* op, size_t& size) override {
+        Type type;
+        if (!type_of(op->src[0]->type, &type)) return false;
+        const Tensor *w = op->src[0], *ids = op->src[2];
+        size = static_cast<size_t>(expert_work_bytes(*variant, type, w->ne[0], ids->ne[0] * ids->ne[1], w->ne[2], n_threads));
+        return true;
+    }
+    bool compute_forward(ComputeParams* params, Tensor* op) override {
+        Type type;
+        if (op->op != engine.mul_mat_id_op || !type_of(op->src[0]->type, &type)) return false;
+        const Tensor *w = op->src[0], *x = op->src[1], *ids = op->src[2];
+        const Choice choice = {static_cast<const char*>(ids->data), static_cast<int64_t>(ids->nb[1]), ids->ne[0], ids->ne[1], w->ne[2]};
+        Meeting meeting = {params->threadpool, params->nth};
+        multiply_experts(*variant,
+                         {type, w->data, w->ne[1], w->ne[0], choice, columns_of(x), static_cast<char*>(op->data), static_cast<int64_t>(op->nb[1]),
+                          static_cast<int64_t>(op->nb[2])},
+                         params->wdata, params->ith, params->nth, join, &meeting);
+        return true;
+    }
+};
+
 bool plain_of(int ggml_type, Plain* out) {
     *out = ggml_type == kF16 ? Plain::f16 : ggml_type == kBf16 ? Plain::bf16 : ggml_type == kQ8_0 ? Plain::q8_0 : Plain::f32;
     return ggml_type == kF32 || ggml_type == kF16 || ggml_type == kBf16 || ggml_type == kQ8_0;
 }
 
-// Whether this is half of an adapter: llama.cpp keeps their names.
+constexpr int64_t kThin = 1024;   // rows of a matrix of floats, at most: routers, and what a recurrent layer steps by
+
+// Whether this is half of an adapter (llama.cpp keeps their names), or a small matrix of floats of the model's own.
 bool is_thin(const Tensor* w) {
     const char* name = static_cast<const char*>(w->name);
     const size_t n = strnlen(name, sizeof w->name);
+    if (w->type == kF32 && w->ne[1] <= kThin && w->ne[2] == 1 && n > 7 && std::memcmp(name + n - 7, ".weight", 7) == 0) return true;
     return n > 7 && (std::memcmp(name + n - 7, ".lora_a", 7) == 0 || std::memcmp(name + n - 7, ".lora_b", 7) == 0);
 }
 
@@ -162,7 +191,9 @@ bool attend_sequences(const Tensor* op, const Attention& whole, int ith, int nth
     const std::vector<Sequences::Run>& runs = sequences->runs(whole.n);
     if (op->src[0]->ne[3] != 1 || runs.empty()) return false;
     for (const Sequences::Run& run : runs) {
-        if (!sequences->places(cache_of(op->src[1]), run, &places)) return false;   // the first run says it for all
+        const void* mask = whole.mask ? whole.mask + run.first * whole.mask_row : nullptr;
+        // The first run says it for all.
+        if (!sequences->places(cache_of(op->src[1]), run, static_cast<const uint16_t*>(mask), whole.n_cells, &places)) return false;
         Attention a = whole;
         a.q += run.first * a.q_row;
         if (a.mask) a.mask += run.first * a.mask_row;
@@ -205,6 +236,7 @@ bool is_host(const Tensor* x) { return !x->buffer || !x->buffer->buft->is_host |
 
 struct Claims final : ExtraBufferType {
     Product product;
+    Experts experts;
     CacheAttention attention;
     ThinProduct thin;
     bool supports_op(Device* device, const Tensor* op) override {
@@ -212,12 +244,17 @@ struct Claims final : ExtraBufferType {
         const Tensor *w = op->src[0], *x = op->src[1];
         if (w && (is_ours(w->view_src) || is_ours(x))) return false;                // a part of packed weights is none
         if (w && w->buffer && w->buffer->buft == slot.type && claims(w, &type)) {   // its mark comes when it is loaded
-            return op->op == engine.mul_mat_op && x && x->type == kF32 && x->nb[0] == sizeof(float) && op->type == kF32 && is_host(x);
+            const Tensor* ids = op->src[2];
+            const bool one = op->op == engine.mul_mat_op && w->ne[2] == 1;
+            const bool several =
+                op->op == engine.mul_mat_id_op && w->ne[1] % kRows == 0 && ids && ids->type == kI32 && ids->nb[0] == 4 && is_host(ids);
+            return (one || several) && x && x->type == kF32 && x->nb[0] == sizeof(float) && op->type == kF32 && is_host(x);
         }
         return slot.hands_on && slot.before()->supports_op(device, op);
     }
     TensorTraits* get_tensor_traits(const Tensor* op) override {
         if (op->op == engine.mul_mat_op && is_ours(op->src[0])) return &product;
+        if (op->op == engine.mul_mat_id_op && is_ours(op->src[0])) return &experts;
         if (TensorTraits* traits = slot.before()->get_tensor_traits(op)) return traits;
         if (op->op == engine.mul_mat_op && is_thin(op->src[0])) return &thin;
         return &attention;
@@ -278,7 +315,7 @@ void set_tensor(Buffer* buffer, Tensor* tensor, const void* data, size_t offset,
         std::fputs("edgellm kernels: a packed tensor can be written only as a whole\n", stderr);
         std::abort();
     }
-    pack(type, data, tensor->ne[1], tensor->ne[0], tensor->data, n_load_threads());
+    pack(type, data, rows_of(tensor), tensor->ne[0], tensor->data, n_load_threads());
     release_file_pages(data, size);
 }
 
@@ -289,7 +326,7 @@ size_t buffer_alignment(BufferType* type) {
 }
 size_t tensor_bytes(BufferType* buffer_type, const Tensor* tensor) {
     Type type;
-    if (claims(tensor, &type)) return static_cast<size_t>(packed_bytes(type, tensor->ne[1], tensor->ne[0]));
+    if (claims(tensor, &type)) return static_cast<size_t>(packed_bytes(type, rows_of(tensor), tensor->ne[0]));
     return slot.was.get_alloc_size ? slot.was.get_alloc_size(buffer_type, tensor) : engine.nbytes(tensor);
 }
 

@@ -12,14 +12,19 @@ using namespace ggml;
 
 namespace {
 
-// One product of random numbers through ggml, with the weights in buffers of `where`, and called as an adapter's are or not.
-bool product(BufferType* where, int type, int64_t rows, int64_t k, int64_t n, std::vector<float>* y, bool adapter = false) {
+constexpr int64_t kUsed = 3, kExperts = 5;   // of a mixture: columns of a token, and who can be chosen
+enum class Kind { plain, adapter, experts };
+
+// One product of random numbers through ggml, with the weights in buffers of `where`.
+bool product(BufferType* where, int type, int64_t rows, int64_t k, int64_t n, std::vector<float>* y, Kind kind = Kind::plain) {
+    const bool mixed = kind == Kind::experts;
+    const int64_t n_experts = mixed ? kExperts : 1, n_used = mixed ? kUsed : 1;
     uint32_t state = 12345;
     auto next = [&] {
         state = state * 1664525u + 1013904223u;
         return static_cast<float>(state >> 8) / (1 << 23) - 1.0f;
     };
-    std::vector<float> w(static_cast<size_t>(rows * k)), x(static_cast<size_t>(n * k));
+    std::vector<float> w(static_cast<size_t>(rows * k * n_experts)), x(static_cast<size_t>(n * n_used * k));
     for (float& v : w) v = next();
     for (float& v : x) v = next();
     void* weights = engine.init({4096, nullptr, true});
@@ -29,20 +34,24 @@ bool product(BufferType* where, int type, int64_t rows, int64_t k, int64_t n, st
     bool done = false;
     if (weights && rest && backend) {
         engine.cpu_set_n_threads(backend, 2);
-        Tensor* a = engine.new_tensor_2d(weights, type, k, rows);
-        Tensor* b = engine.new_tensor_2d(rest, 0, k, n);
-        if (adapter) std::strcpy(a->name, "w.lora_a");
+        Tensor* a = engine.new_tensor_3d(weights, type, k, rows, n_experts);
+        Tensor* b = mixed ? engine.new_tensor_3d(rest, kF32, k, n_used, n) : engine.new_tensor_2d(rest, kF32, k, n);
+        Tensor* ids = mixed ? engine.new_tensor_2d(rest, kI32, n_used, n) : nullptr;
+        if (kind == Kind::adapter) std::strcpy(a->name, "w.lora_a");
         weight_buffer = engine.alloc_ctx_tensors_from_buft(weights, where);
-        Tensor* c = engine.mul_mat(rest, a, b);
+        Tensor* c = mixed ? engine.mul_mat_id(rest, a, b, ids) : engine.mul_mat(rest, a, b);
         rest_buffer = engine.alloc_ctx_tensors_from_buft(rest, engine.cpu_buffer_type());
         if (weight_buffer && rest_buffer) {
             std::vector<uint8_t> quantized(engine.nbytes(a));
-            engine.quantize_chunk(type, w.data(), quantized.data(), 0, rows, k, nullptr);
+            engine.quantize_chunk(type, w.data(), quantized.data(), 0, rows * n_experts, k, nullptr);
             engine.tensor_set(a, quantized.data(), 0, quantized.size());
             engine.tensor_set(b, x.data(), 0, x.size() * sizeof(float));
+            std::vector<int32_t> chosen(static_cast<size_t>(n * n_used));
+            for (size_t i = 0; i < chosen.size(); i++) chosen[i] = static_cast<int32_t>((i * 2 + i / kUsed) % kExperts);
+            if (mixed) engine.tensor_set(ids, chosen.data(), 0, chosen.size() * 4);
             void* graph = engine.new_graph(rest);
             engine.build_forward_expand(graph, c);
-            y->assign(static_cast<size_t>(rows * n), NAN);
+            y->assign(static_cast<size_t>(rows * n * n_used), NAN);
             done = engine.graph_compute(backend, graph) == 0;
             if (done) engine.tensor_get(c, y->data(), 0, y->size() * sizeof(float));
         }
@@ -119,11 +128,18 @@ std::string self_test(BufferType* ours_in, bool* attends) {
             return std::string("the self-test could not run for ") + kInfo[t].name;
         }
         if (!(difference_of(ours, stock) <= 4e-4)) return std::string("the self-test disagrees with llama.cpp for ") + kInfo[t].name;   // 2 %
+        BufferType* cpu = engine.cpu_buffer_type();
+        if (!product(ours_in, engine.type_of[t], rows, k, n, &ours, Kind::experts) ||
+            !product(cpu, engine.type_of[t], rows, k, n, &stock, Kind::experts)) {
+            return std::string("the self-test could not run for experts of ") + kInfo[t].name;
+        }
+        if (!(difference_of(ours, stock) <= 4e-4)) return std::string("the self-test disagrees with llama.cpp for experts of ") + kInfo[t].name;
     }
     for (int type : {kF32, kF16, kBf16, kQ8_0}) {
         std::vector<float> ours, stock;
         BufferType* cpu = engine.cpu_buffer_type();
-        if (!product(cpu, type, 33, 64, 3, &ours, true) || !product(cpu, type, 33, 64, 3, &stock)) return "the self-test could not run for adapters";
+        if (!product(cpu, type, 33, 64, 3, &ours, Kind::adapter) || !product(cpu, type, 33, 64, 3, &stock))
+            return "the self-test could not run for adapters";
         if (!(difference_of(ours, stock) <= 4e-4)) return "the self-test disagrees with llama.cpp for adapters";   // 2 %
     }
     std::vector<float> ours, stock;

@@ -7,6 +7,7 @@
 #include <thread>
 #include <vector>
 
+#include "experts.h"
 #include "join.h"
 #include "layout.h"
 
@@ -128,6 +129,79 @@ int attention_differs(std::mt19937& random, int* n_checked) {
     return n_wrong;
 }
 
+std::vector<float> mixed(const Variant& v, Type type, const std::vector<uint8_t>& packed, int64_t rows, int64_t k, const std::vector<float>& x,
+                         const Choice& choice, bool one_column) {
+    std::vector<float> y(static_cast<size_t>(rows * choice.pairs()), -1);
+    std::vector<char> work(static_cast<size_t>(expert_work_bytes(v, type, k, choice.pairs(), choice.n_experts, 2)));
+    const int64_t n = one_column ? 1 : choice.n_used;
+    const ExpertProduct product = {type,
+                                   packed.data(),
+                                   rows,
+                                   k,
+                                   choice,
+                                   {x.data(), {n, choice.n_tokens, 1}, {k * 4, n * k * 4, n * choice.n_tokens * k * 4}},
+                                   reinterpret_cast<char*>(y.data()),
+                                   rows * 4,
+                                   rows * choice.n_used * 4};
+    Meeting meeting = {&y, 2};
+    auto share = [&](int ith) { multiply_experts(v, product, work.data(), ith, 2, join, &meeting); };
+    std::thread other(share, 1);
+    share(0);
+    other.join();
+    return y;
+}
+
+// Each row of a mixture against the same column times its expert alone.
+int experts_differ(std::mt19937& random, int* n_checked) {
+    int n_wrong = 0;
+    const int64_t shapes[][6] = {{16, 256, 1, 1, 1, 1}, {48, 512, 4, 2, 5, 0}, {32, 256, 3, 3, 40, 1}, {16, 2048, 9, 2, 12, 0}};
+    for (const auto& shape : shapes) {
+        const int64_t rows = shape[0], k = shape[1], n_experts = shape[2], n_used = shape[3], n_tokens = shape[4];
+        const bool one_column = shape[5] != 0;
+        std::vector<int32_t> ids(static_cast<size_t>(n_used * n_tokens));
+        for (int32_t& id : ids) id = static_cast<int32_t>(random() % static_cast<uint32_t>(n_experts));
+        const Choice choice = {reinterpret_cast<const char*>(ids.data()), n_used * 4, n_used, n_tokens, n_experts};
+        std::vector<float> x(static_cast<size_t>(k * n_tokens * (one_column ? 1 : n_used)));
+        for (float& value : x) value = static_cast<float>(static_cast<int32_t>(random())) / 1e9f;
+        for (const Type type : {Q8_0, Q4_0, Q4_K, Q6_K}) {
+            const int64_t source = rows * k / kInfo[type].block * kInfo[type].source_bytes;
+            std::vector<std::vector<uint8_t>> alone;
+            std::vector<uint8_t> packed;
+            for (int64_t e = 0; e < n_experts; e++) {
+                std::vector<uint8_t> w(static_cast<size_t>(source));
+                for (uint8_t& byte : w) byte = static_cast<uint8_t>(random());
+                for (size_t at = 0; at < w.size(); at += static_cast<size_t>(kInfo[type].source_bytes)) {
+                    const uint16_t half = small_half(random);
+                    const size_t where = type == Q6_K ? at + 208 : at;
+                    std::memcpy(&w[where], &half, 2);
+                    if (type == Q4_K) std::memcpy(&w[at + 2], &half, 2);
+                }
+                alone.emplace_back(static_cast<size_t>(packed_bytes(type, rows, k)));
+                pack(type, w.data(), rows, k, alone.back().data(), 1);
+                packed.insert(packed.end(), alone.back().begin(), alone.back().end());
+            }
+            const Variant& generic = *find_variant("generic");
+            std::vector<float> expected;
+            for (int64_t pair = 0; pair < choice.pairs(); pair++) {
+                const int64_t at = one_column ? pair / n_used : pair;
+                const std::vector<float> column(x.begin() + at * k, x.begin() + (at + 1) * k);
+                const std::vector<float> y = multiply(generic, type, alone[static_cast<size_t>(choice.of(pair))], rows, k, column, 1);
+                expected.insert(expected.end(), y.begin(), y.end());
+            }
+            for (const Variant* const* v = kVariants; *v; v++) {
+                if (!(*v)->runs_here()) continue;
+                ++*n_checked;
+                if (!same_bits(mixed(**v, type, packed, rows, k, x, choice, one_column), expected)) {
+                    n_wrong++;
+                    std::printf("%s experts of %s differ: %lld rows, k %lld\n", (*v)->name, kInfo[type].name, static_cast<long long>(rows),
+                                static_cast<long long>(k));
+                }
+            }
+        }
+    }
+    return n_wrong;
+}
+
 std::vector<float> thin(const Variant& v, Plain type, const std::vector<uint8_t>& w, int64_t row, int64_t rows, int64_t k,
                         const std::vector<float>& x, int64_t n) {
     std::vector<float> y(static_cast<size_t>(n * rows), -1);
@@ -174,7 +248,7 @@ int thin_differs(std::mt19937& random, int* n_checked) {
 
 int main() {
     std::mt19937 random(1);
-    int n_checked = 0, n_wrong = attention_differs(random, &n_checked) + thin_differs(random, &n_checked);
+    int n_checked = 0, n_wrong = attention_differs(random, &n_checked) + thin_differs(random, &n_checked) + experts_differ(random, &n_checked);
     const int64_t shapes[][3] = {{1, 1, 1},  {16, 1, 0}, {17, 2, 17}, {31, 3, 4},  {40, 1, 8},  {5, 1, 300},
                                  {64, 5, 2}, {17, 1, 0}, {15, 1, 1},  {33, 1, 17}, {3, 1, 4096}};   // rows, blocks, n
     for (int t = 0; t < kTypes; t++) {

@@ -13,7 +13,9 @@ import pytest
 from edgellm.runtime.answer import Answer
 from edgellm.runtime.backends.base import Interrupted
 from edgellm.runtime.backends.llama_process import kernels
+from edgellm.runtime.bringup.load import load
 from edgellm.runtime.bringup.planning import EngineOptions
+from edgellm.runtime.generation import Generation
 from edgellm.runtime.parallel.engine import ParallelEngine
 from edgellm.runtime.parallel.load import load_parallel
 from edgellm.runtime.request import Request
@@ -80,6 +82,77 @@ def test_what_conversations_begin_with_alike_is_read_once(engine: ParallelEngine
     assert first.stats.n_cached < 40
     assert second.stats.n_cached > 80
     assert third.stats.n_cached > 80
+
+
+def test_more_conversations_than_seats_are_remembered(engine: ParallelEngine) -> None:
+    """And each goes on as if nobody else had been there."""
+    if not kernels().active:
+        pytest.skip("the engine's own kernels share no cells")
+
+    def ask(i: int) -> Answer:
+        system = f"You are the librarian of house {i}. " + SYSTEM.replace("catalogue", f"catalogue {i}")
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": "Where is Homer?"}]
+        return engine.generate(Request.of(messages, max_tokens=8)).finish()
+
+    n = engine.n_parallel + 3
+    first = [ask(i) for i in range(n)]
+    again = [ask(i) for i in range(n)]
+    assert all(answer.stats.n_cached < 40 for answer in first[1:])
+    assert [answer.stats.n_cached for answer in again] == [answer.stats.n_prompt - 1 for answer in again]
+    assert [answer.tokens for answer in again] == [answer.tokens for answer in first]
+
+
+def test_answers_are_those_alone_while_beginnings_are_parked_and_let_go(
+    engine: ParallelEngine, smollm2_path: Path
+) -> None:
+    """More texts than the pool holds, from several threads at once, some of them called off."""
+    if not kernels().active:
+        pytest.skip("the engine's own kernels promise nothing of the kind")
+    rng = random.Random(3)
+
+    def asked(i: int) -> Request:
+        system = f"You are the librarian of house {i % 5}. " + SYSTEM * (2 + i % 2)
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": QUESTIONS[i % 3]}]
+        return Request.of(messages, max_tokens=10, sampling=Sampling(temperature=0.7, seed=i) if i % 2 else Sampling())
+
+    with load(smollm2_path, None, EngineOptions(n_ctx=512, learn="off", copy=False)) as single:
+        alone = [Generation(single, asked(i)).finish().tokens for i in range(15)]
+    left = [i for i in range(15) for _ in range(2)]
+    rng.shuffle(left)
+    wrong: list[int] = []
+
+    def talk(seed: int) -> None:
+        mine = random.Random(seed)
+        while left:
+            i, cancel = left.pop(), threading.Event()
+            generation, n_most = engine.generate(asked(i), cancel=cancel), mine.choice([0, 3, 99, 99])
+            for n, _ in enumerate(generation.pieces(), 1):
+                if n >= n_most:
+                    cancel.set()
+            tokens = generation.answer.tokens
+            if tokens != (alone[i] if n_most == 99 else alone[i][: len(tokens)]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=talk, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(240)
+        assert not thread.is_alive()
+    assert not wrong
+    assert engine.n_busy == 0
+
+
+def test_a_conversation_gets_the_seat_that_holds_it(engine: ParallelEngine) -> None:
+    cancel = threading.Event()
+    for i, seat in enumerate(engine._parts.seats):
+        engine.generate(request_of(i, n_tokens=2)).finish()
+        with engine._parts.meeting.member():
+            seat.backend.truncate(0)
+            seat.backend.forward([100 + i] * 40, 0)
+    for i in (1, 0, 2, 1):
+        with engine.seat(cancel, [100 + i] * 50) as seat:
+            assert seat is engine._parts.seats[i]
 
 
 def test_who_finds_no_seat_waits_for_one_and_may_be_called_off(engine: ParallelEngine) -> None:

@@ -185,6 +185,34 @@ def test_a_drafters_prompt_that_is_read_does_not_stop_others_from_verifying() ->
     assert not any(a == b == "drafter" for a, b in pairwise(together))
 
 
+def test_who_does_something_long_lets_others_have_their_passes_in_between() -> None:
+    talk = Conversations(2)
+    ready, seen = threading.Barrier(2), []
+
+    def put_back() -> None:
+        ready.wait()
+        with talk.meeting.member():
+            while len(seen) < 200 and talk.context.held[0] != list(range(12)):
+                talk.meeting.give_way()
+                seen.append(len(talk.context.passes))
+                time.sleep(0.001)
+
+    def decode() -> None:
+        ready.wait()
+        with talk.meeting.member():
+            for i in range(12):
+                talk.meeting.wait(talk.queue, Job(0, [i], 1), talk.stops[0])
+
+    threads = [threading.Thread(target=work, daemon=True) for work in (put_back, decode)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert seen[-1] == 12
+    assert len(seen) < 200
+
+
 @pytest.mark.parametrize("n_tokens", [1, 31, 32, 33, 100])
 def test_a_job_of_any_length_ends(n_tokens: int) -> None:
     talk = Conversations(2, n_batch=20, n_outputs=17)
