@@ -254,7 +254,8 @@ class Generation(Iterator[str]):
             return None, engine.drafter
         vocabulary, state = engine.model.vocabulary, asked.start()
         may_think = thinking.think is not False and not self._begun
-        if thinking.markers is not None and (self._begins_in_thought or may_think):
+        knows_thoughts = _holds_calls(self._request) and engine.template.tool_format.name == "harmony"
+        if thinking.markers is not None and (self._begins_in_thought or may_think) and not knows_thoughts:
             state = BehindThought(state, thinking.markers, vocabulary, in_thought=self._begins_in_thought)
         state.advance(tokens)
         return state, ConstrainedDrafter(engine.drafter, state, vocabulary)
@@ -314,13 +315,34 @@ def _call_stream(engine: SupportsGeneration, request: Request) -> CallStream | N
     vocabulary = engine.model.vocabulary
     # A call that is forced is a bare object, whatever form the model would have chosen.
     form = format_named("json", vocabulary) if request.forces_a_call else engine.template.tool_format
-    return CallStream(form, request.offered, vocabulary, only_first=not request.parallel_tool_calls)
+    return CallStream(
+        form,
+        request.offered,
+        vocabulary,
+        only_first=not request.parallel_tool_calls,
+        is_held=_holds_calls(request),
+    )
+
+
+def _holds_calls(request: Request) -> bool:
+    """Whether calls are held to schemas, or the rest of the answer, and the model is free to choose."""
+    may_choose = bool(request.offered) and not request.forces_a_call
+    return may_choose and (request.constraint is not None or any(tool.strict for tool in request.offered))
 
 
 def _constraint(engine: SupportsGeneration, request: Request) -> Constraint | None:
     """What the answer is held to."""
-    if not request.forces_a_call:
-        return request.constraint
-    from edgellm.runtime.text.forced_calls import forced_call
+    vocabulary = engine.model.vocabulary
+    if request.forces_a_call:
+        from edgellm.runtime.text.forced_calls import forced_call
 
-    return forced_call(request.tools, request.tool_choice).of(engine.model.vocabulary)
+        return forced_call(request.tools, request.tool_choice).of(vocabulary)
+    if not _holds_calls(request):
+        return request.constraint
+    from edgellm.runtime.text.guidance import Guidance
+    from edgellm.runtime.text.strict_calls import strict_calls
+
+    answer = request.constraint.grammar if isinstance(request.constraint, Guidance) else None
+    if request.constraint is not None and answer is None:  # one of the caller's own, beside which nothing is said
+        return request.constraint
+    return strict_calls(request.offered, engine.template.tool_format, answer).of(vocabulary)
