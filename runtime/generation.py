@@ -278,7 +278,8 @@ class Generation(Iterator[str]):
             new = [stream.feed(token)]
             if n <= step.n_accepted:
                 self._drafted.add(n_decoded, stream.n_decoded)
-            if self._logprobs is not None and not (was_in_thought or stream.in_thought):
+            is_told = n <= len(step.logprobs) and not (was_in_thought or stream.in_thought)
+            if self._logprobs is not None and is_told:
                 self._logprobs.add(step.logprobs[n - 1], n_decoded)
             may_go_on = token not in self._ends and len(stream.tokens) < self._limit
             if may_go_on and (forced := self._thinking.cut(stream)):

@@ -197,6 +197,21 @@ def test_a_response_is_the_chats_answer_whole_and_streamed(client: openai.OpenAI
     assert again.usage.input_tokens > final.usage.input_tokens
 
 
+def test_a_response_tells_log_probabilities_as_chat_does(client: openai.OpenAI) -> None:
+    chat = client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=6, logprobs=True, top_logprobs=2)
+    asked: Any = {"model": MODEL, "input": "Name a colour.", "max_output_tokens": 6, "top_logprobs": 2}
+    asked["include"] = ["message.output_text.logprobs"]
+    whole: Any = client.responses.create(**asked).output[0]
+    with client.responses.stream(**asked) as stream:
+        streamed: Any = stream.get_final_response().output[0]
+    assert chat.choices[0].logprobs is not None
+    wanted = [(one.token, one.logprob) for one in chat.choices[0].logprobs.content or []]
+    for item in (whole, streamed):
+        found = item.content[0].logprobs
+        assert [(one.token, one.logprob) for one in found] == wanted
+        assert {len(one.top_logprobs) for one in found} == {2}
+
+
 def test_a_response_is_held_to_a_schema_and_to_a_call(client: openai.OpenAI) -> None:
     parsed = client.responses.parse(model=MODEL, input="Name a book.", text_format=Book, max_output_tokens=60)
     assert isinstance(parsed.output_parsed, Book)
