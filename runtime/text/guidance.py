@@ -31,7 +31,7 @@ MISSING = (
 JSON_OBJECT = {"type": "object"}
 LOOSE_SPACE = r"(\n {0,24}| )"
 MAX_GRAMMAR_BYTES = 1 << 16
-MAX_FORCED_BYTES = 1 << 14  # at the beginning of an answer; more is a text without an end
+MAX_FORCED_BYTES = 1 << 13  # at the beginning of an answer; more is a text without an end
 # Of the compiled grammar: a lexer's state takes 1 to 2 KiB.
 _LIMITS = {"max_lexer_states": 50_000, "max_grammar_size": 500_000, "verbose_errors": False}
 _WORK = {"initial_lexer_fuel": 1_000_000, "step_lexer_fuel": 200_000}  # for the first token, and for any
@@ -42,19 +42,19 @@ _JSON_OPTIONS = {
     "lenient": False,
     "coerce_one_of": False,
 }
-# As models write it that were asked for no form: in lines, or in one.
 _LOOSE_OPTIONS = _JSON_OPTIONS | {
     "whitespace_flexible": True,
     "whitespace_pattern": LOOSE_SPACE,
     "item_separator": ",",
     "key_separator": ":",
 }
-_MARKER = b"\xff"  # begins what is no text; no UTF-8 has it
+_MARKER = b"\xff"  # begins what is no text
 _LOOKS_CONTROL = re.compile(rb"<[^<> ]+>|\[[A-Z_/]+\]")  # of user-defined tokens: `<tool_call>`, `[INST]`
 # What a grammar quotes: texts, comments, regular expressions, classes of characters.
 _LARK_QUOTED = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|/(?:[^/\\\n]|\\.)+/')
 _GBNF_QUOTED = re.compile(r'"(?:[^"\\\n]|\\.)*"|#[^\n]*|\[(?:[^\]\\\n]|\\.)*\]')
 _GBNF_ROOT = re.compile(r"^\s*root\s*::=", re.MULTILINE)
+_ELSEWHERE = re.compile(r"Resource '([^'\n]*)' is not present")
 _ODD_ESCAPE = re.compile(r"(?<!\\)(?:\\\\)*\\[uU]")
 
 
@@ -186,6 +186,9 @@ def _check_lark(text: str) -> None:
 
 def _reason(error: str) -> str:
     """The first line of an error and, of a regular expression's, the one that says what is wrong."""
+    if found := _ELSEWHERE.search(error):
+        return f"it refers to another document, {found[1][:200]}"
+    error = error.replace("NoExtensionBias", "it refers to itself without an end")
     lines = [line.strip() for line in error.splitlines() if line.strip()]
     more = [line.removeprefix("error: ") for line in lines[1:] if line.startswith("error:")]
     return "; ".join([line.rstrip(":")[:300] for line in lines[:1] + more]) or "it is not read"
@@ -203,8 +206,10 @@ def _check_beginning(matcher: LLMatcher, what: str) -> None:
     if not any(matcher.compute_bitmask()) or matcher.is_error():
         reason = _reason(matcher.get_error()) if matcher.is_error() else "no text matches it"
         raise BadRequest(f"an answer cannot be held to this {what}: {reason}")
-    if len(matcher.compute_ff_bytes()) > MAX_FORCED_BYTES:
-        raise BadRequest(f"an answer cannot be held to this {what}: it asks for a text without an end")
+    if len(matcher.compute_ff_bytes()) > MAX_FORCED_BYTES or matcher.is_error():
+        raise BadRequest(
+            f"an answer cannot be held to this {what}: it asks for a very long text, or one without an end"
+        )
 
 
 @dataclass(frozen=True, slots=True)

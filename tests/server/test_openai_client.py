@@ -202,8 +202,8 @@ def test_a_response_tells_log_probabilities_as_chat_does(client: openai.OpenAI) 
     asked: Any = {"model": MODEL, "input": "Name a colour.", "max_output_tokens": 6, "top_logprobs": 2}
     asked["include"] = ["message.output_text.logprobs"]
     whole: Any = client.responses.create(**asked).output[0]
-    with client.responses.stream(**asked) as stream:
-        streamed: Any = stream.get_final_response().output[0]
+    *_, last = client.responses.create(**asked, stream=True)
+    streamed = last.response.output[0]
     assert chat.choices[0].logprobs is not None
     wanted = [(one.token, one.logprob) for one in chat.choices[0].logprobs.content or []]
     for item in (whole, streamed):
