@@ -25,9 +25,7 @@ from edgellm.runtime.text.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-MISSING = (
-    "an answer is held to a schema or a grammar by llguidance, which is not installed: pip install 'edgellm[json]'"
-)
+MISSING = "answers are held to schemas and grammars by llguidance, which is not installed: pip install 'edgellm[json]'"
 JSON_OBJECT = {"type": "object"}
 LOOSE_SPACE = r"(\n {0,24}| )"
 MAX_GRAMMAR_BYTES = 1 << 16
