@@ -30,7 +30,7 @@ class RoundResult:
     translate_s: float  # the rest of the drafter's time
     verify_s: float  # in the target's forward pass
     sample_s: float  # choosing and checking tokens
-    logprobs: Sequence[Logprob] = ()  # of each new token, where they were asked for
+    logprobs: Sequence[Logprob] = ()  # of each new token that was chosen, where they were asked for
 
     @property
     def total_s(self) -> float:
@@ -81,7 +81,7 @@ def generate(
             new += constraint.ending  # no pass is made for what nobody chooses
         if n_until_stop := next((i for i, token in enumerate(new, 1) if token in stop), 0):
             new, end = new[:n_until_stop], 0
-        logprobs = logprobs_of(logits, new, n_logprobs) if n_logprobs is not None else ()
+        logprobs = logprobs_of(logits, new[: n_accepted + 1], n_logprobs) if n_logprobs is not None else ()
         verified = time.perf_counter()
 
         tokens += new

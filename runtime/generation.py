@@ -14,11 +14,12 @@ from edgellm.runtime.backends.base import (
     Interrupted,
     keep_common_prefix,
 )
-from edgellm.runtime.constraint import Constraint, ConstraintState
+from edgellm.runtime.constraint import ConstraintState
 from edgellm.runtime.decode import RoundResult
 from edgellm.runtime.distillation.lesson import Lesson
 from edgellm.runtime.drafters.base import Drafter
 from edgellm.runtime.drafters.constrained import ConstrainedDrafter
+from edgellm.runtime.held import call_stream, constraint_of, holds_calls
 from edgellm.runtime.logprobs import Logprob, ShownLogprobs, score
 from edgellm.runtime.prompting import Prompt
 from edgellm.runtime.request import BadRequest, Request
@@ -26,8 +27,6 @@ from edgellm.runtime.sampling import GREEDY
 from edgellm.runtime.supports import SupportsGeneration
 from edgellm.runtime.text.behind_thought import BehindThought
 from edgellm.runtime.text.reasoning import AnswerStream, Thinking
-from edgellm.runtime.text.tool_stream import CallStream
-from edgellm.runtime.text.tools import format_named
 
 MIN_LESSON_TOKENS = 16  # of an answer that was interrupted: fewer say little of how the target goes on
 
@@ -76,10 +75,10 @@ class Generation(Iterator[str]):
             vocabulary,
             request.stop,
             in_thought=self._begins_in_thought,
-            calls=_call_stream(engine, request),
+            calls=call_stream(engine, request),
         )
         self._prompt = Prompt(request, engine.backend, engine.template, engine.model, thinking.think)
-        self._constraint = _constraint(engine, request)
+        self._constraint = constraint_of(engine, request)
         self._n_told = 0  # calls
         self._drafted = DraftedParts()
         self._prepared: list[int] | None = None
@@ -262,7 +261,8 @@ class Generation(Iterator[str]):
             return None, engine.drafter
         vocabulary, state = engine.model.vocabulary, asked.start()
         may_think = thinking.think is not False and not self._begun
-        if thinking.markers is not None and (self._begins_in_thought or may_think):
+        knows_thoughts = holds_calls(self._request) and engine.template.tool_format.name == "harmony"
+        if thinking.markers is not None and (self._begins_in_thought or may_think) and not knows_thoughts:
             state = BehindThought(state, thinking.markers, vocabulary, in_thought=self._begins_in_thought)
         state.advance(tokens)
         return state, ConstrainedDrafter(engine.drafter, state, vocabulary)
@@ -285,7 +285,8 @@ class Generation(Iterator[str]):
             new = [stream.feed(token)]
             if n <= step.n_accepted:
                 self._drafted.add(n_decoded, stream.n_decoded)
-            if self._logprobs is not None and not (was_in_thought or stream.in_thought):
+            is_told = n <= len(step.logprobs) and not (was_in_thought or stream.in_thought)
+            if self._logprobs is not None and is_told:
                 self._logprobs.add(step.logprobs[n - 1], n_decoded)
             may_go_on = token not in self._ends and len(stream.tokens) < self._limit
             if may_go_on and (forced := self._thinking.cut(stream)):
@@ -314,21 +315,3 @@ class Generation(Iterator[str]):
 def generate(engine: SupportsGeneration, request: Request, *, cancel: threading.Event | None = None) -> Generation:
     """Answer a request. See `Generation` for what `cancel` does, and for what is raised while it is read."""
     return Generation(engine, request, cancel=cancel)
-
-
-def _call_stream(engine: SupportsGeneration, request: Request) -> CallStream | None:
-    if not request.offered:
-        return None
-    vocabulary = engine.model.vocabulary
-    # A call that is forced is a bare object, whatever form the model would have chosen.
-    form = format_named("json", vocabulary) if request.forces_a_call else engine.template.tool_format
-    return CallStream(form, request.offered, vocabulary, only_first=not request.parallel_tool_calls)
-
-
-def _constraint(engine: SupportsGeneration, request: Request) -> Constraint | None:
-    """What the answer is held to."""
-    if not request.forces_a_call:
-        return request.constraint
-    from edgellm.runtime.text.forced_calls import forced_call
-
-    return forced_call(request.tools, request.tool_choice).of(engine.model.vocabulary)

@@ -8,11 +8,28 @@ from typing import Protocol
 from edgellm.runtime.backends.base import Backend, PromptTooLong
 from edgellm.runtime.request import Request
 from edgellm.runtime.text.template import ChatTemplate, Message
+from edgellm.runtime.text.vocabulary import Vocabulary
 
 
 class SupportsLength(Protocol):
     @property
     def n_ctx_train(self) -> int: ...
+
+    @property
+    def vocabulary(self) -> Vocabulary: ...
+
+
+def check_length(n_bytes: int, vocabulary: Vocabulary, n_ctx: int) -> None:
+    """Before a text is tokenised, which takes a second for every few MiB.
+
+    Raises:
+        PromptTooLong: it would not fit if all of its tokens were as long as the longest.
+    """
+    if n_bytes <= n_ctx or n_bytes <= n_ctx * vocabulary.longest_bytes:
+        return
+    n_least = -(-n_bytes // vocabulary.longest_bytes)
+    sentence = f"the text of {n_bytes:,} bytes is at least {n_least:,} tokens long and the context holds {n_ctx:,}"
+    raise PromptTooLong(f"{sentence}: shorten it", n_least, n_ctx, at_least=True)
 
 
 class Prompt:
@@ -42,6 +59,10 @@ class Prompt:
         n_ctx = self._backend.n_ctx
         if self._request.prompt is not None:
             return self._given(self._request.prompt, n_answered)
+        if self._request.on_full == "stop":
+            # What is written whole: of an answer a thought may be left out, of all the space around them.
+            said = (m.content.strip() for m in self._request.messages if m.role != "assistant")
+            check_length(sum(len(text.encode()) for text in said), self._model.vocabulary, n_ctx)
         questions = [i for i, message in enumerate(self._turns) if message.role == "user"]
         n_asked = questions[-1] if questions else 0  # the question itself stays
         prompt = self._rendered(self.n_forgotten)

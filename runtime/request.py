@@ -149,11 +149,12 @@ def _read_tool(where: str, given: Any) -> Tool:
     function = given.get("function") if isinstance(given, Mapping) and given.get("type") == "function" else None
     if not isinstance(function, Mapping):
         raise BadRequest(f'{where} is no {{"type": "function", "function": {{...}}}} object')
-    description, parameters = function.get("description"), function.get("parameters")
+    description, parameters, strict = (function.get(name) for name in ("description", "parameters", "strict"))
     return Tool(
         function.get("name"),  # type: ignore[arg-type]  # `Request` checks it
         "" if description is None else description,
         {} if parameters is None else parameters,
+        False if strict is None else strict,
     )
 
 
@@ -238,6 +239,8 @@ def _check_tools(tools: Sequence[Tool], choice: ToolChoice) -> None:
             raise BadRequest(f"tools[{i}].function.name {tool.name!r} is taken twice")
         if not isinstance(tool.description, str):
             raise BadRequest(f"tools[{i}].function.description is no text")
+        if not isinstance(tool.strict, bool):
+            raise BadRequest(f"tools[{i}].function.strict is neither true nor false")
         try:
             if not isinstance(tool.parameters, Mapping) or tool.parameters.get("type", "object") != "object":
                 raise ValueError("no schema of an object")

@@ -54,6 +54,8 @@ def counted(fields: Fields, served: Served) -> dict[str, Any]:
     try:
         return {"input_tokens": served.generate(call.requests[0], cancel=threading.Event()).prepare()}
     except PromptTooLong as error:
+        if error.at_least:
+            raise
         return {"input_tokens": error.n_prompt}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -33,6 +34,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 def application(service: Service) -> ASGIApp:
     """The whole server as an ASGI application."""
+    embeddings = partial(read_embeddings, count=service.metrics.count_embedded)
     endpoints: list[tuple[str, str, Endpoint]] = [
         ("GET", "/models", _models(service)),
         ("GET", "/models/{name:path}", _model(service)),
@@ -41,7 +43,7 @@ def application(service: Service) -> ASGIApp:
         ("POST", "/responses", lambda request: service.answer(request, read_response, ResponseWire)),
         ("POST", "/messages", lambda request: service.answer(request, read_anthropic, AnthropicWire)),
         ("POST", "/messages/count_tokens", lambda request: service.simple(request, counted)),
-        ("POST", "/embeddings", lambda request: service.work(request, read_embeddings)),
+        ("POST", "/embeddings", lambda request: service.work(request, embeddings)),
         ("POST", "/tokenize", lambda request: service.simple(request, tokenized)),
         ("POST", "/detokenize", lambda request: service.simple(request, detokenized)),
         ("GET", "/tokenizer_info", lambda request: service.about_first(request, tokenizer_info)),

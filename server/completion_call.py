@@ -68,7 +68,7 @@ def _whole(fields: Fields, served: Served, given: str | list[int], is_marked: bo
     vocabulary = served.vocabulary
     if not isinstance(given, str):
         return check_ids(fields, "prompt", vocabulary, given)
-    tokens = encode_prompt(vocabulary, given, begins=True, is_marked=is_marked)
+    tokens = encode_prompt(served, given, begins=True, is_marked=is_marked)
     if not tokens and (begin := vocabulary.bos if vocabulary.bos is not None else vocabulary.eos) is not None:
         return [begin]  # as OpenAI's do: a text from nothing
     if not tokens:
@@ -82,9 +82,7 @@ def _around_a_gap(fields: Fields, served: Served, before: str | list[int], behin
     if fill_in is None:
         raise fields.refuse("suffix", "is not to be had: this model has no tokens to fill a gap with")
     tokens = (
-        encode_prompt(vocabulary, before)
-        if isinstance(before, str)
-        else check_ids(fields, "prompt", vocabulary, before)
+        encode_prompt(served, before) if isinstance(before, str) else check_ids(fields, "prompt", vocabulary, before)
     )
-    made = fill_in.prompt(list(tokens), encode_prompt(vocabulary, behind))
+    made = fill_in.prompt(list(tokens), encode_prompt(served, behind))
     return [vocabulary.bos, *made] if vocabulary.adds_bos and vocabulary.bos is not None else made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,11 @@ _MOST_DIMENSIONS = 2**20
 _HARMLESS = ("user", "metadata")
 
 
-def read_embeddings(fields: Fields, served: Served, cancel: threading.Event) -> Work:
+def read_embeddings(fields: Fields, served: Served, cancel: threading.Event, *, count: Callable[[int], None]) -> Work:
     """
+    Args:
+        count: told of the tokens that were read.
+
     Raises:
         ApiError: a field is of another form.
     """
@@ -36,6 +40,7 @@ def read_embeddings(fields: Fields, served: Served, cancel: threading.Event) -> 
         if n_dimensions is not None:
             rows = _shortened(fields, rows, n_dimensions)
         n_tokens = sum(map(len, texts))
+        count(n_tokens)
         return {
             "object": "list",
             "model": served.name,
@@ -49,7 +54,7 @@ def read_embeddings(fields: Fields, served: Served, cancel: threading.Event) -> 
 def _tokens(fields: Fields, served: Served, given: str | list[int]) -> list[int]:
     if not isinstance(given, str):
         return check_ids(fields, "input", served.vocabulary, given)
-    tokens = encode_prompt(served.vocabulary, given, begins=True) if given else []
+    tokens = encode_prompt(served, given, begins=True) if given else []
     if not tokens:
         raise fields.refuse("input", "holds an empty text: there is nothing to embed")
     return tokens

@@ -102,7 +102,10 @@ def told(error: BaseException) -> ApiError:
 
 def _too_long(error: PromptTooLong) -> ApiError:
     # LangChain and LiteLLM know this failure by the first words, not by its code.
-    message = f"the prompt is too long: {error.n_prompt:,} tokens, and the context holds {error.n_ctx:,}; shorten it"
+    least = "at least " if error.at_least else ""
+    message = (
+        f"the prompt is too long: {least}{error.n_prompt:,} tokens, and the context holds {error.n_ctx:,}; shorten it"
+    )
     return ApiError(
         400,
         f"{message}, or start the server with a larger --ctx",

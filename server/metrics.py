@@ -13,6 +13,7 @@ from edgellm.server.desk import Desk
 _HELP = {
     "prompt_tokens": "Tokens of prompts that were read.",
     "cached_tokens": "Tokens of prompts that were cached and not read again.",
+    "embedded_tokens": "Tokens of texts that were embedded.",
     "generated_tokens": "Tokens of answers.",
     "drafted_tokens": "Tokens that were drafted.",
     "accepted_tokens": "Drafted tokens that the model would have written.",
@@ -46,6 +47,10 @@ class Metrics:
             self._sums["rounds"] += stats.n_rounds
             self._seconds["prompt_seconds"] += stats.prefill_s
             self._seconds["generation_seconds"] += stats.decode_s
+
+    def count_embedded(self, n_tokens: int) -> None:
+        with self._lock:
+            self._sums["embedded_tokens"] += n_tokens
 
     def to_text(self, desks: Mapping[Offered, Desk]) -> str:
         """The text format, version 0.0.4."""

@@ -7,6 +7,7 @@ from typing import Any
 from edgellm.app.constraints import constraint_of_response_format
 from edgellm.app.serving import Served
 from edgellm.runtime.constraint import Constraint
+from edgellm.runtime.logprobs import MAX_TOP
 from edgellm.runtime.request import BadRequest, Request
 from edgellm.runtime.sampling import Sampling
 from edgellm.server.calls import Call
@@ -25,7 +26,8 @@ from edgellm.server.response_input import read_input
 from edgellm.server.tools import read_tool_settings
 
 _KEPT = ("previous_response_id", "conversation", "store", "background")
-_INCLUDED = ("reasoning.encrypted_content",)  # there is none; a thought is told as it is
+_LOGPROBS = "message.output_text.logprobs"
+_INCLUDED = ("reasoning.encrypted_content", _LOGPROBS)  # of the first there is none; a thought is told as it is
 _ECHOED = ("instructions", "metadata", "user", "safety_identifier", "prompt_cache_key", "service_tier")
 _FUNCTION = ("name", "description", "parameters", "strict")
 
@@ -36,6 +38,7 @@ def read_response(fields: Fields, served: Served, model: str, default: Sampling)
         ApiError: a field is of another form, or asks for what is not to be had.
     """
     echoed = {name: fields.peek(name) for name in (*_ECHOED, "tools", "tool_choice", "text", "reasoning")}
+    echoed["top_logprobs"] = fields.peek("top_logprobs") or 0
     for name in _KEPT:
         if fields.take(name) not in (None, False):
             raise fields.refuse(name, "is not to be had: nothing is kept here; send the whole conversation as input")
@@ -49,6 +52,7 @@ def read_response(fields: Fields, served: Served, model: str, default: Sampling)
         "think": _read_think(fields, served),
         "think_budget": fields.whole("think_budget", 0, MAX_TOKENS),
         "n_draft": fields.whole("n_draft", 0, MAX_TOKENS),
+        "n_logprobs": _read_logprobs(fields),
     }
     settings |= _read_tools(fields)
     settings["constraint"] = _read_text(fields, served)
@@ -124,11 +128,15 @@ def _read_text(fields: Fields, served: Served) -> Constraint | None:
         raise invalid(said, "text.format") from error
 
 
-def _read_rest(fields: Fields) -> None:
-    included = fields.take("include") or []
+def _read_logprobs(fields: Fields) -> int | None:
+    included, n_top = fields.take("include") or [], fields.whole("top_logprobs", 0, MAX_TOP)
     if not isinstance(included, list) or any(one not in _INCLUDED for one in included):
         raise fields.refuse("include", f"may name nothing but {', '.join(_INCLUDED)}")
+    if n_top and _LOGPROBS not in included:
+        raise fields.refuse("top_logprobs", f"goes with include: {_LOGPROBS}")
+    return n_top or 0 if _LOGPROBS in included else None
+
+
+def _read_rest(fields: Fields) -> None:
     if fields.text("truncation") not in (None, "disabled"):
         raise fields.refuse("truncation", "must be disabled: a conversation is never shortened here")
-    if fields.whole("top_logprobs", 0, 0):
-        raise fields.refuse("top_logprobs", "is not to be had here: take /chat/completions")

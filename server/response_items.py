@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from edgellm.runtime.text.tools import ToolCall
 
 
-def message_item(id: str, text: str, status: str) -> dict[str, Any]:
-    content = [part_of("message", text)]
+def message_item(id: str, text: str, status: str, logprobs: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    content = [part_of("message", text, logprobs)]
     return {"id": id, "type": "message", "role": "assistant", "status": status, "content": content}
 
 
@@ -22,8 +23,8 @@ def call_item(id: str, call: ToolCall) -> dict[str, Any]:
     return {"id": id, "type": "function_call", "status": "completed", **made}
 
 
-def part_of(kind: str, text: str) -> dict[str, Any]:
+def part_of(kind: str, text: str, logprobs: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """The one part of an item."""
     if kind == "reasoning":
         return {"type": "reasoning_text", "text": text}
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}

@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from edgellm.runtime.answer import Answer, Piece
+from edgellm.runtime.logprobs import Logprob
 from edgellm.runtime.text.tools import ToolCall
 from edgellm.server.calls import Call
 from edgellm.server.costs import timings, usage
 from edgellm.server.errors import SERVER, ApiError
 from edgellm.server.response_items import call_item, message_item, part_of, thought_item
+from edgellm.server.wire import chat_logprobs
 
 _CUT = ("length", "context")
 _DELTAS = {"message": "output_text", "reasoning": "reasoning_text"}
@@ -27,6 +29,7 @@ class ResponseWire:
         self._n_events = 0
         self._output: list[dict[str, Any]] = []  # items that are whole
         self._kind, self._text = "", ""  # of the item that is being written; "" for none
+        self._logprobs: list[dict[str, Any]] = []  # of its tokens
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         answer = answers[0]
@@ -35,7 +38,7 @@ class ResponseWire:
         if answer.reasoning is not None:
             items.append(thought_item(self._id("rs", 0), answer.reasoning, "completed"))
         if answer.text or not answer.tool_calls:
-            items.append(message_item(self._id("msg", len(items)), answer.text, status))
+            items.append(message_item(self._id("msg", len(items)), answer.text, status, self._told(answer.logprobs)))
         items += [call_item(self._id("fc", len(items) + i), call) for i, call in enumerate(answer.tool_calls)]
         return self._response(status, items, answer)
 
@@ -48,12 +51,14 @@ class ResponseWire:
             assert piece.call is not None
             return [*self._close("completed"), *self._called(piece.call)]
         kind = "reasoning" if piece.kind == "thought" else "message"
-        if not piece.text:
+        logprobs = self._told(piece.logprobs)
+        if not piece.text and not (logprobs and self._kind == "message"):
             return []
         events = [] if self._kind == kind else [*self._close("completed"), *self._open(kind)]
         self._text += piece.text
-        logprobs: dict[str, Any] = {"logprobs": []} if kind == "message" else {}
-        return [*events, self._of_part(f"response.{_DELTAS[kind]}.delta", delta=piece.text, **logprobs)]
+        self._logprobs += logprobs
+        more: dict[str, Any] = {"logprobs": logprobs} if kind == "message" else {}
+        return [*events, self._of_part(f"response.{_DELTAS[kind]}.delta", delta=piece.text, **more)]
 
     def ended(self, index: int, answer: Answer) -> list[dict[str, Any]]:
         nothing = [] if self._output or self._kind else list(self._open("message"))
@@ -76,7 +81,7 @@ class ResponseWire:
         return [self._event("error", **about), self._event("response.failed", response=response)]
 
     def _open(self, kind: str) -> Iterator[dict[str, Any]]:
-        self._kind, self._text = kind, ""
+        self._kind, self._text, self._logprobs = kind, "", []
         item = self._item("in_progress")
         item["content"] = []
         yield self._event("response.output_item.added", output_index=len(self._output), item=item)
@@ -87,9 +92,9 @@ class ResponseWire:
         if not self._kind:
             return
         kind, text = self._kind, self._text
-        logprobs: dict[str, Any] = {"logprobs": []} if kind == "message" else {}
+        logprobs: dict[str, Any] = {"logprobs": self._logprobs} if kind == "message" else {}
         yield self._of_part(f"response.{_DELTAS[kind]}.done", text=text, **logprobs)
-        yield self._of_part("response.content_part.done", part=part_of(kind, text))
+        yield self._of_part("response.content_part.done", part=part_of(kind, text, self._logprobs))
         item, self._kind = self._item(status), ""
         yield self._done(item)
 
@@ -110,7 +115,14 @@ class ResponseWire:
         """The one that is being written."""
         if self._kind == "reasoning":
             return thought_item(self._id("rs", len(self._output)), self._text, status)
-        return message_item(self._id("msg", len(self._output)), self._text, status)
+        return message_item(self._id("msg", len(self._output)), self._text, status, self._logprobs)
+
+    def _told(self, found: Sequence[Logprob] | None) -> list[dict[str, Any]]:
+        """Log probabilities of a text's tokens, where they were asked for."""
+        if found is None or self._call.requests[0].n_logprobs is None:
+            return []
+        told: list[dict[str, Any]] = chat_logprobs(self._call.served.vocabulary, found)["content"]
+        return told
 
     def _of_part(self, kind: str, **fields: Any) -> dict[str, Any]:
         place = {"item_id": self._item("")["id"], "output_index": len(self._output), "content_index": 0}

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgellm.app.serving import Served
+from edgellm.runtime.prompting import check_length
 from edgellm.runtime.text.vocabulary import CannotEncode, Vocabulary
 from edgellm.server.errors import invalid
 from edgellm.server.fields import Fields
 
 
-def encode_prompt(vocabulary: Vocabulary, text: str, *, begins: bool = False, is_marked: bool = False) -> list[int]:
+def encode_prompt(served: Served, text: str, *, begins: bool = False, is_marked: bool = False) -> list[int]:
     """Token ids of a text.
 
     Args:
@@ -20,9 +21,12 @@ def encode_prompt(vocabulary: Vocabulary, text: str, *, begins: bool = False, is
 
     Raises:
         ApiError: the vocabulary cannot spell it.
+        PromptTooLong: no context of this length could hold it.
     """
+    vocabulary, data = served.vocabulary, text.encode()
+    check_length(len(data), vocabulary, served.n_ctx)
     try:
-        tokens = vocabulary.encode_marked(text.encode()) if is_marked else vocabulary.encode(text.encode())
+        tokens = vocabulary.encode_marked(data) if is_marked else vocabulary.encode(data)
     except CannotEncode as error:
         raise invalid(str(error)) from error
     if tokens is None:
@@ -83,7 +87,7 @@ def tokenized(fields: Fields, served: Served) -> dict[str, Any]:
     begins, is_marked = bool(fields.flag("add_special")), bool(fields.flag("parse_special"))
     with_pieces = fields.flag("with_pieces")
     fields.end()
-    tokens = encode_prompt(served.vocabulary, content, begins=begins, is_marked=is_marked)
+    tokens = encode_prompt(served, content, begins=begins, is_marked=is_marked)
     if not with_pieces:
         return {"tokens": tokens}
     return {"tokens": [{"id": token, "piece": piece_text(served.vocabulary, token)} for token in tokens]}
@@ -94,7 +98,7 @@ def _tokenized_as_vllm(fields: Fields, served: Served, prompt: str) -> dict[str,
     begins = fields.flag("add_special_tokens") is not False
     fields.end()
     is_marked = served.vocabulary.encode_marked(b"") is not None
-    tokens = encode_prompt(served.vocabulary, prompt, begins=begins, is_marked=is_marked)
+    tokens = encode_prompt(served, prompt, begins=begins, is_marked=is_marked)
     return {"tokens": tokens, "count": len(tokens), "max_model_len": served.n_ctx}
 
 

@@ -34,9 +34,8 @@ def read_tool_settings(body: Mapping[str, Any]) -> ToolSettings:
             raise BadRequest(f"{old} is not read: send {new}")
     given = body.get("tools")
     given = () if given is None else given
-    is_forced = body.get("tool_choice") not in (None, "auto", "none")
     for i, tool in enumerate(given if isinstance(given, Sequence) else ()):
-        _check_kind(f"tools[{i}]", tool, is_forced=is_forced)
+        _check_kind(f"tools[{i}]", tool)
     tools = read_tools(given)
     parallel = body.get("parallel_tool_calls")
     if parallel is not None and not isinstance(parallel, bool):
@@ -62,17 +61,11 @@ def call_deltas(piece: Piece) -> Iterator[dict[str, Any]]:
     yield {"tool_calls": [{"index": piece.index, "function": {"arguments": piece.text}}]}
 
 
-def _check_kind(where: str, tool: Any, *, is_forced: bool) -> None:
+def _check_kind(where: str, tool: Any) -> None:
     if not isinstance(tool, Mapping):
         return
     if tool.get("type") != "function":
         raise BadRequest(f"{where}.type is {tool.get('type')!r}: only tools of type function are called here")
-    function = tool.get("function")
-    if not is_forced and isinstance(function, Mapping) and function.get("strict"):
-        raise BadRequest(
-            f"{where}.function.strict can be promised only of a call that is forced: set it to false, or send "
-            "tool_choice required or the function"
-        )
 
 
 def _choice(given: Any, tools: Sequence[Tool]) -> ToolChoice:

@@ -33,9 +33,10 @@ class ContextFull(EngineError):
 class PromptTooLong(ContextFull):
     """A prompt that leaves no room for an answer."""
 
-    def __init__(self, sentence: str, n_prompt: int, n_ctx: int) -> None:
+    def __init__(self, sentence: str, n_prompt: int, n_ctx: int, *, at_least: bool = False) -> None:
+        """`at_least`: it was not tokenised, and may have more tokens."""
         super().__init__(sentence)
-        self.n_prompt, self.n_ctx = n_prompt, n_ctx  # tokens
+        self.n_prompt, self.n_ctx, self.at_least = n_prompt, n_ctx, at_least  # tokens
 
 
 class Interrupted(EngineError):

@@ -11,7 +11,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from edgellm.runtime.drafters.base import MODEL, Guess
+from edgellm.runtime.drafters.base import FORCED, MODEL, Guess
 from edgellm.runtime.drafters.tuning import TUNING, Tuning
 from edgellm.runtime.learning.confidence import LogisticHead, MovingAverage, logit
 from edgellm.runtime.learning.lookup import Candidate
@@ -89,7 +89,7 @@ class Acceptance:
         if item.source == MODEL:
             self.model_head.learn(item.features, right)
             self.of_model.add(right)
-        else:
+        elif item.source != FORCED:
             self.lookup_head.learn(item.features, right)
 
     def learn_passes(self, n_passes: int, n_tokens: int) -> None:

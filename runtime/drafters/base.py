@@ -143,6 +143,15 @@ class WeighsPasses(Protocol):
         ...
 
 
+@runtime_checkable
+class DraftsBehind(Protocol):
+    """What a drafter may offer: to go on behind tokens that are proposed whatever it thinks of them."""
+
+    def propose_behind(self, tokens: Sequence[int], given: Sequence[int], limit: int) -> Draft:
+        """`given`, which the constraint forces, and what may follow them; at most `limit` together."""
+        ...
+
+
 class NoDrafter:
     """Plain decoding is speculation of length 0."""
 

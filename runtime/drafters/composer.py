@@ -26,6 +26,7 @@ class Round:
     limit: int  # tokens at most
     drafted: list[DraftedToken] = field(default_factory=list)
     looked_up: list[DraftedToken] = field(default_factory=list)  # what lookup alone would have proposed
+    n_given: int = 0  # of the drafted, proposed whatever they cost
     reach: float = 1.0  # the probability that everything so far is accepted
     n_proposed: int = 0  # of the drafted
     n_passes: int = 0  # of the draft model
@@ -70,11 +71,12 @@ class Composer:
         n_starts = 0
         while now.room > 0 and now.reach > self._economics.min_reach:
             chain = self._chain(now)
-            if not now.drafted:
+            if len(now.drafted) == now.n_given:
                 now.looked_up = chain
             n_free = self._n_before_model(chain, now.reach)
             now.take(chain[:n_free])
             rest, n_before = chain[n_free:], len(now.drafted)
+            n_free += now.n_given if not n_starts else 0
             if (why := self._asks_model(now, n_free, n_starts)) is not None:
                 if rest:
                     self._lookup.start(now.tokens, [item.token for item in now.drafted])

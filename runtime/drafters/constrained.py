@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgellm.runtime.constraint import ConstraintState
-from edgellm.runtime.drafters.base import FORCED, Draft, Drafter, WeighsPasses
+from edgellm.runtime.drafters.base import FORCED, Draft, Drafter, DraftsBehind, WeighsPasses
 from edgellm.runtime.sampling import GREEDY, Sampling
 from edgellm.runtime.text.vocabulary import CannotEncode, Vocabulary
 
@@ -13,7 +13,7 @@ MAX_BYTES_PER_TOKEN = 32  # of forced text that is tokenised, for each token tha
 
 
 class ConstrainedDrafter:
-    """Another drafter's proposals, cut at their first illegal token; and forced text, in their place or behind them.
+    """Another drafter's proposals, cut at their first illegal token; and forced text, in front of them and behind.
 
     Forced text is verified like any draft, since the target may write the same text in other tokens.
     """
@@ -32,17 +32,14 @@ class ConstrainedDrafter:
         self._drafter.begin(prompt, own_prompt=own_prompt, sampling=sampling)
 
     def propose(self, tokens: Sequence[int], limit: int) -> Draft:
-        forced = self._forced((), limit)
-        proposed = self._drafter.propose(
-            tokens, 0 if forced else limit
-        )  # of nothing too, so that it knows of the round
+        proposed = self._proposed(tokens, self._forced((), limit), limit)
         n_legal = self._constraint.n_legal(proposed.tokens)
         if n_legal < len(proposed.tokens) and proposed.probs is not None and proposed.probs[n_legal] is not None:
             # A drawn token that is dropped for what it is would bend the distribution: the target has to reject it.
             draft = _first(proposed, n_legal + 1)
         else:
             draft = _first(proposed, n_legal)
-            draft = _followed(draft, forced or self._forced(draft.tokens, limit - n_legal))
+            draft = _followed(draft, self._forced(draft.tokens, limit - n_legal))
         if isinstance(self._drafter, WeighsPasses):
             self._drafter.verifies(len(draft.tokens))
         return draft
@@ -52,6 +49,14 @@ class ConstrainedDrafter:
 
     def close(self) -> None:
         self._drafter.close()
+
+    def _proposed(self, tokens: Sequence[int], forced: list[int], limit: int) -> Draft:
+        if not forced:
+            return self._drafter.propose(tokens, limit)
+        if isinstance(self._drafter, DraftsBehind):
+            return self._drafter.propose_behind(tokens, forced, limit)
+        self._drafter.propose(tokens, 0)  # so that it knows of the round
+        return Draft(forced, source=FORCED, sources=[FORCED] * len(forced))
 
     def _forced(self, drafted: Sequence[int], limit: int) -> list[int]:
         """Tokens of the text that must follow `drafted`, at most `limit`."""

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgellm.runtime.backends.base import Backend
-from edgellm.runtime.drafters.acceptance import Acceptance
-from edgellm.runtime.drafters.base import NONE, Draft, Proposer, Stop
+from edgellm.runtime.drafters.acceptance import Acceptance, DraftedToken
+from edgellm.runtime.drafters.base import FORCED, NONE, Draft, Proposer, Stop
 from edgellm.runtime.drafters.composer import Composer, Round
 from edgellm.runtime.drafters.economics import Economics
 from edgellm.runtime.drafters.explain import Choices, explain
@@ -90,17 +90,24 @@ class AdaptiveDrafter:
                 self.model.prefill()
 
     def propose(self, tokens: Sequence[int], limit: int) -> Draft:
+        return self.propose_behind(tokens, (), limit)
+
+    def propose_behind(self, tokens: Sequence[int], given: Sequence[int], limit: int) -> Draft:
         started = time.perf_counter()
         limit = min(limit, self._fixed) if self._fixed is not None else limit
-        now = self._round = Round(tokens, limit)
+        now = self._round = Round(tokens, limit, [DraftedToken(token, 1.0, FORCED, ()) for token in given])
+        now.n_given = len(given)
         if limit > 0:
             self.economics.renew_table(limit, len(tokens))
+        if now.room > 0:
             self._lookup.start(tokens)
+            for token in given:
+                self._lookup.take(token)
             if self._fixed is None:
-                now.limit = min(limit, self.economics.n_affordable())
+                now.limit = min(limit, now.n_given + self.economics.n_affordable())
             self._composer.compose(now)
         # Drawn tokens stay: dropping one because of what it is would bend the output's distribution.
-        floor = max((i for i, item in enumerate(now.drafted, 1) if item.probs is not None), default=0)
+        floor = max((i for i, item in enumerate(now.drafted, 1) if item.probs is not None), default=now.n_given)
         now.n_proposed = self.economics.n_worth([item.p for item in now.drafted], floor)
         items = now.drafted[: now.n_proposed]
         probs = [item.probs for item in items]
@@ -125,8 +132,9 @@ class AdaptiveDrafter:
         self.choices.n_rounds += 1
         self.choices.n_drafted += n
         n_right = self.acceptance.learn(now.drafted, new)
-        if now.looked_up and (not now.drafted or now.drafted[0] is not now.looked_up[0]):
-            self.acceptance.learn(now.looked_up, new)  # what was not proposed costs nothing to check
+        own = now.drafted[now.n_given :]
+        if now.looked_up and (not own or own[0] is not now.looked_up[0]) and n_right >= now.n_given:
+            self.acceptance.learn(now.looked_up, new[now.n_given :])  # what was not proposed costs nothing to check
         self._composer.entropy_rule.observe(min(n_right, n), n, n == (self._fixed or n))
         self.economics.observe(n, n_new, now.draft_s, probed=now.n_probes > 0)
         self._lookup.observe(new)

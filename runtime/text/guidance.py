@@ -6,9 +6,10 @@ nothing is left to choose but values, most text between them is forced, and no m
 
 from __future__ import annotations
 
+import json
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary, ref
@@ -24,14 +25,14 @@ from edgellm.runtime.text.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-MISSING = (
-    "an answer is held to a schema or a grammar by llguidance, which is not installed: pip install 'edgellm[json]'"
-)
+MISSING = "answers are held to schemas and grammars by llguidance, which is not installed: pip install 'edgellm[json]'"
 JSON_OBJECT = {"type": "object"}
+LOOSE_SPACE = r"(\n {0,24}| )"
 MAX_GRAMMAR_BYTES = 1 << 16
-MAX_FORCED_BYTES = 1 << 14  # at the beginning of an answer; more is a text without an end
+MAX_FORCED_BYTES = 1 << 13  # at the beginning of an answer; more is a text without an end
 # Of the compiled grammar: a lexer's state takes 1 to 2 KiB.
 _LIMITS = {"max_lexer_states": 50_000, "max_grammar_size": 500_000, "verbose_errors": False}
+_WORK = {"initial_lexer_fuel": 1_000_000, "step_lexer_fuel": 200_000}  # for the first token, and for any
 _JSON_OPTIONS = {
     "whitespace_flexible": False,
     "item_separator": ", ",
@@ -39,12 +40,19 @@ _JSON_OPTIONS = {
     "lenient": False,
     "coerce_one_of": False,
 }
-_MARKER = b"\xff"  # begins what is no text; no UTF-8 has it
+_LOOSE_OPTIONS = _JSON_OPTIONS | {
+    "whitespace_flexible": True,
+    "whitespace_pattern": LOOSE_SPACE,
+    "item_separator": ",",
+    "key_separator": ":",
+}
+_MARKER = b"\xff"  # begins what is no text
 _LOOKS_CONTROL = re.compile(rb"<[^<> ]+>|\[[A-Z_/]+\]")  # of user-defined tokens: `<tool_call>`, `[INST]`
 # What a grammar quotes: texts, comments, regular expressions, classes of characters.
 _LARK_QUOTED = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|/(?:[^/\\\n]|\\.)+/')
 _GBNF_QUOTED = re.compile(r'"(?:[^"\\\n]|\\.)*"|#[^\n]*|\[(?:[^\]\\\n]|\\.)*\]')
 _GBNF_ROOT = re.compile(r"^\s*root\s*::=", re.MULTILINE)
+_ELSEWHERE = re.compile(r"Resource '([^'\n]*)' is not present")
 _ODD_ESCAPE = re.compile(r"(?<!\\)(?:\\\\)*\\[uU]")
 
 
@@ -58,6 +66,8 @@ class Grammar:
 
     source: str
     what: str  # "schema", "grammar" ..., for sentences
+    markers: frozenset[int] = frozenset()  # tokens that are no text and that it names by their ids
+    n_parts: int = 1  # each may take as much work as a grammar alone
 
     def of(self, vocabulary: Vocabulary) -> Guidance:
         """The constraint for answers of this vocabulary; some tenths of a second when it is first asked for.
@@ -66,20 +76,26 @@ class Grammar:
             BadRequest: nothing matches it, or compiling it takes too much.
         """
         tokens = _tokens_of(vocabulary)
-        matcher = _compiled(self.source, tokens.tokenizer, self.what)
+        matcher = _compiled(self, tokens.tokenizer)
         _check_beginning(matcher, self.what)
-        return Guidance(tokens, matcher)
+        written = tokens.is_text.copy()
+        written[list(self.markers)] = True
+        return Guidance(self, tokens, written, matcher)
 
 
-def schema_grammar(schema: object) -> Grammar:
+def schema_grammar(schema: object, *, is_loose: bool = False) -> Grammar:
     """Of a JSON schema (an object, a boolean, or JSON text), or "json_object" for any object.
+
+    Args:
+        is_loose: JSON may be written in lines.
 
     Raises:
         BadRequest: it is no schema, or one that an answer cannot be held to; the message names what.
     """
     cleaned = read_schema(JSON_OBJECT if schema == "json_object" else schema)
     try:
-        source = _library().grammar_from_json_schema(cleaned, overrides=_JSON_OPTIONS)  # type: ignore[arg-type]
+        options = _LOOSE_OPTIONS if is_loose else _JSON_OPTIONS
+        source = _library().grammar_from_json_schema(cleaned, overrides=options)  # type: ignore[arg-type]
     except ValueError as error:
         raise BadRequest(f"an answer cannot be held to this schema: {_reason(str(error))}") from error
     return _checked(Grammar(source, "schema"))
@@ -102,6 +118,19 @@ def text_grammar(text: str) -> Grammar:
     return _checked(Grammar(library.grammar_from_lark(lark), "grammar"))
 
 
+def written_together(lark: str, parts: Mapping[str, Grammar], what: str, markers: frozenset[int]) -> Grammar:
+    """Of Lark's rules, in which @name stands for one of `parts`, and <[id]> for one of `markers`.
+
+    Raises:
+        BadRequest: an answer cannot be held to it.
+    """
+    grammars = [{"name": "rules", "lark_grammar": lark}]
+    for name, part in parts.items():
+        grammars += [{**one, "name": name} for one in json.loads(part.source)["grammars"]]
+    markers = markers.union(*(part.markers for part in parts.values()))
+    return _checked(Grammar(json.dumps({"grammars": grammars}), what, markers, len(grammars)))
+
+
 def asked_grammar(schema: object = None, grammar: str | None = None) -> Grammar | None:
     """Of either, or of neither. Raises BadRequest."""
     if schema is not None and grammar is not None:
@@ -117,15 +146,15 @@ def _library() -> type[LLMatcher]:
     return LLMatcher
 
 
-def _limits() -> LLParserLimits:
+def _limits(n_parts: int) -> LLParserLimits:
     from llguidance import LLParserLimits
 
-    return LLParserLimits(**_LIMITS)  # type: ignore[arg-type]
+    return LLParserLimits(**_LIMITS, **{name: n * n_parts for name, n in _WORK.items()})  # type: ignore[arg-type]
 
 
 def _checked(grammar: Grammar) -> Grammar:
     """The same, once it is known to be one, whatever the vocabulary."""
-    if error := _library().validate_grammar(grammar.source, limits=_limits()):
+    if error := _library().validate_grammar(grammar.source, limits=_limits(grammar.n_parts)):
         raise BadRequest(f"an answer cannot be held to this {grammar.what}: {_reason(error)}")
     return grammar
 
@@ -155,15 +184,18 @@ def _check_lark(text: str) -> None:
 
 def _reason(error: str) -> str:
     """The first line of an error and, of a regular expression's, the one that says what is wrong."""
+    if found := _ELSEWHERE.search(error):
+        return f"it refers to another document, {found[1][:200]}"
+    error = error.replace("NoExtensionBias", "it refers to itself without an end")
     lines = [line.strip() for line in error.splitlines() if line.strip()]
     more = [line.removeprefix("error: ") for line in lines[1:] if line.startswith("error:")]
     return "; ".join([line.rstrip(":")[:300] for line in lines[:1] + more]) or "it is not read"
 
 
-def _compiled(source: str, tokenizer: LLTokenizer, what: str) -> LLMatcher:
-    matcher = _library()(tokenizer, source, log_level=0, limits=_limits())
+def _compiled(grammar: Grammar, tokenizer: LLTokenizer) -> LLMatcher:
+    matcher = _library()(tokenizer, grammar.source, log_level=0, limits=_limits(grammar.n_parts))
     if matcher.is_error():
-        raise BadRequest(f"an answer cannot be held to this {what}: {_reason(matcher.get_error())}")
+        raise BadRequest(f"an answer cannot be held to this {grammar.what}: {_reason(matcher.get_error())}")
     return matcher
 
 
@@ -172,8 +204,10 @@ def _check_beginning(matcher: LLMatcher, what: str) -> None:
     if not any(matcher.compute_bitmask()) or matcher.is_error():
         reason = _reason(matcher.get_error()) if matcher.is_error() else "no text matches it"
         raise BadRequest(f"an answer cannot be held to this {what}: {reason}")
-    if len(matcher.compute_ff_bytes()) > MAX_FORCED_BYTES:
-        raise BadRequest(f"an answer cannot be held to this {what}: it asks for a text without an end")
+    if len(matcher.compute_ff_bytes()) > MAX_FORCED_BYTES or matcher.is_error():
+        raise BadRequest(
+            f"an answer cannot be held to this {what}: it asks for a very long text, or one without an end"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,18 +272,20 @@ def _is_text(vocabulary: Vocabulary, token: int) -> bool:
 class Guidance:
     """A compiled grammar for one vocabulary."""
 
+    grammar: Grammar
     _tokens: _Tokens
+    _written: Mask  # (n_tokens,), what may be written at all
     _matcher: LLMatcher  # at the beginning
 
     def start(self) -> ConstraintState:
-        return GuidanceState(self._tokens, self._matcher.deep_copy())
+        return GuidanceState(self._tokens, self._written, self._matcher.deep_copy())
 
 
 class GuidanceState:
     """Where an answer stands in a grammar. The matcher may be ahead of it, by tokens that are not settled."""
 
-    def __init__(self, tokens: _Tokens, matcher: LLMatcher) -> None:
-        self._tokens, self._matcher = tokens, matcher
+    def __init__(self, tokens: _Tokens, written: Mask, matcher: LLMatcher) -> None:
+        self._tokens, self._written, self._matcher = tokens, written, matcher
         self._ahead: list[int] = []  # taken by the matcher, not settled
         self._is_ended = False
 
@@ -260,7 +296,7 @@ class GuidanceState:
         matcher, n = self._matcher, len(self._tokens.is_text)
         mask = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), count=n, bitorder="little").view(bool)
         self._check()
-        mask &= self._tokens.is_text
+        mask &= self._written
         if matcher.is_accepting():
             mask |= self._tokens.ends_only
         if not mask.any():
@@ -282,7 +318,7 @@ class GuidanceState:
         if self._is_ended or not self._tokens.ends.isdisjoint(ahead):
             return b""
         self._move(ahead)
-        return self._matcher.compute_ff_bytes()[:MAX_FORCED_BYTES]
+        return self._matcher.compute_ff_bytes()[:MAX_FORCED_BYTES].partition(_MARKER)[0]
 
     def advance(self, tokens: Sequence[int]) -> None:
         if self._is_ended:

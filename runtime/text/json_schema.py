@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
+from urllib.parse import unquote
 
 from edgellm.runtime.request import BadRequest
 
@@ -18,6 +20,9 @@ MAX_BYTES = 1 << 18  # of a schema's text
 MAX_DEPTH = 64  # schemas inside schemas
 MAX_SCHEMAS = 10_000
 MAX_PROPERTIES = 1_000  # of one object: compiling optional ones takes time that grows with their square
+MAX_OPTIONAL = 400  # of these: all are looked at behind each
+MAX_NAME_PATTERNS = 100  # of one object: each is compared with all others
+MAX_PATTERNS_TOGETHER = 8  # that a text may have to match at once: what that takes grows with their product
 MAX_MULTIPLE = 100_000  # states of the automaton that counts multiples, some 0.5 KiB each
 
 _MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions"})  # of names to schemas
@@ -79,6 +84,7 @@ def read_schema(given: object) -> dict[str, Any]:
         raise BadRequest(
             f'the schema\'s "multipleOf" together have no common multiple up to {MAX_MULTIPLE:,}: take rounder ones'
         )
+    _check_patterns(found)
     if found is False:
         raise BadRequest("the schema is false, which no answer matches")
     return found if isinstance(found, dict) else {}
@@ -131,6 +137,10 @@ class _Walk:
         if name in _MAPS and isinstance(value, dict):
             if len(value) > MAX_PROPERTIES:
                 raise BadRequest(f"the schema at {path} has {len(value):,} entries: {MAX_PROPERTIES:,} are the most")
+            if name == "patternProperties" and len(value) > MAX_NAME_PATTERNS:
+                raise BadRequest(
+                    f"the schema at {path} has more than {MAX_NAME_PATTERNS} patterns of names: merge some"
+                )
             return {key: self.cleaned(it, f"{path}/{key}", depth + 1) for key, it in value.items()}
         if (name in _LISTS or name == "items") and isinstance(value, list):
             return [self.cleaned(it, f"{path}/{i}", depth + 1) for i, it in enumerate(value)]
@@ -154,11 +164,71 @@ def _check_properties(schema: Mapping[str, Any], path: str) -> None:
     """A name that is not declared may come twice, and counts once for whoever reads the object."""
     least, required = schema.get("minProperties", 0), schema.get("required", [])
     n_required = len(set(map(str, required))) if isinstance(required, list) else 0
+    if isinstance(properties := schema.get("properties"), dict):
+        n_optional = len(properties) - len(
+            properties.keys() & set(map(str, required if isinstance(required, list) else []))
+        )
+        if n_optional > MAX_OPTIONAL:
+            raise BadRequest(
+                f"the schema at {path} has {n_optional:,} properties that may be left out: {MAX_OPTIONAL} are the most"
+            )
     if isinstance(least, int) and least > max(n_required, 1):
         raise BadRequest(
             f'the schema at {path} has "minProperties" {least}, which an answer cannot be held to: list those that '
             'must be there as "required"'
         )
+
+
+def _check_patterns(root: object) -> None:
+    """Texts that must match many patterns at once, because the schemas of an "allOf" have them each for itself."""
+    waiting, n_seen = [root], 0
+    while waiting:
+        schema = waiting.pop()
+        if isinstance(schema, list):
+            waiting += schema
+        if not isinstance(schema, dict):
+            continue
+        waiting += [value for name, value in schema.items() if name not in ("const", "enum")]
+        together, n = _patterns(schema.get("allOf", []), root)
+        n_seen += n
+        if n_seen > 10 * MAX_SCHEMAS:
+            raise BadRequest('the schema is too large: its "allOf" refer to each other too often')
+        if max(together.values(), default=0) > MAX_PATTERNS_TOGETHER:
+            raise BadRequest(
+                f'the schema has an "allOf" in which more than {MAX_PATTERNS_TOGETHER} patterns are for one text: '
+                "write them as one"
+            )
+
+
+def _patterns(begin: object, root: object) -> tuple[Counter[str], int]:
+    """How many schemas have a pattern, by the property that they are of, and how many there are; through references."""
+    found, seen = Counter[str](), set[int]()
+    waiting = [("", begin)]
+    while waiting:
+        of, schema = waiting.pop()
+        if isinstance(schema, list):
+            waiting += [(of, one) for one in schema]
+        if not isinstance(schema, dict) or id(schema) in seen:
+            continue
+        seen.add(id(schema))
+        found[of] += ("pattern" in schema) + ("format" in schema)
+        for name, value in schema.items():
+            if name in _MAPS and isinstance(value, dict):
+                waiting += value.items()
+            elif name == "$ref" and isinstance(value, str):
+                waiting.append((of, _referred(value, root)))
+            elif name in _LISTS or name in _SINGLE:
+                waiting.append((of, value))
+    return found, len(seen)
+
+
+def _referred(reference: str, root: object) -> object:
+    """What a reference inside the document names; None where that is nothing."""
+    found = root
+    for part in reference.partition("#")[2].split("/")[1:]:
+        name = unquote(part).replace("~1", "/").replace("~0", "~")
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
 
 
 def _common_multiple(numbers: list[Decimal]) -> int:

@@ -8,6 +8,7 @@ changes nothing.
 from __future__ import annotations
 
 import codecs
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from edgellm.runtime.text.vocabulary import Vocabulary
 ID_LETTERS = 9  # of a call's id: Mistral's templates take no other number
 _FENCES = ("```json\n", "```tool_call\n", "```\n")
 _CODE_FENCE = "```tool_code\n"
+_SPACE_BETWEEN = re.compile(r'("[^"]*"?)|[ \t\r\n]+')  # texts of JSON, and what means nothing
 _MARKER = 0xDC00  # lone surrogates are in no text, so one can stand for a marker that is a token
 
 
@@ -43,9 +45,19 @@ class CallStream:
     """Cuts what a model says into text and calls."""
 
     def __init__(
-        self, form: CallFormat, tools: Sequence[Tool], vocabulary: Vocabulary, *, only_first: bool = False
+        self,
+        form: CallFormat,
+        tools: Sequence[Tool],
+        vocabulary: Vocabulary,
+        *,
+        only_first: bool = False,
+        is_held: bool = False,
     ) -> None:
-        """`only_first`: nothing behind the first call counts."""
+        """
+        Args:
+            only_first: nothing behind the first call counts.
+            is_held: the answer is held to `strict_calls`, and no calls count but those that it knows of.
+        """
         self.calls: list[ToolCall] = []
         self.tokens = frozenset(form.markers.values())  # to be fed as they are
         self._only_first, self._tools, self._vocabulary = only_first, tools, vocabulary
@@ -55,7 +67,13 @@ class CallStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._known = frozenset(tool.name for tool in tools)
         self._openers = self._openers_of(form)
-        self._heads = [] if form.name in ("harmony", "mistral") else _heads(self._known)
+        if is_held:
+            self._openers = self._openers[:1]  # the marker
+        self._heads = (
+            []
+            if form.name in ("harmony", "mistral")
+            else [shape for name in sorted(self._known) for shape in head_shapes(name)]
+        )
         self._held = ""  # white space, and what may begin a call
         self._at_line_start = True
         self._has_text = False
@@ -132,7 +150,7 @@ class CallStream:
         while self._held and self._reader is None:
             words = self._held.lstrip()
             if words in self._after:
-                self._held = ""
+                self._held, self._after = "", ()
                 return
             found = self._look(words)
             if found is True:
@@ -167,7 +185,7 @@ class CallStream:
             fence = next((fence for fence in _FENCES if words.startswith(fence)), "")
             if not fence:
                 return False
-        head = "".join(words[len(fence) :].split()).removeprefix("[")
+        head = _SPACE_BETWEEN.sub(r"\1", words[len(fence) :]).removeprefix("[")
         if any(known.startswith(head) for known in self._heads):
             is_whole = any(known == head for known in self._heads)
             closers = ("```",) if fence else (";", ",")
@@ -216,12 +234,12 @@ class CallStream:
         return shown
 
 
-def _heads(names: frozenset[str]) -> list[str]:
-    """How objects begin that call a tool, without white space."""
+def head_shapes(name: str) -> list[str]:
+    """How objects begin that call a tool of that name, without white space."""
     kind = '{{"type":"function",'
     shapes = ['{{"name":"{}"', '{{"function":"{}"', '{{"function":{{"name":"{}"']
     shapes += [kind + shape[2:] for shape in shapes]
-    return [shape.format(name) for name in sorted(names) for shape in shapes]
+    return [shape.format(name) for shape in shapes]
 
 
 def _text_of(token: int, vocabulary: Vocabulary) -> str:

@@ -22,6 +22,7 @@ class Tool:
     name: str
     description: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)  # a JSON schema of type object; {} for none
+    strict: bool = False  # a call of it fits the schema
 
     def to_json(self) -> dict[str, Any]:
         """As chat templates are given it."""

@@ -113,6 +113,11 @@ class Vocabulary:
         """Whether the tokenizer puts a space before a text, as SentencePiece does."""
         return self.decode(self._tokenizer.tokenize(b"a")) == b" a"
 
+    @cached_property
+    def longest_bytes(self) -> int:
+        """Of any token, spelled out."""
+        return max(len(self.literal(token)) for token in range(self.n_tokens))
+
     def encode_marked(self, data: bytes) -> list[int] | None:
         """Ids as the engine makes them where control tokens are spelled out; None where it cannot.
 

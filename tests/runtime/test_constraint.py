@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from edgellm.runtime.backends.base import keep_common_prefix
 from edgellm.runtime.constraint import Constraint, ConstraintState
 from edgellm.runtime.decode import RoundResult, generate
-from edgellm.runtime.drafters.base import FORCED, Drafter, NoDrafter
+from edgellm.runtime.drafters.base import FORCED, MODEL, Drafter, NoDrafter
 from edgellm.runtime.drafters.constrained import ConstrainedDrafter
 from edgellm.runtime.drafters.controller import AdaptiveDrafter
 from edgellm.runtime.drafters.model import ModelDrafter
@@ -96,9 +96,10 @@ def run(
     *,
     n_draft: int = 5,
     max_new: int = 80,
+    imitated: Sampling = GREEDY,
 ) -> list[RoundResult]:
     keep_common_prefix(backend, PROMPT, len(PROMPT) - 1)
-    drafter.begin(PROMPT)  # with a seed, drafts are given
+    drafter.begin(PROMPT, sampling=imitated)  # with a seed, drafts are given
     ends = VOCABULARY.end_tokens
     return list(
         generate(backend, drafter, PROMPT, sampling, n_draft=n_draft, max_new=max_new, stop=ends, constraint=state)
@@ -163,6 +164,18 @@ def test_forced_text_takes_fewer_passes_and_is_told_apart() -> None:
     assert {source for step in steps for source in step.sources} == {FORCED}
 
 
+@pytest.mark.parametrize("options", [{}, {"fixed": 5}], ids=["as it pays", "fixed"])
+def test_a_drafter_goes_on_behind_forced_text(options: dict[str, Any]) -> None:
+    """The target itself drafts, of which not every token is legal."""
+    steps = [
+        step
+        for seed in range(12)
+        for step in drafted(random_table(N_VOCAB, seed), adaptive(seed, model=model(seed), **options))
+    ]
+    whole = [list(dict.fromkeys(step.sources)) for step in steps if step.n_drafted == step.n_accepted]
+    assert [FORCED, MODEL] in [sources[:2] for sources in whole]
+
+
 def test_what_nobody_chooses_needs_no_pass() -> None:
     """Behind the last brace only an end may come."""
     backend = TableBackend(random_table(N_VOCAB, 3))
@@ -170,27 +183,33 @@ def test_what_nobody_chooses_needs_no_pass() -> None:
     assert backend.n_passes == len(tokens_of(steps)) - 1 + 1  # the prompt's, and none for the end
 
 
-def test_a_dropped_draw_does_not_bend_the_distribution() -> None:
+@pytest.mark.parametrize("begins", ["", "true"], ids=["at once", "behind forced text"])
+def test_a_dropped_draw_does_not_bend_the_distribution(begins: str) -> None:
     """A drafter that draws what is illegal most of the time, against the masked target's own probabilities."""
-    table, n = random_table(N_VOCAB, 5, scale=1.0), 4_000
-    held = text_grammar("/(a|b|ab|1|2){3}/").of(VOCABULARY)
+    table, n = random_table(N_VOCAB, 5, scale=1.0), 3_000
+    held = text_grammar(f"/{begins}(a|b|ab|1|2){{3}}/").of(VOCABULARY)
+    forced = VOCABULARY.encode(begins.encode())
     sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    other = TableBackend(random_table(N_VOCAB, 6, scale=1.0))
 
     def begun(seed: int) -> tuple[int, ...]:
-        state = held.start()
-        drafter = ConstrainedDrafter(NonsenseDrafter(N_VOCAB, probs=True, seed=seed), state, VOCABULARY)
-        return tuple(tokens_of(run(TableBackend(table), drafter, state, Sampling(**sampling, seed=seed), max_new=2)))[
-            :2
-        ]
+        state, drawn = held.start(), Sampling(**sampling, seed=seed)
+        inner: Drafter = NonsenseDrafter(N_VOCAB, probs=True, seed=seed)
+        if forced:
+            inner = AdaptiveDrafter(other, costs(), model=ModelDrafter(other), fixed=4)
+        drafter, most = ConstrainedDrafter(inner, state, VOCABULARY), len(forced) + 2
+        steps = run(TableBackend(table), drafter, state, drawn, max_new=most, imitated=drawn)
+        return tuple(tokens_of(steps)[len(forced) : most])
 
     def p(before: int, last: int, mask: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         weights = np.where(mask, np.exp(table[before, last].astype(float)), 0.0)
         return weights / weights.sum()
 
-    first = p(PROMPT[-2], PROMPT[-1], held.start().allowed())
+    before = [*PROMPT, *forced]
+    first = p(before[-2], before[-1], held.start().allowed(forced))
     observed, statistic, degrees = Counter(begun(seed) for seed in range(n)), 0.0, -1
     for token in np.flatnonzero(first):
-        second = p(PROMPT[-1], int(token), held.start().allowed([int(token)]))
+        second = p(before[-1], int(token), held.start().allowed([*forced, int(token)]))
         for following in np.flatnonzero(second):
             expected = n * first[token] * second[following]
             if expected >= 5:

@@ -204,3 +204,12 @@ def test_an_engine_is_asked_with_schemas_and_grammars(engine: Engine) -> None:
     penalised = Sampling(repeat_penalty=1.5)
     told = engine.generate("A person.", schema=json.dumps(SCHEMAS["person"]), sampling=penalised).finish()
     jsonschema.validate(json.loads(told.text), SCHEMAS["person"])
+
+
+@pytest.mark.parametrize("n_draft", [0, None])
+def test_log_probabilities_are_told_of_the_tokens_that_were_chosen(engine: Engine, n_draft: int | None) -> None:
+    held = schema_grammar({"enum": ["red", "blue"]}).of(engine.model.vocabulary)
+    told = answer(engine, held, "A colour.", n_logprobs=1, n_draft=n_draft)
+    assert told.finish_reason == "stop"
+    chosen = [one.token for one in told.logprobs or ()]
+    assert [token for token in chosen if token not in engine.model.vocabulary.end_tokens] == list(told.tokens)

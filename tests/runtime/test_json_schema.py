@@ -35,7 +35,7 @@ def takes(schema: object, text: str) -> bool:
         ({"type": "string", "nullable": True}, "nullable"),
         ({"x-guidance": {"lenient": True}}, "x-guidance"),
         ({"type": "object", "minProperties": 2}, "minProperties"),
-        ({"$ref": "https://example.org/schema.json"}, "example.org"),
+        ({"$ref": "https://example.org/schema.json"}, "another document, https://example.org/schema.json"),
         ({"$ref": "#/$defs/none"}, "none"),
         ({"type": "string", "format": "klingon"}, "klingon"),
         ({"type": "strin"}, "strin"),
@@ -47,7 +47,9 @@ def takes(schema: object, text: str) -> bool:
         ({"type": "integer", "exclusiveMinimum": True}, "exclusiveMinimum"),
         ({"properties": {"a": 1}}, "#/properties/a"),
         ({"properties": {"a": {"$ref": "#"}}, "required": ["a"], "type": "object"}, "without an end"),
-        ({"$ref": "#"}, "no text|held"),
+        ({"$ref": "#"}, "without an end"),
+        ({"type": "array", "items": {"$ref": "#"}, "minItems": 1}, "without an end"),
+        ({"properties": {f"p{i}": TEXT for i in range(401)}}, "401 properties that may be left out"),
         (False, "false"),
         ("[", "JSON"),
         ('{"minimum": NaN}', "NaN"),
@@ -71,6 +73,15 @@ def nested(depth: int) -> dict[str, Any]:
     return schema
 
 
+def chained(n: int) -> dict[str, Any]:
+    """Each a pattern and the next one."""
+    parts = {
+        f"p{i}": {"pattern": f"(a|b)*a(a|b){{{i}}}", "allOf": [{"$ref": f"#/$defs/p{i + 1}"}, {"type": "string"}]}
+        for i in range(n)
+    }
+    return {"$defs": {**parts, f"p{n}": TEXT}, "$ref": "#/$defs/p0"}
+
+
 @pytest.mark.parametrize(
     "schema",
     [
@@ -82,8 +93,12 @@ def nested(depth: int) -> dict[str, Any]:
         {"type": "integer", "multipleOf": 999_983},
         {"allOf": [{"type": "integer", "multipleOf": 97}, {"multipleOf": 89}, {"multipleOf": 83}]},
         {"type": "number", "multipleOf": 1e-300},
+        {"type": "object", "patternProperties": {f"^{i}": TEXT for i in range(101)}},
+        {"allOf": [{"type": "string", "pattern": f"(a|b)*a(a|b){{{i}}}"} for i in range(2, 30)]},
+        {"allOf": [{"properties": {"x": {"pattern": f"(a|b)*a(a|b){{{i}}}"}}} for i in range(2, 30)]},
+        chained(30),
     ],
-    ids=["deep", "deeper", "long", "wide", "many", "multiple", "multiples", "fine"],
+    ids=["deep", "deeper", "long", "wide", "many", "multiple", "multiples", "fine", "names", "and", "below", "chain"],
 )
 def test_what_would_take_too_much_is_refused_before_it_is_compiled(schema: object) -> None:
     with pytest.raises(BadRequest, match="schema"):

@@ -18,6 +18,7 @@ from edgellm.runtime.answer import Piece
 from edgellm.runtime.backends.base import Logits, StopSwitch
 from edgellm.runtime.drafters.base import NoDrafter
 from edgellm.runtime.generation import Generation
+from edgellm.runtime.text.guidance import schema_grammar
 from edgellm.runtime.text.markers import marker_ids
 from edgellm.runtime.text.template import ChatTemplate, Message
 
@@ -53,8 +54,10 @@ class ScriptBackend:
         return None
 
 
-def answered(said: str, *, drafted: bool = False, **settings: Any) -> tuple[Generation, list[Piece], list[Any]]:
-    request = Request.of("Weather in Oslo?", tools=[WEATHER], **settings)
+def answered(
+    said: str, *, drafted: bool = False, tools: Sequence[Any] = (WEATHER,), **settings: Any
+) -> tuple[Generation, list[Piece], list[Any]]:
+    request = Request.of("Weather in Oslo?", tools=tools, **settings)
     script = [*marker_ids(said, WORDS), *WORDS.end_tokens]
     prompt, lessons = TEMPLATE.render(request.messages, tools=request.offered), list[Any]()
     engine = SimpleNamespace(
@@ -117,6 +120,30 @@ def test_no_tool_is_offered_or_called_where_none_is_chosen() -> None:
     assert TEMPLATE.render(request.messages, tools=request.offered) == TEMPLATE.render(
         [Message("user", "Weather in Oslo?")]
     )
+
+
+STRICT_SCHEMA = {**SCHEMA, "properties": {"city": {"enum": ["Oslo"]}}, "additionalProperties": False}
+STRICT = {"type": "function", "function": {"name": "weather", "strict": True, "parameters": STRICT_SCHEMA}}
+
+
+@pytest.mark.parametrize("drafted", [False, True])
+@pytest.mark.parametrize("said", [f"I look.\n{CALL}", 'I look.\n{"name": "weather", "arguments": {}}'])
+def test_a_strict_call_fits_whatever_the_model_would_say(said: str, drafted: bool) -> None:
+    wrong = said.replace("Oslo", "Rome")
+    generation, _, _ = answered(wrong, tools=[STRICT], drafted=drafted, parallel_tool_calls=False)
+    answer = generation.answer
+    assert (answer.text, answer.finish_reason) == ("I look.", "tool_calls")
+    assert [(call.name, call.arguments) for call in answer.tool_calls] == [("weather", '{"city": "Oslo"}')]
+    assert answer.stats.accepted_by["forced"] > 0
+
+
+def test_words_beside_strict_tools_are_free_and_beside_a_schema_they_are_held() -> None:
+    generation, _, _ = answered("It is cold.\n", tools=[STRICT])
+    assert (generation.answer.text, generation.answer.finish_reason) == ("It is cold.\n", "stop")
+    held = schema_grammar({"const": "warm"}).of(WORDS)
+    for said, text, reason in (("It is cold.", '"warm"', "stop"), (CALL, "", "tool_calls")):
+        generation, _, _ = answered(said, constraint=held)
+        assert (generation.answer.text, generation.answer.finish_reason) == (text, reason)
 
 
 @pytest.mark.model

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -123,6 +123,9 @@ class _Scripted:
             self._answer = Answer(
                 said["text"], (), reason, stats, reasoning=said["thought"] or None, tool_calls=tuple(calls)
             )
+            if self._request.n_logprobs is not None:
+                told = [one for piece in self._served.script if isinstance(piece, Piece) for one in piece.logprobs]
+                self._answer = replace(self._answer, logprobs=tuple(told))
 
     @property
     def answer(self) -> Answer:

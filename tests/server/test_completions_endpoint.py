@@ -13,6 +13,7 @@ from tiny_gguf import write_tiny
 
 from edgellm.app.serving import SingleServed
 from edgellm.runtime import Engine, EngineOptions, load
+from edgellm.runtime.text.vocabulary import Vocabulary
 
 PROMPT = "the thin hat in the tin"
 
@@ -215,3 +216,20 @@ def test_an_evaluation_finds_the_tokenizer_at_the_server(scripted: Running) -> N
 )
 def test_what_is_no_text_and_no_tokens_is_refused(scripted: Running, path: str, body: dict[str, Any]) -> None:
     assert scripted.ask("POST", path, body).status == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [("/completions", "prompt"), ("/tokenize", "content"), ("/tokenize", "prompt"), ("/embeddings", "input")],
+)
+def test_a_text_that_no_context_could_hold_is_refused_before_it_is_tokenised(
+    monkeypatch: pytest.MonkeyPatch, path: str, field: str
+) -> None:
+    served = Scripted(n_ctx=32)
+    longest = served.vocabulary.longest_bytes
+    with running(served) as server:
+        monkeypatch.setattr(Vocabulary, "encode", lambda *_: pytest.fail("tokenised"))
+        monkeypatch.setattr(Vocabulary, "encode_marked", lambda _, data: [] if not data else pytest.fail("tokenised"))
+        error = server.ask("POST", path, {field: "x" * (32 * longest + 1)}).error()
+    assert error["code"] == "context_length_exceeded"
+    assert "at least 33 tokens" in error["message"]

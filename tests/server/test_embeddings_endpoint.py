@@ -48,6 +48,7 @@ def test_each_input_has_a_vector_in_its_order(server: Running, given: Any, vecto
         assert one["embedding"] == pytest.approx(unit(*vector), abs=1e-6)
     n_tokens = sum(int(vector[2]) for vector in vectors)
     assert told["usage"] == {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
+    assert f"\nedgellm_embedded_tokens_total {n_tokens}\n" in server.ask("GET", "/metrics").body.decode()
 
 
 def test_base64_holds_the_same_numbers_in_four_bytes_each(server: Running) -> None:

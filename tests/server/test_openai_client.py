@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import openai
@@ -197,6 +197,21 @@ def test_a_response_is_the_chats_answer_whole_and_streamed(client: openai.OpenAI
     assert again.usage.input_tokens > final.usage.input_tokens
 
 
+def test_a_response_tells_log_probabilities_as_chat_does(client: openai.OpenAI) -> None:
+    chat = client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=6, logprobs=True, top_logprobs=2)
+    asked: Any = {"model": MODEL, "input": "Name a colour.", "max_output_tokens": 6, "top_logprobs": 2}
+    asked["include"] = ["message.output_text.logprobs"]
+    whole: Any = client.responses.create(**asked).output[0]
+    *_, last = client.responses.create(**asked, stream=True)
+    streamed = last.response.output[0]
+    assert chat.choices[0].logprobs is not None
+    wanted = [(one.token, one.logprob) for one in chat.choices[0].logprobs.content or []]
+    for item in (whole, streamed):
+        found = item.content[0].logprobs
+        assert [(one.token, one.logprob) for one in found] == wanted
+        assert {len(one.top_logprobs) for one in found} == {2}
+
+
 def test_a_response_is_held_to_a_schema_and_to_a_call(client: openai.OpenAI) -> None:
     parsed = client.responses.parse(model=MODEL, input="Name a book.", text_format=Book, max_output_tokens=60)
     assert isinstance(parsed.output_parsed, Book)
@@ -291,3 +306,35 @@ def test_a_call_that_must_be_made_is_made_streamed_and_whole(client: openai.Open
         streamed: Any = stream.get_final_completion().choices[0]
     assert streamed.finish_reason == "tool_calls"
     assert streamed.message.tool_calls[0].function.arguments == call.function.arguments
+
+
+class Weather(pydantic.BaseModel):
+    """The weather in a city."""
+
+    city: str
+    unit: Literal["celsius", "fahrenheit"]
+
+
+def test_a_strict_call_that_is_free_to_be_made_is_of_the_clients_own_kind(client: openai.OpenAI) -> None:
+    """The client sends its functions as strict and leaves the choice to the model; here others called before it."""
+    asked: list[Any] = []
+    for city in ("Rome", "Paris"):
+        call = {"name": "Weather", "arguments": json.dumps({"city": city, "unit": "celsius"})}
+        asked += [
+            {"role": "user", "content": f"Weather in {city}?"},
+            {"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": call}]},
+            {"role": "tool", "tool_call_id": "a", "content": "warm"},
+            {"role": "assistant", "content": "It is warm."},
+        ]
+    asked.append({"role": "user", "content": "Weather in Oslo?"})
+    settings: Any = {"model": MODEL, "messages": asked, "max_tokens": 60}
+    tools = [openai.pydantic_function_tool(Weather)]
+    whole = client.chat.completions.parse(**settings, tools=tools).choices[0]
+    assert whole.finish_reason == "tool_calls"
+    (made,) = whole.message.tool_calls or []
+    assert isinstance(made.function.parsed_arguments, Weather)
+    with client.chat.completions.stream(**settings, tools=tools) as stream:
+        streamed = stream.get_final_completion().choices[0]
+    assert [one.function.arguments for one in streamed.message.tool_calls or []] == [made.function.arguments]
+    words = client.chat.completions.create(model=MODEL, messages=QUESTION, tools=tools, max_tokens=8)
+    assert words.choices[0].message.content

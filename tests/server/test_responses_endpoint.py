@@ -11,6 +11,7 @@ from http_servers import Reply, Running, Scripted, running
 
 from edgellm.runtime.answer import Piece
 from edgellm.runtime.backends.base import EngineError
+from edgellm.runtime.logprobs import Logprob
 from edgellm.runtime.text.template import Message
 from edgellm.runtime.text.tools import NamedTool, Tool, ToolCall
 
@@ -146,6 +147,36 @@ def test_a_failure_on_the_way_is_told_and_ends_the_stream() -> None:
     assert events[-1]["response"]["error"] == {"code": "server_error", "message": "it broke"}
 
 
+def test_log_probabilities_are_told_of_a_texts_tokens_where_they_are_asked_for() -> None:
+    h, e, end = 104, 101, 256
+    pieces = [
+        Piece("h", "text", (Logprob(h, -0.5, ((h, -0.5), (e, -1.0))),)),
+        Piece("e", "text", (Logprob(e, -0.25, ((e, -0.25), (h, -2.0)), begin=1),)),
+        Piece("", "text", (Logprob(end + 2, -0.1),)),
+    ]
+    first = {"token": "h", "logprob": -0.5, "bytes": [h]}
+    second = {"token": "e", "logprob": -0.25, "bytes": [e]}
+    wanted = [
+        {**first, "top_logprobs": [first, {**second, "logprob": -1.0}]},
+        {**second, "top_logprobs": [second, {**first, "logprob": -2.0}]},
+    ]
+    served = Scripted(*pieces)
+    with running(served) as server:
+        asked = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+        (item,) = ask(server, **asked).json()["output"]
+        events = events_of(ask(server, stream=True, **asked))
+        (plain,) = ask(server).json()["output"]
+    assert served.requests[0].n_logprobs == 2
+    assert item["content"][0]["logprobs"] == wanted
+    deltas = [event["logprobs"] for event in events if event["type"] == "response.output_text.delta"]
+    assert deltas == [wanted[:1], wanted[1:]]
+    (done,) = [event for event in events if event["type"] == "response.output_text.done"]
+    assert done["logprobs"] == wanted
+    assert events[-1]["response"]["output"][0]["content"] == item["content"]
+    assert events[-1]["response"]["top_logprobs"] == 2
+    assert plain["content"][0]["logprobs"] == []
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -154,7 +185,9 @@ def test_a_failure_on_the_way_is_told_and_ends_the_stream() -> None:
         ({"conversation": "conv_1"}, "conversation"),
         ({"background": True}, "background"),
         ({"surprise": 1}, "surprise"),
-        ({"include": ["message.output_text.logprobs"]}, "include"),
+        ({"include": ["file_search_call.results"]}, "include"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"include": ["message.output_text.logprobs"], "top_logprobs": 21}, "top_logprobs"),
         ({"include": 5}, "include"),
         ({"truncation": "auto"}, "truncation"),
         ({"text": {"format": {"type": "yaml"}}}, "text.format"),

@@ -32,6 +32,7 @@ def test_settings_are_read_and_null_is_none() -> None:
     )
     bare = function(description=None, parameters=None, strict=False)
     assert read_tool_settings(bare).tools == (Tool("weather"),)
+    assert read_tool_settings(function(strict=True)).tools == (Tool("weather", strict=True),)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,6 @@ def test_settings_are_read_and_null_is_none() -> None:
         ({"tools": [7]}, r"tools\[0\] is no"),
         ({"tools": [{"type": "web_search"}]}, r"tools\[0\].type is 'web_search'"),
         ({"tools": [WEATHER, {"type": "function"}]}, r"tools\[1\] is no"),
-        (function(strict=True), r"tools\[0\].function.strict can be promised only of a call that is forced"),
         ({"functions": []}, "functions is not read: send tools"),
         ({"function_call": "auto"}, "function_call is not read: send tool_choice"),
         ({"parallel_tool_calls": "no"}, "parallel_tool_calls is neither"),
@@ -68,6 +68,7 @@ def test_what_is_of_another_form_is_refused_by_its_place(body: dict[str, Any], s
         (function(name="a" * 65), "is no name"),
         ({"tools": [WEATHER, WEATHER]}, r"tools\[1\].function.name 'weather' is taken twice"),
         (function(description=[]), r"tools\[0\].function.description is no text"),
+        (function(strict="yes"), r"tools\[0\].function.strict is neither"),
         (function(parameters=[]), r"tools\[0\].function.parameters is no JSON schema"),
         (function(parameters={"type": "string"}), r"tools\[0\].function.parameters is no JSON schema"),
         (function(parameters={"default": float("nan")}), r"tools\[0\].function.parameters is no JSON schema"),
