@@ -176,7 +176,7 @@ class Economics:
         if self.costs is None:
             return
         n_most = max(limit, self._max_outputs - 1) + 1
-        wanted = (context // 64, self._n_rounds // 16)
+        wanted = (context // 64, self._n_rounds // self.costs.n_rounds_kept)
         if self.table_for != wanted or len(self.table) < limit + 1:
             self.table = self.costs.target.table(n_most, context)
             self.table_for = wanted

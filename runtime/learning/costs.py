@@ -139,6 +139,7 @@ class Costs:
 
     target: Curve
     draft: Curve | None = None
+    n_rounds_kept: int = 16  # for which what was read off the target's curve holds
 
 
 def measure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from edgellm.runtime.learning.costs import CostCurve
@@ -11,11 +12,12 @@ LONGEST = 1.8  # times a pass without it, that a pass with a slice may take: nob
 
 
 class SharedCurve:
-    """The target's passes: a share of what the pass costs anyway, and all of what further tokens add to it.
+    """The target's passes: one conversation's share of a pass in which all draft as much.
 
-    With S conversations and W tokens of the others a pass over n of one's own takes t(W + n). Drafting so that
-    t(W + 1) / S + t(W + n) - t(W + 1) pays for one conversation makes most tokens a second for all of them: the rate
-    that its tokens must beat is then that of all, S / t(W + 1). Alone it is t(n).
+    With S conversations and a slice of R tokens beside them, n tokens of each take t(S n + R), a share of it 1 / S.
+    That all draft alike is assumed, though they do not: what others draft now would make further tokens cheap (t rises
+    in steps, of tiles of columns), so that each would draft because the others do, and all be slower for it. The mean
+    over the last passes; alone it is t(n).
     """
 
     def __init__(self, curve: CostCurve, queue: PassQueue) -> None:
@@ -25,25 +27,31 @@ class SharedCurve:
         return self.table(n, context)[-1]
 
     def table(self, n_most: int, context: int) -> list[float]:
-        n_sharing, n_others = max(1.0, self._queue.n_decoding), 0
-        if n_sharing > 1.0:
-            n_others = round(self._queue.n_decoded * (n_sharing - 1.0) / n_sharing)
-        values = self._curve.table(n_others + n_most, context)[n_others:]
-        return [values[0] / n_sharing + value - values[0] for value in values]
+        shapes = Counter((one.n_decoding, one.n_read) for one in self._queue.lately) or Counter([(1, 0)])
+        values = self._curve.table(max(n_sharing * n_most + n_read for n_sharing, n_read in shapes), context)
+        n_passes, found = shapes.total(), [0.0] * n_most
+        for (n_sharing, n_read), times in shapes.items():
+            for n in range(1, n_most + 1):
+                found[n - 1] += times / n_passes / n_sharing * values[n_sharing * n + n_read - 1]
+        return found
 
     def observe(self, n: int, context: int, seconds: float) -> None:
         """The curve learns from whole passes, where they are run."""
 
 
 class SharedDraftCurve:
-    """The draft model's passes: all wait for one, and those that draft at the same time share it."""
+    """The draft model's passes: all wait for one and for what leads to it, and those that draft together share it."""
 
     def __init__(self, curve: CostCurve, queue: PassQueue) -> None:
         self._curve, self._queue = curve, queue
 
     def __call__(self, n: int, context: int = 0) -> float:
-        n_sharing = max(1.0, self._queue.n_decoding) if n == 1 else 1.0
-        return self._curve(max(n, round(n_sharing)), context) / n_sharing
+        lately = self._queue.lately
+        if n > 1 or not lately:
+            return self._curve(n, context)
+        n_sharing = sum(one.n_decoding for one in lately) / len(lately)
+        idle_s = sum(one.idle_s for one in lately) / len(lately)
+        return (self._curve(round(n_sharing), context) + idle_s) / n_sharing
 
     def table(self, n_most: int, context: int) -> list[float]:
         return [self(n, context) for n in range(1, n_most + 1)]

@@ -219,4 +219,4 @@ class _Loader:
 def _shared(costs: tuple[CostCurve, CostCurve | None], queue: PassQueue, draft_queue: PassQueue | None) -> Costs:
     target, draft = costs
     shared = SharedDraftCurve(draft, draft_queue) if draft is not None and draft_queue is not None else None
-    return Costs(SharedCurve(target, queue), shared)
+    return Costs(SharedCurve(target, queue), shared, n_rounds_kept=2)  # others come and go

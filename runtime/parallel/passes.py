@@ -9,6 +9,8 @@ needs no locks of its own.
 from __future__ import annotations
 
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +24,7 @@ from edgellm.runtime.backends.llama_sequences import LlamaSequences, Part
 MAX_JOINED = 32  # tokens that are computed whole, beside what others decode; more is read in slices
 N_SLICE = 8  # tokens of a slice at least, so that a prompt is read some day
 _TURN_S = 0.02  # that one who gives way waits for others to want something
-_NEWEST = 0.1  # weight of a pass in a running mean
+N_LATELY = 24  # passes that say what the next will be like, two or three seconds of them
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +63,15 @@ class Job:
         return Part(self.sequence, self.tokens[self.n_read :], self.n_outputs)
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A pass as its cost depends on it."""
+
+    n_decoding: int  # conversations that have tokens verified, or draft
+    n_read: int  # tokens of a slice of who reads
+    idle_s: float  # since the pass before, in which each of them chose what comes next
+
+
 @dataclass(slots=True, eq=False)
 class PassQueue:
     """Who waits for passes of one model."""
@@ -69,8 +80,7 @@ class PassQueue:
     jobs: list[Job] = field(default_factory=list)  # the oldest first
     slice_for: Callable[[int, int], int] | None = None  # tokens that are decoded, their context -> tokens of a slice
     observe: Callable[[int, int, float], None] | None = None  # tokens of a pass, their context, seconds
-    n_decoding: float = 1.0  # conversations that decode in a pass, lately
-    n_decoded: float = 1.0  # their tokens
+    lately: deque[Shape] = field(default_factory=lambda: deque(maxlen=N_LATELY))  # passes in which somebody decodes
     was_alone: bool = False  # the last pass was of one who wanted states
 
     def compose(self) -> tuple[list[Job], list[Part]]:
@@ -94,7 +104,7 @@ class PassQueue:
                 n_rows -= job.n_outputs
         allowance = n_tokens
         if jobs:
-            self._note(len(jobs), n_decoded := sum(len(part.tokens) for part in parts))
+            n_decoded = sum(len(part.tokens) for part in parts)
             if self.slice_for is not None:
                 allowance = min(n_tokens, max(N_SLICE, self.slice_for(n_decoded, self._context_of(jobs))))
         for job in waiting:
@@ -107,8 +117,8 @@ class PassQueue:
                 n_rows -= part.n_outputs
         return jobs, parts
 
-    def run(self, jobs: Sequence[Job], parts: Sequence[Part]) -> None:
-        """Compute a pass, and tell its jobs what came of it."""
+    def run(self, jobs: Sequence[Job], parts: Sequence[Part], idle_s: float = 0.0) -> None:
+        """Compute a pass, `idle_s` after the one before, and tell its jobs what came of it."""
         n, behind = sum(len(part.tokens) for part in parts), self._context_of(jobs)
         wants_states = jobs[0].wants_states
         try:
@@ -119,6 +129,9 @@ class PassQueue:
             return
         if self.observe is not None:
             self.observe(n, behind, took_s)
+        n_read = sum(len(part.tokens) for job, part in zip(jobs, parts, strict=True) if job.reads)
+        if n_decoding := sum(not job.reads for job in jobs):
+            self.lately.append(Shape(n_decoding, n_read, idle_s))
         for job, part, logits in zip(jobs, parts, rows, strict=True):
             job.n_read += len(part.tokens)
             job.took_s += took_s
@@ -126,10 +139,6 @@ class PassQueue:
                 job.states = self.context.hidden_states(n).copy()
             if not job.n_left:
                 job.logits = logits
-
-    def _note(self, n_jobs: int, n_tokens: int) -> None:
-        self.n_decoding += _NEWEST * (n_jobs - self.n_decoding)
-        self.n_decoded += _NEWEST * (n_tokens - self.n_decoded)
 
     def _context_of(self, jobs: Sequence[Job]) -> int:
         """Tokens before a pass, on the average."""
@@ -145,6 +154,7 @@ class Meeting:
         self._n_running = 0  # conversations that compute something themselves
         self._in_pass = False
         self._last: PassQueue | None = None
+        self._last_s = time.perf_counter()  # when a pass ended
 
     def queue(self, context: LlamaSequences) -> PassQueue:
         """Passes of one more model. The target's comes first."""
@@ -223,8 +233,9 @@ class Meeting:
         self._in_pass = True
         self._changed.release()
         try:
-            queue.run(jobs, parts)
+            queue.run(jobs, parts, time.perf_counter() - self._last_s)
         finally:
+            self._last_s = time.perf_counter()
             self._changed.acquire()
             self._in_pass = False
             for job in jobs:
