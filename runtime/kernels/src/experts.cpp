@@ -2,22 +2,14 @@
 
 #include <cstring>
 
+#include "tiles.h"
+
 namespace edgellm {
 
 namespace {
 
-// Columns that are converted by every thread for itself up to this many activations, as in matmul.cpp.
-constexpr int64_t kAlone = 16384;
-constexpr int64_t kReadyBytes = 512 * 1024;
-
-int64_t tiles_of(int64_t n) { return (n + kMaxCols - 1) / kMaxCols; }
 int64_t most_tiles(int64_t n_pairs, int64_t n_experts) { return n_pairs / kMaxCols + (n_pairs < n_experts ? n_pairs : n_experts); }
 int64_t order_bytes(int64_t n_pairs, int64_t n_experts) { return round_up((n_pairs + n_experts + 1) * 4, kLine); }
-int64_t n_ready_groups(Type type, int64_t k) {
-    const int64_t n = kReadyBytes / unpacked_bytes(type, k);
-    return n > 1 ? n : 1;
-}
-int64_t ready_bytes(Type type, int64_t k) { return round_up(n_ready_groups(type, k) * unpacked_bytes(type, k), kLine); }
 
 // The pairs in the order of their experts, and where each expert's begin.
 struct Order {
@@ -90,7 +82,7 @@ void multiply_experts(const Variant& variant, const ExpertProduct& p, void* work
 
     const int64_t n_groups = p.rows / kRows, step = group_bytes(p.type, k), begin = n_groups * ith / nth, end = n_groups * (ith + 1) / nth;
     int64_t number = 0;
-    for (int64_t e = 0; e < n_experts; number += tiles_of(order.n(e)), e++) {
+    for (int64_t e = 0; e < n_experts; number += n_tiles(order.n(e)), e++) {
         const int64_t n = order.n(e);
         if (n == 0) continue;
         const bool wide = n >= variant.wide_from[p.type];

@@ -3,6 +3,7 @@
 
 #include "cpu.h"
 #include "layout.h"
+#include "tiles.h"
 
 namespace edgellm {
 
@@ -40,25 +41,14 @@ const Variant* find_variant(const char* name) {
 
 namespace {
 
-// Up to this many activations each thread converts all of them for itself, which is faster than to wait for the others.
-constexpr int64_t kAlone = 16384;
 // Packed weights that are kept in the second-level cache while all the tiles pass.
 constexpr int64_t kChunkBytes = 384 * 1024;
 
-// Unpacked weights that are kept in the second-level cache likewise: of one group at least.
-constexpr int64_t kReadyBytes = 512 * 1024;
-
-int64_t n_tiles(int64_t n) { return (n + kMaxCols - 1) / kMaxCols; }
 // Even tiles, 9 columns being 4 + 5 and not 8 + 1; where weights are unpacked for all of them, full ones and a rest.
 int64_t first_column(int64_t tile, int64_t n, bool wide) {
     if (!wide) return n * tile / n_tiles(n);
     return tile * kMaxCols < n ? tile * kMaxCols : n;
 }
-int64_t n_ready_groups(Type type, int64_t k) {
-    const int64_t n = kReadyBytes / unpacked_bytes(type, k);
-    return n > 1 ? n : 1;
-}
-int64_t ready_bytes(Type type, int64_t k) { return round_up(n_ready_groups(type, k) * unpacked_bytes(type, k), kLine); }
 
 Tile nth_tile(char* memory, Type type, int64_t k, int64_t i, int64_t n, bool wide) {
     const int cols = static_cast<int>(first_column(i + 1, n, wide) - first_column(i, n, wide));
