@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,8 +17,8 @@ from edgellm.cli._sampling_options import ChosenSampling, takes_sampling
 
 if TYPE_CHECKING:
     from edgellm.app.loading import Pair
-    from edgellm.runtime.parallel.completions import Completions
-    from edgellm.runtime.parallel.engine import ParallelEngine
+    from edgellm.runtime.parallel.completions import Completing, Completions
+    from edgellm.runtime.text.vocabulary import Vocabulary
 
 MAX_N = 64
 _ONE_LINE = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})
@@ -53,6 +56,7 @@ def complete(
     from edgellm.app.loading import prepare
     from edgellm.cli._listener import TERMINAL
     from edgellm.runtime.bringup.planning import EngineOptions
+    from edgellm.runtime.text.fill_in import gone_on_from
 
     text = _given(prompt)
     options = EngineOptions(
@@ -65,8 +69,10 @@ def complete(
         n_parallel=n,
     )
     pair = prepare(model, draft, options, offline=offline, listener=TERMINAL)
-    with pair.open_parallel(TERMINAL) as engine:
-        made = _complete(engine, text, suffix, n, sampling, max_tokens or N_TOKENS, stop)
+    with contextlib.ExitStack() as opened:
+        drawing, vocabulary = _open(pair, opened)
+        tokens = gone_on_from(vocabulary, text, suffix)
+        made = _complete(drawing, tokens, n, sampling, max_tokens or N_TOKENS, stop)
     _tell(made, pair, n, as_json=json_)
 
 
@@ -78,10 +84,24 @@ def _given(prompt: str | None) -> str:
     return prompt.encode("utf-8", "replace").decode("utf-8")
 
 
+def _open(pair: Pair, opened: contextlib.ExitStack) -> tuple[Completing, Vocabulary]:
+    """An engine for all continuations at once, or of one where the model serves no more."""
+    from edgellm.cli._listener import TERMINAL
+    from edgellm.runtime.backends.base import OneTextOnly
+    from edgellm.runtime.parallel.completions import InTurn
+
+    try:
+        several = opened.enter_context(pair.open_parallel(TERMINAL))
+        return several, several.first.model.vocabulary
+    except OneTextOnly:
+        one = replace(pair, options=replace(pair.options, n_parallel=1))
+        engine = opened.enter_context(one.open(TERMINAL))
+        return InTurn(engine), engine.model.vocabulary
+
+
 def _complete(
-    engine: ParallelEngine,
-    text: str,
-    suffix: str,
+    engine: Completing,
+    tokens: Sequence[int],
     n: int,
     sampling: dict[str, Any],
     max_tokens: int,
@@ -90,9 +110,8 @@ def _complete(
     from edgellm.cli._terminal import interrupts
     from edgellm.runtime.parallel.completions import complete as draw
     from edgellm.runtime.sampling import Sampling
-    from edgellm.runtime.text.fill_in import gone_on_from
 
-    tokens, cancel = gone_on_from(engine.first.model.vocabulary, text, suffix), threading.Event()
+    cancel = threading.Event()
     with interrupts(cancel):
         return draw(engine, tokens, n, sampling=Sampling(**sampling), max_tokens=max_tokens, stop=stop, cancel=cancel)
 

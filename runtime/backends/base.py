@@ -18,6 +18,10 @@ class LoadError(EdgellmError, RuntimeError):
     """A model that cannot be loaded; the message says why and what to do."""
 
 
+class OneTextOnly(LoadError):
+    """A model that cannot be kept for several texts side by side; for one it can."""
+
+
 class OutOfMemory(LoadError):
     """The memory for a model or its context could not be had; less of it might be."""
 

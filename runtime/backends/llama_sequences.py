@@ -22,7 +22,7 @@ from llama_cpp import llama_cpp as api
 from numpy.typing import NDArray
 
 from edgellm.memory.context import ContextSettings
-from edgellm.runtime.backends.base import CannotTruncate, ContextFull, EngineError, LoadError, Logits
+from edgellm.runtime.backends.base import CannotTruncate, ContextFull, EngineError, LoadError, Logits, OneTextOnly
 from edgellm.runtime.backends.llama_context import ContextLimits, new_context
 from edgellm.runtime.backends.llama_heads import WholeHead, rows_at
 from edgellm.runtime.backends.llama_model import LlamaModel
@@ -307,15 +307,15 @@ class LlamaSequences:
 
 
 def refuse_sequences(model: LlamaModel) -> None:
-    """Raises LoadError: what the model remembers cannot be kept for several texts side by side."""
+    """Raises OneTextOnly: what the model remembers cannot be kept for several texts side by side."""
     name = model.path.name
     if model.full_vocabulary is not None:
-        raise LoadError(
+        raise OneTextOnly(
             f"{name} writes only a part of its vocabulary, and its head serves one text at a time: "
             "take the model that it was trimmed from"
         )
     if model.is_recurrent or model.is_hybrid:
-        raise LoadError(
+        raise OneTextOnly(
             f"{name} ({model.architecture}) keeps recurrent state, and cannot go on with several texts at once: "
             "take a target whose layers all keep keys and values"
         )

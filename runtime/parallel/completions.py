@@ -11,11 +11,13 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
 from edgellm.runtime.answer import Answer, FinishReason
-from edgellm.runtime.parallel.engine import ParallelEngine
+from edgellm.runtime.engine import Engine
+from edgellm.runtime.generation import Generation
 from edgellm.runtime.request import BadRequest, Request
 from edgellm.runtime.sampling import Sampling
 
@@ -43,8 +45,35 @@ class Completions:
     n_rounds: int  # passes' rows: one conversation's part of a pass each
 
 
+class Writing(Protocol):
+    """An answer that can be waited for."""
+
+    def finish(self) -> Answer: ...
+
+
+class Completing(Protocol):
+    """Who draws: an engine of several conversations, or of one."""
+
+    @property
+    def n_parallel(self) -> int: ...
+
+    def generate(self, request: Request, *, cancel: threading.Event | None = None) -> Writing: ...
+
+
+class InTurn:
+    """An engine of one conversation, which draws one after the other."""
+
+    n_parallel = 1
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def generate(self, request: Request, *, cancel: threading.Event | None = None) -> Writing:
+        return Generation(self._engine, request, cancel=cancel)
+
+
 def complete(
-    engine: ParallelEngine,
+    engine: Completing,
     prompt: Sequence[int],
     n: int,
     *,

@@ -40,3 +40,11 @@ def test_several_without_chance_are_a_sentence(model: Path) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert "several continuations need chance" in done.stderr
+
+
+def test_a_model_that_keeps_one_text_draws_one_after_the_other(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "x.gguf", "granitehybrid", weights="Q8_0")
+    anything = ("--temp", "5", "--top-k", "0", "--top-p", "1", "--min-p", "0")
+    done = run(path, "-p", "the hat", "--n", "3", "--seed", "5", *anything)
+    assert done.returncode == 0, done.stderr
+    assert len(set(done.stdout.removesuffix("\n").split("\n"))) == 3
