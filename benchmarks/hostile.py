@@ -26,7 +26,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -282,6 +282,14 @@ def makers_of(args: argparse.Namespace, n_ctx: int, seed: int, n_requests: int, 
     return [one for one in made if args.only in (None, one[0])]
 
 
+def told(faults: Sequence[str]) -> int:
+    """Print what went wrong; the exit status."""
+    for fault in faults[:40]:
+        print("FAULT:", fault)
+    print(f"{len(faults)} faults" if faults else "no fault")
+    return 1 if faults else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8080")
@@ -314,10 +322,7 @@ def main() -> int:
     faults += [] if target.answers() == known else ["a known question is answered differently"]
     faults += compare(target, before) if before is not None else []
     faults += check_log(target)
-    for fault in faults[:40]:
-        print("FAULT:", fault)
-    print(f"{len(faults)} faults" if faults else "no fault")
-    return 1 if faults else 0
+    return told(faults)
 
 
 if __name__ == "__main__":

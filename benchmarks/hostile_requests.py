@@ -9,32 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 WORDS = (
-    "river",
-    "stone",
-    "lantern",
-    "def f(x):",
-    "\n",
-    "{",
-    "}",
-    "<|im_end|>",
-    "</s>",
-    "é",
-    "\u0000",
-    "你好",
-    "🙂",
-    "0",
-)
+    "river", "stone", "lantern", "def f(x):", "\n", "{", "}", "<|im_end|>", "</s>", "é", "\u0000", "你好", "🙂", "0",
+)  # fmt: skip
 PATHS = (
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/tokenize",
-    "/v1/responses",
-    "/v1/messages",
-    "/v1/embeddings",
-    "/v1/messages/count_tokens",
-    "/v1/detokenize",
-    "/chat/completions",
-)
+    "/v1/chat/completions", "/v1/completions", "/v1/tokenize", "/v1/responses", "/v1/messages", "/v1/embeddings",
+    "/v1/messages/count_tokens", "/v1/detokenize", "/chat/completions",
+)  # fmt: skip
 SOUND = PATHS[:6]
 TOOL = {
     "name": "find_place",

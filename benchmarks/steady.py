@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any
 
-from hostile import Target, attack_all, held_by
+from hostile import Target, attack_all, held_by, told
 from hostile_requests import Attack, Maker, dump, post
 
 
@@ -56,10 +56,7 @@ def main() -> int:
             flush=True,
         )
     faults += [] if target.answers() == known else ["a known question is answered differently"]
-    for fault in faults[:20]:
-        print("FAULT:", fault)
-    print(f"{len(faults)} faults" if faults else "no fault")
-    return 1 if faults else 0
+    return told(faults)
 
 
 if __name__ == "__main__":

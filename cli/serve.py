@@ -15,6 +15,7 @@ from edgellm.cli._sampling_options import ChosenSampling, takes_sampling
 if TYPE_CHECKING:
     from edgellm.app.loading import Pair
     from edgellm.app.served_models import ServedModels
+    from edgellm.server.settings import Settings
 
 _SERVER = "Server"
 _MAX_KEYS_BYTES = 2**16
@@ -138,7 +139,7 @@ def serve(
     Sampling is of requests that leave it open. The first Ctrl-C lets answers end, the second ends them. Of several
     models, --draft, --draft-adapter, --lora and --plan are the first's, but for `--draft none`, which is of all.
     """
-    from edgellm.app.serving import CannotServe, check_installed
+    from edgellm.app.serving import check_installed
 
     check_installed()
     from edgellm.app.defaults import asked_bytes, cache_type, drafting_options, prefix_options
@@ -146,24 +147,12 @@ def serve(
     from edgellm.app.served_pairs import Offer
     from edgellm.cli._listener import RUNNING, TERMINAL
     from edgellm.runtime.bringup.planning import EngineOptions
-    from edgellm.runtime.sampling import Sampling
-    from edgellm.server.listening import HttpServer, is_loopback, listen, url_of
+    from edgellm.server.listening import HttpServer, listen, url_of
     from edgellm.server.service import Service
-    from edgellm.server.settings import Settings
 
     if not all(name and name.isprintable() for name in alias):
         raise typer.BadParameter("--alias is empty or cannot be shown: give a name")
-    keys = _read_keys(api_key_file)
-    if not is_loopback(host) and not keys:
-        raise CannotServe(f"on {host} others reach the server: give --api-key-file FILE, or leave out --host")
-    settings = Settings(
-        sampling=Sampling(**sampling),
-        n_queue=queue,
-        api_keys=keys,
-        origins=tuple(url.rstrip("/") for url in origin),
-        is_loopback=is_loopback(host),
-        logs_requests=log_requests,
-    )
+    settings = _settings(host, _read_keys(api_key_file), queue, origin, sampling, log_requests=log_requests)
     options = EngineOptions(
         n_ctx=ctx,
         copy=not no_copy,
@@ -193,6 +182,27 @@ def serve(
             url = url_of(sock)
             HttpServer(Service(models, settings, RUNNING), lambda: _tell_ready(models, url, pair)).serve_on(sock)
     RUNNING.note("the server has ended")
+
+
+def _settings(
+    host: str, keys: tuple[str, ...], n_queue: int, origins: list[str], sampling: ChosenSampling, *, log_requests: bool
+) -> Settings:
+    """How the server behaves. Raises CannotServe: others would reach it without a key."""
+    from edgellm.app.serving import CannotServe
+    from edgellm.runtime.sampling import Sampling
+    from edgellm.server.listening import is_loopback
+    from edgellm.server.settings import Settings
+
+    if not is_loopback(host) and not keys:
+        raise CannotServe(f"on {host} others reach the server: give --api-key-file FILE, or leave out --host")
+    return Settings(
+        sampling=Sampling(**sampling),
+        n_queue=n_queue,
+        api_keys=keys,
+        origins=tuple(url.rstrip("/") for url in origins),
+        is_loopback=is_loopback(host),
+        logs_requests=log_requests,
+    )
 
 
 def _tell_ready(models: ServedModels, url: str, pair: Pair) -> None:

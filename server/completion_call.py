@@ -85,4 +85,4 @@ def _around_a_gap(fields: Fields, served: Served, before: str | list[int], behin
         encode_prompt(served, before) if isinstance(before, str) else check_ids(fields, "prompt", vocabulary, before)
     )
     made = fill_in.prompt(list(tokens), encode_prompt(served, behind))
-    return [vocabulary.bos, *made] if vocabulary.adds_bos and vocabulary.bos is not None else made
+    return vocabulary.begun(made)

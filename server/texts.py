@@ -31,9 +31,7 @@ def encode_prompt(served: Served, text: str, *, begins: bool = False, is_marked:
         raise invalid(str(error)) from error
     if tokens is None:
         raise invalid("parse_special is not to be had of this model's tokenizer", "parse_special")
-    if begins and vocabulary.adds_bos and vocabulary.bos is not None and tokens[:1] != [vocabulary.bos]:
-        return [vocabulary.bos, *tokens]
-    return tokens
+    return vocabulary.begun(tokens) if begins else tokens
 
 
 def are_ids(given: Any) -> bool:

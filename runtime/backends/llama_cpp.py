@@ -241,19 +241,15 @@ class LlamaBackend:
 
     def _restore(self, length: int) -> None:
         """Go back to a copy of the state before `length`: few tokens behind it are read again by the next pass."""
-        position = self._states.restore(length) if self._states is not None else None
-        if length - (position or 0) >= MIN_TURN:
+        latest = self._states.latest(length) if self._states is not None else None
+        if length - (latest or 0) >= MIN_TURN:
             self._shared_at = length  # who comes next may part here too
-        if position is None:
-            if length > MAX_JOINED:
-                raise CannotTruncate(
-                    f"{self.model.path.name} ({self.model.architecture}) keeps recurrent state that cannot be cut back "
-                    f"from {len(self.tokens)} to {length} tokens: it must read the text once more"
-                )
-            api.llama_memory_clear(self._memory, False)
-            position = 0
-        else:
-            api.llama_memory_seq_rm(self._memory, 0, position, -1)
+        if latest is None and length > MAX_JOINED:
+            raise CannotTruncate(
+                f"{self.model.path.name} ({self.model.architecture}) keeps recurrent state that cannot be cut back "
+                f"from {len(self.tokens)} to {length} tokens: it must read the text once more"
+            )
+        position = self._go_back(length)
         self._n_again = length - position if length - position <= MAX_JOINED else 0
         del self.tokens[position + self._n_again :]
 
@@ -261,12 +257,16 @@ class LlamaBackend:
         """Take out what a failed call may have left of its tokens."""
         if api.llama_memory_seq_rm(self._memory, 0, n_held, -1):
             return
-        position = self._states.restore(n_held) if self._states is not None else None
+        del self.tokens[self._go_back(n_held) :]
+
+    def _go_back(self, length: int) -> int:
+        """To the latest copy of the state before `length`, or to the beginning; returns the tokens until there."""
+        position = self._states.restore(length) if self._states is not None else None
         if position is None:
             api.llama_memory_clear(self._memory, False)
-        else:
-            api.llama_memory_seq_rm(self._memory, 0, position, -1)
-        del self.tokens[position or 0 :]
+            return 0
+        api.llama_memory_seq_rm(self._memory, 0, position, -1)
+        return position
 
     def forget_oldest(self, n: int) -> None:
         api.llama_memory_seq_rm(self._memory, 0, 0, n)

@@ -63,7 +63,7 @@ class SavedStates:
         Raises:
             EngineError: the engine does not take its own copy back.
         """
-        found = max((one for one in self._all() if one.position <= most), key=lambda one: one.position, default=None)
+        found = self._latest(most)
         if found is None:
             return None
         if found in self._turns:
@@ -74,11 +74,19 @@ class SavedStates:
             raise EngineError(f"{self._name}: the engine did not take back its state after {found.position} tokens")
         return found.position
 
+    def latest(self, most: int) -> int | None:
+        """Where `restore` would go back to."""
+        found = self._latest(most)
+        return found.position if found is not None else None
+
     def forget_after(self, position: int) -> None:
         """Drop copies of a text that goes on in another way behind `position`."""
         self._turns = [one for one in self._turns if one.position <= position]
         if self._round is not None and self._round.position > position:
             self._round = None
+
+    def _latest(self, most: int) -> _Saved | None:
+        return max((one for one in self._all() if one.position <= most), key=lambda one: one.position, default=None)
 
     def _all(self) -> Iterator[_Saved]:
         yield from self._turns

@@ -53,8 +53,7 @@ def gone_on_from(vocabulary: Vocabulary, before: str, behind: str = "") -> list[
         if fill_in is None:
             raise BadRequest("this model has no tokens to fill a gap with: leave out what stands behind it")
         tokens = fill_in.prompt(tokens, vocabulary.encode(behind.encode()))
-    if vocabulary.adds_bos and vocabulary.bos is not None:
-        tokens = [vocabulary.bos, *tokens]
+    tokens = vocabulary.begun(tokens)
     if not tokens:
         raise BadRequest("the text is empty: there is nothing to go on from")
     return tokens

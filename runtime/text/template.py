@@ -89,10 +89,8 @@ class ChatTemplate:
             TemplateError: the template refuses the conversation, leaves a message out, or never ends.
         """
         messages, tools = self._written(messages, tools)
-        vocabulary, rendering = self._vocabulary, self._fill(messages, reply, think, tools)
-        tokens = self._markup.encode(*self._with_ids(messages, rendering))
-        if vocabulary.adds_bos and vocabulary.bos is not None and tokens[:1] != [vocabulary.bos]:
-            tokens.insert(0, vocabulary.bos)
+        rendering = self._fill(messages, reply, think, tools)
+        tokens = self._vocabulary.begun(self._markup.encode(*self._with_ids(messages, rendering)))
         if not tokens:
             raise TemplateError("the model's chat template writes nothing")
         return tokens

@@ -100,6 +100,12 @@ class Vocabulary:
             self._pieces[token] = piece
         return piece
 
+    def begun(self, tokens: list[int]) -> list[int]:
+        """With the token that the model was trained to have before every text, where it has one."""
+        if not self.adds_bos or self.bos is None or tokens[:1] == [self.bos]:
+            return tokens
+        return [self.bos, *tokens]
+
     def literal(self, token: int) -> bytes:
         """The bytes of a token, with control tokens spelled out."""
         return self._tokenizer.literal(token) if token in self.control else self.piece(token)
