@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Sequence
@@ -59,6 +60,8 @@ class LlamaBackend:
         self.n_embd = int(api.llama_model_n_embd(model.handle))
         self.n_threads = settings.n_threads
         self._threads = ThreadChoice(settings.n_threads)
+        # Where every layer lies elsewhere, a pass shares neither the kernels nor the cores.
+        self._cores = one_pass if model.n_layers_here else contextlib.nullcontext()
         self._n_states = 0  # rows of the last pass that hidden states are kept of
         self.engine_s = 0.0
         self.tokens: list[int] = []
@@ -195,7 +198,7 @@ class LlamaBackend:
         chooses = bool(n_rows) and n <= WIDEST and self.model.same_bits
         n_threads = self._threads.next(n) if chooses else self.n_threads
         api.llama_set_n_threads(self._ctx, n_threads, n_threads)  # the second is of passes of several tokens
-        with one_pass:
+        with self._cores:
             started = time.perf_counter()
             status = api.llama_decode(self._ctx, self._batch)
         took_s = time.perf_counter() - started

@@ -94,6 +94,12 @@ class LlamaModel:
         return kernels().active and not self.options.placed
 
     @property
+    def n_layers_here(self) -> int:
+        """Layers on the processor, the output head counted as one."""
+        n_layers = int(api.llama_model_n_layer(self.handle)) + 1
+        return max(0, n_layers - sum(n for _, n in self.options.placed))
+
+    @property
     def placement_key(self) -> str:
         """What its bits and times depend on beside the processor; "" where it lies there alone."""
         return device_key(api, self.options.placed) if self.options.placed else ""

@@ -16,6 +16,8 @@ from edgellm.runtime.backends.llama_process import engine_name, kernels
 from edgellm.runtime.bringup.exactness import exact_width
 from edgellm.runtime.bringup.loading import Model, needs_padding, open_context, open_model
 from edgellm.runtime.bringup.planning import DEFAULTS, EngineOptions, plan_here, plan_next, reserve, trimmed, unplanned
+from edgellm.runtime.drafters.ahead import AheadProposer
+from edgellm.runtime.drafters.base import Proposer
 from edgellm.runtime.drafters.controller import AdaptiveDrafter
 from edgellm.runtime.drafters.factory import Pair, build_proposer
 from edgellm.runtime.drafters.failsafe import FailsafeProposer
@@ -223,9 +225,19 @@ def draft_of(
 
 
 def proposer_of(
-    engine: Engine, draft: LoadedDraft, options: EngineOptions, state: PairState, warnings: list[str]
-) -> FailsafeProposer:
-    """What drafts with it; `warnings` is told once where it fails."""
+    engine: Engine,
+    draft: LoadedDraft,
+    options: EngineOptions,
+    state: PairState,
+    warnings: list[str],
+    *,
+    goes_ahead: bool = True,
+) -> Proposer:
+    """What drafts with it; `warnings` is told once where it fails.
+
+    Args:
+        goes_ahead: while the target verifies, where the two lie apart.
+    """
     pair = Pair(
         engine.model.vocabulary,
         engine.backend,
@@ -237,7 +249,16 @@ def proposer_of(
         options,
         ngrams=lambda: state.ngrams(draft.model.vocabulary),
     )
-    return FailsafeProposer(build_proposer(pair), warnings.append)
+    proposer = FailsafeProposer(build_proposer(pair), warnings.append)
+    return AheadProposer(proposer) if goes_ahead and are_apart(engine.model, draft.model) else proposer
+
+
+def are_apart(target: Model, draft: Model) -> bool:
+    """Whether both may compute at once: the target on an accelerator alone, the drafter on another device."""
+    if not isinstance(target, LlamaModel) or not isinstance(draft, LlamaModel) or target.n_layers_here:
+        return False
+    there = {name for name, _ in target.options.placed}
+    return not there & {name for name, _ in draft.options.placed}
 
 
 def target_options(options: EngineOptions, settings: PairSettings) -> ModelOptions:

@@ -134,7 +134,9 @@ class _Loader:
             drafter = AdaptiveDrafter(
                 engine.backend,
                 _shared(costs, queue, draft_queue) if not options.fixed else None,
-                model=proposer_of(engine, own, options, state, first.warnings) if own is not None else None,
+                model=proposer_of(engine, own, options, state, first.warnings, goes_ahead=False)
+                if own is not None
+                else None,
                 conversation=NgramIndex(engine.backend.n_ctx + 1) if copy else None,
                 store=store.index if store is not None else None,
                 fixed=options.n_draft if options.fixed else None,
