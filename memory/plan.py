@@ -287,7 +287,7 @@ def _saved_states(role: str, context: ContextSettings, sizes: BufferSizes) -> li
 def _weights(role: str, shape: ModelShape, sizes: BufferSizes, loading: Loading) -> Line:
     """What is resident: pages of the file stay so beside a rearranged copy, which is why those two add up."""
     n_bytes, how = sizes.weights_bytes, f"{shape.quantisation} {loading}"
-    formula = f"{n_bytes:,} B, {how}"
+    formula = f"{shape.weight_bytes if loading == 'mapped' else n_bytes:,} B, {how}"
     if not shape.exact:
         formula = f"{shape.n_params:,} weights x {8 * shape.weight_bytes / shape.n_params:.2f} bits, {how}"
     if loading == "packed":
@@ -297,9 +297,9 @@ def _weights(role: str, shape: ModelShape, sizes: BufferSizes, loading: Loading)
         grown = int(sum(size * PACKED_GROWTH.get(kind, 0.0) for kind, size in matrices))
         n_bytes = shape.weight_bytes + tied + grown
         formula += f" + {grown:,} B of scales" + (f" + {tied:,} B of output packed apart" if tied else "")
-    elif loading == "mapped" and sizes.repacked_bytes:
+    elif loading == "mapped":
         n_bytes = shape.weight_bytes + sizes.repacked_bytes
-        formula += f" + {sizes.repacked_bytes:,} B rearranged beside them"
+        formula += f" + {sizes.repacked_bytes:,} B rearranged beside them" if sizes.repacked_bytes else ""
     return Line(f"{role} weights", n_bytes, formula)
 
 
