@@ -133,7 +133,7 @@ def _layer_elements(shape: ModelShape, settings: ContextSettings) -> int:
     if not shape.attention:  # a state-space model: its inner width is all it has
         return shape.recurrent_width or 13 * embd
     if shape.architecture in STREAMS:  # what is predicted and what is corrected, of each stream
-        return max(3 * ff + 10 * embd, 18 * embd) + shape.per_layer_width
+        return max(max(3 * ff + 10 * embd, 18 * embd) + shape.per_layer_width, 4 * shape.per_layer_width + 2 * embd)
     rotated = any(_rotates(group.head_dim, settings) for group in shape.attention)
     if has_fused_qkv(shape) or shape.architecture.startswith("lfm2"):
         beside = 0
