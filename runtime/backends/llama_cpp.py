@@ -98,7 +98,7 @@ class LlamaBackend:
         full = model.full_vocabulary
         # A window's cells are used again in an order that rejected drafts change. Told what is where, our kernels go
         # through them in the order of the text; what a state is restored from takes cells that nobody knows.
-        ordered = kernels().active and model.n_window and not stateful
+        ordered = model.same_bits and model.n_window and not stateful
         self._library = compiled() if ordered else None
         self._cells = self._library.edgellm_sequences_new() if self._library is not None else None
         self._pad_single = pad_single and full is None and self.max_outputs > 1 and not self._saves_rounds
