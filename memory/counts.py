@@ -10,10 +10,11 @@ from typing import Any
 
 from edgellm.memory import hparams, mixtures
 from edgellm.memory.architectures import MODEL_TYPES, PLAIN, WINDOWS, is_known, slides
+from edgellm.memory.cache_layers import AttentionLayers
 from edgellm.memory.gguf import shown
 from edgellm.memory.hparams import MAX_EXPERTS, MAX_HEADS, MAX_LAYERS, MAX_TOKENS, MAX_VOCABULARY
 from edgellm.memory.mixtures import Geometry
-from edgellm.memory.shape import AttentionLayers, ModelShape, UnknownShape, unknown
+from edgellm.memory.shape import ModelShape, UnknownShape, unknown
 
 # A file within this of the rules' sum was made by them; what lies between is how long its header was taken for.
 SAME_SIZE, SAME_HEADER_BYTES = 0.01, 30  # of the weights, and a token of the vocabulary

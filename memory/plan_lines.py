@@ -87,7 +87,7 @@ def _saved_states(role: str, context: ContextSettings, sizes: BufferSizes) -> li
 def _weights(role: str, shape: ModelShape, sizes: BufferSizes, loading: Loading) -> Line:
     """What is resident: pages of the file stay so beside a rearranged copy, which is why those two add up."""
     n_bytes, how = sizes.weights_bytes, f"{shape.quantisation} {loading}"
-    formula = f"{n_bytes:,} B, {how}"
+    formula = f"{shape.weight_bytes if loading == 'mapped' else n_bytes:,} B, {how}"
     if sizes.devices:  # rows are read into the other devices' memory as they come
         return Line(f"{role} weights", n_bytes, f"{n_bytes:,} B, {shape.quantisation}, what is left to the processor")
     if not shape.exact:
@@ -99,9 +99,9 @@ def _weights(role: str, shape: ModelShape, sizes: BufferSizes, loading: Loading)
         grown = int(sum(size * PACKED_GROWTH.get(kind, 0.0) for kind, size in matrices))
         n_bytes = shape.weight_bytes + tied + grown
         formula += f" + {grown:,} B of scales" + (f" + {tied:,} B of output packed apart" if tied else "")
-    elif loading == "mapped" and sizes.repacked_bytes:
+    elif loading == "mapped":
         n_bytes = shape.weight_bytes + sizes.repacked_bytes
-        formula += f" + {sizes.repacked_bytes:,} B rearranged beside them"
+        formula += f" + {sizes.repacked_bytes:,} B rearranged beside them" if sizes.repacked_bytes else ""
     return Line(f"{role} weights", n_bytes, formula)
 
 

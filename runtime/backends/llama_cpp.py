@@ -28,6 +28,7 @@ from edgellm.runtime.backends.llama_model import LlamaModel
 from edgellm.runtime.backends.llama_process import one_pass, reason
 from edgellm.runtime.backends.llama_states import SavedStates
 from edgellm.runtime.backends.thread_choice import WIDEST, ThreadChoice
+from edgellm.runtime.kernels.load import compiled
 
 MAX_JOINED = 24  # tokens that are read in the pass of those whose logits are wanted
 MAX_AGAIN = 8  # likewise, of those that a state has to read again; more are worth a pass, behind which it is saved
@@ -88,14 +89,21 @@ class LlamaBackend:
         self._saves_rounds = stateful and not limits.n_rs_seq
         self.max_outputs = min(n_outputs, limits.n_batch)
         self._states: SavedStates | None = None
+        self.keeps_turns = False
         if stateful:
             # Cells of a sliding window are restored in another order than they were written in.
             n_turns = 0 if model.n_window else max(0, settings.n_saved_states - self._saves_rounds)
             self._states = SavedStates(self._ctx, model.path.name, n_turns)
+            self.keeps_turns = n_turns > 0
         self._n_again = 0  # of `tokens`, the last, which the state has not seen: the next pass reads them again
         self._shared_at = 0  # where another text parted, and no copy of the state was at hand
         self.can_shift = not (stateful or model.n_window) and bool(api.llama_memory_can_shift(self._memory))
         full = model.full_vocabulary
+        # A window's cells are used again in an order that rejected drafts change. Told what is where, our kernels go
+        # through them in the order of the text; what a state is restored from takes cells that nobody knows.
+        ordered = model.same_bits and model.n_window and not stateful
+        self._library = compiled() if ordered else None
+        self._cells = self._library.edgellm_sequences_new() if self._library is not None else None
         self._pad_single = pad_single and full is None and self.max_outputs > 1 and not self._saves_rounds
         name = model.path.name
         self._head: Head = (
@@ -104,6 +112,7 @@ class LlamaBackend:
         self._batch = self._head.new_batch(self._n_batch)
         self._positions: NDArray[np.int32] = np.ctypeslib.as_array(self._batch.pos, (self._n_batch,))
         self._wanted: NDArray[np.int8] = np.ctypeslib.as_array(self._batch.logits, (self._n_batch,))
+        self._ids: NDArray[np.int32] = np.zeros(self._n_batch, np.int32)
         for i in range(self._n_batch):
             self._batch.n_seq_id[i] = 1
             self._batch.seq_id[i][0] = 0
@@ -198,10 +207,7 @@ class LlamaBackend:
         chooses = bool(n_rows) and n <= WIDEST and self.model.same_bits
         n_threads = self._threads.next(n) if chooses else self.n_threads
         api.llama_set_n_threads(self._ctx, n_threads, n_threads)  # the second is of passes of several tokens
-        with self._cores:
-            started = time.perf_counter()
-            status = api.llama_decode(self._ctx, self._batch)
-        took_s = time.perf_counter() - started
+        status, took_s = self._pass(n)
         self.engine_s += took_s
         if chooses:
             self._threads.took(n, n_threads, took_s)
@@ -214,6 +220,21 @@ class LlamaBackend:
             if status == 2:
                 raise Interrupted("stopped while reading")
             raise EngineError(f"{self.model.path.name}: the engine failed with status {status}: {reason()}")
+
+    def _pass(self, n: int) -> tuple[int, float]:
+        """The engine's status and the seconds that it took."""
+        positions, told = np.ascontiguousarray(self._positions[:n]), self._library
+        with self._cores:
+            if told is not None:
+                told.edgellm_sequences_tell(self._cells, n, self._ids.ctypes.data, positions.ctypes.data)
+            started = time.perf_counter()
+            try:
+                status = int(api.llama_decode(self._ctx, self._batch))
+            finally:
+                took_s = time.perf_counter() - started
+                if told is not None:
+                    told.edgellm_sequences_tell(None, 0, None, None)
+        return status, took_s
 
     def truncate(self, length: int) -> None:
         if length >= len(self.tokens):
@@ -291,5 +312,7 @@ class LlamaBackend:
         if self._ctx is not None:
             api.llama_batch_free(self._batch)
             api.llama_free(self._ctx)
+            if self._library is not None:
+                self._library.edgellm_sequences_free(self._cells)
         self._ctx = None
         self.tokens.clear()
