@@ -20,6 +20,8 @@ BESIDE = {"falcon-h1"}  # of these: every layer attends, and keeps a state besid
 REWINDABLE = {"lfm2", "lfm2moe", "qwen35", "qwen35moe"}
 # Full attention in one layer of so many, unless the file says otherwise.
 FULL_ATTENTION_INTERVAL = {"qwen35": 4, "qwen35moe": 4}
+# llama.cpp runs a draft head (MTP) that lies behind the layers of these, and tests have seen it draft.
+DRAFT_HEADS = {"qwen35", "qwen35moe"}
 FUSED_QKV = {"phi3"}
 FUSED_GATE = {"phi3", "glm4"}  # one matrix of twice the width
 NO_GATE = {"starcoder2", "arcee"}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from edgellm.memory import hparams
 from edgellm.memory.architectures import (
     BESIDE,
+    DRAFT_HEADS,
     FULL_ATTENTION_INTERVAL,
     FUSED_QKV,
     HYBRID,
@@ -82,6 +83,8 @@ class ModelShape:
     adapter_bytes: int = 0  # of LoRA adapters that are applied beside the weights
     adapter_width: int = 0  # floats a token at most, that applying one to a layer's matrix holds beside its result
     adapter_head_width: int = 0  # likewise, floats a row of logits
+    head_of: str = ""  # of a draft head inside a file: its model's name, whose vocabulary it has
+    shared_bytes: int = 0  # of such a head: its model's weights that a token of it reads too
 
     @property
     def is_recurrent(self) -> bool:
@@ -96,7 +99,7 @@ class ModelShape:
     def bytes_read_per_token(self) -> int:
         """Weights that one token's pass reads."""
         idle = self.expert_bytes * (self.n_experts - self.n_experts_used) // self.n_experts if self.n_experts else 0
-        return self.weight_bytes - self.lookup_bytes - idle
+        return self.weight_bytes - self.lookup_bytes - idle + self.shared_bytes
 
     def repacked_bytes(self, isa: str) -> int:
         """Bytes that llama.cpp would rearrange for this instruction set (`x86` or `arm`), if it is let."""
@@ -150,7 +153,8 @@ def from_header(header: GgufHeader, name: str | None = None, *, ask: bool = Fals
     embedding = next((tensor for tensor in header.tensors if tensor.name == "token_embd.weight"), None)
     if known:
         _check_tensors(header, embedding, n_layers, n_embd)
-    sizes = {tensor.name: tensor.n_bytes for tensor in header.tensors}
+    own = own_tensors(header, n_layers)
+    sizes = {tensor.name: tensor.n_bytes for tensor in own}
     merges = header.metadata.get("tokenizer.ggml.merges")
     return ModelShape(
         name=name or header.path.stem,
@@ -173,7 +177,7 @@ def from_header(header: GgufHeader, name: str | None = None, *, ask: bool = Fals
         lookup_bytes=sizes.get("token_embd.weight", 0) if "output.weight" in sizes else 0,
         expert_bytes=sum(size for tensor, size in sizes.items() if "_exps." in tensor),
         n_experts=n_experts,
-        matrix_bytes=tuple(sorted(_products(header.tensors).items())),
+        matrix_bytes=tuple(sorted(products(own).items())),
         tied=(embedding.type, embedding.n_bytes) if embedding and "output.weight" not in sizes else None,
         n_merges=merges.n_items if isinstance(merges, GgufArray) else 0,
         exact=True,
@@ -227,7 +231,21 @@ def _check_tensors(header: GgufHeader, embedding: TensorInfo | None, n_layers: i
         )
 
 
-def _products(tensors: Sequence[TensorInfo]) -> Counter[str]:
+def own_tensors(header: GgufHeader, n_layers: int) -> list[TensorInfo]:
+    """Those that a model is loaded with where the head that lies behind its layers is not wanted."""
+    if header.architecture not in DRAFT_HEADS:
+        return list(header.tensors)
+    return [tensor for tensor in header.tensors if layer_of(tensor) < n_layers]
+
+
+def layer_of(tensor: TensorInfo) -> int:
+    """The layer that a tensor is of; -1 where it is of none."""
+    first, _, rest = tensor.name.partition(".")
+    number = rest.partition(".")[0]
+    return int(number) if first == "blk" and number.isdecimal() and len(number) < 6 else -1
+
+
+def products(tensors: Sequence[TensorInfo]) -> Counter[str]:
     """Bytes by type of the matrices that kernels may rearrange."""
     n_bytes: Counter[str] = Counter()
     for tensor in tensors:

@@ -16,6 +16,7 @@ from typing import Any
 from llama_cpp import llama_cpp as api
 
 from edgellm.memory.adapter import Lora
+from edgellm.memory.draft_heads import is_head_alone
 from edgellm.runtime.backends.base import EngineError, Interrupted, LoadError, stops_loading
 from edgellm.runtime.backends.llama_files import check_adapters, checked_header
 from edgellm.runtime.backends.llama_process import failure, has_extra_buffers, kernels, listen, offloads, reason
@@ -33,6 +34,7 @@ class ModelOptions:
     mmap: bool = True
     repack: bool = True
     vocabulary_only: bool = False
+    head: bool = False  # with the draft head that the file has inside
     loras: tuple[Lora, ...] = ()
 
 
@@ -58,6 +60,7 @@ class LlamaModel:
         params.load_mode = api.LLAMA_LOAD_MODE_MMAP if options.mmap else api.LLAMA_LOAD_MODE_NONE
         params.use_extra_bufts = options.repack
         params.vocab_only = options.vocabulary_only
+        params.load_mtp = options.head or is_head_alone(self.header)
         if (stop := stops_loading.get()) is not None:
             params.progress_callback = api.llama_progress_callback(lambda progress, data: not stop.is_set())
         listen()
@@ -90,6 +93,11 @@ class LlamaModel:
     @property
     def architecture(self) -> str:
         return self.header.architecture
+
+    @property
+    def is_head(self) -> bool:
+        """Whether it can only draft for the model that it was made for, whose states it is given."""
+        return is_head_alone(self.header)
 
     @property
     def n_params(self) -> int:

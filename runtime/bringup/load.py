@@ -9,7 +9,9 @@ from edgellm.memory.context import DRAFT_TOKENS_MOST, ContextSettings
 from edgellm.memory.limits import N_UBATCH_DRAFT
 from edgellm.memory.plan import MemoryPlan, PairSettings
 from edgellm.memory.units import format_bytes
-from edgellm.runtime.backends.base import Backend, OutOfMemory, StopSwitch
+from edgellm.memory.draft_heads import has_head, why_unused
+from edgellm.runtime.backends.base import Backend, LoadError, OutOfMemory, StopSwitch
+from edgellm.runtime.backends.llama_cpp import LlamaBackend
 from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
 from edgellm.runtime.backends.llama_process import engine_name, kernels
 from edgellm.runtime.bringup.exactness import exact_width
@@ -64,6 +66,7 @@ def _load_planned(
     if plan is not None:
         reserve(plan)
         draft = draft if plan.settings.drafter else None
+        options = replace(options, head=options.head and plan.settings.drafter is not None)
     engine = load_target(target, options, plan)
     try:
         engine = replace(engine, notes=[note, *engine.notes], warnings=[*engine.warnings, *warnings])
@@ -122,12 +125,15 @@ def with_drafter(engine: Engine, draft: Path | None, *, copy: bool, options: Eng
     options = options or engine.options
     notes, warnings = [*engine.notes], [*engine.warnings]
     state = PairState(engine.model, engine.backend, draft, options, warnings.append)
-    loaded = open_draft(engine, draft, options, notes, warnings) if draft is not None else None
+    if draft is not None:
+        loaded: LoadedDraft | None = open_draft(engine, draft, options, notes, warnings)
+    else:
+        loaded = own_head(engine, options, notes) if options.head else None
     pair = replace(
         engine,
         options=options,
         n_draft=min(engine.n_draft, options.n_draft),
-        draft_model=loaded.model if loaded else None,
+        draft_model=loaded.model if loaded and loaded.model is not engine.model else None,
         draft_template=loaded.template if loaded else None,
         pair=loaded.match if loaded else None,
         table=loaded.table if loaded else None,
@@ -158,9 +164,29 @@ class LoadedDraft:
 
     model: Model
     backend: Backend
-    template: ChatTemplate
+    template: ChatTemplate | None  # None for a head, which is given the target's own text
     match: Match
     table: VocabularyMap | None
+
+
+def own_head(engine: Engine, options: EngineOptions, notes: list[str]) -> LoadedDraft:
+    """The draft head inside the target's file, with which it was loaded.
+
+    Raises:
+        LoadError: it has none that drafts.
+    """
+    model, backend = engine.model, engine.backend
+    if not isinstance(model, LlamaModel) or not isinstance(backend, LlamaBackend) or not has_head(model.header):
+        why = why_unused(model.header) if isinstance(model, LlamaModel) else None
+        raise LoadError(why or f"{model.path.name} has no draft head inside: name a small model, or none")
+    notes.append(f"{model.path.name} drafts with the head that is inside it (MTP)")
+    return _head_of(engine, model, backend, options)
+
+
+def _head_of(engine: Engine, model: LlamaModel, target: LlamaBackend, options: EngineOptions) -> LoadedDraft:
+    head = target.with_head(model, draft_settings(engine, model, min(engine.n_draft, options.n_draft)))
+    head.warm_up()
+    return LoadedDraft(model, head, None, Match(True, "the head has the target's vocabulary"), None)
 
 
 def open_draft(
@@ -182,6 +208,11 @@ def open_draft(
     """
     model = open_model(path, draft_options(options, engine.settings))
     try:
+        if isinstance(model, LlamaModel) and model.is_head:
+            if not isinstance(engine.backend, LlamaBackend):
+                raise LoadError(f"{path.name} is a draft head and {engine.model.path.name} hands out no states to it")
+            notes.append(f"{path.name} drafts: it is a head, which reads the target's own states")
+            return _head_of(engine, model, engine.backend, options)
         # The drafter need not be bit-exact; the target must.
         settings = draft_settings(engine, model, min(engine.n_draft, options.n_draft))
         backend = open_context(model, settings, pad_single=False, stop_asked=engine.stop_switch)
@@ -243,7 +274,7 @@ def target_options(options: EngineOptions, settings: PairSettings) -> ModelOptio
     """How a target's weights are loaded."""
     # Our kernels give the same bits at every width; the engine's own do so only in the layout of the file.
     repack = kernels().active or not options.exact
-    return replace(draft_options(options, settings), repack=repack, loras=options.loras)
+    return replace(draft_options(options, settings), repack=repack, loras=options.loras, head=options.head)
 
 
 def draft_options(options: EngineOptions, settings: PairSettings) -> ModelOptions:

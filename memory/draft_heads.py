@@ -1,0 +1,109 @@
+"""Draft heads that ship with models: a layer behind a model's own that guesses the token after next (MTP, NextN), and
+small drafters in files of their own that read another model's states (Gemma 4's assistant, EAGLE-3, DFlash).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+from typing import Final
+
+from edgellm.memory.architectures import DRAFT_HEADS
+from edgellm.memory.gguf import GgufHeader, TensorInfo
+from edgellm.memory.shape import ModelShape, layer_of, products
+
+OWN_HEAD: Final = "mtp"
+"""What `--draft` calls the head inside a target's file, and what plans call it."""
+
+ASSISTANTS = {"gemma4-assistant"}
+"""Drafters in files of their own that read the cache of the target that they were made for."""
+
+_UNREAD = {"eagle3": "EAGLE-3", "dflash": "DFlash", "medusa": "Medusa"}
+_WANTED = ("nextn.eh_proj", "nextn.enorm", "nextn.hnorm", "attn_norm")
+
+
+def n_head_layers(header: GgufHeader) -> int:
+    """Layers behind the model's own that a file says it has; 0 where it says no such number."""
+    n = header.hparam("nextn_predict_layers", 0)
+    return n if type(n) is int and n > 0 else 0
+
+
+def has_head(header: GgufHeader) -> bool:
+    """Whether the file has a head inside that drafts here."""
+    return n_head_layers(header) > 0 and why_unused(header) is None
+
+
+def why_unused(header: GgufHeader) -> str | None:
+    """Why a head that a file speaks of does not draft here, in a sentence; None where it does, or there is none."""
+    n, name = n_head_layers(header), header.path.name
+    if not n:
+        return None
+    if header.architecture not in DRAFT_HEADS:
+        known = ", ".join(sorted(DRAFT_HEADS))
+        return f"{name} has a draft head (MTP) that is not used: those of {known} are, and this is {header.architecture}"
+    if n > 1:
+        return f"{name} has {n} draft heads (MTP), one for each further token, which are not used: one alone would be"
+    n_blocks, names = header.hparam("block_count", 0), {tensor.name for tensor in header.tensors}
+    first = n_blocks - n if type(n_blocks) is int else -1
+    missing = next((want for want in _WANTED if f"blk.{first}.{want}.weight" not in names), None)
+    if missing is None:
+        return None
+    return (
+        f"{name} says that it has a draft head (MTP), but its {missing} is not in it, so it is not used: take a file "
+        "that was converted with its head"
+    )
+
+
+def is_head_alone(header: GgufHeader) -> bool:
+    """Whether a file holds a draft head of another model and nothing else, of a kind that drafts here."""
+    if header.architecture in ASSISTANTS:
+        return True
+    return has_head(header) and not any(layer_of(tensor) == 0 for tensor in header.tensors)
+
+
+def foreign_head(header: GgufHeader) -> str | None:
+    """What a file is that holds a head alone, and why it is not used, in a sentence; None for any other file."""
+    kind = _UNREAD.get(header.architecture)
+    if kind is None:
+        return None
+    return (
+        f"{header.path.name} is a draft head ({kind}) that reads what goes into layers inside another model: llama.cpp "
+        "hands that out by no public call, so it is not used; take a small model as the drafter, or a target whose "
+        "file has its head inside (MTP)"
+    )
+
+
+def head_shape(header: GgufHeader, target: ModelShape) -> ModelShape | None:
+    """The head inside a target's file as a drafter beside it, for plans; None where it has none that drafts.
+
+    It keeps a cache of its own layer, and reads the target's embedding and output matrix.
+    """
+    if not (target.known and target.attention and has_head(header)):
+        return None
+    mine = [tensor for tensor in header.tensors if layer_of(tensor) >= target.n_layers]
+    by_end = {tensor.name.split(".", 2)[2]: tensor.n_bytes for tensor in mine}
+    whole = {tensor.name: tensor.n_bytes for tensor in header.tensors}
+    output = whole.get("output.weight") or whole.get("token_embd.weight", 0)
+    return replace(
+        target,
+        name=OWN_HEAD,
+        n_layers=n_head_layers(header),
+        n_params=sum(prod(tensor.shape) for tensor in mine),
+        attention=(replace(target.attention[0], n_layers=n_head_layers(header), window=None),),
+        state_elements=0,
+        weight_bytes=_aligned(mine),
+        lookup_bytes=by_end.get("nextn.embed_tokens.weight", 0),
+        expert_bytes=sum(n for name, n in by_end.items() if "_exps." in name),
+        matrix_bytes=tuple(sorted(products(mine).items())),
+        tied=None,
+        n_merges=0,
+        adapter_bytes=0,
+        adapter_width=0,
+        adapter_head_width=0,
+        head_of=target.name,
+        shared_bytes=0 if "nextn.shared_head_head.weight" in by_end else output,
+    )
+
+
+def _aligned(tensors: list[TensorInfo]) -> int:
+    return sum(-(-tensor.n_bytes // 32) * 32 for tensor in tensors)
