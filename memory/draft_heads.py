@@ -15,8 +15,8 @@ from edgellm.memory.shape import ModelShape, layer_of, products
 OWN_HEAD: Final = "mtp"
 """What `--draft` calls the head inside a target's file, and what plans call it."""
 
-ASSISTANTS = {"gemma4-assistant"}
-"""Drafters in files of their own that read the cache of the target that they were made for."""
+ASSISTANTS = {"gemma4-assistant": "gemma4"}
+"""Drafters in files of their own that read the cache of the target that they were made for -> its architecture."""
 
 _UNREAD = {"eagle3": "EAGLE-3", "dflash": "DFlash", "medusa": "Medusa"}
 _WANTED = ("nextn.eh_proj", "nextn.enorm", "nextn.hnorm", "attn_norm")
@@ -40,7 +40,9 @@ def why_unused(header: GgufHeader) -> str | None:
         return None
     if header.architecture not in DRAFT_HEADS:
         known = ", ".join(sorted(DRAFT_HEADS))
-        return f"{name} has a draft head (MTP) that is not used: those of {known} are, and this is {header.architecture}"
+        return (
+            f"{name} has a draft head (MTP) that is not used: those of {known} are, and this is {header.architecture}"
+        )
     if n > 1:
         return f"{name} has {n} draft heads (MTP), one for each further token, which are not used: one alone would be"
     n_blocks, names = header.hparam("block_count", 0), {tensor.name for tensor in header.tensors}
@@ -54,11 +56,34 @@ def why_unused(header: GgufHeader) -> str | None:
     )
 
 
+def why_none(header: GgufHeader) -> str | None:
+    """Why a file cannot draft for itself, in a sentence; None where it can."""
+    if has_head(header):
+        return None
+    name = header.path.name
+    return why_unused(header) or f"{name} has no draft head inside (MTP): name a small model as the drafter, or none"
+
+
 def is_head_alone(header: GgufHeader) -> bool:
     """Whether a file holds a draft head of another model and nothing else, of a kind that drafts here."""
     if header.architecture in ASSISTANTS:
         return True
     return has_head(header) and not any(layer_of(tensor) == 0 for tensor in header.tensors)
+
+
+def serves(header: GgufHeader, target: GgufHeader) -> bool:
+    """Whether an assistant's file was made for models like a target: architecture, and width of its states."""
+    widths = header.hparam("embedding_length_out"), target.hparam("embedding_length")
+    return ASSISTANTS.get(header.architecture) == target.architecture and widths[0] == widths[1]
+
+
+def describe(header: GgufHeader) -> str | None:
+    """What a file has of draft heads, for people; None where it has none."""
+    if has_head(header):
+        return f"inside (MTP): `--draft {OWN_HEAD}`, or no --draft, drafts with it"
+    if is_head_alone(header):
+        return "a draft head alone: name it with --draft beside its target"
+    return foreign_head(header) or why_unused(header)
 
 
 def foreign_head(header: GgufHeader) -> str | None:

@@ -272,7 +272,11 @@ def _model_lines(
         *([Line("adapters", shape.adapter_bytes, "as they lie in their files")] if shape.adapter_bytes else ()),
         *([] if shape.head_of else [_vocabulary(role, shape)]),
         Line(f"{role} cache", sizes.kv_bytes, _formula(shape, kv.cache_formula(shape, context), sizes)),
-        *(_hidden_rows(role, shape, context, settings.target) if shape.head_of else _saved_states(role, context, sizes)),
+        *(
+            _hidden_rows(role, shape, context, settings.target)
+            if shape.head_of
+            else _saved_states(role, context, sizes)
+        ),
         _compute(role, shape, context, sizes),
         Line(f"{role} logits", sizes.output_bytes, buffers.output_formula(shape, context)),
     ]

@@ -1,7 +1,7 @@
-"""Tiny models with a draft head inside (MTP): a layer that guesses the token after next, fitted to what its model says.
+"""Tiny models with a draft head inside (MTP), which is fitted to what its model says.
 
-`write_with_head(path)` writes a model whose head has learnt nothing; `fit_head(path)` reads what the model says to texts
-of its own, and fits the head's first matrix to it by least squares, which takes a second.
+`write_with_head(path)` writes a model whose head has learnt nothing; `fit_head(path)` reads what the model goes on with
+behind a few tokens, and fits the head's first matrix to it by least squares, which takes a second.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ from edgellm.export.convert.gguf_writer import PlannedTensor, u32, write_gguf
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.gguf import GgufHeader, read_header
 from edgellm.runtime.backends.llama_cpp import LlamaBackend
-from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
+from edgellm.runtime.backends.llama_model import LlamaModel
 
 _ADDED = ("attn_output.weight", "ssm_out.weight", "ffn_down.weight")  # what a layer adds to what it was given
 
 
 def write_with_head(
-    path: Path, architecture: str = "qwen35", *, depth: float = 0.25, seed: int = 0, **more: Any
+    path: Path, architecture: str = "qwen35", *, depth: float = 0.05, seed: int = 0, **more: Any
 ) -> Path:
     """Write a model as `write_tiny` does, and a head behind its layers; returns its path.
 
-    `depth`: how much its layers add to what the embedding says; the less, the easier the model is to guess.
+    Args:
+        depth: how much its layers add to what the embedding says; the less, the easier the model is to guess.
+        more: as of `write_tiny`.
     """
     base = write_tiny(path.with_suffix(".base"), architecture, seed=seed, **more)
     header = read_header(base)
@@ -44,6 +46,8 @@ def write_with_head(
     for tensor in header.tensors:
         if tensor.name.endswith(_ADDED):
             planned.append(_tensor(tensor.name, _matrix(header, tensor.name) * depth, tensor.type))
+        elif tensor.name == "output_norm.weight":  # logits far enough apart that draws are not mere chance
+            planned.append(_tensor(tensor.name, _matrix(header, tensor.name) * 6.0))
         else:
             planned.append(copied(header, tensor))
     for tensor in header.tensors:
@@ -61,7 +65,7 @@ def write_with_head(
     return path
 
 
-def fit_head(path: Path, *, n_texts: int = 24, n_tokens: int = 96, noise: float = 0.0, seed: int = 0) -> Path:
+def fit_head(path: Path, *, n_texts: int = 12, n_tokens: int = 64, noise: float = 0.0, seed: int = 0) -> Path:
     """Fit the head to what its model says, in place; returns `path`.
 
     Its layer adds nothing, so what is fitted is a map of a token and the state before it to the state behind it.
@@ -71,7 +75,7 @@ def fit_head(path: Path, *, n_texts: int = 24, n_tokens: int = 96, noise: float 
         noise: added to what was fitted, as a share of it, so that the head is wrong at times.
     """
     model = LlamaModel(path)
-    backend = LlamaBackend(model, ContextSettings(n_tokens + 1, n_ubatch=32, n_outputs=1))
+    backend = LlamaBackend(model, ContextSettings(n_tokens + 1, n_ubatch=32, n_outputs=1, n_threads=1))
     rng = np.random.default_rng(seed)
     given, states = [], []
     embedding = _matrix(read_header(path), "token_embd.weight")

@@ -16,7 +16,7 @@ from typing import Any
 from llama_cpp import llama_cpp as api
 
 from edgellm.memory.adapter import Lora
-from edgellm.memory.draft_heads import is_head_alone
+from edgellm.memory.draft_heads import foreign_head, is_head_alone
 from edgellm.runtime.backends.base import EngineError, Interrupted, LoadError, stops_loading
 from edgellm.runtime.backends.llama_files import check_adapters, checked_header
 from edgellm.runtime.backends.llama_process import failure, has_extra_buffers, kernels, listen, offloads, reason
@@ -52,6 +52,8 @@ class LlamaModel:
         check_adapters(self.header, options.loras)
         if not self.header.tensors and not options.vocabulary_only:
             raise LoadError(f"{path} holds a vocabulary only: there are no weights in it to run")
+        if (useless := foreign_head(self.header)) is not None:
+            raise LoadError(useless)
         kernels()
         self.options = options = replace(options, repack=options.repack and has_extra_buffers())
         params = api.llama_model_default_params()

@@ -222,7 +222,8 @@ class LlamaHead:
         self.tokens.clear()
 
     def _logits(self) -> Logits:
-        return checked(rows_at(api.llama_get_logits(self._ctx), 1, self.n_vocab), self._name)[0]
+        logits: Logits = checked(rows_at(api.llama_get_logits(self._ctx), 1, self.n_vocab), self._name)[0]
+        return logits
 
     def _decode(self, tokens: Sequence[int], rows: NDArray[np.float32], *, wanted: bool) -> None:
         """One call; `wanted`: the logits behind the last token, and the head's own state of it."""

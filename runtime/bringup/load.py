@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgellm.memory.context import DRAFT_TOKENS_MOST, ContextSettings
+from edgellm.memory.draft_heads import why_none
 from edgellm.memory.limits import N_UBATCH_DRAFT
 from edgellm.memory.plan import MemoryPlan, PairSettings
 from edgellm.memory.units import format_bytes
-from edgellm.memory.draft_heads import has_head, why_unused
 from edgellm.runtime.backends.base import Backend, LoadError, OutOfMemory, StopSwitch
 from edgellm.runtime.backends.llama_cpp import LlamaBackend
 from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
@@ -84,6 +84,11 @@ def load_target(path: Path, options: EngineOptions = DEFAULTS, plan: MemoryPlan 
     settings = plan.settings if plan else unplanned(options)
     stop_switch = StopSwitch()
     model = open_model(path, target_options(options, settings))
+    if isinstance(model, LlamaModel) and model.is_head:
+        model.close()
+        raise LoadError(
+            f"{path.name} is a draft head, which drafts for its model alone: name that, and this as --draft"
+        )
     n_asked = settings.target.n_ctx
     settings = replace(settings, target=replace(settings.target, n_ctx=min(n_asked, model.n_ctx_train or n_asked)))
     try:
@@ -176,9 +181,10 @@ def own_head(engine: Engine, options: EngineOptions, notes: list[str]) -> Loaded
         LoadError: it has none that drafts.
     """
     model, backend = engine.model, engine.backend
-    if not isinstance(model, LlamaModel) or not isinstance(backend, LlamaBackend) or not has_head(model.header):
-        why = why_unused(model.header) if isinstance(model, LlamaModel) else None
-        raise LoadError(why or f"{model.path.name} has no draft head inside: name a small model, or none")
+    if not isinstance(model, LlamaModel) or not isinstance(backend, LlamaBackend):
+        raise LoadError(f"{model.path.name} has no draft head inside: name a small model as the drafter, or none")
+    if (why := why_none(model.header)) is not None:
+        raise LoadError(why)
     notes.append(f"{model.path.name} drafts with the head that is inside it (MTP)")
     return _head_of(engine, model, backend, options)
 

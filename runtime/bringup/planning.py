@@ -14,7 +14,7 @@ from edgellm.memory.adapter import AdapterError, Lora, adapted, refuse_adapter
 from edgellm.memory.context import N_DRAFT_MOST, N_TURN_STATES, ContextSettings, KvType, rows_for
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.device import Device, budget_device, this_machine
-from edgellm.memory.draft_heads import head_shape
+from edgellm.memory.draft_heads import head_shape, why_none
 from edgellm.memory.gguf import GgufError
 from edgellm.memory.limits import N_CTX, N_UBATCH
 from edgellm.memory.onnx_graph import OnnxError, is_onnx
@@ -228,11 +228,16 @@ def _adapted(target: Path, options: EngineOptions) -> ModelShape:
 
 
 def _shapes(target: Path, draft: Path | None, options: EngineOptions) -> tuple[ModelShape, ModelShape | None]:
-    """Of a target and of what drafts for it: another file, or its own head."""
+    """Of a target and of what drafts for it: another file, or its own head. Raises LoadError: it has none."""
     shape = _adapted(target, options)
     if draft is not None:
         return shape, _shape(draft)
-    return shape, head_shape(read_model(target), shape) if options.head and not is_onnx(target) else None
+    if not options.head or is_onnx(target):
+        return shape, None
+    header = read_model(target)
+    if (why := why_none(header)) is not None:
+        raise LoadError(why)
+    return shape, head_shape(header, shape)
 
 
 def _shape(path: Path) -> ModelShape:
