@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import prod
-from typing import Final
+from typing import Any, Final
 
 from edgellm.memory.architectures import DRAFT_HEADS
-from edgellm.memory.gguf import GgufHeader, TensorInfo
+from edgellm.memory.gguf import GgufArray, GgufHeader, TensorInfo
 from edgellm.memory.shape import ModelShape, layer_of, products
 
 OWN_HEAD: Final = "mtp"
@@ -71,10 +71,32 @@ def is_head_alone(header: GgufHeader) -> bool:
     return has_head(header) and not any(layer_of(tensor) == 0 for tensor in header.tensors)
 
 
-def serves(header: GgufHeader, target: GgufHeader) -> bool:
-    """Whether an assistant's file was made for models like a target: architecture, and width of its states."""
-    widths = header.hparam("embedding_length_out"), target.hparam("embedding_length")
-    return ASSISTANTS.get(header.architecture) == target.architecture and widths[0] == widths[1]
+def serves(assistant: GgufHeader, target: GgufHeader) -> bool:
+    """Whether an assistant's file was made for models like a target: it looks at the cache of the target's last two
+    layers, one that slides and one that does not, and llama.cpp does not ask whether they are as wide as it thinks.
+    """
+    if ASSISTANTS.get(assistant.architecture) != target.architecture:
+        return False
+    slides = _each(target, "attention.sliding_window_pattern")
+    if [bool(one) for one in slides[-2:]] != [True, False] or len(slides) != target.hparam("block_count"):
+        return False
+    if assistant.hparam("embedding_length_out") != target.hparam("embedding_length"):
+        return False
+    same = ("attention.key_length", "attention.key_length_swa", "attention.value_length", "attention.value_length_swa")
+    if any(assistant.hparam(key) != target.hparam(key) for key in same):
+        return False
+    theirs, own = _each(target, "attention.head_count_kv"), _each(assistant, "attention.head_count_kv")
+    kinds = _each(assistant, "attention.sliding_window_pattern")
+    wanted = {True: theirs[-2:-1] or theirs, False: theirs[-1:]}
+    return all(own[i % len(own)] == wanted[bool(kind)][0] for i, kind in enumerate(kinds)) if own and theirs else False
+
+
+def _each(header: GgufHeader, key: str) -> list[Any]:
+    """An entry's items; one item where it is one number."""
+    value = header.hparam(key)
+    if isinstance(value, GgufArray):
+        return header.array(f"{header.architecture}.{key}")
+    return [] if value is None else [value]
 
 
 def describe(header: GgufHeader) -> str | None:

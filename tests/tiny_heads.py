@@ -45,9 +45,9 @@ def write_with_head(
     planned = []
     for tensor in header.tensors:
         if tensor.name.endswith(_ADDED):
-            planned.append(_tensor(tensor.name, _matrix(header, tensor.name) * depth, tensor.type))
+            planned.append(as_tensor(tensor.name, matrix_of(header, tensor.name) * depth, tensor.type))
         elif tensor.name == "output_norm.weight":  # logits far enough apart that draws are not mere chance
-            planned.append(_tensor(tensor.name, _matrix(header, tensor.name) * 6.0))
+            planned.append(as_tensor(tensor.name, matrix_of(header, tensor.name) * 6.0))
         else:
             planned.append(copied(header, tensor))
     for tensor in header.tensors:
@@ -55,11 +55,11 @@ def write_with_head(
             name = tensor.name.replace(attends, f"blk.{tiny.n_layers}.")
             silent = "output" in name or "down" in name
             values = rng.standard_normal(tensor.shape[::-1], np.float32) * (0.0 if silent else 0.08)
-            planned.append(_tensor(name, values + ("norm" in name), tensor.type))
-    planned.append(_tensor(f"blk.{tiny.n_layers}.nextn.enorm.weight", np.ones(tiny.n_embd)))
-    planned.append(_tensor(f"blk.{tiny.n_layers}.nextn.hnorm.weight", np.ones(tiny.n_embd)))
+            planned.append(as_tensor(name, values + ("norm" in name), tensor.type))
+    planned.append(as_tensor(f"blk.{tiny.n_layers}.nextn.enorm.weight", np.ones(tiny.n_embd)))
+    planned.append(as_tensor(f"blk.{tiny.n_layers}.nextn.hnorm.weight", np.ones(tiny.n_embd)))
     first = rng.standard_normal((tiny.n_embd, 2 * tiny.n_embd), np.float32) * 0.08
-    planned.append(_tensor(f"blk.{tiny.n_layers}.nextn.eh_proj.weight", first, more.get("weights", "F32")))
+    planned.append(as_tensor(f"blk.{tiny.n_layers}.nextn.eh_proj.weight", first, more.get("weights", "F32")))
     write_gguf(path, entries, planned)
     base.unlink()
     return path
@@ -74,11 +74,35 @@ def fit_head(path: Path, *, n_texts: int = 12, n_tokens: int = 64, noise: float 
         n_texts, n_tokens: that are read: some tokens at random, then what the model itself goes on with.
         noise: added to what was fitted, as a share of it, so that the head is wrong at times.
     """
+    x, y = said(path, n_texts=n_texts, n_tokens=n_tokens, seed=seed)
+    fitted = least_squares(x, y)
+    rng = np.random.default_rng(seed)
+    fitted += rng.standard_normal(fitted.shape) * noise * np.abs(fitted).mean()
+    header = read_header(path)
+    name = next(tensor.name for tensor in header.tensors if tensor.name.endswith("eh_proj.weight"))
+    planned = [as_tensor(name, fitted, t.type) if t.name == name else copied(header, t) for t in header.tensors]
+    with_fit = path.with_suffix(".fitted")
+    write_gguf(with_fit, dict(raw_entries(path)), planned)
+    return with_fit.replace(path)
+
+
+def said(
+    path: Path, *, n_texts: int, n_tokens: int, seed: int, normed: bool = True, scale: float = 1.0
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What a head is given of texts that a model goes on with, and the states that it should make of it.
+
+    Args:
+        normed: the head brings both to length one first.
+        scale: of the embedding, else.
+
+    Returns:
+        (n, 2 x n_embd) and (n, n_embd); the second without the weights of the model's last norm.
+    """
     model = LlamaModel(path)
     backend = LlamaBackend(model, ContextSettings(n_tokens + 1, n_ubatch=32, n_outputs=1, n_threads=1))
     rng = np.random.default_rng(seed)
     given, states = [], []
-    embedding = _matrix(read_header(path), "token_embd.weight")
+    embedding = matrix_of(read_header(path), "token_embd.weight")
     backend.want_hidden_states()
     for _ in range(n_texts):
         backend.truncate(0)
@@ -89,19 +113,20 @@ def fit_head(path: Path, *, n_texts: int = 12, n_tokens: int = 64, noise: float 
             rows.append(backend.hidden_states()[0].copy())
             if i + 1 == len(text):
                 text.append(int(logits[0].argmax()))
-        given += [np.concatenate([_normed(embedding[text[i]]), _normed(rows[i - 1])]) for i in range(1, n_tokens)]
+        for i in range(1, n_tokens):
+            token, row = scale * embedding[text[i]], rows[i - 1]
+            given.append(np.concatenate([_normed(token), _normed(row)] if normed else [token, row]))
         states += rows[1:]
     backend.close()
     model.close()
-    x, y = np.array(given, np.float64), np.array(states, np.float64) / _matrix(read_header(path), "output_norm.weight")
-    fitted = np.linalg.solve(x.T @ x + 0.1 * np.eye(x.shape[1]), x.T @ y).T
-    fitted += rng.standard_normal(fitted.shape) * noise * np.abs(fitted).mean()
-    header = read_header(path)
-    name = next(tensor.name for tensor in header.tensors if tensor.name.endswith("eh_proj.weight"))
-    planned = [_tensor(name, fitted, t.type) if t.name == name else copied(header, t) for t in header.tensors]
-    with_fit = path.with_suffix(".fitted")
-    write_gguf(with_fit, dict(raw_entries(path)), planned)
-    return with_fit.replace(path)
+    weights = matrix_of(read_header(path), "output_norm.weight")
+    return np.array(given, np.float64), np.array(states, np.float64) / weights
+
+
+def least_squares(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The matrix that makes y of x, (n_y, n_x)."""
+    fitted: NDArray[np.float64] = np.linalg.solve(x.T @ x + 0.1 * np.eye(x.shape[1]), x.T @ y).T
+    return fitted
 
 
 def head_alone(path: Path, to: Path) -> Path:
@@ -118,12 +143,14 @@ def _normed(row: NDArray[np.float32]) -> NDArray[np.float32]:
     return values
 
 
-def _matrix(header: GgufHeader, name: str) -> NDArray[np.float32]:
+def matrix_of(header: GgufHeader, name: str) -> NDArray[np.float32]:
+    """A tensor of a file in floats."""
     tensor = next(tensor for tensor in GGUFReader(header.path).tensors if tensor.name == name)
     return np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
 
 
-def _tensor(name: str, values: NDArray[Any], kind: str = "F32") -> PlannedTensor:
+def as_tensor(name: str, values: NDArray[Any], kind: str = "F32") -> PlannedTensor:
+    """A tensor to be written, of a type."""
     whole = np.ascontiguousarray(values, np.float32)
     data = quantize(whole, GGMLQuantizationType[kind]).tobytes()
     return PlannedTensor(name, values.shape[::-1], kind, lambda: [data])

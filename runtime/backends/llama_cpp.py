@@ -12,6 +12,7 @@ from llama_cpp import llama_cpp as api
 from numpy.typing import NDArray
 
 from edgellm.memory.context import ContextSettings
+from edgellm.memory.draft_heads import ASSISTANTS, serves
 from edgellm.runtime.backends.base import (
     CannotTruncate,
     ContextFull,
@@ -160,6 +161,10 @@ class LlamaBackend:
         Raises:
             LoadError: its memory could not be had, it is for another model, or llama.cpp lacks the calls.
         """
+        if model.architecture in ASSISTANTS:
+            if not serves(model.header, self.model.header):
+                raise LoadError(f"{model.path.name} is the draft head of another model than {self.model.path.name}")
+            self.truncate(0)  # the engine forgets which cells hold what when another context shares them
         if self._rows is None:
             self._rows = HiddenRows(self._ctx, int(api.llama_model_n_embd_out(self.model.handle)))
         head = LlamaHead(model, self._ctx, self._rows, settings, stop_asked=self._stop_asked)

@@ -133,11 +133,12 @@ class LlamaHead:
         self.start = 0  # position of the first of `tokens`
         self._guesses_at = 0  # position of all guesses of a head that shares the target's cache
         self._ctx: Any = new_context(model.handle, settings, 1, name=self._name, rolls_back=False, head_of=target)
-        self._shares = bool(self._calls.llama_get_ctx_other(self._ctx))
+        # It reads the target's cache and has none: one token is all that it is given, and guesses stay at its position.
+        self.shares = bool(self._calls.llama_get_ctx_other(self._ctx))
         limits = ContextLimits.of(self._ctx)
         self.n_ctx, self._n_batch = settings.n_ctx, limits.n_batch
         self._memory = api.llama_get_memory(self._ctx)
-        self._calls.llama_set_embeddings_nextn(self._ctx, True, False)
+        self._calls.llama_set_embeddings_nextn(self._ctx, True, self.shares)
         self._row = np.zeros(self.n_embd, np.float32)  # its own state of the last token
         self._batch = api.llama_batch_init(self._n_batch, self.n_embd, 1)
         self._ids = np.zeros(self._n_batch, np.int32)
@@ -164,10 +165,7 @@ class LlamaHead:
         """
         first = self.start + len(self.tokens)
         rows = self.rows.before(first, first + len(tokens))
-        if self._shares:  # what lies before is in the target's cache
-            self.tokens += tokens[:-1]
-            self._guesses_at = first + len(tokens) - 1
-            tokens, rows = tokens[-1:], rows[-1:]
+        self._guesses_at = first + len(tokens) - 1
         for at in range(0, len(tokens), self._n_batch):
             if self._stop_asked.is_set():
                 raise Interrupted("stopped while reading")
@@ -188,6 +186,10 @@ class LlamaHead:
         """As a backend, for timing: with no states before the tokens. Shape (n_outputs, n_vocab)."""
         if not tokens:
             return np.empty((0, self.n_vocab), np.float32)
+        if self.shares:  # a pass of it is of one token, whatever was read
+            n_known = len(tokens) - min(n_outputs, 1)
+            self.tokens += tokens[:n_known]
+            tokens = tokens[n_known:]
         for at in range(0, len(tokens), self._n_batch):
             piece = tokens[at : at + self._n_batch]
             wanted = n_outputs > 0 and at + len(piece) == len(tokens)
@@ -199,7 +201,7 @@ class LlamaHead:
     def truncate(self, length: int) -> None:
         if length >= len(self.tokens):
             return
-        if not self._shares:
+        if not self.shares:
             api.llama_memory_seq_rm(self._memory, 0, self.start + max(0, length), -1)
         del self.tokens[max(0, length) :]
 
@@ -208,7 +210,7 @@ class LlamaHead:
 
     def warm_up(self) -> None:
         """One pass, so that weights are paged in."""
-        if not self._shares:
+        if not self.shares:
             self.forward([0], 1)
         self.truncate(0)
         self.engine_s = 0.0
@@ -232,7 +234,7 @@ class LlamaHead:
         n, n_held = len(tokens), len(self.tokens)
         if n_held + n > self.n_ctx:
             raise ContextFull(f"the context of {self._name}, {self.n_ctx:,} tokens, is full")
-        position = self._guesses_at if self._shares else self.start + n_held
+        position = self._guesses_at if self.shares else self.start + n_held
         self._ids[:n], self._embeddings[:n] = tokens, rows
         self._positions[:n] = range(position, position + n)
         self._wanted[:n] = 0
@@ -243,7 +245,7 @@ class LlamaHead:
             status = api.llama_decode(self._ctx, self._batch)
         self.engine_s += time.perf_counter() - started
         if status:
-            if not self._shares:
+            if not self.shares:
                 api.llama_memory_seq_rm(self._memory, 0, position, -1)
             raise EngineError(f"{self._name}: the engine failed with status {status}: {reason()}")
         self.tokens.extend(tokens)

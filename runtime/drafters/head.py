@@ -42,6 +42,8 @@ class HeadDrafter(ModelDrafter):
         self.head.truncate(self._n_true)
 
     def n_unread(self) -> int:
+        if self.head.shares:
+            return 1
         return max(1, min(len(self._tokens) - self.head.start - self._n_shared(), self._reaches))
 
     def prefill(self) -> None:
@@ -87,6 +89,10 @@ class HeadDrafter(ModelDrafter):
     def _settle(self) -> bool:
         """Cut the head back to what it shares with the text, so that what is missing can be read; False: it cannot."""
         n, head, end = self._n_shared(), self.head, len(self._tokens)
+        if head.shares:
+            head.begin_at(end - 1)
+            self._n_true = self._n_known = 0
+            return head.rows.first_readable < end <= min(head.rows.end + 1, head.n_ctx)
         reaches_to = head.start + n
         is_full = end - head.start + SPARE > head.n_ctx
         if is_full or end - reaches_to > self._reaches or reaches_to < self.head.rows.first_readable:
