@@ -14,7 +14,13 @@ from edgellm.export.convert.gguf_writer import PlannedTensor, f32, string, u32, 
 from edgellm.memory.gguf import read_header
 
 SLIDES = (True, True, True, False)  # of the target's layers
-N_EMBD, N_OWN, N_FF, N_HEADS, HEAD_DIM = 64, 96, 128, 4, 64  # HEAD_DIM: of a layer that does not slide; others have half
+N_EMBD, N_OWN, N_FF, N_HEADS, HEAD_DIM = (
+    64,
+    96,
+    128,
+    4,
+    64,
+)  # HEAD_DIM: of a layer that does not slide; others have half
 WINDOW = 64
 
 

@@ -22,7 +22,8 @@ from edgellm.memory.gguf import GgufHeader, read_header
 from edgellm.runtime.backends.llama_cpp import LlamaBackend
 from edgellm.runtime.backends.llama_model import LlamaModel
 
-_ADDED = ("attn_output.weight", "ssm_out.weight", "ffn_down.weight")  # what a layer adds to what it was given
+# What a layer adds to what it was given.
+_ADDED = ("attn_output.weight", "ssm_out.weight", "ffn_down.weight", "ffn_down_exps.weight", "ffn_down_shexp.weight")
 
 
 def write_with_head(

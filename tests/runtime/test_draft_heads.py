@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from fakes import alone
 from numpy.typing import NDArray
-from tiny_gguf import write_tiny
+from tiny_gguf import ARCHITECTURES, write_tiny
 from tiny_heads import fit_head, head_alone, write_with_head
 
+from edgellm.memory.architectures import DRAFT_HEADS
 from edgellm.memory.context import HEAD_REACH, ContextSettings
 from edgellm.runtime import EngineOptions, Sampling, load
 from edgellm.runtime.backends import llama_nextn
@@ -79,8 +80,10 @@ def test_greedy_answers_are_those_without_it_and_cost_fewer_passes(pair: Pair, n
     assert n_accepted > 0.15 * n_drafted
 
 
-def test_a_head_that_has_learnt_nothing_changes_no_answer(tmp_path: Path) -> None:
-    model = LlamaModel(write_with_head(tmp_path / "tiny.gguf", weights="Q8_0"), ModelOptions(head=True))
+@pytest.mark.parametrize("architecture", sorted(DRAFT_HEADS & ARCHITECTURES.keys()))
+def test_a_head_that_has_learnt_nothing_changes_no_answer(architecture: str, tmp_path: Path) -> None:
+    path = write_with_head(tmp_path / "tiny.gguf", architecture, weights="Q8_0")
+    model = LlamaModel(path, ModelOptions(head=True))
     backend = LlamaBackend(model, SETTINGS)
     head = backend.with_head(model, OWN)
     for seed in range(4):
