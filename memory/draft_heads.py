@@ -147,6 +147,7 @@ def head_shape(header: GgufHeader, target: ModelShape) -> ModelShape | None:
         adapter_bytes=0,
         adapter_width=0,
         adapter_head_width=0,
+        layer_bytes=(),
         head_of=target.name,
         shared_bytes=0 if "nextn.shared_head_head.weight" in by_end else output,
     )
