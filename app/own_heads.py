@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,14 @@ def has_own(path: Path) -> bool:
     return header is not None and has_head(header)
 
 
+def is_head(path: Path) -> bool:
+    """Whether a file holds a draft head alone, which drafts for the model that it was made for."""
+    from edgellm.memory.draft_heads import is_head_alone
+
+    header = _header(path)
+    return header is not None and is_head_alone(header)
+
+
 def drafts_itself(target: ModelFile, draft: str | None, *, n_parallel: int = 1) -> bool:
     """Whether the target's own head drafts: where it is named, or nothing is and there is one.
 
@@ -50,10 +59,10 @@ def drafts_itself(target: ModelFile, draft: str | None, *, n_parallel: int = 1) 
 
 def beside(target: ModelFile) -> Path | None:
     """The assistant that lies in a target's folder and was made for it; None where there is none."""
-    from edgellm.memory.draft_heads import serves
+    from edgellm.memory.draft_heads import ASSISTANTS, serves
 
     header = _header(target.path)
-    if header is None or not target.path.is_file():
+    if header is None or header.architecture not in ASSISTANTS.values():
         return None
     for path in sorted(target.path.parent.glob("*.gguf"))[:_MOST_FILES]:
         if path != target.path and (other := _header(path)) is not None and serves(other, header):
@@ -66,11 +75,19 @@ _MOST_FILES = 64  # of a folder that are looked into
 
 def _header(path: Path) -> GgufHeader | None:
     """None where it is no GGUF file, or a damaged one, which the engine refuses with a reason."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return _read(path, status.st_mtime_ns, status.st_size) if path.is_file() else None
+
+
+@functools.lru_cache(maxsize=2)
+def _read(path: Path, mtime_ns: int, n_bytes: int) -> GgufHeader | None:
+    """A vocabulary takes a tenth of a second to read, and the same file is asked about several times."""
     from edgellm.memory.gguf import GgufError
     from edgellm.memory.split import read_model
 
-    if path.is_dir():
-        return None
     try:
         return read_model(path)
     except (GgufError, OSError):

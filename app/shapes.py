@@ -45,7 +45,7 @@ def look_up(reference: str, *, offline: bool = False) -> Known:
     """
     from edgellm.export.obtain import naming, store
     from edgellm.memory.adapter import refuse_adapter
-    from edgellm.memory.shape import from_header
+    from edgellm.memory.draft_heads import shape_of
     from edgellm.memory.split import read_model
 
     folder = Path(reference).expanduser()
@@ -61,7 +61,7 @@ def look_up(reference: str, *, offline: bool = False) -> Known:
     if model := store.locate(reference):
         header = read_model(model.path)
         refuse_adapter(header)
-        shape = from_header(header, model.name, ask=True)
+        shape = shape_of(header, model.name, ask=True)
         return Known(shape, model.reference, model.path, is_open=parsed.name is not None and parsed.quant is None)
     if parsed.repo:
         return _on_the_hub(reference, parsed.repo, parsed.quant, offline=offline)

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from edgellm.memory.architectures import DRAFT_HEADS
 from edgellm.memory.gguf import GgufArray, GgufHeader, TensorInfo
-from edgellm.memory.shape import ModelShape, layer_of, products
+from edgellm.memory.hparams import MAX_HEADS, MAX_LAYERS, MAX_TOKENS, MAX_WIDTH, UnknownShape, of_header
+from edgellm.memory.shape import ModelShape, from_header, layer_of, products
 
 OWN_HEAD: Final = "mtp"
 """What `--draft` calls the head inside a target's file, and what plans call it."""
@@ -150,6 +151,43 @@ def head_shape(header: GgufHeader, target: ModelShape) -> ModelShape | None:
         layer_bytes=(),
         head_of=target.name,
         shared_bytes=0 if "nextn.shared_head_head.weight" in by_end else output,
+    )
+
+
+def shape_of(header: GgufHeader, name: str, *, ask: bool = False) -> ModelShape:
+    """`from_header`, also of an assistant, which keeps no cache of its own. Raises UnknownShape."""
+    if header.architecture not in ASSISTANTS:
+        return from_header(header, name, ask=ask)
+    told = of_header(header)
+    embedding = next((tensor for tensor in header.tensors if tensor.name == "token_embd.weight"), None)
+    if embedding is None or len(embedding.shape) != 2:
+        raise UnknownShape(f"{header.path} has no embedding of its tokens: it is damaged")
+    n_layers = told.count("block_count", least=1, most=MAX_LAYERS)
+    n_heads = max(told.counts("attention.head_count", n_layers, [1], most=MAX_HEADS))
+    merges = header.metadata.get("tokenizer.ggml.merges")
+    return ModelShape(
+        name=name,
+        architecture=header.architecture,
+        quantisation=header.quantisation,
+        n_layers=n_layers,
+        n_embd=told.count("embedding_length", least=1),
+        n_heads=n_heads,
+        n_vocab=embedding.shape[1],
+        n_ctx_train=told.count("context_length", least=1, most=MAX_TOKENS),
+        n_params=header.n_params,
+        q_width=n_heads * told.count("attention.key_length", 1, least=1),
+        n_ff=max(told.counts("feed_forward_length", n_layers, [0], most=MAX_WIDTH)),
+        n_experts_used=0,
+        attention=(),
+        state_elements=0,
+        weight_bytes=_aligned(list(header.tensors)),
+        lookup_bytes=0,
+        expert_bytes=0,
+        n_experts=0,
+        matrix_bytes=tuple(sorted(products(header.tensors).items())),
+        tied=None,  # the target's embedding is looked up in its place
+        n_merges=merges.n_items if isinstance(merges, GgufArray) else 0,
+        exact=True,
     )
 
 

@@ -133,7 +133,7 @@ class LlamaHead:
         self.start = 0  # position of the first of `tokens`
         self._guesses_at = 0  # position of all guesses of a head that shares the target's cache
         self._ctx: Any = new_context(model.handle, settings, 1, name=self._name, rolls_back=False, head_of=target)
-        # It reads the target's cache and has none: one token is all that it is given, and guesses stay at its position.
+        # Such a head reads the target's cache and has none: it is given one token, at whose position guesses stay.
         self.shares = bool(self._calls.llama_get_ctx_other(self._ctx))
         limits = ContextLimits.of(self._ctx)
         self.n_ctx, self._n_batch = settings.n_ctx, limits.n_batch

@@ -14,7 +14,7 @@ from edgellm.memory.adapter import AdapterError, Lora, adapted, refuse_adapter
 from edgellm.memory.context import N_DRAFT_MOST, N_TURN_STATES, ContextSettings, KvType, rows_for
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.device import Device, budget_device, this_machine
-from edgellm.memory.draft_heads import head_shape, why_none
+from edgellm.memory.draft_heads import head_shape, shape_of, why_none
 from edgellm.memory.gguf import GgufError
 from edgellm.memory.hparams import MAX_LAYERS
 from edgellm.memory.limits import N_CTX, N_UBATCH
@@ -258,4 +258,4 @@ def _shapes(target: Path, draft: Path | None, options: EngineOptions) -> tuple[M
 
 
 def _shape(path: Path) -> ModelShape:
-    return read_shape(path) if is_onnx(path) else from_header(read_model(path), path.stem)
+    return read_shape(path) if is_onnx(path) else shape_of(read_model(path), path.stem)

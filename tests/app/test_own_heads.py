@@ -13,6 +13,7 @@ from tiny_heads import fit_head, write_with_head
 from typer.testing import CliRunner
 
 import edgellm
+from edgellm.app import adapting
 from edgellm.app.defaults import BadSetting
 from edgellm.app.listener import Silence
 from edgellm.app.loading import prepare
@@ -162,6 +163,8 @@ def test_an_assistant_that_lies_beside_its_target_drafts(tmp_path: Path) -> None
     assert pair.draft.path == assistant
     assert "name it with --draft" in (describe(read_header(assistant)) or "")
     assert prepare(str(target), "none", OPTIONS, offline=True).draft is None
+    with pytest.raises(BadSetting, match="is a draft head"):
+        adapting.prepare(str(target), str(assistant), offline=True)
 
 
 @pytest.mark.parametrize("kind", ["eagle3", "dflash"])

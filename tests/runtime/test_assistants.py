@@ -13,8 +13,9 @@ from tiny_assistants import booleans, write_assistant, write_gemma4
 from tiny_gguf import write_tiny
 
 from edgellm.export.convert.gguf_writer import u32
+from edgellm.memory.buffers import estimate
 from edgellm.memory.context import ContextSettings
-from edgellm.memory.draft_heads import serves
+from edgellm.memory.draft_heads import serves, shape_of
 from edgellm.memory.gguf import read_header
 from edgellm.runtime import EngineOptions, load
 from edgellm.runtime.backends.base import LoadError
@@ -136,6 +137,15 @@ def test_one_for_other_layers_is_refused(files: tuple[Path, Path], tmp_path: Pat
     assert not serves(read_header(assistant), read_header(other_target))
     with pytest.raises(LoadError, match="draft head of another model"):
         load(write_tiny(tmp_path / "llama.gguf"), assistant, EngineOptions(n_ctx=256, n_threads=1, learn="off"))
+
+
+def test_it_is_planned_without_a_cache_of_its_own(files: tuple[Path, Path]) -> None:
+    header = read_header(files[1])
+    shape = shape_of(header, "assistant")
+    sizes = estimate(shape, OWN)
+    assert sizes.kv_bytes == 0
+    assert sizes.weights_bytes == sum(-(-tensor.n_bytes // 32) * 32 for tensor in header.tensors)
+    assert shape_of(read_header(files[0]), "target", ask=True).architecture == "gemma4"
 
 
 def test_it_is_no_target(files: tuple[Path, Path]) -> None:
