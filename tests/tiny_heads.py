@@ -79,12 +79,17 @@ def fit_head(path: Path, *, n_texts: int = 12, n_tokens: int = 64, noise: float 
     fitted = least_squares(x, y)
     rng = np.random.default_rng(seed)
     fitted += rng.standard_normal(fitted.shape) * noise * np.abs(fitted).mean()
+    return with_first_matrix(path, fitted)
+
+
+def with_first_matrix(path: Path, values: NDArray[Any]) -> Path:
+    """Put what a head makes of a token (first half of its columns) and a state in its file; returns `path`."""
     header = read_header(path)
     name = next(tensor.name for tensor in header.tensors if tensor.name.endswith("eh_proj.weight"))
-    planned = [as_tensor(name, fitted, t.type) if t.name == name else copied(header, t) for t in header.tensors]
-    with_fit = path.with_suffix(".fitted")
-    write_gguf(with_fit, dict(raw_entries(path)), planned)
-    return with_fit.replace(path)
+    planned = [as_tensor(name, values, t.type) if t.name == name else copied(header, t) for t in header.tensors]
+    aside = path.with_suffix(".new")
+    write_gguf(aside, dict(raw_entries(path)), planned)
+    return aside.replace(path)
 
 
 def said(

@@ -11,10 +11,11 @@ import pytest
 from fakes import alone
 from numpy.typing import NDArray
 from tiny_gguf import ARCHITECTURES, write_tiny
-from tiny_heads import fit_head, head_alone, write_with_head
+from tiny_heads import fit_head, head_alone, matrix_of, with_first_matrix, write_with_head
 
 from edgellm.memory.architectures import DRAFT_HEADS
 from edgellm.memory.context import HEAD_REACH, ContextSettings
+from edgellm.memory.gguf import read_header
 from edgellm.runtime import EngineOptions, Sampling, load
 from edgellm.runtime.backends import llama_nextn
 from edgellm.runtime.backends.base import LoadError
@@ -112,6 +113,25 @@ def test_it_is_given_the_states_that_logits_are_computed_from_and_they_change_no
     model.close()
 
 
+def test_a_token_is_read_with_the_state_before_it(tmp_path: Path) -> None:
+    """A head that hands the state on alone says what its target said of that very token."""
+    path = write_with_head(tmp_path / "tiny.gguf", depth=1.0, weights="F16", tied=False)
+    weights = matrix_of(read_header(path), "output_norm.weight")
+    with_first_matrix(path, np.concatenate([np.zeros((64, 64)), np.diag(1 / weights)], 1))
+    model = LlamaModel(path, ModelOptions(head=True))
+    backend = LlamaBackend(model, SETTINGS)
+    head, tokens = backend.with_head(model, OWN), some(60, 2)
+    said = [int(row.argmax()) for i in range(0, 60, 6) for row in backend.forward(tokens[i : i + 6], 6)]
+    n_same = 0
+    for position in range(1, 60):
+        head.begin_at(position)
+        n_same += int(head.read(tokens[position : position + 1]).argmax()) == said[position - 1]
+    assert n_same > 50
+    head.close()
+    backend.close()
+    model.close()
+
+
 def test_after_any_rejections_the_head_is_as_if_it_had_read_the_text_alone(pair: Pair) -> None:
     """1,000 rounds at random: drafts that are right, wrong at any place, cut short; on our kernels bit for bit."""
     backend, head = pair
@@ -172,6 +192,18 @@ def test_a_long_text_is_read_from_where_its_states_are_still_held(pair: Pair) ->
     assert drafter.n_unread() == 1
     plain = tokens_of(answer(backend, NoDrafter(), prompt, max_new=20))
     assert tokens_of(answer(backend, alone(HeadDrafter(head)), prompt, max_new=20)) == plain
+
+
+def test_a_head_with_a_smaller_context_begins_anew_and_goes_on(pair: Pair) -> None:
+    backend, _ = pair
+    head = backend.with_head(backend.model, ContextSettings(128, n_ubatch=32, n_outputs=1, n_threads=1))
+    prompt = some(200, 3)
+    plain = tokens_of(answer(backend, NoDrafter(), prompt, max_new=200))
+    drafted = answer(backend, alone(HeadDrafter(head)), prompt, max_new=200)
+    assert tokens_of(drafted) == plain
+    assert head.start > 200
+    assert sum(result.n_accepted for result in drafted[-20:])
+    head.close()
 
 
 def test_where_no_state_is_held_nothing_is_drafted(pair: Pair) -> None:
