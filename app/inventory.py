@@ -122,6 +122,7 @@ def _adapter_facts(header: GgufHeader) -> dict[str, Any]:
 def _header_facts(header: GgufHeader) -> dict[str, Any]:
     """The keys of `ModelFacts`, read from the file itself; null where it does not say."""
     from edgellm.memory.adapter import is_adapter
+    from edgellm.memory.draft_heads import describe as describe_head
     from edgellm.memory.gguf import GgufArray
 
     def most(name: str) -> Any:
@@ -148,6 +149,7 @@ def _header_facts(header: GgufHeader) -> dict[str, Any]:
         "n_ctx_train": header.hparam("context_length"),
         "n_params": header.n_params,
         "window": most("attention.sliding_window"),
+        "draft_head": describe_head(header),
         "tied": not any(tensor.name == "output.weight" for tensor in header.tensors),
         "chat_template": isinstance(header.metadata.get("tokenizer.chat_template"), str),
     }

@@ -134,11 +134,14 @@ class NextTraining:
 def hindrance(session: ChatSession, pair: Pair) -> str | None:
     """Why nothing can learn beside a chat of this pair, in a sentence; None where it can."""
     from edgellm.memory.gguf import GgufError, read_header
+    from edgellm.runtime.backends.llama_model import LlamaModel
     from edgellm.runtime.distillation.architecture import DistillationError, Shape
 
     engine = session.engine
     if pair.draft is None or engine.draft_model is None:
         return "no draft model is loaded; name a --draft, or leave out --adapt"
+    if isinstance(engine.draft_model, LlamaModel) and engine.draft_model.is_head:
+        return f"{pair.draft.name} is a draft head, which is not taught here"
     if {pair.draft.path.suffix, pair.target.path.suffix} != {".gguf"}:
         return f"{pair.draft.name} and {pair.target.name} have to be GGUF files for that"
     if _lessons_of(session) is None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgellm.app.defaults import DEFAULT_DRAFTER, MIN_SIZE_RATIO, NO_DRAFTER
+from edgellm.app.defaults import DEFAULT_DRAFTER, MIN_SIZE_RATIO, NO_DRAFTER, BadSetting
 from edgellm.memory.limits import CONFIG_JSON_MAX_BYTES
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def look_up(reference: str, *, offline: bool = False) -> Known:
     """
     from edgellm.export.obtain import naming, store
     from edgellm.memory.adapter import refuse_adapter
-    from edgellm.memory.shape import from_header
+    from edgellm.memory.draft_heads import shape_of
     from edgellm.memory.split import read_model
 
     folder = Path(reference).expanduser()
@@ -61,7 +61,7 @@ def look_up(reference: str, *, offline: bool = False) -> Known:
     if model := store.locate(reference):
         header = read_model(model.path)
         refuse_adapter(header)
-        shape = from_header(header, model.name, ask=True)
+        shape = shape_of(header, model.name, ask=True)
         return Known(shape, model.reference, model.path, is_open=parsed.name is not None and parsed.quant is None)
     if parsed.repo:
         return _on_the_hub(reference, parsed.repo, parsed.quant, offline=offline)
@@ -149,6 +149,32 @@ def drafter_for(
         drafter = look(name)
         if MIN_SIZE_RATIO * drafter.shape.bytes_read_per_token <= target.bytes_read_per_token:
             return drafter
+    return None
+
+
+def own_head(target: Known, draft: str | None, *, n_parallel: int = 1) -> Known | None:
+    """The head inside a target's file that is here, where it is named as the drafter, or nothing is.
+
+    Raises:
+        BadSetting: it is named, and there is none.
+        GgufError: the file is damaged.
+    """
+    from edgellm.app.own_heads import is_own
+    from edgellm.memory.draft_heads import OWN_HEAD, head_shape, why_none
+    from edgellm.memory.split import read_model
+
+    if not (draft is None or is_own(draft)):
+        return None
+    is_here = target.path is not None and target.shape.onnx is None
+    if is_here and target.path is not None and (n_parallel == 1 or draft is not None):
+        header = read_model(target.path)
+        if (why := why_none(header)) is None and n_parallel == 1:
+            shape = head_shape(header, target.shape)
+            return Known(shape, OWN_HEAD) if shape is not None else None
+        if draft is not None:
+            raise BadSetting(why or f"{target.shape.name}'s draft head drafts for one conversation at a time")
+    elif draft is not None:
+        raise BadSetting(f"{target.shape.name} is not on this machine, so whether it has a draft head is not known")
     return None
 
 

@@ -95,7 +95,8 @@ Draft = Annotated[
     option(
         "--draft",
         "-d",
-        help="A small model of any vocabulary, or `none`; the one that the catalogue recommends if not given.",
+        help="A small model of any vocabulary, `mtp` for the head inside the target's file, or `none`; that head, or "
+        "else the one that the catalogue recommends, if not given.",
         metavar="MODEL",
         panel=DRAFTING,
     ),

@@ -106,6 +106,7 @@ _LABELS = {
     "n_vocab": "vocabulary",
     "n_ctx_train": "context",
     "window": "sliding window",
+    "draft_head": "draft head",
     "chat_template": "chat template",
     "licence": "licence",
     "drafters": "drafters",

@@ -33,6 +33,8 @@ WINDOW_HEADS = {"gemma4"}
 EMBEDDING_TWICE = {"gemma3n", "gemma4"}
 # Each layer is computed for so many streams of states side by side.
 STREAMS = {"gemma3n": 4}
+# llama.cpp runs a draft head (MTP) that lies behind the layers of these, and tests have seen it draft.
+DRAFT_HEADS = {"qwen35", "qwen35moe"}
 FUSED_QKV = {"phi3"}
 FUSED_GATE = {"phi3", "glm4"}  # one matrix of twice the width
 NO_GATE = {"starcoder2", "arcee"}

@@ -19,7 +19,7 @@ def placed(
     """The settings with as many layers on the accelerators as were asked for, or as they hold: the drafter's first."""
     free = {each.name: each.usable_bytes for each in device.accelerators}
     own = settings.drafter
-    if drafter is not None and own is not None and ask.draft_device:
+    if drafter is not None and own is not None and ask.draft_device and not drafter.head_of:  # it lies with its target
         own = _place(drafter, own, ask.draft_device, ask.n_draft_gpu_layers, free)
     main = settings.target
     if ask.main_device:

@@ -225,7 +225,7 @@ def plan(
     if drafter is not None and settings.drafter is not None:
         sizes.append(sizer(drafter, settings.drafter, settings.repack))
         lines += model_lines("drafter", drafter, settings.drafter, sizes[1], settings)
-    lines.append(candidates(target, settings))
+    lines.append(candidates(target, settings, spells=drafter is not None and not drafter.head_of))
     lines.append(Line("runtime", RUNTIME_BASE_BYTES, "interpreter, numpy and the engine's libraries, measured"))
     used = _used(settings, devices)
     lines += [

@@ -6,14 +6,14 @@ of a cache. `runtime/bringup/probe.py` sizes those exactly.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgellm.memory import hparams
 from edgellm.memory.architectures import (
+    DRAFT_HEADS,
     EMBEDDING_TWICE,
     FUSED_QKV,
     HYBRID,
@@ -80,6 +80,8 @@ class ModelShape:
     adapter_bytes: int = 0  # of LoRA adapters that are applied beside the weights
     adapter_width: int = 0  # floats a token at most, that applying one to a layer's matrix holds beside its result
     adapter_head_width: int = 0  # likewise, floats a row of logits
+    head_of: str = ""  # of a draft head inside a file: its model's name, whose vocabulary it has
+    shared_bytes: int = 0  # of such a head: its model's weights that a token of it reads too
     layer_bytes: tuple[int, ...] = ()  # weights of each layer; empty: not known apart
 
     @property
@@ -95,7 +97,7 @@ class ModelShape:
     def bytes_read_per_token(self) -> int:
         """Weights that one token's pass reads."""
         idle = self.expert_bytes * (self.n_experts - self.n_experts_used) // self.n_experts if self.n_experts else 0
-        return self.weight_bytes - self.lookup_bytes - idle
+        return self.weight_bytes - self.lookup_bytes - idle + self.shared_bytes
 
     def repacked_bytes(self, isa: str) -> int:
         """Bytes that llama.cpp would rearrange for this instruction set (`x86` or `arm`), if it is let."""
@@ -152,7 +154,8 @@ def from_header(header: GgufHeader, name: str | None = None, *, ask: bool = Fals
     embedding = next((tensor for tensor in header.tensors if tensor.name == "token_embd.weight"), None)
     if known:
         _check_tensors(header, embedding, n_layers, n_embd)
-    sizes = {tensor.name: tensor.n_bytes for tensor in header.tensors}
+    own = own_tensors(header, n_layers)
+    sizes = {tensor.name: tensor.n_bytes for tensor in own}
     merges = header.metadata.get("tokenizer.ggml.merges")
     return ModelShape(
         name=name or header.path.stem,
@@ -174,7 +177,7 @@ def from_header(header: GgufHeader, name: str | None = None, *, ask: bool = Fals
         + sizes.get("per_layer_token_embd.weight", 0),
         expert_bytes=sum(size for tensor, size in sizes.items() if "_exps." in tensor),
         n_experts=n_experts,
-        matrix_bytes=tuple(sorted(_products(header.tensors).items())),
+        matrix_bytes=tuple(sorted(products(own).items())),
         tied=(embedding.type, embedding.n_bytes) if embedding and "output.weight" not in sizes else None,
         n_merges=merges.n_items if isinstance(merges, GgufArray) else 0,
         exact=True,
@@ -183,7 +186,7 @@ def from_header(header: GgufHeader, name: str | None = None, *, ask: bool = Fals
         n_recurrent=n_recurrent if architecture in RECURRENT | HYBRID else 0,
         recurrent_width=recurrent_width(told, architecture, n_embd),
         per_layer_width=next((t.shape[0] for t in header.tensors if t.name == "per_layer_token_embd.weight"), 0),
-        layer_bytes=_layer_bytes(sizes, n_layers),
+        layer_bytes=_layer_bytes(own, n_layers),
         keeps_state=not known and any(key.startswith(_STATEFUL) for key in header.own_keys()),
     )
 
@@ -232,7 +235,21 @@ def _check_tensors(header: GgufHeader, embedding: TensorInfo | None, n_layers: i
         )
 
 
-def _products(tensors: Sequence[TensorInfo]) -> Counter[str]:
+def own_tensors(header: GgufHeader, n_layers: int) -> list[TensorInfo]:
+    """Those that a model is loaded with where the head that lies behind its layers is not wanted."""
+    if header.architecture not in DRAFT_HEADS:
+        return list(header.tensors)
+    return [tensor for tensor in header.tensors if layer_of(tensor) < n_layers]
+
+
+def layer_of(tensor: TensorInfo) -> int:
+    """The layer that a tensor is of; -1 where it is of none."""
+    first, _, rest = tensor.name.partition(".")
+    number = rest.partition(".")[0]
+    return int(number) if first == "blk" and number.isdecimal() and len(number) < 6 else -1
+
+
+def products(tensors: Sequence[TensorInfo]) -> Counter[str]:
     """Bytes by type of the matrices that kernels may rearrange."""
     n_bytes: Counter[str] = Counter()
     for tensor in tensors:
@@ -242,12 +259,11 @@ def _products(tensors: Sequence[TensorInfo]) -> Counter[str]:
     return n_bytes
 
 
-def _layer_bytes(sizes: Mapping[str, int], n_layers: int) -> tuple[int, ...]:
+def _layer_bytes(own: Sequence[TensorInfo], n_layers: int) -> tuple[int, ...]:
     n_bytes = [0] * n_layers
-    for name, size in sizes.items():
-        layer = re.match(r"blk\.(\d{1,4})\.", name)
-        if layer and int(layer[1]) < n_layers:
-            n_bytes[int(layer[1])] += size
+    for tensor in own:
+        if 0 <= (layer := layer_of(tensor)) < n_layers:
+            n_bytes[layer] += tensor.n_bytes
     return tuple(n_bytes)
 
 

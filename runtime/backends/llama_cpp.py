@@ -13,6 +13,7 @@ from llama_cpp import llama_cpp as api
 from numpy.typing import NDArray
 
 from edgellm.memory.context import ContextSettings
+from edgellm.memory.draft_heads import ASSISTANTS, serves
 from edgellm.runtime.backends.base import (
     CannotTruncate,
     ContextFull,
@@ -25,6 +26,7 @@ from edgellm.runtime.backends.base import (
 from edgellm.runtime.backends.llama_context import ContextLimits, new_context
 from edgellm.runtime.backends.llama_heads import Head, TrimmedHead, WholeHead, rows_at
 from edgellm.runtime.backends.llama_model import LlamaModel
+from edgellm.runtime.backends.llama_nextn import HiddenRows, LlamaHead
 from edgellm.runtime.backends.llama_process import one_pass, reason
 from edgellm.runtime.backends.llama_states import SavedStates
 from edgellm.runtime.backends.thread_choice import WIDEST, ThreadChoice
@@ -63,6 +65,7 @@ class LlamaBackend:
         self._threads = ThreadChoice(settings.n_threads)
         # Where every layer lies elsewhere, a pass shares neither the kernels nor the cores.
         self._cores = one_pass if model.n_layers_here else contextlib.nullcontext()
+        self._rows: HiddenRows | None = None  # for a draft head
         self._n_states = 0  # rows of the last pass that hidden states are kept of
         self.engine_s = 0.0
         self.tokens: list[int] = []
@@ -156,6 +159,28 @@ class LlamaBackend:
             raise EngineError(f"{self.model.path.name}: the last pass kept no hidden states")
         return rows_at(api.llama_get_embeddings(self._ctx), self._n_states, self.n_embd)
 
+    def with_head(self, model: LlamaModel, settings: ContextSettings) -> LlamaHead:
+        """A draft head for this text, which is given the states of the tokens that are read from now on.
+
+        Args:
+            model: this model, loaded with its head, or an assistant's.
+            settings: of the head's context.
+
+        Raises:
+            LoadError: its memory could not be had, it is for another model, or llama.cpp lacks the calls.
+        """
+        if model.architecture in ASSISTANTS:
+            if not serves(model.header, self.model.header):
+                raise LoadError(f"{model.path.name} is the draft head of another model than {self.model.path.name}")
+            self.truncate(0)  # the engine forgets which cells hold what when another context shares them
+        if self._rows is None:
+            self._rows = HiddenRows(self._ctx, int(api.llama_model_n_embd_out(self.model.handle)))
+        head = LlamaHead(model, self._ctx, self._rows, settings, stop_asked=self._stop_asked)
+        if head.n_embd != self._rows.n_embd or head.n_vocab != self.n_vocab:
+            head.close()
+            raise LoadError(f"{model.path.name} is the draft head of another model than {self.model.path.name}")
+        return head
+
     @property
     def _saved(self) -> SavedStates:
         assert self._states is not None
@@ -213,6 +238,8 @@ class LlamaBackend:
             self._threads.took(n, n_threads, took_s)
         if status == 0:
             self.tokens.extend(tokens)
+            if self._rows is not None:
+                self._rows.take(n_held, n)
         elif status == 1:
             raise ContextFull(f"no room for {n} more tokens in a context of {self.n_ctx:,}: raise --ctx")
         else:
@@ -292,6 +319,8 @@ class LlamaBackend:
         api.llama_memory_seq_rm(self._memory, 0, 0, n)
         api.llama_memory_seq_add(self._memory, 0, n, -1, -n)  # keys are turned to their new positions by the next pass
         del self.tokens[:n]
+        if self._rows is not None:
+            self._rows.forget_oldest(n)
 
     def _window_lost(self, length: int) -> bool:
         """Whether layers with a sliding window have reused cells that token `length` would look at."""

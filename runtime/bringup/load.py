@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgellm.memory.context import DRAFT_TOKENS_MOST, ContextSettings
+from edgellm.memory.draft_heads import why_none
 from edgellm.memory.limits import N_UBATCH_DRAFT
 from edgellm.memory.placement import PROCESSOR
 from edgellm.memory.plan import MemoryPlan, PairSettings
 from edgellm.memory.units import format_bytes
-from edgellm.runtime.backends.base import Backend, OutOfMemory, StopSwitch
+from edgellm.runtime.backends.base import Backend, LoadError, OutOfMemory, StopSwitch
+from edgellm.runtime.backends.llama_cpp import LlamaBackend
 from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
 from edgellm.runtime.backends.llama_process import engine_name, kernels
 from edgellm.runtime.bringup.exactness import exact_width
@@ -67,6 +69,7 @@ def _load_planned(
     if plan is not None:
         reserve(plan)
         draft = draft if plan.settings.drafter else None
+        options = replace(options, head=options.head and plan.settings.drafter is not None)
     engine = load_target(target, options, plan)
     try:
         engine = replace(engine, notes=[note, *engine.notes], warnings=[*engine.warnings, *warnings])
@@ -84,6 +87,11 @@ def load_target(path: Path, options: EngineOptions = DEFAULTS, plan: MemoryPlan 
     settings = plan.settings if plan else unplanned(options)
     stop_switch = StopSwitch()
     model = open_model(path, target_options(options, settings))
+    if isinstance(model, LlamaModel) and model.is_head:
+        model.close()
+        raise LoadError(
+            f"{path.name} is a draft head, which drafts for its model alone: name that, and this as --draft"
+        )
     n_asked = settings.target.n_ctx
     settings = replace(settings, target=replace(settings.target, n_ctx=min(n_asked, model.n_ctx_train or n_asked)))
     try:
@@ -125,12 +133,15 @@ def with_drafter(engine: Engine, draft: Path | None, *, copy: bool, options: Eng
     options = options or engine.options
     notes, warnings = [*engine.notes], [*engine.warnings]
     state = PairState(engine.model, engine.backend, draft, options, warnings.append)
-    loaded = open_draft(engine, draft, options, notes, warnings) if draft is not None else None
+    if draft is not None:
+        loaded: LoadedDraft | None = open_draft(engine, draft, options, notes, warnings)
+    else:
+        loaded = own_head(engine, options, notes) if options.head else None
     pair = replace(
         engine,
         options=options,
         n_draft=min(engine.n_draft, options.n_draft),
-        draft_model=loaded.model if loaded else None,
+        draft_model=loaded.model if loaded and loaded.model is not engine.model else None,
         draft_template=loaded.template if loaded else None,
         pair=loaded.match if loaded else None,
         table=loaded.table if loaded else None,
@@ -161,9 +172,30 @@ class LoadedDraft:
 
     model: Model
     backend: Backend
-    template: ChatTemplate
+    template: ChatTemplate | None  # None for a head, which is given the target's own text
     match: Match
     table: VocabularyMap | None
+
+
+def own_head(engine: Engine, options: EngineOptions, notes: list[str]) -> LoadedDraft:
+    """The draft head inside the target's file, with which it was loaded.
+
+    Raises:
+        LoadError: it has none that drafts.
+    """
+    model, backend = engine.model, engine.backend
+    if not isinstance(model, LlamaModel) or not isinstance(backend, LlamaBackend):
+        raise LoadError(f"{model.path.name} has no draft head inside: name a small model as the drafter, or none")
+    if (why := why_none(model.header)) is not None:
+        raise LoadError(why)
+    notes.append(f"{model.path.name} drafts with the head that is inside it (MTP)")
+    return _head_of(engine, model, backend, options)
+
+
+def _head_of(engine: Engine, model: LlamaModel, target: LlamaBackend, options: EngineOptions) -> LoadedDraft:
+    head = target.with_head(model, draft_settings(engine, model, min(engine.n_draft, options.n_draft)))
+    head.warm_up()
+    return LoadedDraft(model, head, None, Match(True, "the head has the target's vocabulary"), None)
 
 
 def open_draft(
@@ -185,6 +217,11 @@ def open_draft(
     """
     model = open_model(path, draft_options(options, engine.settings))
     try:
+        if isinstance(model, LlamaModel) and model.is_head:
+            if not isinstance(engine.backend, LlamaBackend):
+                raise LoadError(f"{path.name} is a draft head and {engine.model.path.name} hands out no states to it")
+            notes.append(f"{path.name} drafts: it is a head, which reads the target's own states")
+            return _head_of(engine, model, engine.backend, options)
         # The drafter need not be bit-exact; the target must.
         settings = draft_settings(engine, model, min(engine.n_draft, options.n_draft))
         backend = open_context(model, settings, pad_single=False, stop_asked=engine.stop_switch)
@@ -266,7 +303,7 @@ def target_options(options: EngineOptions, settings: PairSettings) -> ModelOptio
     # Our kernels give the same bits at every width; the engine's own do so only in the layout of the file.
     repack = kernels().active or not options.exact
     own = _model_options(options, settings, settings.target)
-    return replace(own, repack=repack, loras=options.loras)
+    return replace(own, repack=repack, loras=options.loras, head=options.head)
 
 
 def draft_options(options: EngineOptions, settings: PairSettings) -> ModelOptions:
