@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import threading
 import time
 from collections.abc import Mapping
@@ -61,6 +62,11 @@ def prepare(
     for file in (target, drafter):
         if file.path.suffix != ".gguf":
             raise BadSetting(f"{file.name} is no GGUF file: a drafter learns, and its target answers, as GGUF alone")
+    if drafter.parts:
+        raise BadSetting(
+            f"{drafter.name} lies in {len(drafter.parts)} files, and a drafter learns in one: "
+            f"`edgellm export {shlex.quote(drafter.reference)} --quant {drafter.quant or 'TYPE'}` joins them"
+        )
     adapter = pick(target, drafter, listener=listener)
     return AdaptJob(
         target,

@@ -50,11 +50,11 @@ def describe(reference: str) -> dict[str, Any]:
     from edgellm.app.kept_adapters import adapters_for, adapters_of, adapters_taken_back
     from edgellm.export.obtain import naming, store
     from edgellm.export.obtain.catalogue import find
-    from edgellm.memory.gguf import read_header
+    from edgellm.memory.split import read_model
 
     model, name = store.locate(reference), naming.parse(reference).name
     if model:
-        header = read_header(model.path)
+        header = read_model(model.path)
         facts = {**installed_json(model), **_header_facts(header)}
         facts["licence"] = model.licence or header.metadata.get("general.license")
         return facts | {
@@ -72,7 +72,8 @@ def describe(reference: str) -> dict[str, Any]:
 
 def installed_json(model: ModelFile) -> dict[str, Any]:
     """An installed model for machines. Sizes in bytes."""
-    return {"reference": model.reference, **asdict(model), "path": str(model.path)}
+    facts = asdict(model)
+    return {"reference": model.reference, **facts, "path": str(model.path), "parts": list(facts["parts"])}
 
 
 def entry_json(entry: ModelEntry) -> dict[str, Any]:
