@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgellm.export.obtain.catalogue import ModelEntry
+    from edgellm.export.obtain.catalogue import FileEntry, ModelEntry
     from edgellm.export.obtain.store import ModelFile
     from edgellm.memory.gguf import GgufHeader
 
@@ -78,7 +78,10 @@ def installed_json(model: ModelFile) -> dict[str, Any]:
 
 def entry_json(entry: ModelEntry) -> dict[str, Any]:
     """A model of the catalogue that is not here, with the same keys and `path` null."""
+    from edgellm.export.obtain.catalogue import ModelFacts
+
     file = entry.files[0] if entry.files else None
+    unknown = dict.fromkeys(field.name for field in fields(ModelFacts))
     return {
         "reference": entry.name,
         "path": None,
@@ -95,7 +98,26 @@ def entry_json(entry: ModelEntry) -> dict[str, Any]:
         "role": entry.role,
         "summary": entry.summary,
         "drafters": list(entry.drafters),
-        **(asdict(entry.facts) if entry.facts else {}),
+        "tasks": list(entry.tasks),
+        "parts": [asdict(part) for part in file.parts] if file and len(file.parts) > 1 else [],
+        "files": [_offered(file) for file in entry.files],
+        **(asdict(entry.facts) if entry.facts else unknown),
+    }
+
+
+def _offered(file: FileEntry) -> dict[str, Any]:
+    """What can be pulled; null where nobody says how large it is, or what it hashes to."""
+    from edgellm.export.obtain.catalogue import HfSource
+
+    on_hub = next((source for source in file.sources if isinstance(source, HfSource)), None)
+    return {
+        "quant": file.quant,
+        "filename": file.filename,
+        "n_files": len(file.parts),
+        "n_bytes": file.n_bytes,
+        "sha256": file.sha256,
+        "repo": on_hub.repo if on_hub else None,
+        "revision": on_hub.revision if on_hub and on_hub.revision != "main" else None,
     }
 
 

@@ -6,7 +6,7 @@ import difflib
 import functools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,8 @@ from edgellm.memory.split import joint_sha256, part_name
 
 SHIPPED = Path(__file__).resolve().parents[2] / "models.yaml"
 ADAPTERS = SHIPPED.parent / "runtime" / "distillation" / "adapters"  # of drafters; those of another file lie beside it
+
+TASKS = ("general", "code", "small")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -113,8 +115,12 @@ class ModelFacts:
     n_ctx_train: int  # tokens
     n_params: int
     tied: bool  # the output matrix is the embedding
-    n_merges: int = 0  # of a byte-pair tokenizer
+    n_merges: int | None = None  # of a byte-pair tokenizer; None: about as many as tokens
     window: int | None = None  # tokens that a sliding-window layer attends to
+    n_experts: int = 0  # 0: dense
+    n_experts_used: int = 0
+    n_attending: int = 0  # layers that keep keys and values, of models whose others keep a state; 0: all
+    state_elements: int = 0  # float32 of recurrent state, all layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +131,7 @@ class ModelEntry:
     licence: str
     summary: str
     role: Literal["target", "drafter"]  # what people take it for; any model may serve as either
+    tasks: tuple[str, ...]  # what `edgellm pick` offers it for
     repo: str  # the checkpoint it was made from, on the Hub
     revision: str
     gated: bool  # the checkpoint asks for a licence to be accepted first
@@ -202,6 +209,7 @@ def _entry(model: Mapping[str, Any], path: Path) -> ModelEntry:
             licence=model["licence"],
             summary=model.get("summary", ""),
             role=model.get("role", "target"),
+            tasks=_tasks(model.get("tasks", ())),
             repo=_matching(_REPO, model["repo"]),
             revision=model.get("revision", "main"),
             gated=model.get("gated", False),
@@ -217,6 +225,12 @@ def _entry(model: Mapping[str, Any], path: Path) -> ModelEntry:
         name = model.get("name") if isinstance(model, Mapping) else model
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise CatalogueError(f"{path}: the entry {name!r} is not in the format: {reason}") from error
+
+
+def _tasks(tasks: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(tasks, str) or not set(tasks) <= set(TASKS):
+        raise ValueError(f"tasks {tasks!r} are no list of {', '.join(TASKS)}")
+    return tuple(tasks)
 
 
 def _facts(facts: Mapping[str, Any]) -> ModelFacts:

@@ -38,9 +38,14 @@ def shape_on_hub(repo: str, quant: str | None, *, token: str | None = None) -> t
             raise
         return from_config(config, (quant or "Q4_K_M").upper(), repo), False
     source = next(source for source in file.sources if isinstance(source, HfSource))
+    return shape_of(source, len(file.parts), f"{repo}:{quant}" if quant else repo, token=token), True
+
+
+def shape_of(source: HfSource, n_parts: int, name: str, *, token: str | None = None) -> ModelShape:
+    """The shape of a GGUF file on the Hub, or of several that make a model. Raises as `shape_on_hub` does."""
     with tempfile.TemporaryDirectory(prefix="edgellm-") as folder:
-        parts = [_header(source.part(number), Path(folder), token) for number in range(1, len(file.parts) + 1)]
-        return from_header(joined(parts), f"{repo}:{quant}" if quant else repo), True
+        parts = [_header(source.part(number), Path(folder), token) for number in range(1, n_parts + 1)]
+        return from_header(joined(parts), name)
 
 
 def _header(source: HfSource, folder: Path, token: str | None) -> GgufHeader:
