@@ -71,7 +71,7 @@ def test_small_ones_are_small() -> None:
 
 
 def test_for_long_texts_the_longest_context_comes_first_and_a_longer_one_would_not_fit() -> None:
-    picks, place = picked("long")
+    picks, _ = picked("long")
     lengths = [one.plan.n_ctx for one in picks.fitting]
     assert lengths == sorted(lengths, reverse=True)
     assert len(set(lengths)) > 2
