@@ -61,7 +61,13 @@ def first_of(path: Path) -> Path:
 
 
 def parts_of(path: Path) -> list[Path]:
-    """The files of a model, by the name of the first; they need not be there."""
+    """The files of a model that `read_model` has read, the first of which is named."""
+    found = _siblings(path)
+    return found if all(part.is_file() for part in found) else [path]  # a whole one may be called like a part
+
+
+def _siblings(path: Path) -> list[Path]:
+    """By the name of the first; they need not be there."""
     part = part_name(path.name)
     return [path] if part is None else [path.with_name(name) for name in part.siblings()]
 
@@ -79,15 +85,15 @@ def files_of(path: Path) -> list[Path]:
     n_parts = _count(read_header(path, check_extent=False))
     if n_parts == 1:
         return [path]
-    found = parts_of(path)
+    found = _siblings(path)
     for one in found:
         _refuse_missing(one, path, part.count)
     return found
 
 
 def model_bytes(path: Path) -> int:
-    """Bytes of all files of a model, as far as they are there."""
-    return sum(part.stat().st_size for part in parts_of(path) if part.exists())
+    """Bytes of all files of a model."""
+    return sum(part.stat().st_size for part in parts_of(path))
 
 
 def joint_sha256(digests: Sequence[str]) -> str:

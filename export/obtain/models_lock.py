@@ -12,7 +12,7 @@ from typing import Any
 from edgellm.memory import files
 from edgellm.memory.errors import EdgellmError
 from edgellm.memory.folders import home
-from edgellm.memory.split import parts_of
+from edgellm.memory.split import part_name
 
 
 class PullError(EdgellmError, RuntimeError):
@@ -110,6 +110,7 @@ def files_left(entry: dict[str, Any]) -> list[Path]:
 def _read(entry: dict[str, Any]) -> ModelFile:
     path = Path(entry["path"]) if entry["path"] is not None else None
     parts = tuple(PartFile(**part) for part in entry.get("parts", ()))
-    if path is not None and parts and [part.filename for part in parts] != [one.name for one in parts_of(path)]:
+    named = part_name(path.name) if path is not None and parts else None
+    if parts and path is not None and (named is None or [part.filename for part in parts] != named.siblings()):
         raise ValueError("parts of other names")
     return ModelFile(**entry | {"path": path, "parts": parts})

@@ -80,7 +80,9 @@ def pull(
     if model := locate(reference):
         return model
     if offline:
-        raise NotHere(f"{reference} is not on this machine: run `edgellm pull {reference}` where there is a network")
+        lacking = _lacking(reference)
+        what = f"{lacking} of {reference}" if lacking else reference
+        raise NotHere(f"{what} is not on this machine: run `edgellm pull {reference}` where there is a network")
     progress = progress or Unwatched()
     parsed = naming.parse(reference)
     if parsed.repo:
@@ -161,6 +163,19 @@ def _at(path: Path) -> ModelFile:
     parts = tuple(PartFile(part.name, part.stat().st_size, None) for part in here) if len(here) > 1 else ()
     n_bytes = sum(part.stat().st_size for part in here)
     return ModelFile(path, model_name(path), naming.quant_of(path.name), n_bytes, None, None, "path", parts=parts)
+
+
+def _lacking(reference: str) -> str | None:
+    """The first part that is missing of a model of which others are here."""
+    parsed = naming.parse(reference)
+    wanted = (
+        wanted_of(find(parsed.name), parsed.quant) if parsed.name else _wanted_here(parsed.repo or "", parsed.quant)
+    )
+    if wanted is None or len(wanted.file.parts) == 1:
+        return None
+    here = {path.name for path in files_left(read_lock().get(wanted.key, {"path": None})) or cached_parts(wanted)}
+    missing = [part.filename for part in wanted.file.parts if part.filename not in here]
+    return missing[0] if here and missing else None
 
 
 def _locate_repo(repo: str, quant: str | None) -> ModelFile | None:

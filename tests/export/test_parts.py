@@ -20,7 +20,7 @@ from edgellm.export.obtain.catalogue import CatalogueError, find
 from edgellm.export.obtain.naming import BadReference
 from edgellm.export.obtain.store import NotHere, PullError
 from edgellm.memory.gguf import GgufError, read_header
-from edgellm.memory.split import joint_sha256, model_name, part_name, read_model, read_parts
+from edgellm.memory.split import joint_sha256, model_bytes, model_name, part_name, parts_of, read_model, read_parts
 
 pytestmark = pytest.mark.usefixtures("impatience")
 
@@ -178,6 +178,8 @@ def test_a_whole_model_may_be_called_like_a_part(whole: Path, tmp_path: Path) ->
     found = store.locate(str(path))
     assert found is not None
     assert (found.path, found.parts, model_name(found.path)) == (path, (), "m")
+    assert read_model(path).tensors == read_header(whole).tensors
+    assert (parts_of(path), model_bytes(path)) == ([path], whole.stat().st_size)
 
 
 @pytest.mark.parametrize("folder", ["", "Q8_0/"])
@@ -242,6 +244,14 @@ def test_a_part_that_is_damaged_later_is_fetched_again_alone(hub: LoopbackHub, p
     assert store.pull(REPO) == model
     assert model.files[1].read_bytes() == parts[1].read_bytes()
     assert {Path(one.path).name for one in asked(hub, "GET", "/resolve/")[n_requests:]} == {parts[1].name}
+
+
+def test_offline_the_part_that_is_missing_is_named(hub: LoopbackHub, parts: list[Path]) -> None:
+    hub.add_repo(REPO, as_files(parts, "Q8_0/"))
+    model = store.pull(REPO)
+    model.files[1].unlink()
+    with pytest.raises(NotHere, match=rf"^{parts[1].name} of {REPO} is not on this machine: run `edgellm pull {REPO}`"):
+        store.pull(REPO, offline=True)
 
 
 def test_a_repository_that_lacks_a_part_says_which(hub: LoopbackHub, parts: list[Path]) -> None:
