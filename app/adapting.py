@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import threading
 import time
 from collections.abc import Mapping
@@ -64,6 +65,11 @@ def prepare(
             raise BadSetting(f"{file.name} is no GGUF file: a drafter learns, and its target answers, as GGUF alone")
     if is_head(drafter.path):
         raise BadSetting(f"{drafter.name} is a draft head, which reads its target's states and is not taught here")
+    if drafter.parts:
+        raise BadSetting(
+            f"{drafter.name} lies in {len(drafter.parts)} files, and a drafter learns in one: "
+            f"`edgellm export {shlex.quote(drafter.reference)} --quant {drafter.quant or 'TYPE'}` joins them"
+        )
     adapter = pick(target, drafter, listener=listener)
     return AdaptJob(
         target,

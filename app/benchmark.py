@@ -18,6 +18,7 @@ from edgellm.app.own_heads import drafts_itself, is_own
 from edgellm.app.plans import models_of, read_plan
 from edgellm.app.references import resolve, resolve_pair
 from edgellm.memory.draft_heads import OWN_HEAD
+from edgellm.memory.split import model_bytes
 
 if TYPE_CHECKING:
     from edgellm.export.obtain.store import ModelFile
@@ -179,7 +180,7 @@ def measure(
     drafters = [ablated] if asked.ablate else [one.draft for one in configurations]
     adapters = {draft.fingerprint: draft.adapter for draft in drafters if draft is not None}
     sizes = [one.draft.path for one in configurations if one.draft is not None]
-    largest = max(sizes, key=lambda path: path.stat().st_size, default=None)
+    largest = max(sizes, key=model_bytes, default=None)
     plan, note = plan_here(target.path, largest, options, planned)
     listener.detail(note)
     plain = load_target(target.path, options, plan)

@@ -170,6 +170,10 @@ Mem = Annotated[
         panel=ENGINE,
     ),
 ]
+DeviceName = Annotated[
+    str | None,
+    option("--device", help="Plan for a device of `edgellm devices`.", metavar="NAME", panel=ENGINE),
+]
 Parallel = Annotated[
     int,
     option(

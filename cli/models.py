@@ -116,6 +116,7 @@ _LABELS = {
     "source": "source",
     "sha256": "sha256",
     "path": "path",
+    "parts": "parts",
 }
 
 
@@ -128,6 +129,8 @@ def _plain(key: str, value: Any) -> str:
         return f"{value:,} tokens"
     if key == "chat_template":
         return "yes (--template prints it)"
+    if key == "parts":
+        return f"{len(value)} files, from {value[0]['filename']} on"
     if isinstance(value, list):
         return ", ".join(value)
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -36,6 +36,9 @@ class ContextSettings:
     n_sequences: int = 1  # conversations at once, of `n_ctx` tokens each, whose cells are one pool
     placed: tuple[tuple[str, int], ...] = ()  # (accelerator, layers on it), the last of them with the output head
 
+    def __post_init__(self) -> None:  # read back from JSON, they are lists
+        object.__setattr__(self, "placed", tuple((str(name), int(n)) for name, n in self.placed))
+
     @property
     def n_cells(self) -> int:
         """Tokens the cache has room for: those of all texts, rounded up."""

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from edgellm.memory.adapter import fingerprint
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.cpu import cpu_name
+from edgellm.memory.split import model_bytes
 from edgellm.runtime.backends.base import Backend
 from edgellm.runtime.backends.llama_model import LlamaModel
 from edgellm.runtime.backends.llama_nextn import LlamaHead
@@ -155,7 +156,7 @@ class PairState:
 
     def _knowledge_file(self) -> SealedFile | None:
         nobody = "its head" if self._options.head else "no model"
-        draft = f"{self._draft.name} {self._draft.stat().st_size}" if self._draft is not None else nobody
+        draft = f"{self._draft.name} {model_bytes(self._draft)}" if self._draft is not None else nobody
         if self._draft is not None and self._options.draft_adapter is not None:  # it drafts otherwise, at the same cost
             draft += f" {self._options.draft_adapter}"
         return self._file("knowledge", f"{self._target_key} {draft}")
@@ -189,13 +190,12 @@ class PairState:
 def cost_key(backend: Timed) -> str:
     """Everything that a pass's time depends on."""
     model, settings = backend.model, backend.settings
-    status = model.path.stat()
     return " ".join(
         map(
             str,
             (
                 model.path.name,
-                status.st_size,
+                model_bytes(model.path),
                 cpu_name(),
                 backend.n_threads,
                 kernels().variant,
