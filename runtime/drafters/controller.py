@@ -126,7 +126,9 @@ class AdaptiveDrafter:
 
     def verifying(self, tokens: Sequence[int], drafted: Sequence[int], limit: int) -> None:
         if isinstance(self.model, GoesAhead):
-            self.model.go_ahead(tokens, drafted, limit)
+            n_next = min(limit, self._fixed if self._fixed is not None else self.economics.n_affordable())
+            # One more: the first is for the target's own token.
+            self.model.go_ahead(tokens, drafted, n_next + 1 if n_next > 0 else 0)
 
     def observe(self, tokens: Sequence[int], n_new: int) -> None:
         now, new = self._round, tokens[len(tokens) - n_new :]
