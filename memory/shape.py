@@ -96,8 +96,14 @@ class ModelShape:
     @property
     def bytes_read_per_token(self) -> int:
         """Weights that one token's pass reads."""
-        idle = self.expert_bytes * (self.n_experts - self.n_experts_used) // self.n_experts if self.n_experts else 0
-        return self.weight_bytes - self.lookup_bytes - idle + self.shared_bytes
+        return self.bytes_read(1)
+
+    def bytes_read(self, n_tokens: int) -> int:
+        """Weights that a pass over so many tokens reads: of the experts, those that some token chose, at random."""
+        idle = 0.0
+        if self.n_experts:
+            idle = self.expert_bytes * (1.0 - self.n_experts_used / self.n_experts) ** n_tokens
+        return self.weight_bytes - self.lookup_bytes - int(idle) + self.shared_bytes
 
     def repacked_bytes(self, isa: str) -> int:
         """Bytes that llama.cpp would rearrange for this instruction set (`x86` or `arm`), if it is let."""
