@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -172,15 +173,28 @@ class LlamaBackend:
 
     def _read(self, tokens: Sequence[int]) -> None:
         """Append any number of tokens; this may take long, and may be interrupted."""
-        # Asked between any two nodes of the graph, which would cost too much where a pass is one token.
-        api.llama_set_abort_callback(self._ctx, self._abort, None)
-        try:
+        with self.interruptible():
             for start in range(0, len(tokens), self._n_batch):
                 if self._stop_asked.is_set():
                     raise Interrupted("stopped while reading")
                 self._decode(tokens[start : start + self._n_batch], 0)
+
+    @contextmanager
+    def interruptible(self) -> Iterator[Any]:
+        """The engine's context, whose calls end with status 2 once a stop is asked for.
+
+        It is asked between any two nodes of the graph, which would cost too much where a pass is one token.
+        """
+        api.llama_set_n_threads(self._ctx, self.n_threads, self.n_threads)
+        api.llama_set_abort_callback(self._ctx, self._abort, None)
+        try:
+            yield self._ctx
         finally:
             api.llama_set_abort_callback(self._ctx, api.ggml_abort_callback(), None)
+
+    @property
+    def is_closed(self) -> bool:
+        return self._ctx is None
 
     def _decode(self, tokens: Sequence[int], n_rows: int, *, first: bool = False) -> None:
         """One engine call over at most n_batch tokens; logits of the last `n_rows`, or of the first."""

@@ -22,6 +22,7 @@ from edgellm.runtime.engine import Engine
 from edgellm.runtime.learning.ngram_index import NgramIndex
 from edgellm.runtime.learning.pair_state import PairState
 from edgellm.runtime.text.full_vocabulary import is_trimmed
+from edgellm.runtime.text.encoder_input import EncoderInput
 from edgellm.runtime.text.template import DOCUMENT, ChatTemplate, usable
 from edgellm.runtime.text.vocabulary_map import VocabularyMap, find
 from edgellm.runtime.text.vocabulary_match import Match, match
@@ -90,7 +91,7 @@ def load_target(path: Path, options: EngineOptions = DEFAULTS, plan: MemoryPlan 
         model.close()
         raise
     backend.warm_up()
-    template, refusal = usable(model.chat_template, model.vocabulary)
+    template, refusal = template_of(model)
     n_draft = min(settings.n_draft, backend.max_outputs - 1)
     notes, warnings = about_target(model, template, refusal, plan, options)
     if settings.target.n_ctx < n_asked:
@@ -182,6 +183,8 @@ def open_draft(
     """
     model = open_model(path, draft_options(options, engine.settings))
     try:
+        if isinstance(model, LlamaModel) and model.has_encoder and not engine.template.reads_last:
+            raise LoadError(f"{path.name} has an encoder: it drafts for models that have one too, and not for this")
         # The drafter need not be bit-exact; the target must.
         settings = draft_settings(engine, model, min(engine.n_draft, options.n_draft))
         backend = open_context(model, settings, pad_single=False, stop_asked=engine.stop_switch)
@@ -205,7 +208,7 @@ def draft_of(
     """The drafter of a model that is open. Arguments as of `open_draft`."""
     target = engine.model
     # A file without a template is a base model: it continues a document better than markers it was never taught.
-    template, refusal = usable(model.chat_template, model.vocabulary, DOCUMENT)
+    template, refusal = template_of(model, DOCUMENT)
     warnings += _about_template(model, template, refusal)
     if known is not None:
         return LoadedDraft(model, backend, template, known, engine.table)
@@ -259,12 +262,21 @@ def draft_settings(engine: Engine, model: Model, n_draft: int) -> ContextSetting
     return replace(own, n_ctx=min(own.n_ctx, model.n_ctx_train or own.n_ctx), n_outputs=1, n_rs_seq=n_rs_seq)
 
 
+def template_of(model: Model, instead: str | None = None) -> tuple[ChatTemplate, str]:
+    """How a model is asked, and why not as its file says; `instead` as of `usable`."""
+    if isinstance(model, LlamaModel) and (start := model.decoder_start) is not None:
+        return EncoderInput(model.vocabulary, start), ""
+    return usable(model.chat_template, model.vocabulary, instead)
+
+
 def about_target(
     model: Model, template: ChatTemplate, refusal: str, plan: MemoryPlan | None, options: EngineOptions
 ) -> tuple[list[str], list[str]]:
     """Notes and warnings on a target as it is loaded."""
     notes = [*model.notes]
     notes += [f"{lora.path.name} is applied, at {lora.scale:g} times its strength" for lora in options.loras]
+    if template.reads_last:
+        notes.append(f"{model.path.name} has an encoder: it reads each message alone, and nothing that was said before")
     return notes, [*_trims(plan), *_about_template(model, template, refusal)]
 
 

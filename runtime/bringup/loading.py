@@ -9,6 +9,7 @@ from edgellm.memory.context import ContextSettings
 from edgellm.memory.onnx_graph import is_onnx
 from edgellm.runtime.backends.base import LoadError, StopSignal
 from edgellm.runtime.backends.llama_cpp import LlamaBackend
+from edgellm.runtime.backends.llama_encoder import LlamaEncoderDecoder
 from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
 from edgellm.runtime.backends.llama_process import kernels
 
@@ -42,7 +43,7 @@ def open_model(path: Path, options: ModelOptions) -> Model:
 
 def open_context(
     model: Model, settings: ContextSettings, *, pad_single: bool, stop_asked: StopSignal
-) -> LlamaBackend | OnnxBackend:
+) -> LlamaBackend | LlamaEncoderDecoder | OnnxBackend:
     """A sequence on the model.
 
     Args:
@@ -53,7 +54,8 @@ def open_context(
         LoadError: the context's memory could not be had.
     """
     if isinstance(model, LlamaModel):
-        return LlamaBackend(model, settings, pad_single=pad_single, stop_asked=stop_asked)
+        kind = LlamaEncoderDecoder if model.has_encoder else LlamaBackend
+        return kind(model, settings, pad_single=pad_single, stop_asked=stop_asked)
     from edgellm.runtime.backends.onnx_runtime import OnnxBackend
 
     return OnnxBackend(model, settings, pad_single=pad_single, stop_asked=stop_asked)

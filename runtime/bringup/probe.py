@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,8 @@ def _sizing(request: Mapping[str, Any], send: Send) -> None:
     n_vocab = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
     for item in request["settings"]:
         settings = ContextSettings(**item)
+        if lib.llama_model_has_encoder(model):  # it reads all at once, and reserves a row of logits for each token
+            settings = replace(settings, n_ubatch=settings.n_ctx, n_outputs=settings.n_ctx)
         del log[:]
         context = lib.llama_init_from_model(model, _context_parameters(lib, settings))
         if not context:
