@@ -140,7 +140,8 @@ def _sizing(request: Mapping[str, Any], send: Send) -> None:
         context = lib.llama_init_from_model(model, _context_parameters(lib, settings))
         if not context:
             raise LoadError(_reason(log, f"it refuses {settings}"))
-        output_bytes = settings.n_outputs * n_vocab * 4
+        n_row = n_vocab + (2 * lib.llama_model_n_embd(model) if lib.llama_model_has_encoder(model) else 0)
+        output_bytes = settings.n_outputs * n_row * 4
         send({"probed": asdict(_sizes(lib, context, log, lib.llama_model_size(model), output_bytes))})
         lib.llama_free(context)
 

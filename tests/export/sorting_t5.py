@@ -1,25 +1,26 @@
-"""A tiny T5 that learnt for a minute to say a text again, and its greedy answers; runs where transformers is.
+"""A tiny T5 that learnt for a minute to put words in order, and its greedy answers; runs where transformers is.
 
-`python copying_t5.py make FOLDER` writes the checkpoint; `python copying_t5.py answer FOLDER TEXTS.json OUT.json N`
+`python sorting_t5.py make FOLDER` writes the checkpoint; `python sorting_t5.py answer FOLDER TEXTS.json OUT.json N`
 writes what `generate` says to each text: ids of the input, of the answer, and its text.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
-N_VOCAB, N_STEPS, N_BATCH = 512, 400, 16
-WORDS = sorted({word for text in (argparse.__doc__, textwrap.__doc__, random.__doc__) for word in str(text).split()})
+N_STEPS, N_BATCH = 600, 24
+WORDS = (
+    "ant ball cat dog ear fish gate hat ink jar key lamp map nest oak pen queen rope sun top urn vase wall yard zoo "
+    "apple bread cloud drum eagle frog grass house iron juice king leaf moon night onion"
+).split()
 
 
-def a_text(rng: random.Random, n_most: int = 9) -> str:
-    return " ".join(rng.choices(WORDS, k=rng.randint(2, n_most)))
+def a_text(rng: random.Random) -> str:
+    return " ".join(rng.sample(WORDS, rng.randint(2, 12)))
 
 
 def make(folder: Path) -> None:
@@ -29,20 +30,21 @@ def make(folder: Path) -> None:
 
     folder.mkdir(parents=True)
     rng = random.Random(3)
-    (folder / "corpus").write_text("\n".join(a_text(rng) for _ in range(2000)))
+    (folder / "corpus").write_text("\n".join(a_text(rng) for _ in range(2000)) + "\nQuick? 123, 456: fox-jump!\n" * 50)
     sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "corpus"), model_prefix=str(folder / "spiece"), vocab_size=N_VOCAB - 12, minloglevel=2,
+        input=str(folder / "corpus"), model_prefix=str(folder / "spiece"), vocab_size=110, minloglevel=2,
         model_type="unigram", pad_id=0, eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False,
     )  # fmt: skip
     (folder / "corpus").unlink()
     (folder / "spiece.vocab").unlink()
     tokenizer = transformers.T5Tokenizer.from_pretrained(folder, extra_ids=4)
     tokenizer.save_pretrained(folder)
+    n_vocab = -(-len(tokenizer) // 32) * 32
     torch.manual_seed(7)
     torch.set_num_threads(1)
     model = transformers.T5ForConditionalGeneration(
         transformers.T5Config(
-            vocab_size=N_VOCAB, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, dropout_rate=0.0,
+            vocab_size=n_vocab, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, dropout_rate=0.0,
             feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0, pad_token_id=0,
         )  # fmt: skip
     )
@@ -50,8 +52,10 @@ def make(folder: Path) -> None:
     for step in range(N_STEPS):
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * min(1.0, (N_STEPS - step) / (N_STEPS / 2))
-        given = tokenizer([a_text(rng) for _ in range(N_BATCH)], return_tensors="pt", padding=True)
-        labels = given.input_ids.masked_fill(given.input_ids == 0, -100)
+        texts = [a_text(rng) for _ in range(N_BATCH)]
+        given = tokenizer(texts, return_tensors="pt", padding=True)
+        wanted = tokenizer([" ".join(sorted(text.split())) for text in texts], return_tensors="pt", padding=True)
+        labels = wanted.input_ids.masked_fill(wanted.input_ids == 0, -100)
         loss = model(**{k: given[k] for k in ("input_ids", "attention_mask")}, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
