@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gguf
 import numpy as np
@@ -37,10 +37,17 @@ def write_tiny_t5(
     tied: bool = False,
     n_buckets: int = N_BUCKETS,
     scale: float = 0.3,
+    weights: Literal["F32", "F16", "Q8_0"] = "F32",
     seed: int = 0,
     **entries: Any,
 ) -> Path:
-    """Write the model and return its path. `entries`: metadata written over what follows from the sizes, as uint32."""
+    """Write the model and return its path.
+
+    Args:
+        scale: standard deviation of the matrices.
+        weights: type of the matrices; Q8_0 needs widths that are multiples of 32.
+        entries: metadata written over what follows from the sizes, as uint32.
+    """
     writer, rng = gguf.GGUFWriter(path, "t5"), np.random.default_rng(seed)
     n_decoder_layers = n_layers if n_decoder_layers is None else n_decoder_layers
     numbers = {
@@ -70,7 +77,12 @@ def write_tiny_t5(
     def add(name: str, *shape: int) -> None:
         values = rng.standard_normal(tuple(reversed(shape)), dtype=np.float32)
         is_norm = name.endswith("norm.weight")
-        writer.add_tensor(name, 1.0 + 0.1 * values if is_norm else scale * values)
+        values = 1.0 + 0.1 * values if is_norm else scale * values
+        kind = gguf.GGMLQuantizationType[weights]
+        if weights == "F32" or len(shape) == 1 or "rel_b" in name:
+            writer.add_tensor(name, values)
+        else:
+            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
 
     width = n_heads * head_dim
     add("token_embd.weight", n_embd, n_vocab)

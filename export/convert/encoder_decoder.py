@@ -228,7 +228,9 @@ def _settle_head(folder: Path, config: Mapping[str, Any], stored: dict[str, Stor
 
 
 def _same(left: StoredTensor, right: StoredTensor) -> bool:
-    return left.type == right.type and left.shape == right.shape and all(map(operator.eq, left.chunks(), right.chunks()))
+    return (
+        left.type == right.type and left.shape == right.shape and all(map(operator.eq, left.chunks(), right.chunks()))
+    )
 
 
 def _order(name: str) -> tuple[int, int, str]:

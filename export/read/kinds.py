@@ -32,7 +32,8 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool], tuple[str, ...]]] = {
     "count or none": ("a whole number", lambda value: _is_integer(value) and value >= 0, ("max_window_layers",)),
     "number": (
         "a number above 0", lambda value: _is_number(value) and value > 0,
-        ("rms_norm_eps", "layer_norm_epsilon", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar", "partial_rotary_factor",
+        ("rms_norm_eps", "layer_norm_epsilon", "rope_theta", "rope_local_base_freq",
+         "query_pre_attn_scalar", "partial_rotary_factor",
          "attn_logit_softcapping", "final_logit_softcapping",
          # of the rotary embedding
          "factor", "low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow"),
@@ -61,7 +62,10 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool], tuple[str, ...]]] = {
         "the number of a token, or a list of them",
         lambda value: _is_integer(value) or _is_list_of(_is_integer)(value), ("eos_token_id",),
     ),
-    "token": ("the number of a token", _is_integer, ("bos_token_id", "pad_token_id", "unk_token_id", "decoder_start_token_id")),
+    "token": (
+        "the number of a token", _is_integer,
+        ("bos_token_id", "pad_token_id", "unk_token_id", "decoder_start_token_id"),
+    ),
 }  # fmt: skip
 _KIND_OF = {key: (what, check) for what, check, keys in _KINDS.values() for key in keys}
 

@@ -70,7 +70,9 @@ def _from_json(folder: Path, config: dict[str, Any], n_vocab: int) -> GgufVocabu
             f"{folder}: a T5 whose tokenizer is of type {model.get('type')!r}, where unigram ones are exported"
         )
     if unknown := next((key for key, value in model.items() if key not in _MODEL and value), None):
-        raise TokenizerError(f"{folder}: the tokenizer's model has {unknown} {model[unknown]!r}, which is not known"[:400])
+        raise TokenizerError(
+            f"{folder}: the tokenizer's model has {unknown} {model[unknown]!r}, which is not known"[:400]
+        )
     if model.get("byte_fallback"):
         raise TokenizerError(f"{folder}: unknown signs become bytes (byte_fallback), where llama.cpp has one token")
     charsmap, removes_spaces, prepends = _rules(folder, document)
@@ -80,7 +82,9 @@ def _from_json(folder: Path, config: dict[str, Any], n_vocab: int) -> GgufVocabu
     for token, (text, score) in enumerate(model["vocab"][:n_vocab]):
         tokens.texts[token], tokens.types[token], tokens.scores[token] = str(text).encode(), NORMAL, float(score)
     if not isinstance(model["unk_id"], int) or not 0 <= model["unk_id"] < len(tokens.texts):
-        raise TokenizerError(f"{folder}: the tokenizer names no token for unknown signs (unk_id), which llama.cpp wants")
+        raise TokenizerError(
+            f"{folder}: the tokenizer names no token for unknown signs (unk_id), which llama.cpp wants"
+        )
     tokens.types[model["unk_id"]] = UNKNOWN
     swallow = [entry for entry in added if entry.get("lstrip") or entry.get("rstrip") or entry.get("single_word")]
     tokenizer_facts.account_flags(folder, [entry for entry in swallow if not _SENTINEL.fullmatch(entry["content"])])
@@ -147,7 +151,9 @@ def _ends_with_eos(folder: Path, post: Part | None) -> bool:
     """Whether a text ends with a token of its own; anything else that is put around one is refused."""
     for processor in parts(post, "processors"):
         if processor["type"] != "TemplateProcessing":
-            raise TokenizerError(f"{folder}: a post-processor {processor['type']}, which llama.cpp does not know; {NO_WAY}")
+            raise TokenizerError(
+                f"{folder}: a post-processor {processor['type']}, which llama.cpp does not know; {NO_WAY}"
+            )
         shape = ["sequence" if "Sequence" in part else "token" for part in processor["single"]]
         if shape not in (["sequence"], ["sequence", "token"]):
             raise TokenizerError(f"{folder}: the tokenizer puts tokens around a text otherwise than T5's; {NO_WAY}")

@@ -53,15 +53,11 @@ class LlamaEncoderDecoder:
         self.max_outputs, self.n_threads = self._decoder.max_outputs, self._decoder.n_threads
         self._source: list[int] = []
         self._is_encoded = False
-        self._encoder_s = 0.0
+        self._encoder_s = self.engine_s = 0.0
 
     @property
     def tokens(self) -> list[int]:
         return [*self._source, *self._decoder.tokens]
-
-    @property
-    def engine_s(self) -> float:
-        return self._encoder_s + self._decoder.engine_s
 
     def forward(self, tokens: Sequence[int], n_outputs: int) -> Logits:
         if self._decoder.is_closed:
@@ -74,7 +70,9 @@ class LlamaEncoderDecoder:
             tokens = tokens[n_read:]
             if n_outputs or tokens or self._source[-1:] == [self._end]:
                 self._encode()
-        return self._decoder.forward(tokens, n_outputs)
+        rows = self._decoder.forward(tokens, n_outputs)
+        self.engine_s = self._encoder_s + self._decoder.engine_s
+        return rows
 
     def _n_of_source(self, tokens: Sequence[int], n_outputs: int) -> int:
         """How many of these tokens belong to the input."""
@@ -130,7 +128,7 @@ class LlamaEncoderDecoder:
         self._decoder.warm_up()
         self.truncate(0)
         self._is_encoded = False
-        self._encoder_s = 0.0
+        self._encoder_s = self.engine_s = 0.0
 
     def close(self) -> None:
         self._decoder.close()

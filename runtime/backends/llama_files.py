@@ -41,7 +41,9 @@ def check_encoder(header: GgufHeader, loras: Sequence[Lora]) -> None:
     """Numbers of a model with both halves that the engine takes as they are, and ends the process over."""
     path, damaged = header.path, "the file is damaged, pull it again"
     if loras:
-        raise LoadError(f"{path.name} ({header.architecture}) has an encoder: no adapter is applied to such models here")
+        raise LoadError(
+            f"{path.name} ({header.architecture}) has an encoder: no adapter is applied to such models here"
+        )
     n_layers = header.hparam("block_count", 0)
     n_decoder = header.hparam("decoder_block_count", n_layers)
     if not isinstance(n_decoder, int) or not 0 < n_decoder <= MAX_LAYERS:

@@ -23,7 +23,6 @@ from edgellm.runtime.backends.llama_tokenizer import LlamaTokenizer
 from edgellm.runtime.text.full_vocabulary import full_vocabulary_of
 from edgellm.runtime.text.vocabulary import Vocabulary
 
-
 _PADDING = "tokenizer.ggml.padding_token_id"
 
 
@@ -88,7 +87,7 @@ class LlamaModel:
         template = self.header.metadata.get("tokenizer.chat_template")
         self.chat_template = template if isinstance(template, str) and template else None
         self.n_window = int(api.llama_model_n_swa(self._model))  # tokens that a sliding window sees; 0 without one
-        # Relative positions have no end: what a model with an encoder was trained for bounds only what is taken unasked.
+        # Relative positions have no end: what such a model was trained for is taken unasked, and bounds nothing.
         self.n_ctx_train = 0 if self.has_encoder else int(api.llama_model_n_ctx_train(self._model))
         self.is_hybrid = bool(api.llama_model_is_hybrid(self._model))  # its state can be rolled back a little way
         self.notes: list[str] = []  # what was chosen for it and why, a sentence each

@@ -9,7 +9,7 @@ from edgellm.memory.context import DRAFT_TOKENS_MOST, ContextSettings
 from edgellm.memory.limits import N_UBATCH_DRAFT
 from edgellm.memory.plan import MemoryPlan, PairSettings
 from edgellm.memory.units import format_bytes
-from edgellm.runtime.backends.base import Backend, OutOfMemory, StopSwitch
+from edgellm.runtime.backends.base import Backend, LoadError, OutOfMemory, StopSwitch
 from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
 from edgellm.runtime.backends.llama_process import engine_name, kernels
 from edgellm.runtime.bringup.exactness import exact_width
@@ -21,8 +21,8 @@ from edgellm.runtime.drafters.failsafe import FailsafeProposer
 from edgellm.runtime.engine import Engine
 from edgellm.runtime.learning.ngram_index import NgramIndex
 from edgellm.runtime.learning.pair_state import PairState
-from edgellm.runtime.text.full_vocabulary import is_trimmed
 from edgellm.runtime.text.encoder_input import EncoderInput
+from edgellm.runtime.text.full_vocabulary import is_trimmed
 from edgellm.runtime.text.template import DOCUMENT, ChatTemplate, usable
 from edgellm.runtime.text.vocabulary_map import VocabularyMap, find
 from edgellm.runtime.text.vocabulary_match import Match, match

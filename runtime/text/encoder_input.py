@@ -51,7 +51,7 @@ class EncoderInput(ChatTemplate):
         return None
 
     @property
-    def can_switch_thinking(self) -> bool:  # type: ignore[override]
+    def can_switch_thinking(self) -> bool:
         return False
 
     def reply_opening(self, think: bool | None = None) -> str:
