@@ -118,14 +118,16 @@ def _rules(folder: Path, document: Part) -> tuple[bytes, bool, bool]:
             joins = True
         elif part["type"] != "Strip":
             raise TokenizerError(f"{folder}: text is normalised by {part['type']}, which llama.cpp does not; {NO_WAY}")
-    prepends = False
+    prepends = splits = False
     for part in parts(document.get("pre_tokenizer"), "pretokenizers"):
         if part["type"] == "WhitespaceSplit":
-            joins = True
+            joins = splits = True
         elif part["type"] == "Metaspace" and part.get("replacement", SPACE) == SPACE:
             prepends = part.get("prepend_scheme", "always") != "never" and bool(part.get("add_prefix_space", True))
         else:
             raise TokenizerError(f"{folder}: text is split by {part['type']}, which llama.cpp does not; {NO_WAY}")
+    if splits and not charsmap:
+        raise TokenizerError(f"{folder}: text is split at all white space, which no map writes as spaces; {NO_WAY}")
     for part in parts(document.get("decoder"), "decoders"):
         if part["type"] != "Metaspace":
             raise TokenizerError(f"{folder}: tokens become text through {part['type']}, which llama.cpp does not do")
