@@ -95,7 +95,8 @@ Draft = Annotated[
     option(
         "--draft",
         "-d",
-        help="A small model of any vocabulary, or `none`; the one that the catalogue recommends if not given.",
+        help="A small model of any vocabulary, `mtp` for the head inside the target's file, or `none`; that head, or "
+        "else the one that the catalogue recommends, if not given.",
         metavar="MODEL",
         panel=DRAFTING,
     ),
@@ -169,6 +170,10 @@ Mem = Annotated[
         panel=ENGINE,
     ),
 ]
+DeviceName = Annotated[
+    str | None,
+    option("--device", help="Plan for a device of `edgellm devices`.", metavar="NAME", panel=ENGINE),
+]
 Parallel = Annotated[
     int,
     option(
@@ -201,7 +206,26 @@ Threads = Annotated[
 ]
 GpuLayers = Annotated[
     int,
-    option("--gpu-layers", min=-1, metavar="N", help="Layers on the GPU; -1: all that it takes.", panel=ENGINE),
+    option("--gpu-layers", min=-1, metavar="N", help="Layers on the main device; -1: all that it takes.", panel=ENGINE),
+]
+MainDevice = Annotated[
+    str,
+    option(
+        "--main-device",
+        metavar="NAME",
+        help="Where the model runs: a name of `edgellm devices --here`, cpu, or auto: a GPU where there is one.",
+        panel=ENGINE,
+    ),
+]
+DraftGpuLayers = Annotated[
+    int,
+    option(
+        "--draft-gpu-layers", min=-1, metavar="N", help="The drafter's layers on its device; -1: all.", panel=ENGINE
+    ),
+]
+DraftDevice = Annotated[
+    str,
+    option("--draft-device", metavar="NAME", help="Where the drafter runs, likewise.", panel=ENGINE),
 ]
 OnFull = Annotated[
     str,

@@ -12,7 +12,7 @@ from edgellm.memory.context import ContextSettings
 from edgellm.runtime.backends.base import ContextFull, EngineError, Interrupted, LoadError, Logits, StopSignal
 from edgellm.runtime.backends.llama_cpp import LlamaBackend
 from edgellm.runtime.backends.llama_model import LlamaModel
-from edgellm.runtime.backends.llama_process import one_pass, reason
+from edgellm.runtime.backends.llama_process import reason
 
 
 class LlamaEncoderDecoder:
@@ -52,7 +52,7 @@ class LlamaEncoderDecoder:
         self.n_vocab, self.n_ctx = self._decoder.n_vocab, min(settings.n_ctx, self._decoder.n_ctx)
         self.max_outputs, self.n_threads = self._decoder.max_outputs, self._decoder.n_threads
         self._source: list[int] = []
-        self._is_encoded = False
+        self._is_encoded = self._is_closed = False
         self._encoder_s = self.engine_s = 0.0
 
     @property
@@ -60,7 +60,7 @@ class LlamaEncoderDecoder:
         return [*self._source, *self._decoder.tokens]
 
     def forward(self, tokens: Sequence[int], n_outputs: int) -> Logits:
-        if self._decoder.is_closed:
+        if self._is_closed:
             raise EngineError(f"{self.model.path.name} is closed")
         if len(self._source) + len(self._decoder.tokens) + len(tokens) > self.n_ctx:
             raise ContextFull(f"the context of {self.n_ctx:,} tokens is full: raise --ctx or shorten the text")
@@ -99,9 +99,8 @@ class LlamaEncoderDecoder:
             batch.seq_id[i][0] = 0
         batch.n_tokens = len(source)
         try:
-            with self._decoder.interruptible() as context, one_pass:
-                started = time.perf_counter()
-                status = api.llama_encode(context, batch)
+            started = time.perf_counter()
+            status = self._decoder.encode(batch)
         finally:
             api.llama_batch_free(batch)
         self._encoder_s += time.perf_counter() - started
@@ -131,5 +130,6 @@ class LlamaEncoderDecoder:
         self._encoder_s = self.engine_s = 0.0
 
     def close(self) -> None:
+        self._is_closed = True
         self._decoder.close()
         self._source.clear()

@@ -6,24 +6,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgellm.memory.context import DRAFT_TOKENS_MOST, ContextSettings
+from edgellm.memory.draft_heads import why_none
 from edgellm.memory.limits import N_UBATCH_DRAFT
+from edgellm.memory.placement import PROCESSOR
 from edgellm.memory.plan import MemoryPlan, PairSettings
 from edgellm.memory.units import format_bytes
 from edgellm.runtime.backends.base import Backend, LoadError, OutOfMemory, StopSwitch
+from edgellm.runtime.backends.llama_cpp import LlamaBackend
 from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
 from edgellm.runtime.backends.llama_process import engine_name, kernels
 from edgellm.runtime.bringup.exactness import exact_width
-from edgellm.runtime.bringup.loading import Model, needs_padding, open_context, open_model
+from edgellm.runtime.bringup.loading import Model, needs_padding, open_context, open_model, template_of
 from edgellm.runtime.bringup.planning import DEFAULTS, EngineOptions, plan_here, plan_next, reserve, trimmed, unplanned
+from edgellm.runtime.drafters.ahead import AheadProposer
+from edgellm.runtime.drafters.base import Proposer
 from edgellm.runtime.drafters.controller import AdaptiveDrafter
 from edgellm.runtime.drafters.factory import Pair, build_proposer
 from edgellm.runtime.drafters.failsafe import FailsafeProposer
 from edgellm.runtime.engine import Engine
 from edgellm.runtime.learning.ngram_index import NgramIndex
 from edgellm.runtime.learning.pair_state import PairState
-from edgellm.runtime.text.encoder_input import EncoderInput
 from edgellm.runtime.text.full_vocabulary import is_trimmed
-from edgellm.runtime.text.template import DOCUMENT, ChatTemplate, usable
+from edgellm.runtime.text.template import DOCUMENT, ChatTemplate
 from edgellm.runtime.text.vocabulary_map import VocabularyMap, find
 from edgellm.runtime.text.vocabulary_match import Match, match
 
@@ -65,6 +69,7 @@ def _load_planned(
     if plan is not None:
         reserve(plan)
         draft = draft if plan.settings.drafter else None
+        options = replace(options, head=options.head and plan.settings.drafter is not None)
     engine = load_target(target, options, plan)
     try:
         engine = replace(engine, notes=[note, *engine.notes], warnings=[*engine.warnings, *warnings])
@@ -82,6 +87,11 @@ def load_target(path: Path, options: EngineOptions = DEFAULTS, plan: MemoryPlan 
     settings = plan.settings if plan else unplanned(options)
     stop_switch = StopSwitch()
     model = open_model(path, target_options(options, settings))
+    if isinstance(model, LlamaModel) and model.is_head:
+        model.close()
+        raise LoadError(
+            f"{path.name} is a draft head, which drafts for its model alone: name that, and this as --draft"
+        )
     n_asked = settings.target.n_ctx
     settings = replace(settings, target=replace(settings.target, n_ctx=min(n_asked, model.n_ctx_train or n_asked)))
     try:
@@ -123,12 +133,15 @@ def with_drafter(engine: Engine, draft: Path | None, *, copy: bool, options: Eng
     options = options or engine.options
     notes, warnings = [*engine.notes], [*engine.warnings]
     state = PairState(engine.model, engine.backend, draft, options, warnings.append)
-    loaded = open_draft(engine, draft, options, notes, warnings) if draft is not None else None
+    if draft is not None:
+        loaded: LoadedDraft | None = open_draft(engine, draft, options, notes, warnings)
+    else:
+        loaded = own_head(engine, options, notes) if options.head else None
     pair = replace(
         engine,
         options=options,
         n_draft=min(engine.n_draft, options.n_draft),
-        draft_model=loaded.model if loaded else None,
+        draft_model=loaded.model if loaded and loaded.model is not engine.model else None,
         draft_template=loaded.template if loaded else None,
         pair=loaded.match if loaded else None,
         table=loaded.table if loaded else None,
@@ -159,9 +172,30 @@ class LoadedDraft:
 
     model: Model
     backend: Backend
-    template: ChatTemplate
+    template: ChatTemplate | None  # None for a head, which is given the target's own text
     match: Match
     table: VocabularyMap | None
+
+
+def own_head(engine: Engine, options: EngineOptions, notes: list[str]) -> LoadedDraft:
+    """The draft head inside the target's file, with which it was loaded.
+
+    Raises:
+        LoadError: it has none that drafts.
+    """
+    model, backend = engine.model, engine.backend
+    if not isinstance(model, LlamaModel) or not isinstance(backend, LlamaBackend):
+        raise LoadError(f"{model.path.name} has no draft head inside: name a small model as the drafter, or none")
+    if (why := why_none(model.header)) is not None:
+        raise LoadError(why)
+    notes.append(f"{model.path.name} drafts with the head that is inside it (MTP)")
+    return _head_of(engine, model, backend, options)
+
+
+def _head_of(engine: Engine, model: LlamaModel, target: LlamaBackend, options: EngineOptions) -> LoadedDraft:
+    head = target.with_head(model, draft_settings(engine, model, min(engine.n_draft, options.n_draft)))
+    head.warm_up()
+    return LoadedDraft(model, head, None, Match(True, "the head has the target's vocabulary"), None)
 
 
 def open_draft(
@@ -185,6 +219,11 @@ def open_draft(
     try:
         if isinstance(model, LlamaModel) and model.has_encoder and not engine.template.reads_last:
             raise LoadError(f"{path.name} has an encoder: it drafts for models that have one too, and not for this")
+        if isinstance(model, LlamaModel) and model.is_head:
+            if not isinstance(engine.backend, LlamaBackend):
+                raise LoadError(f"{path.name} is a draft head and {engine.model.path.name} hands out no states to it")
+            notes.append(f"{path.name} drafts: it is a head, which reads the target's own states")
+            return _head_of(engine, model, engine.backend, options)
         # The drafter need not be bit-exact; the target must.
         settings = draft_settings(engine, model, min(engine.n_draft, options.n_draft))
         backend = open_context(model, settings, pad_single=False, stop_asked=engine.stop_switch)
@@ -225,9 +264,19 @@ def draft_of(
 
 
 def proposer_of(
-    engine: Engine, draft: LoadedDraft, options: EngineOptions, state: PairState, warnings: list[str]
-) -> FailsafeProposer:
-    """What drafts with it; `warnings` is told once where it fails."""
+    engine: Engine,
+    draft: LoadedDraft,
+    options: EngineOptions,
+    state: PairState,
+    warnings: list[str],
+    *,
+    goes_ahead: bool = True,
+) -> Proposer:
+    """What drafts with it; `warnings` is told once where it fails.
+
+    Args:
+        goes_ahead: while the target verifies, where the two lie apart.
+    """
     pair = Pair(
         engine.model.vocabulary,
         engine.backend,
@@ -239,19 +288,35 @@ def proposer_of(
         options,
         ngrams=lambda: state.ngrams(draft.model.vocabulary),
     )
-    return FailsafeProposer(build_proposer(pair), warnings.append)
+    proposer = FailsafeProposer(build_proposer(pair), warnings.append)
+    return AheadProposer(proposer) if goes_ahead and are_apart(engine.model, draft.model) else proposer
+
+
+def are_apart(target: Model, draft: Model) -> bool:
+    """Whether both may compute at once: the target on an accelerator alone, the drafter on another device."""
+    if not isinstance(target, LlamaModel) or not isinstance(draft, LlamaModel) or target.n_layers_here:
+        return False
+    there = {name for name, _ in target.options.placed}
+    return not there & {name for name, _ in draft.options.placed}
 
 
 def target_options(options: EngineOptions, settings: PairSettings) -> ModelOptions:
     """How a target's weights are loaded."""
     # Our kernels give the same bits at every width; the engine's own do so only in the layout of the file.
     repack = kernels().active or not options.exact
-    return replace(draft_options(options, settings), repack=repack, loras=options.loras)
+    own = _model_options(options, settings, settings.target)
+    return replace(own, repack=repack, loras=options.loras, head=options.head)
 
 
 def draft_options(options: EngineOptions, settings: PairSettings) -> ModelOptions:
     """How a drafter's weights are loaded, which needs no exact bits."""
-    return ModelOptions(options.n_gpu_layers, options.main_gpu, mmap=settings.loading == "mapped")
+    return _model_options(options, settings, settings.drafter or replace(settings.target, placed=()))
+
+
+def _model_options(options: EngineOptions, settings: PairSettings, context: ContextSettings) -> ModelOptions:
+    return ModelOptions(
+        context.placed, mmap=settings.loading == "mapped", processor_only=options.main_device == PROCESSOR
+    )
 
 
 def draft_settings(engine: Engine, model: Model, n_draft: int) -> ContextSettings:
@@ -260,13 +325,6 @@ def draft_settings(engine: Engine, model: Model, n_draft: int) -> ContextSetting
     own = engine.settings.drafter or replace(main, n_ubatch=N_UBATCH_DRAFT)
     n_rs_seq = n_draft * DRAFT_TOKENS_MOST if model.is_hybrid else 0
     return replace(own, n_ctx=min(own.n_ctx, model.n_ctx_train or own.n_ctx), n_outputs=1, n_rs_seq=n_rs_seq)
-
-
-def template_of(model: Model, instead: str | None = None) -> tuple[ChatTemplate, str]:
-    """How a model is asked, and why not as its file says; `instead` as of `usable`."""
-    if isinstance(model, LlamaModel) and (start := model.decoder_start) is not None:
-        return EncoderInput(model.vocabulary, start), ""
-    return usable(model.chat_template, model.vocabulary, instead)
 
 
 def about_target(

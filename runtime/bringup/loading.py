@@ -11,7 +11,8 @@ from edgellm.runtime.backends.base import LoadError, StopSignal
 from edgellm.runtime.backends.llama_cpp import LlamaBackend
 from edgellm.runtime.backends.llama_encoder import LlamaEncoderDecoder
 from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
-from edgellm.runtime.backends.llama_process import kernels
+from edgellm.runtime.text.encoder_input import EncoderInput
+from edgellm.runtime.text.template import ChatTemplate, usable
 
 if TYPE_CHECKING:
     from edgellm.runtime.backends.onnx_runtime import OnnxBackend, OnnxModel
@@ -38,7 +39,7 @@ def open_model(path: Path, options: ModelOptions) -> Model:
         raise LoadError(
             f"{path.name} is an ONNX model, and {error.name} is not installed: pip install 'edgellm[onnx]'"
         ) from error
-    return OnnxModel(path, cpu_only=options.n_gpu_layers == 0)
+    return OnnxModel(path, cpu_only=options.processor_only)
 
 
 def open_context(
@@ -61,6 +62,13 @@ def open_context(
     return OnnxBackend(model, settings, pad_single=pad_single, stop_asked=stop_asked)
 
 
+def template_of(model: Model, instead: str | None = None) -> tuple[ChatTemplate, str]:
+    """How a model is asked, and why not as its file says; `instead` as of `usable`."""
+    if isinstance(model, LlamaModel) and (start := model.decoder_start) is not None:
+        return EncoderInput(model.vocabulary, start), ""
+    return usable(model.chat_template, model.vocabulary, instead)
+
+
 def needs_padding(model: Model, *, exact: bool) -> bool:
     """Whether a target runs single tokens as two. On onnxruntime it always does, which costs next to nothing there."""
-    return not isinstance(model, LlamaModel) or (exact and not kernels().active)
+    return not isinstance(model, LlamaModel) or (exact and not model.same_bits)
