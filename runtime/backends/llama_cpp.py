@@ -107,7 +107,7 @@ class LlamaBackend:
         ordered = model.same_bits and model.n_window and not stateful
         self._library = compiled() if ordered else None
         self._cells = self._library.edgellm_sequences_new() if self._library is not None else None
-        self._pad_single = pad_single and full is None and self.max_outputs > 1 and not self._saves_rounds
+        self.pads_single = pad_single and full is None and self.max_outputs > 1 and not self._saves_rounds
         name = model.path.name
         self._head: Head = (
             TrimmedHead(name, full, self.max_outputs) if full is not None else WholeHead(name, self.n_vocab)
@@ -130,7 +130,7 @@ class LlamaBackend:
                 f"{n_outputs} rows of logits asked for, {min(self.max_outputs, len(tokens))} are to be had"
             )
         n_body = len(tokens) - n_outputs
-        joins = not self._pad_single and self._head.joins
+        joins = not self.pads_single and self._head.joins
         n_joined = MAX_AGAIN if self._saves_rounds and n_outputs > 1 else MAX_JOINED
         if n_outputs and joins and n_body <= n_joined and len(tokens) <= self._n_batch:
             n_body = 0  # what a drafter missed of the last round is read in the pass that drafts
@@ -138,7 +138,7 @@ class LlamaBackend:
             self._read_on(tokens[:n_body])
         if not n_outputs:
             return np.empty((0, self.n_vocab), np.float32)
-        if n_outputs == 1 and self._pad_single:
+        if n_outputs == 1 and self.pads_single:
             self._decode([tokens[-1], tokens[-1]], 1, first=True)
             self.truncate(len(self.tokens) - 1)
         else:
@@ -258,7 +258,7 @@ class LlamaBackend:
                 told.edgellm_sequences_tell(self._cells, n, self._ids.ctypes.data, positions.ctypes.data)
             started = time.perf_counter()
             try:
-                status = int(api.llama_decode(self._ctx, self._batch))
+                status = self.model.run(self._ctx, self._batch)
             finally:
                 took_s = time.perf_counter() - started
                 if told is not None:

@@ -15,9 +15,9 @@ from edgellm.runtime.backends.base import Backend, LoadError, OutOfMemory, StopS
 from edgellm.runtime.backends.llama_cpp import LlamaBackend
 from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
 from edgellm.runtime.backends.llama_process import engine_name, kernels
-from edgellm.runtime.bringup.exactness import exact_width
 from edgellm.runtime.bringup.loading import Model, needs_padding, open_context, open_model, template_of
-from edgellm.runtime.bringup.planning import DEFAULTS, EngineOptions, plan_here, plan_next, reserve, trimmed, unplanned
+from edgellm.runtime.bringup.planning import DEFAULTS, EngineOptions, plan_here, plan_next, reserve, unplanned
+from edgellm.runtime.bringup.remarks import about_target, about_template, about_vocabulary, agreeing_draft
 from edgellm.runtime.drafters.ahead import AheadProposer
 from edgellm.runtime.drafters.base import Proposer
 from edgellm.runtime.drafters.controller import AdaptiveDrafter
@@ -26,7 +26,6 @@ from edgellm.runtime.drafters.failsafe import FailsafeProposer
 from edgellm.runtime.engine import Engine
 from edgellm.runtime.learning.ngram_index import NgramIndex
 from edgellm.runtime.learning.pair_state import PairState
-from edgellm.runtime.text.full_vocabulary import is_trimmed
 from edgellm.runtime.text.template import DOCUMENT, ChatTemplate
 from edgellm.runtime.text.vocabulary_map import VocabularyMap, find
 from edgellm.runtime.text.vocabulary_match import Match, match
@@ -106,8 +105,8 @@ def load_target(path: Path, options: EngineOptions = DEFAULTS, plan: MemoryPlan 
     notes, warnings = about_target(model, template, refusal, plan, options)
     if settings.target.n_ctx < n_asked:
         notes.append(f"{path.name} was trained for {model.n_ctx_train:,} tokens: the context is that long")
-    if options.exact:
-        n_draft = min(n_draft, _exact_draft(backend, notes, warnings))
+    if options.exact or (isinstance(model, LlamaModel) and model.options.placed):
+        n_draft = min(n_draft, agreeing_draft(backend, options.exact, notes, warnings))
     return Engine(
         model,
         backend,
@@ -248,12 +247,12 @@ def draft_of(
     target = engine.model
     # A file without a template is a base model: it continues a document better than markers it was never taught.
     template, refusal = template_of(model, DOCUMENT)
-    warnings += _about_template(model, template, refusal)
+    warnings += about_template(model, template, refusal)
     if known is not None:
         return LoadedDraft(model, backend, template, known, engine.table)
     table = None
     if isinstance(model, LlamaModel):
-        notes += _about_vocabulary(model)
+        notes += about_vocabulary(model)
         if isinstance(target, LlamaModel):
             keys = {"target_key": target.vocabulary_key(), "draft_key": model.vocabulary_key()}
             table, note = find(path.parent, **keys, engine=engine_name())
@@ -289,7 +288,9 @@ def proposer_of(
         ngrams=lambda: state.ngrams(draft.model.vocabulary),
     )
     proposer = FailsafeProposer(build_proposer(pair), warnings.append)
-    return AheadProposer(proposer) if goes_ahead and are_apart(engine.model, draft.model) else proposer
+    return (
+        AheadProposer(proposer) if goes_ahead and options.ahead and are_apart(engine.model, draft.model) else proposer
+    )
 
 
 def are_apart(target: Model, draft: Model) -> bool:
@@ -325,50 +326,3 @@ def draft_settings(engine: Engine, model: Model, n_draft: int) -> ContextSetting
     own = engine.settings.drafter or replace(main, n_ubatch=N_UBATCH_DRAFT)
     n_rs_seq = n_draft * DRAFT_TOKENS_MOST if model.is_hybrid else 0
     return replace(own, n_ctx=min(own.n_ctx, model.n_ctx_train or own.n_ctx), n_outputs=1, n_rs_seq=n_rs_seq)
-
-
-def about_target(
-    model: Model, template: ChatTemplate, refusal: str, plan: MemoryPlan | None, options: EngineOptions
-) -> tuple[list[str], list[str]]:
-    """Notes and warnings on a target as it is loaded."""
-    notes = [*model.notes]
-    notes += [f"{lora.path.name} is applied, at {lora.scale:g} times its strength" for lora in options.loras]
-    if template.reads_last:
-        notes.append(f"{model.path.name} has an encoder: it reads each message alone, and nothing that was said before")
-    return notes, [*_trims(plan), *_about_template(model, template, refusal)]
-
-
-def _trims(plan: MemoryPlan | None) -> list[str]:
-    """What a plan gave up that a user must know of."""
-    if plan is None:
-        return []
-    trims = trimmed(plan)
-    return [*plan.lost, *([f"to fit {plan.limit.name}: {', '.join(trims)}"] if trims else [])]
-
-
-def _exact_draft(backend: Backend, notes: list[str], warnings: list[str]) -> int:
-    """The longest draft whose passes agree with single tokens in every bit."""
-    width = exact_width(backend)
-    if width > 1:
-        notes.append(f"exact: passes of 1 to {width} tokens agree bit for bit here")
-    else:
-        warnings.append("exact: no two pass widths agree bit for bit here, so nothing is drafted")
-    return width - 1
-
-
-def _about_vocabulary(model: LlamaModel) -> list[str]:
-    name, full = model.path.name, model.full_vocabulary
-    if full is not None:
-        return [f"{name} reads all of {full.header.path.name} and writes {len(full.kept):,} tokens of it"]
-    if is_trimmed(model.header):
-        return [f"{name} has no file of words beside it, so it reads with the tokens that it kept"]
-    return []
-
-
-def _about_template(model: Model, template: ChatTemplate, refusal: str) -> list[str]:
-    name = template.fallback or "plain document"
-    if refusal:
-        return [f"{model.path.name}: {refusal}; the {name} format is used instead"]
-    if template.fallback:
-        return [f"{model.path.name} carries no chat template: the {name} format is used"]
-    return []

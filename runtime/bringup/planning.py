@@ -70,6 +70,7 @@ class EngineOptions:
     n_gpu_layers: int = -1  # of them; -1: all that it takes
     draft_device: str = AUTO  # likewise, the drafter's
     n_draft_gpu_layers: int = -1
+    ahead: bool = True  # draft while the target verifies, where the two lie on different devices
     mmap: bool = False  # weights are read once; mapped, llama.cpp would keep what it repacks a second time
     loras: tuple[Lora, ...] = ()  # adapters of the target
     draft_adapter: str | None = None  # sha256 of the adapter in the drafter's file: its drafts are judged apart

@@ -21,7 +21,6 @@ from edgellm.runtime.backends.parked import N_PARKED
 from edgellm.runtime.backends.state_rows import UnknownState
 from edgellm.runtime.bringup.load import (
     LoadedDraft,
-    about_target,
     draft_of,
     draft_options,
     draft_settings,
@@ -30,6 +29,7 @@ from edgellm.runtime.bringup.load import (
 )
 from edgellm.runtime.bringup.loading import Model, open_model
 from edgellm.runtime.bringup.planning import DEFAULTS, EngineOptions, plan_here, reserve, unplanned
+from edgellm.runtime.bringup.remarks import about_target
 from edgellm.runtime.drafters.acceptance import Acceptance
 from edgellm.runtime.drafters.controller import AdaptiveDrafter
 from edgellm.runtime.drafters.tuning import TUNING
