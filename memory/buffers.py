@@ -7,6 +7,7 @@ tests/runtime/test_probe.py holds them to it. Where llama.cpp itself can be aske
 
 from __future__ import annotations
 
+from edgellm.memory import encoders
 from edgellm.memory.architectures import BESIDE, STREAMS
 from edgellm.memory.buffer_sizes import BufferSizes
 from edgellm.memory.context import KV_BLOCKS, ContextSettings
@@ -46,6 +47,8 @@ def estimate(shape: ModelShape, settings: ContextSettings, repack: bool = False,
 
 def compute_bytes(shape: ModelShape, settings: ContextSettings) -> int:
     """Bytes of the graph's temporaries, flash attention on. Within a few percent; exact for plain dense models, f16."""
+    if shape.has_encoder:
+        return encoders.compute_bytes(shape, settings)
     tokens, rows = min(settings.n_ubatch, settings.n_cells), min(settings.n_outputs, settings.n_ubatch)
     inputs = _input_bytes(shape, settings, tokens)
     layer = tokens * _layer_elements(shape, settings) * _FLOAT
@@ -54,6 +57,8 @@ def compute_bytes(shape: ModelShape, settings: ContextSettings) -> int:
 
 
 def compute_formula(shape: ModelShape, settings: ContextSettings) -> str:
+    if shape.has_encoder:
+        return encoders.compute_formula(shape, settings)
     tokens, rows = min(settings.n_ubatch, settings.n_cells), min(settings.n_outputs, settings.n_ubatch)
     inputs = _input_bytes(shape, settings, tokens)
     layer = _layer_elements(shape, settings)
@@ -80,10 +85,14 @@ def adapter_formula(shape: ModelShape, settings: ContextSettings) -> str:
 
 def output_bytes(shape: ModelShape, settings: ContextSettings) -> int:
     """Logits handed to the caller, which stay valid until the next pass."""
+    if shape.has_encoder:
+        return encoders.output_bytes(shape, settings)
     return settings.n_outputs * shape.n_vocab * _FLOAT
 
 
 def output_formula(shape: ModelShape, settings: ContextSettings) -> str:
+    if shape.has_encoder:
+        return encoders.output_formula(shape, settings)
     return f"{settings.n_outputs} rows x {shape.n_vocab:,} logits x 4 B"
 
 
@@ -93,7 +102,7 @@ def work_bytes(shape: ModelShape, settings: ContextSettings) -> int:
     Beside the activations each thread unpacks weights once for all of them: 16 rows of a matrix at least.
     """
     widest = max(max(shape.n_ff, shape.n_embd) * shape.n_experts_used, shape.n_ff, shape.q_width, shape.n_embd)
-    quantised = settings.n_ubatch * widest * 292 // 256  # Q8_K, the widest of the 8-bit forms
+    quantised = _n_at_once(shape, settings) * widest * 292 // 256  # Q8_K, the widest of the 8-bit forms
     n_chosen = min(shape.n_experts, settings.n_ubatch * shape.n_experts_used)
     quantised += (
         8 * n_chosen * max(shape.n_ff, shape.n_embd) * 292 // 256
@@ -106,8 +115,13 @@ def work_bytes(shape: ModelShape, settings: ContextSettings) -> int:
 
 def work_formula(shape: ModelShape, settings: ContextSettings) -> str:
     widest = max(max(shape.n_ff, shape.n_embd) * shape.n_experts_used, shape.n_ff, shape.q_width, shape.n_embd)
-    tokens = f"{settings.n_ubatch} tokens x {widest:,} in 8 bits"
+    tokens = f"{_n_at_once(shape, settings)} tokens x {widest:,} in 8 bits"
     return f"{tokens} and weights unpacked by {settings.n_threads} threads, or their attention tiles"
+
+
+def _n_at_once(shape: ModelShape, settings: ContextSettings) -> int:
+    """Tokens that are computed at once; an encoder's input is never cut."""
+    return settings.n_ctx if shape.has_encoder else settings.n_ubatch
 
 
 def _input_bytes(shape: ModelShape, settings: ContextSettings, tokens: int) -> int:
