@@ -29,8 +29,12 @@ RUNTIME_BASE_BYTES = 50 * MIB  # interpreter, numpy, the engine's libraries
 VOCABULARY_BASE_BYTES = 3_600_000
 VOCABULARY_TOKEN_BYTES = 166  # the engine's and our own tables, a token
 VOCABULARY_MERGE_BYTES = 141
-PACKED_GROWTH = {"Q4_K": 4 / 144, "Q5_K": 4 / 176}  # our kernels' layout against the file's; others keep their size
-PACKED_TYPES = {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "Q4_K", "Q5_K", "Q6_K"}  # that our kernels take
+# Our kernels' layout against the file's; other types keep their size.
+PACKED_GROWTH = {"Q4_K": 4 / 144, "Q5_K": 4 / 176, "IQ4_XS": 2 / 136}
+PACKED_TYPES = {  # that our kernels take
+    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4", "IQ4_XS",
+    "IQ3_S", "IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "TQ1_0", "TQ2_0", "Q1_0", "F16", "BF16",
+}  # fmt: skip
 ERROR_SHARE = 0.026  # the worst that a prediction was off (docs/memory.md); a plan fits only with this to spare
 SLACK_BYTES = 5 * MIB  # a context's graph descriptions, and the heap's holes
 

@@ -111,7 +111,8 @@ constexpr int64_t kThin = 1024;   // rows of a matrix of floats, at most: router
 bool is_thin(const Tensor* w) {
     const char* name = static_cast<const char*>(w->name);
     const size_t n = strnlen(name, sizeof w->name);
-    if (w->type == kF32 && w->ne[1] <= kThin && w->ne[2] == 1 && n > 7 && std::memcmp(name + n - 7, ".weight", 7) == 0) return true;
+    const bool floats = w->type == kF32 || ((w->type == kF16 || w->type == kBf16) && w->ne[1] % kRows != 0);   // which are not packed
+    if (floats && w->ne[1] <= kThin && w->ne[2] == 1 && n > 7 && std::memcmp(name + n - 7, ".weight", 7) == 0) return true;
     return n > 7 && (std::memcmp(name + n - 7, ".lora_a", 7) == 0 || std::memcmp(name + n - 7, ".lora_b", 7) == 0);
 }
 
