@@ -47,7 +47,12 @@ def random_weights(name: str, rows: int, k: int, seed: int = 0) -> NDArray[np.ui
 
 
 def exact_product(name: str, raw: NDArray[np.uint8], x: NDArray[np.float32]) -> NDArray[np.float64]:
-    weights = gguf.dequantize(raw.view(np.float16) if name == "f16" else raw, quant_type(name))
+    if name == "q1_0":  # which gguf does not dequantise: a float16, then 128 bits, each one or minus one
+        blocks = raw.reshape(len(raw), -1, 18)
+        signs = np.unpackbits(blocks[:, :, 2:], axis=-1, bitorder="little").astype(np.float32) * 2 - 1
+        weights = (signs * blocks[:, :, :2].copy().view(np.float16)).reshape(len(raw), -1)
+    else:
+        weights = gguf.dequantize(raw.view(np.float16) if name == "f16" else raw, quant_type(name))
     return np.asarray(x.astype(np.float64) @ weights.astype(np.float64).T)
 
 
