@@ -50,7 +50,7 @@ class Pair:
         from edgellm.runtime.backends.llama_process import kernels
         from edgellm.runtime.bringup.load import load as load_files
 
-        if self.options.exact and not kernels().active:
+        if self.options.exact and not (kernels().active and self.options.main_device == "cpu"):
             listener.note(
                 "--exact compares passes of every width first, which can take a minute on the engine's own kernels"
             )

@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     target, own = (
-        LlamaModel(path, ModelOptions(vocabulary_only=True, n_gpu_layers=0)).vocabulary
+        LlamaModel(path, ModelOptions(vocabulary_only=True)).vocabulary
         for path in (arguments.target, arguments.drafter)
     )
     assert target.turn_end is not None

@@ -114,7 +114,7 @@ def memory(paths: list[Path]) -> None:
     print("| model | context | batch | predicted MiB | measured MiB | error |\n|---|---|---|---|---|---|")
     for path in paths:
         for n_ctx, n_ubatch in MEMORY_SETTINGS:
-            options = EngineOptions(n_ctx=n_ctx, n_draft=4, n_ubatch=n_ubatch, n_gpu_layers=0)
+            options = EngineOptions(n_ctx=n_ctx, n_draft=4, n_ubatch=n_ubatch, main_device="cpu")
             predicted = plan_here(path.resolve(), None, options)[0].process_bytes
             found = measured(path, n_ctx, n_ubatch)
             errors.append(abs(predicted / found - 1))
@@ -137,7 +137,7 @@ def child(request: str) -> None:
     from edgellm.runtime.sampling import GREEDY
 
     path, n_ctx, n_ubatch = json.loads(request)
-    with load(path, None, EngineOptions(n_ctx=n_ctx, n_draft=4, n_ubatch=n_ubatch, n_gpu_layers=0)) as engine:
+    with load(path, None, EngineOptions(n_ctx=n_ctx, n_draft=4, n_ubatch=n_ubatch, main_device="cpu")) as engine:
         prompt = engine.model.vocabulary.encode(Path(__file__).read_bytes() * 4)[: n_ctx - 60]
         engine.drafter.begin(prompt)
         for _ in generate(engine.backend, engine.drafter, prompt, GREEDY, n_draft=4, max_new=40):

@@ -431,10 +431,7 @@ def main() -> None:
     parser.add_argument("--vary", action="store_true", help="only the controller, with half and twice of each number")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    models = [
-        LlamaModel(path, ModelOptions(vocabulary_only=True, n_gpu_layers=0))
-        for path in (arguments.target, arguments.drafter)
-    ]
+    models = [LlamaModel(path, ModelOptions(vocabulary_only=True)) for path in (arguments.target, arguments.drafter)]
     target, own = (model.vocabulary for model in models)
     assert target.turn_end is not None
     pair = Pair(target, own, target.turn_end)

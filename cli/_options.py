@@ -201,7 +201,26 @@ Threads = Annotated[
 ]
 GpuLayers = Annotated[
     int,
-    option("--gpu-layers", min=-1, metavar="N", help="Layers on the GPU; -1: all that it takes.", panel=ENGINE),
+    option("--gpu-layers", min=-1, metavar="N", help="Layers on the main device; -1: all that it takes.", panel=ENGINE),
+]
+MainDevice = Annotated[
+    str,
+    option(
+        "--main-device",
+        metavar="NAME",
+        help="Where the model runs: a name of `edgellm devices --here`, cpu, or auto: a GPU where there is one.",
+        panel=ENGINE,
+    ),
+]
+DraftGpuLayers = Annotated[
+    int,
+    option(
+        "--draft-gpu-layers", min=-1, metavar="N", help="The drafter's layers on its device; -1: all.", panel=ENGINE
+    ),
+]
+DraftDevice = Annotated[
+    str,
+    option("--draft-device", metavar="NAME", help="Where the drafter runs, likewise.", panel=ENGINE),
 ]
 OnFull = Annotated[
     str,

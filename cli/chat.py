@@ -57,7 +57,10 @@ def chat(
     budget: opt.Budget = None,
     plan: opt.Plan = None,
     threads: opt.Threads = None,
+    main_device: opt.MainDevice = "auto",
     gpu_layers: opt.GpuLayers = -1,
+    draft_device: opt.DraftDevice = "auto",
+    draft_gpu_layers: opt.DraftGpuLayers = -1,
     offline: opt.Offline = False,
     json_: opt.Json = False,
     jsonl: opt.Jsonl = False,
@@ -85,7 +88,10 @@ def chat(
         exact=exact,
         kv=cache_type(kv),
         n_threads=threads,
+        main_device=main_device,
         n_gpu_layers=gpu_layers,
+        draft_device=draft_device,
+        n_draft_gpu_layers=draft_gpu_layers,
         budget_bytes=asked_bytes(budget),
     )
     pair = prepare(

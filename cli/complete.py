@@ -44,7 +44,10 @@ def complete(
     kv: opt.Kv = None,
     budget: opt.Budget = None,
     threads: opt.Threads = None,
+    main_device: opt.MainDevice = "auto",
     gpu_layers: opt.GpuLayers = -1,
+    draft_device: opt.DraftDevice = "auto",
+    draft_gpu_layers: opt.DraftGpuLayers = -1,
     offline: opt.Offline = False,
     json_: opt.Json = False,
 ) -> None:
@@ -64,7 +67,10 @@ def complete(
         **drafting_options(None, learn=False, assume_cost=None, merged_probs=False),
         kv=cache_type(kv),
         n_threads=threads,
+        main_device=main_device,
         n_gpu_layers=gpu_layers,
+        draft_device=draft_device,
+        n_draft_gpu_layers=draft_gpu_layers,
         budget_bytes=asked_bytes(budget),
         n_parallel=n,
     )

@@ -8,9 +8,16 @@ from typing import Annotated
 from edgellm.cli import _options as opt
 from edgellm.cli._output import out
 
+_KINDS = {
+    "gpu": "memory of its own",
+    "integrated": "the machine's memory",
+    "software": "played by the processor",
+    "worker": "another machine",
+}
+
 
 def devices(
-    probe: Annotated[bool, opt.option("--probe", help="Also ask llama.cpp which GPUs it can use here.")] = False,
+    here: Annotated[bool, opt.option("--here", help="Those of this machine alone: what llama.cpp can use.")] = False,
     sources: Annotated[bool, opt.option("--sources", help="Say where each figure is from.")] = False,
     json_: opt.Json = False,
 ) -> None:
@@ -18,15 +25,15 @@ def devices(
     from edgellm.memory.device import known_devices, this_machine
     from edgellm.memory.units import format_bytes
 
-    listed = [this_machine(), *known_devices()]
+    listed = [this_machine(), *(() if here else known_devices())]
     found = []
-    if probe:
+    if here:
         from edgellm.runtime.bringup.probe import accelerators
 
         found = accelerators()
     if json_:
         rows = [asdict(device) for device in listed]
-        return out.json([*rows, *({"kind": "gpu", **asdict(gpu)} for gpu in found)])
+        return out.json([*rows, *({**asdict(each), "unified": each.unified} for each in found)])
     columns = ["name", "what", "memory ", "for a program ", "bandwidth "] + (["source"] if sources else [])
     lines: list[tuple[object, ...]] = []
     for device in listed:
@@ -38,9 +45,10 @@ def devices(
             f"{device.bandwidth_bytes_s / 1e9:.0f} GB/s",
         )
         lines.append((*line, device.source) if sources else line)
-    for gpu in found:
-        line = (gpu.name, gpu.description, format_bytes(gpu.total_bytes), format_bytes(gpu.free_bytes), "?")
+    for each in found:
+        what = f"{each.description}, {_KINDS[each.kind]}"
+        line = (each.name, what, format_bytes(each.total_bytes), format_bytes(each.usable_bytes), "?")
         lines.append((*line, "asked of llama.cpp") if sources else line)
     out.table(columns, lines)
-    if probe and not found:
-        out.note("llama.cpp sees no GPU here")
+    if here and not found:
+        out.note("llama.cpp sees no GPU here (docs/gpu.md says how it is built for one)")

@@ -131,7 +131,10 @@ def serve(
     budget: opt.Budget = None,
     plan: opt.Plan = None,
     threads: opt.Threads = None,
+    main_device: opt.MainDevice = "auto",
     gpu_layers: opt.GpuLayers = -1,
+    draft_device: opt.DraftDevice = "auto",
+    draft_gpu_layers: opt.DraftGpuLayers = -1,
     offline: opt.Offline = False,
 ) -> None:
     """Answer programs that speak OpenAI's API, at http://127.0.0.1:8080/v1, while a small model drafts ahead.
@@ -160,7 +163,10 @@ def serve(
         exact=exact,
         kv=cache_type(kv),
         n_threads=threads,
+        main_device=main_device,
         n_gpu_layers=gpu_layers,
+        draft_device=draft_device,
+        n_draft_gpu_layers=draft_gpu_layers,
         budget_bytes=asked_bytes(budget),
         n_parallel=parallel,
         **prefix_options(prefix_cache),

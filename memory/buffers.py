@@ -10,6 +10,7 @@ from __future__ import annotations
 from edgellm.memory.buffer_sizes import BufferSizes
 from edgellm.memory.context import KV_BLOCKS, ContextSettings
 from edgellm.memory.kv import cache_bytes, cells, snapshots
+from edgellm.memory.placed_sizes import split
 from edgellm.memory.shape import ModelShape, UnknownShape, has_fused_qkv
 
 _FLOAT = 4
@@ -29,7 +30,7 @@ def estimate(shape: ModelShape, settings: ContextSettings, repack: bool = False,
         return onnx_plan.estimate(shape, settings)
     if not shape.known:
         raise UnknownShape(f"the cache of {shape.name} ({shape.architecture}) is not known; plan it with --probe")
-    return BufferSizes(
+    whole = BufferSizes(
         weights_bytes=shape.weight_bytes + (shape.doubled_bytes(isa) if repack else 0),
         repacked_bytes=shape.repacked_bytes(isa) if repack else 0,
         kv_bytes=cache_bytes(shape, settings),
@@ -38,6 +39,7 @@ def estimate(shape: ModelShape, settings: ContextSettings, repack: bool = False,
         state_bytes=shape.state_elements * _FLOAT,
         exact=False,
     )
+    return split(shape, settings, whole, _input_bytes(shape, settings, min(settings.n_ubatch, settings.n_cells)))
 
 
 def compute_bytes(shape: ModelShape, settings: ContextSettings) -> int:

@@ -21,6 +21,7 @@ from edgellm.memory import units
 from edgellm.memory.cpu import own_groups as _own_groups
 from edgellm.memory.cpu import upwards, usable_cores
 from edgellm.memory.errors import USAGE, EdgellmError
+from edgellm.memory.placement import DeviceLimit
 from edgellm.memory.plan import Limit
 from edgellm.memory.units import MIB, format_bytes, is_decimal, parse_bytes
 
@@ -51,6 +52,7 @@ class Device:
     source: str  # where the figures are from
     words: tuple[str, ...] = ()  # what else people call such a device
     decimal: bool = False  # its memory is sold in GB of 10^9 bytes
+    accelerators: tuple[DeviceLimit, ...] = ()  # that layers may be placed on, beside the processor
 
     @property
     def limit(self) -> Limit:

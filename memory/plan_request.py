@@ -22,6 +22,10 @@ class PlanRequest:
     n_threads: int = 2
     n_sequences: int = 1  # conversations at once, of `n_ctx` tokens each
     keep_drafter: bool = False  # the drafter was asked for: drop it only to fit
+    main_device: str = ""  # the accelerator that the target's layers go to; "": none
+    n_gpu_layers: int = -1  # of them; -1: all that it takes
+    draft_device: str = ""  # likewise, of the drafter
+    n_draft_gpu_layers: int = -1
 
 
 ANYTHING = PlanRequest()

@@ -6,8 +6,9 @@ of a cache. `runtime/bringup/probe.py` sizes those exactly.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -82,6 +83,7 @@ class ModelShape:
     adapter_bytes: int = 0  # of LoRA adapters that are applied beside the weights
     adapter_width: int = 0  # floats a token at most, that applying one to a layer's matrix holds beside its result
     adapter_head_width: int = 0  # likewise, floats a row of logits
+    layer_bytes: tuple[int, ...] = ()  # weights of each layer; empty: not known apart
 
     @property
     def is_recurrent(self) -> bool:
@@ -179,6 +181,7 @@ def from_header(header: GgufHeader, name: str | None = None, *, ask: bool = Fals
         exact=True,
         n_words=_whole_vocabulary(header),
         known=known,
+        layer_bytes=_layer_bytes(sizes, n_layers),
         keeps_state=not known and any(key.startswith(_STATEFUL) for key in header.own_keys()),
     )
 
@@ -235,6 +238,15 @@ def _products(tensors: Sequence[TensorInfo]) -> Counter[str]:
         if in_product and len(tensor.shape) > 1 and tensor.shape[1] % 8 == 0:
             n_bytes[tensor.type] += tensor.n_bytes
     return n_bytes
+
+
+def _layer_bytes(sizes: Mapping[str, int], n_layers: int) -> tuple[int, ...]:
+    n_bytes = [0] * n_layers
+    for name, size in sizes.items():
+        layer = re.match(r"blk\.(\d{1,4})\.", name)
+        if layer and int(layer[1]) < n_layers:
+            n_bytes[int(layer[1])] += size
+    return tuple(n_bytes)
 
 
 def _whole_vocabulary(header: GgufHeader) -> int:

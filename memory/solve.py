@@ -17,6 +17,7 @@ from edgellm.memory.context import N_DRAFT_MOST, N_TURN_STATES, ContextSettings,
 from edgellm.memory.device import Device
 from edgellm.memory.kv import check_cache, fits_cache, saved_states
 from edgellm.memory.limits import N_CTX, N_UBATCH, N_UBATCH_DRAFT
+from edgellm.memory.placing import placed
 from edgellm.memory.plan import MemoryPlan, PairSettings, Trim, plan
 from edgellm.memory.plan_request import ANYTHING, PlanRequest
 from edgellm.memory.shape import ModelShape
@@ -89,7 +90,7 @@ def solve(
 def untrimmed(target: ModelShape, drafter: ModelShape | None, device: Device, ask: PlanRequest) -> MemoryPlan:
     """The plan of these settings as they stand, whether it fits or not; a drafter that could draft is kept."""
     state, steps = _start(target, drafter, device, replace(ask, keep_drafter=True))
-    return replace(plan(target, drafter, state.settings, device.limit), steps=tuple(steps))
+    return replace(plan(target, drafter, state.settings, device.limit, devices=device.accelerators), steps=tuple(steps))
 
 
 def describe(plan: MemoryPlan) -> str:
@@ -104,6 +105,12 @@ def describe(plan: MemoryPlan) -> str:
 
 def refusal(solution: Solution) -> str:
     """One sentence for a plan that does not fit, with what to do."""
+    if solution.plan.short_devices:
+        short = solution.plan.short_devices[0]
+        return (
+            f"{solution.plan.target} needs {format_bytes(solution.plan.device_bytes(short.name))} of {short.name}, "
+            f"which has {format_bytes(short.usable_bytes)} for it: choose fewer --gpu-layers, or leave them to the plan"
+        )
     lacking = format_bytes(-solution.plan.headroom_bytes)
     kept = "the system's share and " if solution.plan.limit.reserve_bytes else ""
     head = (
@@ -140,7 +147,7 @@ def _start(
         if ask.n_draft is None and not ask.keep_drafter and not gains(target, drafter, settings, device):
             notes.append(Trim("no draft model", 0, "it is not expected to gain anything on this device"))
             settings = replace(settings, drafter=None)
-    settings = with_outputs(settings, target)
+    settings = placed(with_outputs(settings, target), target, drafter, device, ask)
     return State(target, settings), [*_free_trims(target, drafter if settings.drafter else None, settings), *notes]
 
 
@@ -178,7 +185,7 @@ def _descend(
     """Down the ladder until it fits; then back up wherever a step was not needed."""
 
     def planned(state: State) -> MemoryPlan:
-        return plan(state.target, drafter, state.settings, device.limit, sizer=size)
+        return plan(state.target, drafter, state.settings, device.limit, sizer=size, devices=device.accelerators)
 
     def after(steps: Sequence[TrimStep]) -> State:
         state = start
@@ -214,7 +221,8 @@ def _descend(
         state, current = changed, smaller
     if state.settings.drafter is None:
         listed = [step for step in listed if not step.name.startswith("drafter:")]
-    speed = predict(state.target, drafter, state.settings, device)
+    # Of an accelerator's speed nothing is known before it was measured.
+    speed = None if state.settings.target.placed else predict(state.target, drafter, state.settings, device)
     return replace(current, tokens_per_s=speed, steps=tuple(listed))
 
 
@@ -231,14 +239,16 @@ def _bound(start: State, drafter: ModelShape | None, device: Device, size: Sizer
             state = changed
     if not gains(state.target, drafter, state.settings, device):
         return None
-    return plan(state.target, drafter, state.settings, device.limit, sizer=size).required_bytes
+    return plan(
+        state.target, drafter, state.settings, device.limit, sizer=size, devices=device.accelerators
+    ).required_bytes
 
 
 def _needed(target: ModelShape, device: Device, ask: PlanRequest, size: Sizer) -> int:
     """The least budget that holds the target at its own quantisation, all that was left open trimmed."""
 
     def required(state: State) -> int:
-        return plan(target, None, state.settings, device.limit, sizer=size).required_bytes
+        return plan(target, None, state.settings, device.limit, sizer=size, devices=device.accelerators).required_bytes
 
     state, _ = _start(target, None, device, ask)
     least = required(state)

@@ -8,12 +8,14 @@ from typing import Any, Literal, cast
 
 from edgellm.memory.context import KV_BLOCKS, ContextSettings, KvType
 from edgellm.memory.gguf import shown
+from edgellm.memory.hparams import MAX_LAYERS
 from edgellm.memory.limits import N_CTX_MAX, N_DRAFT_MAX, N_PARALLEL_MAX, N_UBATCH_MAX
+from edgellm.memory.placement import DeviceLimit
 from edgellm.memory.plan import VERSION, Limit, Line, Loading, MemoryPlan, PairSettings, PlanError, Speed, Trim
 
 MOST_THREADS = 1024
 _CONTEXT_KEYS = ("n_ctx", "n_ubatch", "n_outputs", "kv", "n_rs_seq", "n_threads")
-_LATER_KEYS = {"n_sequences": 1, "n_saved_states": 0}  # that older plans lack
+_LATER_KEYS: dict[str, Any] = {"n_sequences": 1, "n_saved_states": 0, "placed": ()}  # that older plans lack
 
 
 def plan_from_json(data: Mapping[str, Any]) -> MemoryPlan:
@@ -54,7 +56,7 @@ def _plan(data: Mapping[str, Any]) -> MemoryPlan:
         target=_text(data["target"]),
         drafter=None if data["drafter"] is None else _text(data["drafter"]),
         quantisation=_text(data["quantisation"]),
-        lines=tuple(Line(_text(x["name"]), _count(x["n_bytes"]), _text(x["formula"])) for x in data["lines"]),
+        lines=tuple(_line(x) for x in data["lines"]),
         limit=Limit(_text(data["limit_name"]), _count(data["limit_bytes"]), _count(data["reserve_bytes"])),
         settings=settings,
         exact=_flag(data["exact"]),
@@ -69,6 +71,17 @@ def _plan(data: Mapping[str, Any]) -> MemoryPlan:
         drafter_obtain=_optional(data.get("drafter_obtain")),
         draft_adapter=_optional(data.get("draft_adapter")),
         loras=tuple(_text(reference) for reference in data.get("loras", ())),
+        devices=tuple(_device(x) for x in data.get("devices", ())),
+    )
+
+
+def _line(data: Mapping[str, Any]) -> Line:
+    return Line(_text(data["name"]), _count(data["n_bytes"]), _text(data["formula"]), _text(data.get("device", "")))
+
+
+def _device(data: Mapping[str, Any]) -> DeviceLimit:
+    return DeviceLimit(
+        _text(data["name"]), _text(data["description"]), _count(data["usable_bytes"]), _flag(data["unified"])
     )
 
 
@@ -97,6 +110,7 @@ def _context(data: Mapping[str, Any]) -> ContextSettings:
         n_saved_states=_count(data.get("n_saved_states", 0), most=N_UBATCH_MAX),
         n_threads=_count(data["n_threads"], least=1, most=MOST_THREADS),
         n_sequences=_count(data.get("n_sequences", 1), least=1, most=N_PARALLEL_MAX),
+        placed=tuple((_text(name), _count(n, most=MAX_LAYERS + 1)) for name, n in data.get("placed", ())),
     )
     if settings.n_outputs > settings.n_ubatch:
         raise ValueError(f"{settings.n_outputs} rows of logits do not come out of a batch of {settings.n_ubatch}")

@@ -24,11 +24,7 @@ from edgellm.runtime.backends.base import (
 from edgellm.runtime.backends.llama_context import ContextLimits, new_context
 from edgellm.runtime.backends.llama_heads import Head, TrimmedHead, WholeHead, rows_at
 from edgellm.runtime.backends.llama_model import LlamaModel
-from edgellm.runtime.backends.llama_process import (
-    kernels,
-    one_pass,
-    reason,
-)
+from edgellm.runtime.backends.llama_process import one_pass, reason
 from edgellm.runtime.backends.llama_states import SavedStates
 from edgellm.runtime.backends.thread_choice import WIDEST, ThreadChoice
 
@@ -196,7 +192,7 @@ class LlamaBackend:
         self._batch.n_tokens = n
         self._n_states = n_rows if n_rows == n else 0
         # Prompts take all. On stock kernels bits depend on how many threads there are.
-        chooses = bool(n_rows) and n <= WIDEST and kernels().active
+        chooses = bool(n_rows) and n <= WIDEST and self.model.same_bits
         n_threads = self._threads.next(n) if chooses else self.n_threads
         api.llama_set_n_threads(self._ctx, n_threads, n_threads)  # the second is of passes of several tokens
         with one_pass:

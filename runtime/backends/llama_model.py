@@ -17,8 +17,10 @@ from llama_cpp import llama_cpp as api
 
 from edgellm.memory.adapter import Lora
 from edgellm.runtime.backends.base import EngineError, Interrupted, LoadError, stops_loading
+from edgellm.runtime.backends.llama_devices import key as device_key
+from edgellm.runtime.backends.llama_devices import place
 from edgellm.runtime.backends.llama_files import check_adapters, checked_header
-from edgellm.runtime.backends.llama_process import failure, has_extra_buffers, kernels, listen, offloads, reason
+from edgellm.runtime.backends.llama_process import failure, has_extra_buffers, kernels, listen, reason
 from edgellm.runtime.backends.llama_tokenizer import LlamaTokenizer
 from edgellm.runtime.text.full_vocabulary import full_vocabulary_of
 from edgellm.runtime.text.vocabulary import Vocabulary
@@ -28,12 +30,12 @@ from edgellm.runtime.text.vocabulary import Vocabulary
 class ModelOptions:
     """How weights are loaded. `repack` lets the engine keep a second, faster layout of some types."""
 
-    n_gpu_layers: int = -1  # -1: all that the device takes
-    main_gpu: int = 0
+    placed: tuple[tuple[str, int], ...] = ()  # (device, layers on it); none: all on the processor
     mmap: bool = True
     repack: bool = True
     vocabulary_only: bool = False
     loras: tuple[Lora, ...] = ()
+    processor_only: bool = False  # of an ONNX model, whose engine places it itself
 
 
 class LlamaModel:
@@ -53,8 +55,7 @@ class LlamaModel:
         kernels()
         self.options = options = replace(options, repack=options.repack and has_extra_buffers())
         params = api.llama_model_default_params()
-        params.n_gpu_layers = options.n_gpu_layers if offloads() else 0
-        params.main_gpu = options.main_gpu
+        self._pointed_to = place(api, params, options.placed)
         params.load_mode = api.LLAMA_LOAD_MODE_MMAP if options.mmap else api.LLAMA_LOAD_MODE_NONE
         params.use_extra_bufts = options.repack
         params.vocab_only = options.vocabulary_only
@@ -86,6 +87,16 @@ class LlamaModel:
         self.is_hybrid = bool(api.llama_model_is_hybrid(self._model))  # its state can be rolled back a little way
         self.notes: list[str] = []  # what was chosen for it and why, a sentence each
         self.is_recurrent = bool(api.llama_model_is_recurrent(self._model))  # nothing but state: it cannot
+
+    @property
+    def same_bits(self) -> bool:
+        """Passes of every width agree bit for bit: all of its layers are multiplied by our kernels."""
+        return kernels().active and not self.options.placed
+
+    @property
+    def placement_key(self) -> str:
+        """What its bits and times depend on beside the processor; "" where it lies there alone."""
+        return device_key(api, self.options.placed) if self.options.placed else ""
 
     @property
     def architecture(self) -> str:

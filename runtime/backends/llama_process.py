@@ -14,7 +14,8 @@ from llama_cpp import __version__ as _version
 from llama_cpp import llama_cpp as api
 
 from edgellm.memory.children import REPORT, without_folder
-from edgellm.runtime.backends import llama_library, llama_log
+from edgellm.memory.placement import Accelerator
+from edgellm.runtime.backends import llama_devices, llama_library, llama_log
 from edgellm.runtime.backends.base import LoadError, OutOfMemory
 from edgellm.runtime.bringup import extra_buffers
 from edgellm.runtime.kernels import KernelReport, install
@@ -84,6 +85,12 @@ def has_extra_buffers() -> bool:
 def offloads() -> bool:
     """Whether this build can put layers on a GPU."""
     return bool(api.llama_supports_gpu_offload())
+
+
+def accelerators() -> list[Accelerator]:
+    """The devices beside the processor that this build can compute on."""
+    kernels()
+    return llama_devices.accelerators(api) if offloads() else []
 
 
 def engine_name() -> str:

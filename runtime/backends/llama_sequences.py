@@ -26,7 +26,7 @@ from edgellm.runtime.backends.base import CannotTruncate, ContextFull, EngineErr
 from edgellm.runtime.backends.llama_context import ContextLimits, new_context
 from edgellm.runtime.backends.llama_heads import WholeHead, rows_at
 from edgellm.runtime.backends.llama_model import LlamaModel
-from edgellm.runtime.backends.llama_process import kernels, one_pass, reason
+from edgellm.runtime.backends.llama_process import one_pass, reason
 from edgellm.runtime.backends.parked import NOBODY, Parked, n_common
 from edgellm.runtime.backends.thread_choice import WIDEST, ThreadChoice
 from edgellm.runtime.kernels.load import compiled
@@ -68,7 +68,7 @@ class LlamaSequences:
         self.n_threads = settings.n_threads
         self.n_outputs = max(settings.n_outputs, n_sequences)
         self._threads = ThreadChoice(settings.n_threads)
-        self._library = compiled() if kernels().active else None
+        self._library = compiled() if model.same_bits else None
         pooled, name = self._library is not None, model.path.name
         self._ctx: Any = new_context(
             model.handle, settings, self.n_outputs, name=name, rolls_back=False, n_sequences=n_sequences, pooled=pooled

@@ -29,6 +29,7 @@ from edgellm.memory.children import ChildFailed, Send, answers, serve
 from edgellm.memory.cpu import cpu_flags, cpu_name
 from edgellm.memory.folders import home
 from edgellm.memory.gguf import MAGIC, TENSOR_TYPES, TYPE_IDS
+from edgellm.runtime.backends import llama_devices
 from edgellm.runtime.kernels.load import engine_library
 
 VERSION = 1  # of the trial and of what is kept of it
@@ -149,9 +150,11 @@ def _trial(_: Mapping[str, Any], send: Send) -> None:
 
 def _load(api: Any, path: Path, *, extra: bool) -> Any:
     parameters = api.llama_model_default_params()
-    parameters.n_gpu_layers, parameters.load_mode = 0, api.LLAMA_LOAD_MODE_NONE
+    parameters.load_mode = api.LLAMA_LOAD_MODE_NONE
     parameters.use_extra_bufts = extra
+    pointed_to = llama_devices.place(api, parameters, ())
     model = api.llama_model_load_from_file(os.fsencode(path), parameters)
+    del pointed_to
     if not model:
         raise ChildFailed("the trial's own model does not load")
     return model

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgellm.memory.context import DRAFT_TOKENS_MOST, ContextSettings
 from edgellm.memory.limits import N_UBATCH_DRAFT
+from edgellm.memory.placement import PROCESSOR
 from edgellm.memory.plan import MemoryPlan, PairSettings
 from edgellm.memory.units import format_bytes
 from edgellm.runtime.backends.base import Backend, OutOfMemory, StopSwitch
@@ -243,12 +244,19 @@ def target_options(options: EngineOptions, settings: PairSettings) -> ModelOptio
     """How a target's weights are loaded."""
     # Our kernels give the same bits at every width; the engine's own do so only in the layout of the file.
     repack = kernels().active or not options.exact
-    return replace(draft_options(options, settings), repack=repack, loras=options.loras)
+    own = _model_options(options, settings, settings.target)
+    return replace(own, repack=repack, loras=options.loras)
 
 
 def draft_options(options: EngineOptions, settings: PairSettings) -> ModelOptions:
     """How a drafter's weights are loaded, which needs no exact bits."""
-    return ModelOptions(options.n_gpu_layers, options.main_gpu, mmap=settings.loading == "mapped")
+    return _model_options(options, settings, settings.drafter or replace(settings.target, placed=()))
+
+
+def _model_options(options: EngineOptions, settings: PairSettings, context: ContextSettings) -> ModelOptions:
+    return ModelOptions(
+        context.placed, mmap=settings.loading == "mapped", processor_only=options.main_device == PROCESSOR
+    )
 
 
 def draft_settings(engine: Engine, model: Model, n_draft: int) -> ContextSettings:

@@ -10,7 +10,6 @@ from edgellm.memory.onnx_graph import is_onnx
 from edgellm.runtime.backends.base import LoadError, StopSignal
 from edgellm.runtime.backends.llama_cpp import LlamaBackend
 from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
-from edgellm.runtime.backends.llama_process import kernels
 
 if TYPE_CHECKING:
     from edgellm.runtime.backends.onnx_runtime import OnnxBackend, OnnxModel
@@ -37,7 +36,7 @@ def open_model(path: Path, options: ModelOptions) -> Model:
         raise LoadError(
             f"{path.name} is an ONNX model, and {error.name} is not installed: pip install 'edgellm[onnx]'"
         ) from error
-    return OnnxModel(path, cpu_only=options.n_gpu_layers == 0)
+    return OnnxModel(path, cpu_only=options.processor_only)
 
 
 def open_context(
@@ -61,4 +60,4 @@ def open_context(
 
 def needs_padding(model: Model, *, exact: bool) -> bool:
     """Whether a target runs single tokens as two. On onnxruntime it always does, which costs next to nothing there."""
-    return not isinstance(model, LlamaModel) or (exact and not kernels().active)
+    return not isinstance(model, LlamaModel) or (exact and not model.same_bits)

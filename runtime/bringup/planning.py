@@ -15,9 +15,11 @@ from edgellm.memory.context import N_DRAFT_MOST, N_TURN_STATES, ContextSettings,
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.device import Device, budget_device, this_machine
 from edgellm.memory.gguf import GgufError
+from edgellm.memory.hparams import MAX_LAYERS
 from edgellm.memory.limits import N_CTX, N_UBATCH
 from edgellm.memory.onnx_graph import OnnxError, is_onnx
 from edgellm.memory.onnx_plan import read_shape
+from edgellm.memory.placement import AUTO, PROCESSOR, Accelerator, chosen, n_layers_on
 from edgellm.memory.plan import RUNTIME_BASE_BYTES, DoesNotFit, Loading, MemoryPlan, PairSettings, PlanError
 from edgellm.memory.plan import plan as lines_of
 from edgellm.memory.plan_request import PlanRequest
@@ -26,7 +28,7 @@ from edgellm.memory.solve import refusal, solve
 from edgellm.memory.split import read_model
 from edgellm.memory.units import format_bytes
 from edgellm.runtime.backends.base import LoadError, OutOfMemory
-from edgellm.runtime.backends.llama_process import has_extra_buffers, kernels, offloads
+from edgellm.runtime.backends.llama_process import accelerators, has_extra_buffers, kernels
 from edgellm.runtime.drafters.base import Stop
 
 TOLERANCE = (
@@ -62,8 +64,10 @@ class EngineOptions:
     kv: KvType | None = None  # f16, or less where memory is short
     n_ubatch: int | None = None
     n_threads: int | None = None  # the physical cores that this process may use
-    n_gpu_layers: int = -1
-    main_gpu: int = 0
+    main_device: str = AUTO  # that the target's layers go to, as `edgellm devices --here` names it; "cpu": none
+    n_gpu_layers: int = -1  # of them; -1: all that it takes
+    draft_device: str = AUTO  # likewise, the drafter's
+    n_draft_gpu_layers: int = -1
     mmap: bool = False  # weights are read once; mapped, llama.cpp would keep what it repacks a second time
     loras: tuple[Lora, ...] = ()  # adapters of the target
     draft_adapter: str | None = None  # sha256 of the adapter in the drafter's file: its drafts are judged apart
@@ -116,7 +120,7 @@ def _check_files(plan: MemoryPlan, target: Path, draft: Path | None, options: En
         shapes = _adapted(target, options), _shape(draft) if draft and plan.settings.drafter else None
     except (UnknownShape, GgufError, OnnxError, AdapterError, OSError):
         return  # a plan by the engine's own sizes, or a file that the engine will refuse
-    needed = lines_of(*shapes, plan.settings, plan.limit).process_bytes
+    needed = lines_of(*shapes, plan.settings, plan.limit, devices=plan.devices).process_bytes
     if needed > plan.process_bytes * (1 + TOLERANCE):
         raise PlanError(
             f"the plan is of {plan.target} {plan.quantisation} with {plan.drafter or 'no drafter'}, and these files "
@@ -151,7 +155,7 @@ def reserve(plan: MemoryPlan) -> None:
     Raises:
         OutOfMemory: it is not to be had.
     """
-    n_bytes = sum(line.n_bytes for line in plan.lines if line.name not in _NOT_ASKED_FOR)
+    n_bytes = sum(line.n_bytes for line in plan.lines if not line.device and line.name not in _NOT_ASKED_FOR)
     n_bytes += UNTOUCHED_BYTES * (2 if plan.settings.drafter else 1)
     try:
         if sys.platform == "win32":
@@ -172,6 +176,7 @@ def plan_next(target: Path, draft: Path | None, options: EngineOptions, plan: Me
 
 def unplanned(options: EngineOptions) -> PairSettings:
     """The settings of a model whose memory nobody planned."""
+    device = chosen(options.main_device, accelerators_here(options))
     main = ContextSettings(
         n_ctx=options.n_ctx or N_CTX,
         n_ubatch=max(options.n_ubatch or N_UBATCH, rows_for(options.n_draft, options.n_parallel)),
@@ -180,11 +185,14 @@ def unplanned(options: EngineOptions) -> PairSettings:
         n_threads=options.n_threads or usable_cores(),
         n_saved_states=N_TURN_STATES + 1,  # where there is a state
         n_sequences=options.n_parallel,
+        placed=((device.name, n_layers_on(options.n_gpu_layers, MAX_LAYERS)),) if device else (),
     )
     return PairSettings(main, options.n_draft, None, options.copy, _loading(options), not options.exact)
 
 
 def _ask(options: EngineOptions) -> PlanRequest:
+    here = accelerators_here(options)
+    main, draft = (chosen(name, here) for name in (options.main_device, options.draft_device))
     return PlanRequest(
         n_ctx=options.n_ctx,
         kv=options.kv,
@@ -196,6 +204,10 @@ def _ask(options: EngineOptions) -> PlanRequest:
         n_threads=options.n_threads or usable_cores(),
         keep_drafter=True,
         n_sequences=options.n_parallel,
+        main_device=main.name if main else "",
+        n_gpu_layers=options.n_gpu_layers,
+        draft_device=draft.name if draft else "",
+        n_draft_gpu_layers=options.n_draft_gpu_layers,
     )
 
 
@@ -205,14 +217,19 @@ def _loading(options: EngineOptions) -> Loading:
 
 def _device(options: EngineOptions) -> Device:
     if options.budget_bytes is not None:
-        return budget_device(options.budget_bytes)
+        found = tuple(each.limit for each in accelerators_here(options))
+        return replace(budget_device(options.budget_bytes), accelerators=found)
     here = this_machine()
-    if options.n_gpu_layers and offloads() and not here.unified:
-        # Weights and caches go to a card of its own, whose memory the engine itself minds.
-        return replace(here, name="this machine and its GPU", total_bytes=2**62, usable_bytes=2**62)
     # What this process holds already (the interpreter, the engine's libraries) is part of its plan.
     resident = psutil.Process().memory_info().rss
-    return replace(here, usable_bytes=min(here.usable_bytes + resident, here.total_bytes))
+    usable = min(here.usable_bytes + resident, here.total_bytes)
+    return replace(here, usable_bytes=usable, accelerators=tuple(each.limit for each in accelerators_here(options)))
+
+
+def accelerators_here(options: EngineOptions) -> list[Accelerator]:
+    """What this engine can place layers on; not asked for where nothing may go there."""
+    nowhere = (options.main_device, options.draft_device) == (PROCESSOR, PROCESSOR)
+    return [] if nowhere else accelerators()
 
 
 def _adapted(target: Path, options: EngineOptions) -> ModelShape:

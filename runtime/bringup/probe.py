@@ -11,29 +11,19 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
-from edgellm.memory.buffer_sizes import BufferSizes
+from edgellm.memory.buffer_sizes import BufferSizes, DeviceSizes
 from edgellm.memory.children import ChildFailed, Send, answers, serve
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.gguf import TYPE_IDS
+from edgellm.memory.placement import Accelerator
 from edgellm.runtime.backends.base import LoadError
 
 _MIB = 1024 * 1024
 _MODULE = "edgellm.runtime.bringup.probe"
-
-
-@dataclass(frozen=True, slots=True)
-class Accelerator:
-    """A GPU that llama.cpp can use."""
-
-    name: str
-    description: str
-    free_bytes: int
-    total_bytes: int
-    unified: bool  # shares the machine's memory
 
 
 def probe(
@@ -41,10 +31,12 @@ def probe(
     settings: Sequence[ContextSettings],
     *,
     repack: bool = False,
-    n_gpu_layers: int = 0,
     timeout_s: float = 120.0,
 ) -> list[BufferSizes]:
     """Sizes of `model` under each of `settings`, in order. About a second, most of it the vocabulary.
+
+    Args:
+        settings: they place the same layers on the same devices.
 
     Raises:
         LoadError: llama.cpp refuses the model or one of the settings; the message has its own words.
@@ -53,12 +45,12 @@ def probe(
         "model": str(model),
         "settings": [asdict(item) for item in settings],
         "repack": repack,
-        "n_gpu_layers": n_gpu_layers,
     }
     try:
-        return [BufferSizes(**answer["probed"]) for answer in answers(_MODULE, request, timeout_s=timeout_s)]
+        found = [answer["probed"] for answer in answers(_MODULE, request, timeout_s=timeout_s)]
     except ChildFailed as error:
         raise LoadError(f"llama.cpp cannot size {model.name}: {error}") from error
+    return [BufferSizes(**{**each, "devices": tuple(DeviceSizes(*it) for it in each["devices"])}) for each in found]
 
 
 def accelerators(*, timeout_s: float = 30.0) -> list[Accelerator]:
@@ -115,20 +107,22 @@ def _sizing(request: Mapping[str, Any], send: Send) -> None:
     """Buffer sizes of a model under several settings, or, without a model, the accelerators."""
     import llama_cpp.llama_cpp as lib
 
-    from edgellm.runtime.backends import llama_log
+    from edgellm.runtime.backends import llama_devices, llama_log
 
     log: list[str] = []
     llama_log.start(lambda level, text: log.append(("error: " if level == llama_log.ERROR else "") + text))
     if "model" not in request:
-        for accelerator in _accelerators(lib):
+        for accelerator in llama_devices.accelerators(lib):
             send({"accelerator": asdict(accelerator)})
         return
     parameters = lib.llama_model_default_params()
     parameters.no_alloc = True
     parameters.load_mode = 0  # LLAMA_LOAD_MODE_NONE: nothing is mapped or read
     parameters.use_extra_bufts = request["repack"]
-    parameters.n_gpu_layers = request["n_gpu_layers"]
+    placed = [(str(name), int(n)) for name, n in request["settings"][0]["placed"]]
+    pointed_to = llama_devices.place(lib, parameters, placed)
     model = lib.llama_model_load_from_file(os.fsencode(request["model"]), parameters)
+    del pointed_to
     if not model:
         raise LoadError(_reason(log, "the model does not load"))
     n_vocab = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
@@ -139,7 +133,8 @@ def _sizing(request: Mapping[str, Any], send: Send) -> None:
         if not context:
             raise LoadError(_reason(log, f"it refuses {settings}"))
         output_bytes = settings.n_outputs * n_vocab * 4
-        send({"probed": asdict(_sizes(lib, context, log, lib.llama_model_size(model), output_bytes))})
+        sizes = _sizes(lib, context, log, lib.llama_model_size(model), output_bytes)
+        send({"probed": {**asdict(sizes), "devices": [astuple(each) for each in sizes.devices]}})
         lib.llama_free(context)
 
 
@@ -170,9 +165,11 @@ def _sizes(lib: Any, context: Any, log: Sequence[str], model_bytes: int, output_
         compute = sum(size for _, _, _, size in parts)
         # Both readings must tell the same story, else the layout is not what we take it for.
         if abs(kv - logged["kv"]) < 0.1 * _MIB and abs(compute - logged["compute"]) < 0.1 * _MIB:
-            weights = sum(size for _, size, _, _ in parts)
+            here = [part for part in parts if part[0].startswith("CPU") or part[0].endswith("_Host")]
+            apart = tuple(DeviceSizes(*part) for part in parts if part not in here)
+            weights, kv, compute = (sum(part[i] for _, *part in here) for i in range(3))
             repacked = sum(size for name, size, _, _ in parts if "REPACK" in name)
-            return BufferSizes(weights, repacked, kv, compute, output_bytes, state, exact=True)
+            return BufferSizes(weights, repacked, kv, compute, output_bytes, state, True, apart)
     return BufferSizes(model_bytes, 0, int(logged["kv"]), int(logged["compute"]), output_bytes, state, exact=False)
 
 
@@ -197,27 +194,6 @@ def _breakdown(lib: Any, context: Any) -> list[tuple[str, int, int, int]] | None
         parts.append((name_of(node.buffer_type).decode(), node.model, node.context, node.compute))
         waiting += [node.left, node.right]
     return parts if len(parts) == header.count else None
-
-
-def _accelerators(lib: Any) -> list[Accelerator]:
-    count = _ggml(lib, "ggml_backend_dev_count", ctypes.c_size_t)
-    get = _ggml(lib, "ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
-    kind = _ggml(lib, "ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
-    name = _ggml(lib, "ggml_backend_dev_name", ctypes.c_char_p, ctypes.c_void_p)
-    description = _ggml(lib, "ggml_backend_dev_description", ctypes.c_char_p, ctypes.c_void_p)
-    size = ctypes.POINTER(ctypes.c_size_t)
-    memory = _ggml(lib, "ggml_backend_dev_memory", None, ctypes.c_void_p, size, size)
-    found = []
-    for index in range(count()):
-        device = get(index)
-        if kind(device) not in (1, 2):  # GGML_BACKEND_DEVICE_TYPE_GPU, _IGPU
-            continue
-        free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        memory(device, ctypes.byref(free), ctypes.byref(total))
-        text = name(device).decode()
-        unified = kind(device) == 2 or text.startswith(("Metal", "MTL"))
-        found.append(Accelerator(text, description(device).decode(), free.value, total.value, unified))
-    return found
 
 
 def _ggml(lib: Any, name: str, result: Any, *arguments: Any) -> Any:

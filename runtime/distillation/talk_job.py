@@ -13,7 +13,8 @@ from edgellm.memory.children import Send, in_background, serve, stop_asked
 from edgellm.memory.device import this_machine
 from edgellm.memory.draft_adapter import read_draft_adapter
 from edgellm.memory.errors import EdgellmError
-from edgellm.memory.plan import PACKED_GROWTH, RUNTIME_BASE_BYTES, DoesNotFit
+from edgellm.memory.plan import RUNTIME_BASE_BYTES, DoesNotFit
+from edgellm.memory.plan_lines import PACKED_GROWTH
 from edgellm.memory.shape import UnknownShape, from_header
 from edgellm.memory.split import read_model
 from edgellm.memory.talking import talk_bytes

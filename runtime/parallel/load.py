@@ -11,7 +11,6 @@ from edgellm.memory.context import ContextSettings
 from edgellm.memory.plan import MemoryPlan
 from edgellm.runtime.backends.base import LoadError, StopSwitch
 from edgellm.runtime.backends.llama_model import LlamaModel
-from edgellm.runtime.backends.llama_process import kernels
 from edgellm.runtime.backends.llama_sequences import LlamaSequences
 from edgellm.runtime.backends.parked import N_PARKED
 from edgellm.runtime.backends.state_rows import UnknownState
@@ -94,7 +93,7 @@ class _Loader:
         queue = meeting.queue(context)
         template, refusal = usable(model.chat_template, model.vocabulary)
         notes, warnings = about_target(model, template, refusal, self.plan, options)
-        if not kernels().active:
+        if not model.same_bits:
             warnings.append("the engine's own kernels: beside others, an answer may differ at near ties")
         saved = self._saved(meeting, context, warnings)
         engines = [

@@ -166,7 +166,7 @@ def key_of(context: LlamaSequences, states: SequenceStates) -> bytes:
         identity(model),
         fingerprint(model.options.loras) if model.options.loras else "",
         states.layout,
-        model.options.n_gpu_layers,
+        model.placement_key,
         kernels().variant,
         version("llama-cpp-python"),
         version("edgellm"),

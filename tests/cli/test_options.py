@@ -53,7 +53,6 @@ DIFFERENT: dict[str, dict[str, str]] = {
     "mem": {"adapt": "of this program, and not of a device"},
     "measure": {"doctor": "on by default, so that it has a --no-measure; it times the machine, not a pair"},
     "output": dict.fromkeys(("adapt", "bundle", "export", "imatrix", "plan"), "what is written differs"),
-    "probe": {"devices": "asks for GPUs, not for sizes"},
     "prompts": {"adapt": "of forms that a benchmark has not, and answered instead of timed"},
     "quant": {"bundle": "one type of those that an export made"},
 }
@@ -190,7 +189,7 @@ def parsed(words: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, **
         ("list", [], {"ALL": "1"}, ["--all"]),
         ("show", ["m"], {"TEMPLATE": "1"}, ["m", "--template"]),
         ("rm", ["m"], {"YES": "1"}, ["m", "--yes"]),
-        ("devices", [], {"PROBE": "t", "SOURCES": "y"}, ["--probe", "--sources"]),
+        ("devices", [], {"HERE": "t", "SOURCES": "y"}, ["--here", "--sources"]),
         ("doctor", [], {"MEASURE": "0"}, ["--no-measure"]),
         ("cache show", [], {"JSON": "1"}, ["--json"]),
     ],

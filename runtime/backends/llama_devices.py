@@ -1,0 +1,83 @@
+"""The devices that this build of llama.cpp can compute on, by its own names."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+from edgellm.memory.placement import Accelerator, AcceleratorKind
+from edgellm.runtime.backends.base import LoadError
+from edgellm.runtime.backends.vulkan_driver import drivers
+
+_GPU, _INTEGRATED = 1, 2  # of ggml_backend_dev_type
+_PLAYED = ("llvmpipe", "lavapipe", "swiftshader", "pocl")  # drivers that compute on the processor
+
+
+def accelerators(api: Any) -> list[Accelerator]:
+    """The devices beside the processor, in the engine's order; none where it was built for the processor alone."""
+    describe = _ggml(api, "ggml_backend_dev_description", ctypes.c_char_p, ctypes.c_void_p)
+    size = ctypes.POINTER(ctypes.c_size_t)
+    memory = _ggml(api, "ggml_backend_dev_memory", None, ctypes.c_void_p, size, size)
+    found = []
+    for name, device, kind in _devices(api):
+        if kind not in (_GPU, _INTEGRATED):
+            continue
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        memory(device, ctypes.byref(free), ctypes.byref(total))
+        description = describe(device).decode("utf-8", "replace")
+        driver = drivers().get(description, "") if name.startswith("Vulkan") else ""
+        found.append(Accelerator(name, description, _kind(name, description, kind), free.value, total.value, driver))
+    return found
+
+
+def key(api: Any, placed: Sequence[tuple[str, int]]) -> str:
+    """All that bits and times of layers so placed depend on, beside the engine's release: devices and drivers."""
+    here = {each.name: each for each in accelerators(api)}
+    return "; ".join(f"{n} on {here[name].description} {here[name].driver}" for name, n in placed if name in here)
+
+
+def place(api: Any, params: Any, placed: Sequence[tuple[str, int]]) -> list[Any]:
+    """Let `llama_model_params` put the last layers of a model on these devices, and all of it on the processor if none.
+
+    Not to name devices would be to take all that there are, and to hand them the wide products of layers that stay.
+
+    Returns:
+        what the parameters point to, to be kept until the model is loaded.
+
+    Raises:
+        LoadError: one of them is not here.
+    """
+    by_name = {name: device for name, device, _ in _devices(api)}
+    if missing := [name for name, _ in placed if name not in by_name]:
+        raise LoadError(f"{missing[0]} is not here any more: `edgellm devices --here` lists what is")
+    devices = (ctypes.c_void_p * (len(placed) + 1))(*(by_name[name] for name, _ in placed), None)
+    shares = (ctypes.c_float * 128)(*(n for _, n in placed))
+    params.devices = ctypes.addressof(devices)
+    params.tensor_split = ctypes.cast(shares, ctypes.POINTER(ctypes.c_float))
+    params.n_gpu_layers = sum(n for _, n in placed)
+    return [devices, shares]
+
+
+def _kind(name: str, description: str, kind: int) -> AcceleratorKind:
+    if any(word in description.casefold() for word in _PLAYED):
+        return "software"
+    if name.startswith("RPC"):
+        return "worker"
+    return "integrated" if kind == _INTEGRATED or name.startswith(("Metal", "MTL")) else "gpu"
+
+
+def _devices(api: Any) -> list[tuple[str, int, int]]:
+    """(name, handle, kind) of each device that is registered."""
+    count = _ggml(api, "ggml_backend_dev_count", ctypes.c_size_t)
+    get = _ggml(api, "ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
+    kind = _ggml(api, "ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
+    name = _ggml(api, "ggml_backend_dev_name", ctypes.c_char_p, ctypes.c_void_p)
+    return [(name(device).decode("utf-8", "replace"), device, kind(device)) for device in map(get, range(count()))]
+
+
+def _ggml(api: Any, name: str, result: Any, *arguments: Any) -> Any:
+    """A function of ggml, whose libraries libllama has loaded."""
+    function = ctypes.CDLL(api._lib._name)[name]  # one of its own, so that its types are set here alone
+    function.restype, function.argtypes = result, list(arguments)
+    return function
