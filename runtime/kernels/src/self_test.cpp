@@ -46,7 +46,7 @@ bool product(BufferType* where, int type, int64_t rows, int64_t k, int64_t n, st
     Buffer *weight_buffer = nullptr, *rest_buffer = nullptr;
     bool done = false;
     if (weights && rest && backend) {
-        engine.cpu_set_n_threads(backend, 2);
+        engine.cpu_set_n_threads(backend, where == engine.cpu_buffer_type() && kind != Kind::adapter ? 1 : 2);   // two where it is ours
         Tensor* a = engine.new_tensor_3d(weights, type, k, rows, n_experts);
         Tensor* b = mixed ? engine.new_tensor_3d(rest, kF32, k, n_used, n) : engine.new_tensor_2d(rest, kF32, k, n);
         Tensor* ids = mixed ? engine.new_tensor_2d(rest, kI32, n_used, n) : nullptr;
