@@ -97,25 +97,30 @@ def output_formula(shape: ModelShape, settings: ContextSettings) -> str:
 
 
 def work_bytes(shape: ModelShape, settings: ContextSettings) -> int:
-    """Scratch of the CPU backend: activations in 8 bits for the widest product, or tiles of attention a thread.
+    """Scratch of the CPU backend: activations for the widest product, or tiles of attention a thread.
 
     Beside the activations each thread unpacks weights once for all of them: 16 rows of a matrix at least.
     """
     widest = max(max(shape.n_ff, shape.n_embd) * shape.n_experts_used, shape.n_ff, shape.q_width, shape.n_embd)
-    quantised = _n_at_once(shape, settings) * widest * 292 // 256  # Q8_K, the widest of the 8-bit forms
+    per_256 = 256 * _FLOAT if _has_floats(shape) else 292  # Q8_K, the widest of the 8-bit forms
+    activations = _n_at_once(shape, settings) * widest * per_256 // 256
     n_chosen = min(shape.n_experts, settings.n_ubatch * shape.n_experts_used)
-    quantised += (
-        8 * n_chosen * max(shape.n_ff, shape.n_embd) * 292 // 256
-    )  # tiles of 8 columns, an expert's last not full
-    quantised += settings.n_threads * max(_UNPACKED_BYTES, 16 * widest * 5 // 4)
+    # Tiles of 8 columns, an expert's last not full.
+    activations += 8 * n_chosen * max(shape.n_ff, shape.n_embd) * per_256 // 256
+    activations += settings.n_threads * max(_UNPACKED_BYTES, 16 * widest * 4 // 3)
     head = max((group.head_dim for group in shape.attention), default=0)
     tiles = settings.n_threads * _FLOAT * (4 * 64 * head + 2 * 64 * 64) if head else 0
-    return max(quantised, tiles)
+    return max(activations, tiles)
+
+
+def _has_floats(shape: ModelShape) -> bool:
+    return any(kind in ("F16", "BF16") for kind, _ in shape.matrix_bytes)
 
 
 def work_formula(shape: ModelShape, settings: ContextSettings) -> str:
     widest = max(max(shape.n_ff, shape.n_embd) * shape.n_experts_used, shape.n_ff, shape.q_width, shape.n_embd)
-    tokens = f"{_n_at_once(shape, settings)} tokens x {widest:,} in 8 bits"
+    kind = "floats" if _has_floats(shape) else "in 8 bits"
+    tokens = f"{_n_at_once(shape, settings)} tokens x {widest:,} {kind}"
     return f"{tokens} and weights unpacked by {settings.n_threads} threads, or their attention tiles"
 
 

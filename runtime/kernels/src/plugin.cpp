@@ -107,11 +107,12 @@ bool plain_of(int ggml_type, Plain* out) {
 
 constexpr int64_t kThin = 1024;   // rows of a matrix of floats, at most: routers, and what a recurrent layer steps by
 
-// Whether this is half of an adapter (llama.cpp keeps their names), or a small matrix of floats of the model's own.
+// Whether this is half of an adapter (llama.cpp keeps their names), or small matrices of floats of the model's own: one, or one a head.
 bool is_thin(const Tensor* w) {
     const char* name = static_cast<const char*>(w->name);
     const size_t n = strnlen(name, sizeof w->name);
-    if (w->type == kF32 && w->ne[1] <= kThin && w->ne[2] == 1 && n > 7 && std::memcmp(name + n - 7, ".weight", 7) == 0) return true;
+    const bool floats = w->type == kF32 || w->type == kF16 || w->type == kBf16;
+    if (floats && w->ne[1] <= kThin && n > 7 && std::memcmp(name + n - 7, ".weight", 7) == 0) return true;
     return n > 7 && (std::memcmp(name + n - 7, ".lora_a", 7) == 0 || std::memcmp(name + n - 7, ".lora_b", 7) == 0);
 }
 
@@ -121,15 +122,22 @@ struct ThinProduct final : TensorTraits {
     bool compute_forward(ComputeParams* params, Tensor* op) override {
         const Tensor *w = op->src[0], *x = op->src[1];
         Plain type;
-        if (!plain_of(w->type, &type) || w->ne[2] != 1 || w->ne[3] != 1 || x->type != kF32 || x->nb[0] != sizeof(float) || op->type != kF32 ||
-            op->nb[0] != sizeof(float) || op->nb[1] != op->nb[0] * static_cast<size_t>(op->ne[0])) {
+        if (!plain_of(w->type, &type) || w->ne[3] != 1 || x->type != kF32 || x->nb[0] != sizeof(float) || op->type != kF32 ||
+            op->nb[0] != sizeof(float) || op->nb[1] != op->nb[0] * static_cast<size_t>(op->ne[0]) ||
+            (w->ne[2] != 1 && (x->ne[2] != w->ne[2] || x->ne[3] != 1))) {
             return false;
         }
         // clang-format off
-        const Thin product = {type, static_cast<const uint8_t*>(w->data), static_cast<int64_t>(w->nb[1]), w->ne[1], w->ne[0], columns_of(x),
-                              static_cast<float*>(op->data), op->ne[0]};
+        Thin product = {type, static_cast<const uint8_t*>(w->data), static_cast<int64_t>(w->nb[1]), w->ne[1], w->ne[0], columns_of(x),
+                        static_cast<float*>(op->data), op->ne[0]};
         // clang-format on
-        variant->thin(product, params->ith, params->nth);
+        if (w->ne[2] != 1) product.x.n[1] = 1;
+        for (int64_t i = 0; i < w->ne[2]; i++) {   // once, or for each head its own
+            variant->thin(product, params->ith, params->nth);
+            product.w += w->nb[2];
+            product.x.x = reinterpret_cast<const float*>(reinterpret_cast<const char*>(product.x.x) + x->nb[2]);
+            product.y = reinterpret_cast<float*>(reinterpret_cast<char*>(product.y) + op->nb[2]);
+        }
         return true;
     }
 };
