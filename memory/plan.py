@@ -190,6 +190,7 @@ class MemoryPlan:
             "n_rs_seq": settings.target.n_rs_seq,
             "n_saved_states": settings.target.n_saved_states,
             "placed": [list(part) for part in settings.target.placed],
+            "head_stays": settings.target.head_stays,
             "devices": [asdict(device) for device in self.devices],
             "drafter_settings": asdict(settings.drafter) if settings.drafter else None,
             "copy": settings.copy,
@@ -229,7 +230,9 @@ def plan(
     lines.append(Line("runtime", RUNTIME_BASE_BYTES, "interpreter, numpy and the engine's libraries, measured"))
     used = _used(settings, devices)
     lines += [
-        Line(f"driver of {each.name}", DRIVER_BYTES, "its library and compiled programs, measured") for each in used
+        Line(f"driver of {each.name}", DRIVER_BYTES, "its library and compiled programs, measured")
+        for each in used
+        if each.remote is None
     ]
     graphs = target.onnx is not None or (
         drafter is not None and drafter.onnx is not None and settings.drafter is not None
