@@ -67,17 +67,6 @@ def _kv_type(word: str) -> str | None:
     return cache_type(word)
 
 
-def _addresses(said: str) -> tuple[str, ...]:
-    from edgellm.runtime.workers.sockets import BadAddress, address_of
-
-    words = tuple(word.strip() for word in said.split(",") if word.strip())
-    if not words:
-        raise BadAddress("no worker is named: give HOST:PORT, several with commas between")
-    for word in words:
-        address_of(word)
-    return words
-
-
 def _held(name: str) -> Callable[..., Any]:
     """A callback that gives what a function of `app/constraints.py`, imported when it is used, makes of the value."""
     return checked(lambda said: getattr(import_module("edgellm.app.constraints"), name)(said))
@@ -232,17 +221,6 @@ DraftGpuLayers = Annotated[
 DraftDevice = Annotated[
     str,
     option("--draft-device", metavar="NAME", help="Where the drafter runs, likewise.", panel=ENGINE),
-]
-Workers = Annotated[
-    str | None,
-    option(
-        "--workers",
-        metavar="HOST:PORT,...",
-        help="Put the layers that do not fit here, or as many as --gpu-layers says, on machines that run `edgellm "
-        "worker`.",
-        callback=checked(lambda said: _addresses(said)),
-        panel=ENGINE,
-    ),
 ]
 OnFull = Annotated[
     str,

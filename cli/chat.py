@@ -19,6 +19,7 @@ import typer
 from edgellm.cli import _options as opt
 from edgellm.cli._output import out
 from edgellm.cli._sampling_options import ChosenSampling, takes_sampling
+from edgellm.cli._worker_options import Workers
 
 if TYPE_CHECKING:
     from edgellm.app.loading import Pair
@@ -62,7 +63,7 @@ def chat(
     gpu_layers: opt.GpuLayers = -1,
     draft_device: opt.DraftDevice = "auto",
     draft_gpu_layers: opt.DraftGpuLayers = -1,
-    workers: opt.Workers = None,
+    workers: Workers = None,
     offline: opt.Offline = False,
     json_: opt.Json = False,
     jsonl: opt.Jsonl = False,

@@ -10,6 +10,7 @@ import typer
 from edgellm.cli import _options as opt
 from edgellm.cli._output import out
 from edgellm.cli._variables import Command
+from edgellm.cli._worker_options import Workers
 
 if TYPE_CHECKING:
     from edgellm.app.plans import PlannedPair
@@ -107,7 +108,7 @@ def plan(
     parallel: opt.Parallel = 1,
     prefix_cache: opt.PrefixCache = None,
     loading: Loading = None,
-    workers: opt.Workers = None,
+    workers: Workers = None,
     gpu_layers: opt.GpuLayers = -1,
     probe: Probe = False,
     explain: Explain = False,

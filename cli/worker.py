@@ -4,36 +4,20 @@ from __future__ import annotations
 
 import ipaddress
 import threading
-from typing import Annotated
 
 import typer
 
 from edgellm.cli import _options as opt
 from edgellm.cli._output import out
+from edgellm.cli._worker_options import Device, Host, Mem, Port
 from edgellm.runtime.workers.wire import DEFAULT_PORT
 
-Host = Annotated[str, opt.option("--host", metavar="ADDRESS", help="Address of this machine to listen on.")]
-Port = Annotated[int, opt.option("--port", min=0, max=65535, metavar="N", help="0 takes one that is free.")]
-Mem = Annotated[
-    str | None,
-    opt.option(
-        "--mem",
-        metavar="SIZE",
-        help="Most memory of this program; what the machine has free if not given.",
-        callback=opt.checked(opt.size),
-    ),
-]
-Device = Annotated[
-    str,
-    opt.option(
-        "--device", metavar="NAME", help="What computes: a name of `edgellm devices --here`, cpu, or auto: a GPU if any."
-    ),
-]
 OPEN = (
     "whoever reaches {host}:{port} can use this machine's memory and cores, read and change what is computed, and by "
     "the faults of a server that trusts what it is sent perhaps more: there is no password and nothing is encrypted. "
-    "Listen on 127.0.0.1 and let the other machine come through SSH: ssh -N -L {port}:127.0.0.1:{port} USER@THIS-MACHINE"
+    "Listen on 127.0.0.1 and let the other machine come through SSH: {tunnel}"
 )
+TUNNEL = "ssh -N -L {port}:127.0.0.1:{port} USER@THIS-MACHINE"
 
 
 def worker(
@@ -49,15 +33,13 @@ def worker(
     from edgellm.memory.units import format_bytes
 
     if not _is_loopback(host):
-        out.warning(OPEN.format(host=host, port=port or "PORT"))
+        out.warning(OPEN.format(host=host, port=port or "PORT", tunnel=TUNNEL.format(port=port or "PORT")))
     with lend(host, port, mem=mem, n_threads=threads, device=device, say=out.note) as front:
         facts, stop = front.facts, threading.Event()
         how = f"kernels {facts.kernels}" if facts.kernels else "the engine's own kernels"
         out.note(f"lending {format_bytes(facts.total_bytes)} of {facts.device} ({how}) at {host}:{front.port}")
         if _is_loopback(host):
-            out.note(
-                f"another machine reaches it through SSH: ssh -N -L {front.port}:127.0.0.1:{front.port} USER@THIS-MACHINE"
-            )
+            out.note(f"another machine reaches it through SSH: {TUNNEL.format(port=front.port)}")
         with interrupts(stop):
             front.run(stop)
     raise typer.Exit

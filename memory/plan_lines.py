@@ -94,9 +94,7 @@ def _grown(shape: ModelShape, n_bytes: int) -> int:
     return int(whole * n_bytes / max(shape.weight_bytes, 1))
 
 
-def _weights(
-    role: str, shape: ModelShape, context: ContextSettings, sizes: BufferSizes, loading: Loading
-) -> Line:
+def _weights(role: str, shape: ModelShape, context: ContextSettings, sizes: BufferSizes, loading: Loading) -> Line:
     """What is resident: pages of the file stay so beside a rearranged copy, which is why those two add up."""
     n_bytes, how = sizes.weights_bytes, f"{shape.quantisation} {loading}"
     formula = f"{n_bytes:,} B, {how}"

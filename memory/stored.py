@@ -15,7 +15,12 @@ from edgellm.memory.plan import VERSION, Limit, Line, Loading, MemoryPlan, PairS
 
 MOST_THREADS = 1024
 _CONTEXT_KEYS = ("n_ctx", "n_ubatch", "n_outputs", "kv", "n_rs_seq", "n_threads")
-_LATER_KEYS: dict[str, Any] = {"n_sequences": 1, "n_saved_states": 0, "placed": (), "head_stays": False}  # that older plans lack
+_LATER_KEYS: dict[str, Any] = {
+    "n_sequences": 1,
+    "n_saved_states": 0,
+    "placed": (),
+    "head_stays": False,
+}  # that older plans lack
 
 
 def plan_from_json(data: Mapping[str, Any]) -> MemoryPlan:

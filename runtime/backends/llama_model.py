@@ -105,7 +105,9 @@ class LlamaModel:
     def lost_worker(self) -> str:
         """A sentence once a worker that holds layers is gone, and what passes compute is nothing; "" before."""
         lost = next((link for link in self._links if link.lost), None)
-        return f"the worker {lost.address} was lost ({lost.lost}), and layers of {self.path.name} with it" if lost else ""
+        return (
+            f"the worker {lost.address} was lost ({lost.lost}), and layers of {self.path.name} with it" if lost else ""
+        )
 
     @property
     def placement_key(self) -> str:

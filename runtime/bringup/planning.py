@@ -68,7 +68,9 @@ class EngineOptions:
     n_gpu_layers: int = -1  # of them; -1: all that it takes
     draft_device: str = AUTO  # likewise, the drafter's
     n_draft_gpu_layers: int = -1
-    workers: tuple[str, ...] = ()  # HOST:PORT of machines that take `n_gpu_layers` of the target; -1: what lacks room here
+    workers: tuple[
+        str, ...
+    ] = ()  # HOST:PORT of machines that take `n_gpu_layers` of the target; -1: what lacks room here
     mmap: bool = False  # weights are read once; mapped, llama.cpp would keep what it repacks a second time
     loras: tuple[Lora, ...] = ()  # adapters of the target
     draft_adapter: str | None = None  # sha256 of the adapter in the drafter's file: its drafts are judged apart

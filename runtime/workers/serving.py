@@ -23,6 +23,7 @@ from edgellm.runtime.workers.survey import GREETING, WATCH, Facts
 from edgellm.runtime.workers.wire import SIZE, Command
 
 _BEAT_S = 0.5
+_LOOK_S = 0.5  # between looks at whether the server runs and whether it is to stop
 _PATIENCE_S = 5.0  # for the first words of a connection, and for a session before to end
 _MOST_PING_BYTES = 2**23
 _MOST_CONNECTIONS = 32
@@ -58,7 +59,7 @@ class Front:
         )
 
     def run(self, stop: threading.Event) -> None:
-        self._listener.settimeout(_BEAT_S)
+        self._listener.settimeout(_LOOK_S)
         while not stop.is_set():
             self._server.keep_up(self._say)
             try:

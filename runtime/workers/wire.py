@@ -1,7 +1,7 @@
 """What llama.cpp's RPC says on a connection, as far as somebody between its two ends must know it.
 
-A request is a byte that names the command, the size of what follows (8 bytes, little-endian) and that; some are answered
-by a size and so many bytes. Numbers and sizes are those of ggml 0.25.3 (ggml-rpc.h, ggml-rpc.cpp), protocol 7.0.0.
+A request is a byte that names the command, the size of what follows (8 bytes, little-endian) and that; some are
+answered by a size and so many bytes. Numbers and sizes are those of protocol 7.0.0 (ggml 0.25.3, ggml-rpc.cpp).
 """
 
 from __future__ import annotations
@@ -131,9 +131,9 @@ def is_sound(command: Command, answer: bytes) -> bool:
         return tuple(answer[:3]) == PROTOCOL
     if command is Command.GET_ALIGNMENT:
         alignment = SIZE.unpack(answer)[0]
-        return 0 < alignment <= 2**16 and alignment & (alignment - 1) == 0
+        return bool(0 < alignment <= 2**16 and alignment & (alignment - 1) == 0)
     if command in (Command.GET_MAX_SIZE, Command.BUFFER_GET_BASE):
         return bool(SIZE.unpack(answer)[0])
     if command is Command.DEVICE_COUNT:
-        return 0 < struct.unpack("<I", answer)[0] <= 16
+        return bool(0 < struct.unpack("<I", answer)[0] <= 16)
     return True
