@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 _PORT = 50052
+_NET = f"10.{64 + os.getpid() % 128}"  # so that two runs do not share one
 
 
 class DelayingRelay:
@@ -83,14 +84,14 @@ class Worker:
 
     @property
     def host(self) -> str:
-        return f"10.77.{self.i}.2" if self.namespaces else "127.0.0.1"
+        return f"{_NET}.{self.i}.2" if self.namespaces else "127.0.0.1"
 
     @property
     def port(self) -> int:
         return _PORT if self.namespaces else _PORT + 100 + self.i
 
     def start(self) -> None:
-        inside = ["ip", "netns", "exec", f"edgellm{self.i}"] if self.namespaces else []
+        inside = ["ip", "netns", "exec", f"edgellm{os.getpid()}x{self.i}"] if self.namespaces else []
         self.log = Path(tempfile.mkstemp(suffix=".worker")[1])
         words = ["--host", self.host, "--port", str(self.port), "--mem", self.mem, "--threads", str(self.threads)]
         command = [*inside, sys.executable, "-m", "edgellm.cli", "worker", *words]
@@ -130,13 +131,13 @@ def namespaces(n: int) -> Iterator[bool]:
     made = []
     try:
         for i in range(n):
-            name, near, far = f"edgellm{i}", f"edge{i}", f"edge{i}p"
+            name, near, far = f"edgellm{os.getpid()}x{i}", f"edge{os.getpid()}x{i}", f"far{i}"
             commands = [
                 f"ip netns add {name}",
                 f"ip link add {near} type veth peer name {far} netns {name}",
-                f"ip addr add 10.77.{i}.1/24 dev {near}",
+                f"ip addr add {_NET}.{i}.1/24 dev {near}",
                 f"ip link set {near} up",
-                f"ip netns exec {name} ip addr add 10.77.{i}.2/24 dev {far}",
+                f"ip netns exec {name} ip addr add {_NET}.{i}.2/24 dev {far}",
                 f"ip netns exec {name} ip link set {far} up",
                 f"ip netns exec {name} ip link set lo up",
             ]

@@ -121,10 +121,15 @@ def _over(
                   f"layers {[n for _, n in placed]}: {figures.line()}", flush=True)  # fmt: skip
             if said is not None:
                 kib = sum(moved) / (figures.n_plain + figures.n_drafted) / 1024
-                print(f"    planned: plain {said.plain:.2f}, drafted {said.value:.2f} tok/s; {kib:.0f} KiB a token moved")
+                print(
+                    f"    planned: plain {said.plain:.2f}, drafted {said.value:.2f} tok/s; {kib:.0f} KiB a token moved"
+                )
             for worker, address in zip(workers, addresses, strict=True):
                 took, planned = worker.peak_bytes() - begun[worker.i], engine.plan.device_bytes(address)
-                print(f"    worker {worker.i}: {took / MIB:.0f} MiB where {planned / MIB:.0f} MiB were planned", flush=True)
+                print(
+                    f"    worker {worker.i}: {took / MIB:.0f} MiB where {planned / MIB:.0f} MiB were planned",
+                    flush=True,
+                )
 
 
 def kills(asked: argparse.Namespace) -> None:

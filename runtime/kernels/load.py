@@ -158,12 +158,11 @@ def weight_types() -> tuple[str, ...]:
 
 
 def engine_library(name: str) -> Path | None:
-    """The file of one of llama.cpp's libraries, as llama-cpp-python brings it: "ggml-base", "ggml-cpu"."""
+    """The file of one of llama.cpp's libraries, where llama-cpp-python loads them from: "ggml-base", "ggml-cpu"."""
     spec = importlib.util.find_spec("llama_cpp")  # located, not imported: only the backend does that
     if spec is None or not spec.origin:
         return None
-    elsewhere = os.environ.get("LLAMA_CPP_LIB_PATH")  # that llama-cpp-python takes its library from
-    folder = Path(elsewhere) if elsewhere else Path(spec.origin).parent / "lib"
+    folder = Path(os.environ.get("LLAMA_CPP_LIB_PATH") or Path(spec.origin).parent / "lib")
     # A wheel holds copies where the build had links, and llama.cpp loads the one that the soname names: any other copy
     # would be a second library with lists of its own.
     ending = _ENDINGS.get(sys.platform, "so")

@@ -60,9 +60,13 @@ class RpcServer:
     def resident_bytes(self) -> int:
         """Of the child, as the system counts it."""
         try:
-            return int(psutil.Process(self._child._process.pid).memory_info().rss)
+            return int(psutil.Process(self._child.pid).memory_info().rss)
         except psutil.Error:
             return 0
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
 
     def close(self) -> None:
         self.is_up = False
@@ -72,14 +76,13 @@ class RpcServer:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self._started_s = time.monotonic()
-        child = Child(_MODULE, {**self._asked, "port": self.port})
+        child = self._child = Child(_MODULE, {**self._asked, "port": self.port})
         ready = threading.Event()
         threading.Thread(target=self._heed, args=(child, ready), daemon=True).start()
         if not ready.wait(_START_S) or not self.is_up:
             child.end()
             why, self._ended = self._ended or f"it does not start within {_START_S:.0f} s", ""
             raise WorkerError(why)
-        self._child = child
         self.n_starts += 1
 
     def _heed(self, child: Child, ready: threading.Event) -> None:
@@ -94,7 +97,10 @@ class RpcServer:
                 ready.set()
         except ChildFailed as error:
             why = str(error)
-        self.is_up, self._ended = False, why
+        except (OSError, ValueError):  # its pipes were closed: we ended it
+            why = ""
+        if self._child is child:
+            self.is_up, self._ended = False, why
         ready.set()
 
     def _listens(self) -> bool:

@@ -2,8 +2,8 @@
 
     python lent_products.py TYPE NAME OUT.npy [part]
 
-Writes y (3 passes: 5 columns, the first of them, the last of them) for weights called NAME; with `part`, the weights are
-written in two parts.
+Writes y (3 passes: 5 columns, the first of them, the last of them) for weights called NAME; with `part`, the weights
+are written in two parts.
 """
 
 from __future__ import annotations

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from rpc_server import Client, PlayedServer, until
+
 from edgellm.runtime.workers.link import linked
 from edgellm.runtime.workers.serving import Front
 from edgellm.runtime.workers.survey import GREETING, Facts, WorkerError, survey
 from edgellm.runtime.workers.wire import SIZE, Command
-from rpc_server import Client, PlayedServer, until
 
 LENT_BYTES = 1_000_000
 
@@ -135,7 +136,13 @@ def test_what_is_none_of_its_words_ends_the_connection_and_reaches_no_engine(eng
 
 @pytest.mark.parametrize(
     ("command", "n_bytes"),
-    [(99, 0), (Command.GRAPH_COMPUTE, 2**62), (Command.SET_TENSOR, 10), (Command.GET_TENSOR, 311), (Command.ALLOC_BUFFER, 0)],
+    [
+        (99, 0),
+        (Command.GRAPH_COMPUTE, 2**62),
+        (Command.SET_TENSOR, 10),
+        (Command.GET_TENSOR, 311),
+        (Command.ALLOC_BUFFER, 0),
+    ],
 )
 def test_a_request_that_is_none_ends_the_session(engine: PlayedEngine, command: int, n_bytes: int) -> None:
     with front_of(engine) as (front, said):

@@ -8,12 +8,13 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from rpc_server import Client, PlayedServer
+
 from edgellm.runtime.workers import wire
 from edgellm.runtime.workers.link import Link, link_of, linked
 from edgellm.runtime.workers.sockets import BadAddress, address_of
 from edgellm.runtime.workers.survey import WorkerError, survey
 from edgellm.runtime.workers.wire import PROTOCOL, SIZE, Command
-from rpc_server import Client, PlayedServer
 
 Servers = Callable[..., PlayedServer]
 
