@@ -65,14 +65,15 @@ class Pair:
 
     def reopen(self, listener: Listener = SILENCE) -> Engine:
         """Load both anew after a worker was lost, on those that still answer. Raises as `open`."""
-        from edgellm.runtime.workers.link import linked
+        from edgellm.runtime.backends.base import LoadError
+        from edgellm.runtime.backends.llama_process import accelerators
         from edgellm.runtime.workers.survey import WorkerError
 
         left = []
         for address in self.options.workers:
             try:
-                linked([address])
-            except WorkerError as error:
+                accelerators((address,))
+            except (WorkerError, LoadError) as error:
                 listener.warning(f"{error}; going on without it")
             else:
                 left.append(address)

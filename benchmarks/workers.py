@@ -14,7 +14,9 @@ import argparse
 import itertools
 import random
 import re
+import signal
 import statistics
+import sys
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -250,6 +252,7 @@ def main() -> None:
     kill.add_argument("--threads", type=int, default=1)
     kill.add_argument("--mem", default="245 MiB", help="of each of two workers, so little that layers lie on both")
     kill.set_defaults(run=kills)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that workers and namespaces go too
     asked = parser.parse_args()
     asked.run(asked)
 

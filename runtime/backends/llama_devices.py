@@ -40,7 +40,12 @@ def accelerators(api: Any) -> list[Accelerator]:
 def key(api: Any, placed: Sequence[tuple[str, int]]) -> str:
     """All that bits and times of layers so placed depend on, beside the engine's release: devices and drivers."""
     here = {each.name: each for each in accelerators(api)}
-    return "; ".join(f"{n} on {here[name].description} {here[name].driver}" for name, n in placed if name in here)
+    parts = []
+    for name, n in placed:
+        if (each := here.get(name)) is not None:
+            way = f" {each.remote.round_trip_s:.0e} s away" if each.remote else ""
+            parts.append(f"{n} on {each.description} {each.driver}{way}")
+    return "; ".join(parts)
 
 
 def links_of(placed: Sequence[tuple[str, int]]) -> list[Link]:

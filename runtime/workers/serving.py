@@ -121,7 +121,7 @@ class Front:
         try:
             server = _Lender(self._server, self._lent_bytes)
             try:
-                relay(engine, server, 2 * self._lent_bytes, server.ended)
+                relay(engine, server, self._lent_bytes, server.ended)
             finally:
                 close(server.sock)
                 if server.refused_bytes:
