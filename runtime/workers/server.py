@@ -68,6 +68,19 @@ class RpcServer:
     def pid(self) -> int:
         return self._child.pid
 
+    @property
+    def cpu_s(self) -> float:
+        """Seconds of the processor that the child has taken."""
+        try:
+            times = psutil.Process(self._child.pid).cpu_times()
+        except psutil.Error:
+            return -1.0
+        return float(times.user + times.system)
+
+    def end_child(self) -> None:
+        """End it; `keep_up` starts another."""
+        self._child.end()
+
     def close(self) -> None:
         self.is_up = False
         self._child.end()

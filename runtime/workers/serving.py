@@ -25,6 +25,7 @@ from edgellm.runtime.workers.wire import SIZE, Command
 _BEAT_S = 0.5
 _LOOK_S = 0.5  # between looks at whether the server runs and whether it is to stop
 _PATIENCE_S = 5.0  # for the first words of a connection, and for a session before to end
+_STILL_S = 3.5  # without a tick of the processor while an answer is waited for, after which the server is ended
 _MOST_PING_BYTES = 2**23
 _MOST_CONNECTIONS = 32
 Say = Callable[[str], None]
@@ -137,6 +138,7 @@ class _Lender:
         self._server, self._n_starts, self._left_bytes = server, server.n_starts, lent_bytes
         self._lent_bytes = lent_bytes
         self._buffers: dict[bytes, int] = {}
+        self._looked_s, self._cpu_s = 0.0, -1.0
         self.refused_bytes = 0
         try:
             self.sock = connect(("127.0.0.1", server.port), _PATIENCE_S)
@@ -150,11 +152,23 @@ class _Lender:
         send(self.sock, data, self.ended)
 
     def expect(self, n_bytes: int) -> None:
-        if SIZE.unpack(receive(self.sock, SIZE.size, self.ended))[0] != n_bytes:
+        self._looked_s, self._cpu_s = time.monotonic(), self._server.cpu_s
+        if SIZE.unpack(receive(self.sock, SIZE.size, self._still))[0] != n_bytes:
             raise Gone("its engine answers something else")
 
     def fill(self, view: memoryview) -> None:
-        into(self.sock, view, self.ended)
+        into(self.sock, view, self._still)
+
+    def _still(self) -> str:
+        """As `ended`, or that it stands still; then it is ended."""
+        if (why := self.ended()) or time.monotonic() - self._looked_s < _STILL_S:
+            return why
+        before, self._cpu_s = self._cpu_s, self._server.cpu_s
+        self._looked_s = time.monotonic()
+        if before != self._cpu_s or not self._server.facts.macs_s:  # a GPU leaves the processor alone
+            return ""
+        self._server.end_child()
+        raise Strange("its engine stands still, and is started again")
 
     def intercept(self, command: Command, body: bytes) -> bytes | None:
         if command is Command.GET_DEVICE_MEMORY:

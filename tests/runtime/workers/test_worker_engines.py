@@ -120,13 +120,15 @@ def test_memory_comes_back_when_a_model_is_let_go_of(machines: list[Machine], mo
 
 
 @with_rpc
-@pytest.mark.parametrize("n", [2, N_LAYERS])
-def test_a_worker_that_dies_ends_the_answer_and_the_talk_goes_on(machines: list[Machine], model: Path, n: int) -> None:
+@pytest.mark.parametrize(("n", "how"), [(2, "SIGKILL"), (N_LAYERS, "SIGKILL"), (N_LAYERS, "SIGSTOP")])
+def test_a_worker_that_dies_or_stands_still_ends_the_answer_and_the_talk_goes_on(
+    machines: list[Machine], model: Path, n: int, how: str
+) -> None:
     machine = machines[1]
     session = ChatSession(load(model, None, options(machine, n=n)))
     list(session.reply("one", max_tokens=4))
     before = list(session.messages)
-    threading.Timer(0.2, os.kill, (machine.server.pid, signal.SIGKILL)).start()
+    threading.Timer(0.2, os.kill, (machine.server.pid, signal.Signals[how])).start()
     started = time.monotonic()
     with pytest.raises(WorkerLost, match=f"the worker {machine.address} was lost"):
         talk_on(session, len(before), until_s=started + 30)

@@ -27,7 +27,7 @@ class PlayedEngine:
     def __init__(self, **said: object) -> None:
         self.server = PlayedServer()
         self.facts = Facts("a board", 2**40, 2**40, edgellm="1", engine="x", kernels="avx2", **said)  # type: ignore[arg-type]
-        self.is_up, self.n_starts = True, 1
+        self.is_up, self.n_starts, self.cpu_s = True, 1, 1.0
 
     @property
     def port(self) -> int:
@@ -35,6 +35,9 @@ class PlayedEngine:
 
     def keep_up(self, say: object) -> None:
         pass
+
+    def end_child(self) -> None:
+        self.end()
 
     def end(self) -> None:
         self.is_up = False
@@ -178,6 +181,19 @@ def test_a_front_that_stands_still_is_lost_after_seconds(engine: PlayedEngine, m
         assert client.get(5) == bytes(5)
         assert link.lost.startswith("no sign of life")
         monkeypatch.setattr("edgellm.runtime.workers.serving._BEAT_S", 0.1)
+
+
+def test_an_engine_that_stands_still_is_ended(engine: PlayedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgellm.runtime.workers.serving._STILL_S", 0.3)
+    engine.facts = Facts("a board", 1, 1, macs_s=1.0)
+    with front_of(engine) as (front, said):
+        engine.server.silent_at = Command.GET_TENSOR
+        client = Client(front.port)
+        client.hello()
+        client.tell(Command.GET_TENSOR, bytes(304) + SIZE.pack(5))
+        assert client.is_closed()
+        assert not engine.is_up
+        assert until(lambda: any("stands still" in line for line in said))
 
 
 def test_what_it_says_of_itself_is_one_line_of_json(engine: PlayedEngine) -> None:
