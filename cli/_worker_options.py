@@ -30,7 +30,7 @@ Workers = Annotated[
     ),
 ]
 Host = Annotated[str, opt.option("--host", metavar="ADDRESS", help="Address of this machine to listen on.")]
-Port = Annotated[int, opt.option("--port", min=0, max=65535, metavar="N", help="0 takes one that is free.")]
+Port = Annotated[int, opt.option("--port", min=0, max=65535, metavar="N", help="0: any that is free.")]
 Mem = Annotated[
     str | None,
     opt.option(

@@ -12,6 +12,7 @@ import psutil
 
 from edgellm.memory.children import Child, ChildFailed, Send, serve
 from edgellm.memory.device import this_machine
+from edgellm.memory.heap import return_large_blocks
 from edgellm.runtime.workers.survey import Facts, WorkerError
 
 _MODULE = "edgellm.runtime.workers.server"
@@ -142,6 +143,7 @@ def _run(asked: Mapping[str, Any], send: Send) -> None:
 
     if why := llama_rpc.missing(api):
         raise WorkerError(why)
+    return_large_blocks()  # sessions come and go
     report, here = kernels(), this_machine()
     device = chosen(str(asked["device"]), accelerators())
     lends = device is None and report.active and lend_memory()
