@@ -9,7 +9,7 @@ from edgellm.memory.buffers import estimate
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.device import Device
 from edgellm.memory.placement import DeviceLimit, n_layers_on
-from edgellm.memory.plan import plan
+from edgellm.memory.plan import DEVICE_BYTES, plan
 from edgellm.memory.plan_lines import PairSettings, model_lines
 from edgellm.memory.plan_request import PlanRequest
 from edgellm.memory.shape import ModelShape
@@ -19,9 +19,9 @@ def placed(
     settings: PairSettings, target: ModelShape, drafter: ModelShape | None, device: Device, ask: PlanRequest
 ) -> PairSettings:
     """The settings with as many layers on the accelerators as were asked for, or as they hold: the drafter's first."""
-    free = {each.name: each.usable_bytes for each in device.accelerators}
+    free = {each.name: each.usable_bytes - (0 if each.unified else DEVICE_BYTES) for each in device.accelerators}
     own = settings.drafter
-    if drafter is not None and own is not None and ask.draft_device:
+    if drafter is not None and own is not None and ask.draft_device and not drafter.head_of:  # it lies with its target
         own = _place(drafter, own, ask.draft_device, ask.n_draft_gpu_layers, free)
     main = settings.target
     if ask.workers:
