@@ -61,7 +61,7 @@ def _lend(
         return settings
     lent = settings
     for n in [min(ask.n_gpu_layers, target.n_layers)] if ask.n_gpu_layers >= 0 else range(target.n_layers + 1):
-        parts = _parts(settings, target, near, n)
+        parts = _parts(settings, target, near, n, whole=ask.n_gpu_layers >= 0)
         if parts is None:
             break
         lent = replace(settings, target=replace(settings.target, placed=parts, head_stays=bool(parts)))
@@ -80,13 +80,21 @@ _PASS_BYTES = 2**16  # of one pass, about
 
 
 def _parts(
-    settings: PairSettings, shape: ModelShape, workers: Sequence[DeviceLimit], n_layers: int
+    settings: PairSettings, shape: ModelShape, workers: Sequence[DeviceLimit], n_layers: int, *, whole: bool
 ) -> tuple[tuple[str, int], ...] | None:
-    """So many layers over these workers in turn, each as full as it may be; None where they do not hold them."""
+    """So many layers over these workers in turn, each as full as it may be; None where they do not hold them.
+
+    Args:
+        whole: the last takes what is left all the same, and the plan says that it does not fit.
+    """
     parts: list[tuple[str, int]] = []
     for worker in workers:
         n = n_layers
-        while n and _lent_bytes(settings, shape, worker.name, n) > worker.usable_bytes:
+        while (
+            n
+            and not (whole and worker is workers[-1])
+            and _lent_bytes(settings, shape, worker.name, n) > worker.usable_bytes
+        ):
             n -= 1
         if n:
             parts.append((worker.name, n))

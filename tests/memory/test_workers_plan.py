@@ -79,6 +79,14 @@ def test_workers_that_hold_too_little_leave_the_rest_to_trimming_or_a_refusal() 
     assert "more than" in refusal(solution)
 
 
+def test_more_layers_than_workers_hold_are_refused_and_not_left_here_in_silence() -> None:
+    device, asked = here(8 * GIB, worker("a:1", 100 * MIB), worker("b:1", 100 * MIB, 0.1))
+    solution = solve(TARGET, DRAFTER, device, replace(asked, n_gpu_layers=20))
+    assert sum(n for _, n in solution.plan.settings.target.placed) == 20
+    assert not solution.plan.fits
+    assert "choose fewer --gpu-layers" in refusal(solution)
+
+
 def test_a_draft_hides_the_way_to_the_workers() -> None:
     gains = []
     for round_trip_s in (0.0, 0.002, 0.02, 0.1):
