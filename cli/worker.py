@@ -10,7 +10,7 @@ import typer
 from edgellm.cli import _options as opt
 from edgellm.cli._output import out
 from edgellm.cli._worker_options import Device, Host, Mem, Port
-from edgellm.runtime.workers.wire import DEFAULT_PORT
+from edgellm.memory.limits import WORKER_PORT
 
 OPEN = (
     "whoever reaches {host}:{port} can use this machine's memory and cores, read and change what is computed, and by "
@@ -22,7 +22,7 @@ TUNNEL = "ssh -N -L {port}:127.0.0.1:{port} USER@THIS-MACHINE"
 
 def worker(
     host: Host = "127.0.0.1",
-    port: Port = DEFAULT_PORT,
+    port: Port = WORKER_PORT,
     mem: Mem = None,
     threads: opt.Threads = None,
     device: Device = "auto",

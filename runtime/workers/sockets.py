@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 
 from edgellm.memory.errors import USAGE, EdgellmError
-from edgellm.runtime.workers.wire import DEFAULT_PORT
+from edgellm.memory.limits import WORKER_PORT
 
 CHUNK_BYTES = 2**20
 SILENCE_S = 3.0  # without a sign of life, after which the other end is given up
@@ -38,10 +38,10 @@ def address_of(text: str) -> tuple[str, int]:
     """
     host, colon, port = text.strip().rpartition(":")
     if not colon or text.endswith("]"):
-        host, port = text.strip(), str(DEFAULT_PORT)
+        host, port = text.strip(), str(WORKER_PORT)
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isascii() or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise BadAddress(f"{text!r} is no address of a worker: it is HOST:PORT, as 192.168.1.20:{DEFAULT_PORT}")
+        raise BadAddress(f"{text!r} is no address of a worker: it is HOST:PORT, as 192.168.1.20:{WORKER_PORT}")
     return host, int(port)
 
 

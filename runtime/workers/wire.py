@@ -12,7 +12,6 @@ from enum import IntEnum
 PROTOCOL = (7, 0, 0)
 HEAD_BYTES = 9  # of a request: command and size
 SIZE = struct.Struct("<Q")
-DEFAULT_PORT = 50052
 
 _TENSOR_BYTES = 296  # a tensor's description
 
