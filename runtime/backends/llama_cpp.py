@@ -259,7 +259,7 @@ class LlamaBackend:
                 told.edgellm_sequences_tell(self._cells, n, self._ids.ctypes.data, positions.ctypes.data)
             started = time.perf_counter()
             try:
-                status = int(api.llama_decode(self._ctx, self._batch))
+                status = self.model.run(self._ctx, self._batch)
             finally:
                 took_s = time.perf_counter() - started
                 if told is not None:

@@ -120,6 +120,13 @@ class LlamaModel:
         n_layers = int(api.llama_model_n_layer(self.handle)) + 1
         return max(0, n_layers - sum(n for _, n in self.options.placed))
 
+    def run(self, context: Any, batch: Any) -> int:
+        """The engine's status of a pass, at its end: other devices are else only told what to compute."""
+        status = int(api.llama_decode(context, batch))
+        if self.options.placed:
+            api.llama_synchronize(context)
+        return status
+
     @property
     def placement_key(self) -> str:
         """What its bits and times depend on beside the processor; "" where it lies there alone."""
