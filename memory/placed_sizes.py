@@ -24,7 +24,7 @@ def split(shape: ModelShape, settings: ContextSettings, whole: BufferSizes, inpu
     if not settings.placed:
         return whole
     layers = shape.layer_bytes or (_in_layers(shape) // max(shape.n_layers, 1),) * shape.n_layers
-    first = shape.n_layers + 1 - sum(n for _, n in settings.placed)
+    first = shape.n_layers + (not settings.head_stays) - sum(n for _, n in settings.placed)
     devices, weights, cache, compute = [], whole.weights_bytes, whole.kv_bytes, whole.compute_bytes
     for name, n in settings.placed:
         has_head = first + n > shape.n_layers
@@ -39,7 +39,7 @@ def split(shape: ModelShape, settings: ContextSettings, whole: BufferSizes, inpu
             moved += head
         devices.append(DeviceSizes(name, moved, kv, compute))
         first += n
-    if first > shape.n_layers and sum(n for _, n in settings.placed) > shape.n_layers:
+    if first > shape.n_layers and sum(n for _, n in settings.placed) > shape.n_layers:  # none with `head_stays`
         compute = input_bytes + settings.n_ubatch * shape.n_embd * _FLOAT
     return replace(
         whole,

@@ -37,6 +37,7 @@ ADAPTERS = {
         "runtime/bringup/extra_buffers.py",
         "runtime/bringup/library.py",
         "runtime/bringup/probe.py",
+        "runtime/workers/server.py",
     },
     "onnxruntime": {
         "export/onnx/hosts/host.py",

@@ -22,6 +22,7 @@ from edgellm.runtime.backends.base import (
     LoadError,
     Logits,
     StopSignal,
+    WorkerLost,
 )
 from edgellm.runtime.backends.llama_context import ContextLimits, interruptible, new_context
 from edgellm.runtime.backends.llama_heads import Head, TrimmedHead, WholeHead, rows_at
@@ -238,6 +239,8 @@ class LlamaBackend:
         self.engine_s += took_s
         if chooses:
             self._threads.took(n, n_threads, took_s)
+        if lost := self.model.lost_worker:
+            raise WorkerLost(lost)
         if status == 0:
             self.tokens.extend(tokens)
             if self._rows is not None:

@@ -17,9 +17,9 @@ from llama_cpp import llama_cpp as api
 
 from edgellm.memory.adapter import Lora
 from edgellm.memory.draft_heads import foreign_head, is_head_alone
-from edgellm.runtime.backends.base import EngineError, Interrupted, LoadError, stops_loading
+from edgellm.runtime.backends.base import EngineError, Interrupted, LoadError, WorkerLost, stops_loading
 from edgellm.runtime.backends.llama_devices import key as device_key
-from edgellm.runtime.backends.llama_devices import place
+from edgellm.runtime.backends.llama_devices import links_of, place
 from edgellm.runtime.backends.llama_files import check_adapters, check_encoder, checked_header, has_both_halves
 from edgellm.runtime.backends.llama_process import failure, has_extra_buffers, kernels, listen, reason
 from edgellm.runtime.backends.llama_tokenizer import LlamaTokenizer
@@ -34,6 +34,7 @@ class ModelOptions:
     """How weights are loaded. `repack` lets the engine keep a second, faster layout of some types."""
 
     placed: tuple[tuple[str, int], ...] = ()  # (device, layers on it); none: all on the processor
+    head_stays: bool = False  # the output head is the processor's in any case
     mmap: bool = True
     repack: bool = True
     vocabulary_only: bool = False
@@ -64,7 +65,8 @@ class LlamaModel:
         kernels()
         self.options = options = replace(options, repack=options.repack and has_extra_buffers())
         params = api.llama_model_default_params()
-        self._pointed_to = place(api, params, options.placed)
+        self._pointed_to = place(api, params, options.placed, head_stays=options.head_stays)
+        self._links = links_of(options.placed)
         params.load_mode = api.LLAMA_LOAD_MODE_MMAP if options.mmap else api.LLAMA_LOAD_MODE_NONE
         params.use_extra_bufts = options.repack
         params.vocab_only = options.vocabulary_only
@@ -73,6 +75,10 @@ class LlamaModel:
             params.progress_callback = api.llama_progress_callback(lambda progress, data: not stop.is_set())
         listen()
         self._model = api.llama_model_load_from_file(os.fsencode(path), params)
+        if lost := self.lost_worker:
+            if self._model:
+                api.llama_model_free(self._model)
+            raise WorkerLost(lost)
         if not self._model and stop is not None and stop.is_set():
             raise Interrupted(f"{path} was not loaded: it was stopped")
         if not self._model:
@@ -102,7 +108,17 @@ class LlamaModel:
     @property
     def same_bits(self) -> bool:
         """Passes of every width agree bit for bit: all of its layers are multiplied by our kernels."""
-        return kernels().active and not self.options.placed
+        workers = [link.survey.facts for link in self._links]
+        ours = len(workers) == len(self.options.placed) and all(facts.kernels for facts in workers)
+        return kernels().active and ours
+
+    @property
+    def lost_worker(self) -> str:
+        """A sentence once a worker that holds layers is gone, and what passes compute is nothing; "" before."""
+        lost = next((link for link in self._links if link.lost), None)
+        return (
+            f"the worker {lost.address} was lost ({lost.lost}), and layers of {self.path.name} with it" if lost else ""
+        )
 
     @property
     def n_layers_here(self) -> int:

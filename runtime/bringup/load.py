@@ -316,7 +316,10 @@ def draft_options(options: EngineOptions, settings: PairSettings) -> ModelOption
 
 def _model_options(options: EngineOptions, settings: PairSettings, context: ContextSettings) -> ModelOptions:
     return ModelOptions(
-        context.placed, mmap=settings.loading == "mapped", processor_only=options.main_device == PROCESSOR
+        context.placed,
+        head_stays=context.head_stays,
+        mmap=settings.loading == "mapped",
+        processor_only=options.main_device == PROCESSOR,
     )
 
 

@@ -13,6 +13,7 @@
 #include "experts.h"
 #include "join.h"
 #include "layout.h"
+#include "lent.h"
 #include "self_test.h"
 
 #if defined(__linux__)
@@ -53,6 +54,13 @@ char mark;
 
 bool is_ours(const Tensor* w) { return w && w->extra == &mark; }
 
+bool is_packed(const Tensor* w) { return is_ours(w) || lent(w); }
+
+const void* packed(const Tensor* w) {
+    const Lent* one = is_ours(w) ? nullptr : lent(w);
+    return one ? one->packed : w->data;
+}
+
 Columns columns_of(const Tensor* x) {
     return {static_cast<const float*>(x->data),
             {x->ne[1], x->ne[2], x->ne[3]},
@@ -72,7 +80,7 @@ struct Product final : TensorTraits {
         if (op->op != engine.mul_mat_op || !type_of(op->src[0]->type, &type)) return false;
         const Tensor *w = op->src[0], *x = op->src[1];
         Meeting meeting = {params->threadpool, params->nth};
-        matmul(*variant, type, w->data, w->ne[1], w->ne[0], columns_of(x), static_cast<float*>(op->data), w->ne[1], params->wdata, params->ith,
+        matmul(*variant, type, packed(w), w->ne[1], w->ne[0], columns_of(x), static_cast<float*>(op->data), w->ne[1], params->wdata, params->ith,
                params->nth, join, &meeting);
         return true;
     }
@@ -93,7 +101,7 @@ struct Experts final : TensorTraits {
         const Choice choice = {static_cast<const char*>(ids->data), static_cast<int64_t>(ids->nb[1]), ids->ne[0], ids->ne[1], w->ne[2]};
         Meeting meeting = {params->threadpool, params->nth};
         multiply_experts(*variant,
-                         {type, w->data, w->ne[1], w->ne[0], choice, columns_of(x), static_cast<char*>(op->data), static_cast<int64_t>(op->nb[1]),
+                         {type, packed(w), w->ne[1], w->ne[0], choice, columns_of(x), static_cast<char*>(op->data), static_cast<int64_t>(op->nb[1]),
                           static_cast<int64_t>(op->nb[2])},
                          params->wdata, params->ith, params->nth, join, &meeting);
         return true;
@@ -275,7 +283,7 @@ struct Slot {
 };
 Slot slot;
 
-struct Claims final : ExtraBufferType {
+struct Takeover final : ExtraBufferType {
     Product product;
     Experts experts;
     CacheAttention attention;
@@ -295,8 +303,12 @@ struct Claims final : ExtraBufferType {
         return slot.hands_on && slot.before()->supports_op(device, op);
     }
     TensorTraits* get_tensor_traits(const Tensor* op) override {
-        if (op->op == engine.mul_mat_op && is_ours(op->src[0])) return &product;
-        if (op->op == engine.mul_mat_id_op && is_ours(op->src[0])) return &experts;
+        if (op->op == engine.mul_mat_op && is_packed(op->src[0])) return &product;
+        if (op->op == engine.mul_mat_id_op && is_packed(op->src[0])) return &experts;
+        if (is_lent(op->src[0]) || is_lent(op->src[1])) {
+            std::fputs("edgellm kernels: packed weights are asked for by another operation than a product\n", stderr);
+            std::abort();
+        }
         if (TensorTraits* traits = slot.before()->get_tensor_traits(op)) return traits;
         if (op->op == engine.mul_mat_op && is_thin(op->src[0])) return &thin;
         if (op->op == engine.mul_mat_op && is_unfused_attention(op)) return &unfused;
@@ -394,10 +406,16 @@ std::vector<BufferType*> extra_buffer_types() {
 
 void use_sequences(Sequences* used) { sequences = used; }
 
+bool lend_memory() {
+    if (!variant) return false;
+    pack_what_is_lent(claims, n_load_threads());
+    return true;
+}
+
 std::string install_plugin(const Variant& chosen, const char* base_path, const char* cpu_path, bool alone) {
     std::string problem = find_engine(base_path, cpu_path);
     if (!problem.empty()) return problem;
-    static Claims ours;
+    static Takeover ours;
     static Nothing nothing;
     const std::vector<BufferType*> types = extra_buffer_types();
     if (types.empty()) return "llama.cpp was built without buffer types for packed weights (GGML_CPU_REPACK)";
@@ -425,6 +443,7 @@ std::string install_plugin(const Variant& chosen, const char* base_path, const c
     if (!problem.empty()) {
         for (size_t i = 0; i < types.size(); i++) types[i]->context = contexts[i];
         type = slot.was;
+        variant = nullptr;
     }
     return problem;
 }
