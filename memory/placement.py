@@ -35,6 +35,7 @@ class Accelerator:
     free_bytes: int
     total_bytes: int
     driver: str = ""  # of which bits and times depend; "": not known
+    largest_bytes: int = 0  # of one tensor that its programs can address; 0: not known
 
     @property
     def unified(self) -> bool:
@@ -48,7 +49,7 @@ class Accelerator:
 
     @property
     def limit(self) -> DeviceLimit:
-        return DeviceLimit(self.name, self.description, self.usable_bytes, self.unified)
+        return DeviceLimit(self.name, self.description, self.usable_bytes, self.unified, self.largest_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class DeviceLimit:
     description: str
     usable_bytes: int
     unified: bool  # what it takes is the machine's memory too
+    largest_bytes: int = 0  # of one tensor that its programs can address; 0: not known
 
 
 def chosen(name: str, here: Sequence[Accelerator]) -> Accelerator | None:

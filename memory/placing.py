@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from edgellm.memory.buffers import estimate
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.device import Device
-from edgellm.memory.placement import n_layers_on
+from edgellm.memory.placement import DeviceLimit, n_layers_on
 from edgellm.memory.plan_lines import PairSettings
 from edgellm.memory.plan_request import PlanRequest
 from edgellm.memory.shape import ModelShape
@@ -17,21 +18,29 @@ def placed(
     settings: PairSettings, target: ModelShape, drafter: ModelShape | None, device: Device, ask: PlanRequest
 ) -> PairSettings:
     """The settings with as many layers on the accelerators as were asked for, or as they hold: the drafter's first."""
-    free = {each.name: each.usable_bytes for each in device.accelerators}
+    limits = {each.name: each for each in device.accelerators}
+    free = {name: each.usable_bytes for name, each in limits.items()}
     own = settings.drafter
     if drafter is not None and own is not None and ask.draft_device:
-        own = _place(drafter, own, ask.draft_device, ask.n_draft_gpu_layers, free)
+        own = _place(drafter, own, ask.draft_device, ask.n_draft_gpu_layers, free, limits)
     main = settings.target
     if ask.main_device:
-        main = _place(target, main, ask.main_device, ask.n_gpu_layers, free)
+        main = _place(target, main, ask.main_device, ask.n_gpu_layers, free, limits)
     return replace(settings, target=main, drafter=own)
 
 
 def _place(
-    shape: ModelShape, context: ContextSettings, device: str, n_asked: int, free: dict[str, int]
+    shape: ModelShape,
+    context: ContextSettings,
+    device: str,
+    n_asked: int,
+    free: dict[str, int],
+    limits: Mapping[str, DeviceLimit],
 ) -> ContextSettings:
     """Takes out of `free` what it places."""
     n = n_layers_on(n_asked, shape.n_layers)
+    if device in limits:
+        context = replace(context, largest_bytes=limits[device].largest_bytes)
     while n and shape.known:
         context = replace(context, placed=((device, n),))
         on = estimate(shape, context).devices[0]

@@ -190,6 +190,7 @@ class MemoryPlan:
             "n_rs_seq": settings.target.n_rs_seq,
             "n_saved_states": settings.target.n_saved_states,
             "placed": [list(part) for part in settings.target.placed],
+            "largest_bytes": settings.target.largest_bytes,
             "devices": [asdict(device) for device in self.devices],
             "drafter_settings": asdict(settings.drafter) if settings.drafter else None,
             "copy": settings.copy,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgellm.memory import hparams
@@ -84,6 +84,7 @@ class ModelShape:
     adapter_width: int = 0  # floats a token at most, that applying one to a layer's matrix holds beside its result
     adapter_head_width: int = 0  # likewise, floats a row of logits
     layer_bytes: tuple[int, ...] = ()  # weights of each layer; empty: not known apart
+    layer_groups: tuple[int, ...] = ()  # of each layer, its place in `attention`; -1: it does not attend
 
     @property
     def is_recurrent(self) -> bool:
@@ -149,6 +150,8 @@ def from_header(header: GgufHeader, name: str | None = None, *, ask: bool = Fals
             raise unknown(architecture)
     n_experts = told.count("expert_count", 0, most=MAX_EXPERTS)
     kept = _attending(told, architecture, kv_heads)
+    layers = _cached_layers(header, told, kept, kv_heads, key, value) if known else {}
+    groups = Counter(layers.values())
     embedding = next((tensor for tensor in header.tensors if tensor.name == "token_embd.weight"), None)
     if known:
         _check_tensors(header, embedding, n_layers, n_embd)
@@ -167,7 +170,7 @@ def from_header(header: GgufHeader, name: str | None = None, *, ask: bool = Fals
         q_width=n_heads * told.count("attention.value_length_mla", value, least=1),
         n_ff=_widest_ff(told, n_layers, n_experts),
         n_experts_used=told.count("expert_used_count", 0, most=n_experts) if n_experts else 0,
-        attention=_attention_layers(header, told, kept, kv_heads, key, value) if known else (),
+        attention=tuple(replace(group, n_layers=n) for group, n in groups.items()),
         state_elements=_state_elements(
             told, architecture, n_layers if architecture in BESIDE else n_layers - len(kept), n_embd
         ),
@@ -182,6 +185,7 @@ def from_header(header: GgufHeader, name: str | None = None, *, ask: bool = Fals
         n_words=_whole_vocabulary(header),
         known=known,
         layer_bytes=_layer_bytes(sizes, n_layers),
+        layer_groups=tuple(list(groups).index(layers[i]) if i in layers else -1 for i in range(n_layers)),
         keeps_state=not known and any(key.startswith(_STATEFUL) for key in header.own_keys()),
     )
 
@@ -269,25 +273,22 @@ def _attending(told: Hparams, architecture: str, kv_heads: Sequence[int]) -> lis
     return [layer for layer in kept if not (recurrent[layer] if recurrent else (layer + 1) % every)]
 
 
-def _attention_layers(
+def _cached_layers(
     header: GgufHeader, told: Hparams, kept: Sequence[int], kv_heads: Sequence[int], key: int, value: int
-) -> tuple[AttentionLayers, ...]:
+) -> dict[int, AttentionLayers]:
+    """What each attending layer keeps, alone."""
     latent = header.architecture in LATENT and header.hparam("attention.key_length_mla") is not None
     window, sliding = _windows(told, header.architecture, len(kv_heads))
-    groups: Counter[AttentionLayers] = Counter()
-    for layer in kept:
-        groups[
-            AttentionLayers(
-                n_layers=1,
-                k_width=key * kv_heads[layer],
-                v_width=0 if latent else value * kv_heads[layer],
-                head_dim=key,
-                window=window if layer in sliding else None,
-            )
-        ] += 1
-    return tuple(
-        AttentionLayers(n, group.k_width, group.v_width, group.head_dim, group.window) for group, n in groups.items()
-    )
+    return {
+        layer: AttentionLayers(
+            n_layers=1,
+            k_width=key * kv_heads[layer],
+            v_width=0 if latent else value * kv_heads[layer],
+            head_dim=key,
+            window=window if layer in sliding else None,
+        )
+        for layer in kept
+    }
 
 
 def _windows(told: Hparams, architecture: str, n_layers: int) -> tuple[int, set[int]]:

@@ -62,6 +62,7 @@ def new_context(
     params.no_perf = True
     # A sliding window keeps n_ubatch spare cells, more than one rejected draft ever needs.
     params.swa_full = False
+    params.op_offload = False  # a layer is computed where it lies: else its weights are copied for every wide pass
     params.n_rs_seq = max(n_outputs, settings.n_rs_seq) if rolls_back else 0
     listen()
     context = api.llama_init_from_model(model, params)

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgellm.memory.placement import Accelerator, AcceleratorKind
 from edgellm.runtime.backends.base import LoadError
-from edgellm.runtime.backends.vulkan_driver import drivers
+from edgellm.runtime.backends.vulkan_driver import vulkan_devices
 
 _GPU, _INTEGRATED = 1, 2  # of ggml_backend_dev_type
 _PLAYED = ("llvmpipe", "lavapipe", "swiftshader", "pocl")  # drivers that compute on the processor
@@ -26,8 +26,9 @@ def accelerators(api: Any) -> list[Accelerator]:
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         memory(device, ctypes.byref(free), ctypes.byref(total))
         description = describe(device).decode("utf-8", "replace")
-        driver = drivers().get(description, "") if name.startswith("Vulkan") else ""
-        found.append(Accelerator(name, description, _kind(name, description, kind), free.value, total.value, driver))
+        more = vulkan_devices().get(description) if name.startswith("Vulkan") else None
+        known = (more.driver, more.largest_bytes) if more is not None else ()
+        found.append(Accelerator(name, description, _kind(name, description, kind), free.value, total.value, *known))
     return found
 
 
