@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 HEADERS = (Path("/usr/include"), Path("/usr/local/include"), Path("/opt/homebrew/include"))
-PACKAGES = "Debian and Ubuntu: apt install glslc libvulkan-dev spirv-headers; for a device played by the processor mesa-vulkan-drivers"
+PACKAGES = "Debian and Ubuntu have it all: apt install glslc libvulkan-dev spirv-headers mesa-vulkan-drivers"
 NEEDS = "VK_EXT_layer_settings"  # of the headers: llama.cpp's Vulkan part is written with it
-SINCE = 272  # the third number of the headers' version that has it, 1.3.272
 
 
 def headers_version(folder: Path) -> str | None:
@@ -41,9 +39,9 @@ def missing(folder: Path | None) -> str | None:
     text = (where / "vulkan/vulkan_core.h").read_text(encoding="utf-8", errors="replace")
     if NEEDS not in text:
         return (
-            f"Vulkan's headers in {where} are of version {headers_version(where)}, and llama.cpp needs {NEEDS}, which "
-            f"has been there since 1.3.{SINCE}: unpack newer ones (Debian 13's libvulkan-dev) elsewhere and say "
-            "`make chat-vulkan VULKAN_HEADERS=FOLDER`, FOLDER being the one that holds vulkan/"
+            f"Vulkan's headers in {where} are of version {headers_version(where)}, too old: llama.cpp needs {NEEDS}. "
+            "Unpack newer ones (Debian 13's libvulkan-dev) elsewhere and say `make chat-vulkan VULKAN_HEADERS=FOLDER`, "
+            "FOLDER being the one that holds vulkan/"
         )
     if not any((each / "spirv/unified1/spirv.hpp").is_file() for each in {where, *HEADERS}):
         return f"spirv-headers are missing. {PACKAGES}"

@@ -11,6 +11,7 @@ from edgellm.runtime.backends.base import LoadError
 from edgellm.runtime.backends.vulkan_driver import vulkan_devices
 
 _GPU, _INTEGRATED = 1, 2  # of ggml_backend_dev_type
+_SHARING = ("Metal", "MTL", "GPUOpenCL")  # backends whose devices share the machine's memory and say that they are GPUs
 _PLAYED = ("llvmpipe", "lavapipe", "swiftshader", "pocl")  # drivers that compute on the processor
 
 
@@ -65,7 +66,7 @@ def _kind(name: str, description: str, kind: int) -> AcceleratorKind:
         return "software"
     if name.startswith("RPC"):
         return "worker"
-    return "integrated" if kind == _INTEGRATED or name.startswith(("Metal", "MTL")) else "gpu"
+    return "integrated" if kind == _INTEGRATED or name.startswith(_SHARING) else "gpu"
 
 
 def _devices(api: Any) -> list[tuple[str, int, int]]:
