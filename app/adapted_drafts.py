@@ -12,7 +12,7 @@ from edgellm.export.obtain.download import Progress
 from edgellm.export.obtain.source import ModelSource
 from edgellm.export.obtain.store import ModelFile
 from edgellm.memory.draft_adapter import AdapterFile
-from edgellm.memory.files import sha256_of
+from edgellm.memory.split import model_sha256
 
 
 def of_file(
@@ -35,7 +35,7 @@ def of_file(
             f"--adapter {path} changes one GGUF file{_of(adapter)}, which {reference} does not name: give --draft that "
             "file, or a name with its type"
         )
-    if (model.sha256 or sha256_of(model.path)) != adapter.base:
+    if (model.sha256 or model_sha256(model.path)) != adapter.base:
         raise BadOption(f"--adapter {path} was made for another file{_of(adapter)} than {model.path}")
     source = ModelSource(model.path.stem, model.path, model.repo, model.revision, model.licence)
     return AdaptedDraft(adapter, model.path), source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import threading
 import time
 from collections.abc import Mapping
@@ -49,6 +50,7 @@ def prepare(
         BadReference, UnknownModel, NotHere, PullError: as `resolve_pair`.
     """
     from edgellm.app.drafter_adapters import pick
+    from edgellm.app.own_heads import is_head
     from edgellm.app.references import resolve_pair
     from edgellm.memory.cpu import usable_cores
 
@@ -61,6 +63,13 @@ def prepare(
     for file in (target, drafter):
         if file.path.suffix != ".gguf":
             raise BadSetting(f"{file.name} is no GGUF file: a drafter learns, and its target answers, as GGUF alone")
+    if is_head(drafter.path):
+        raise BadSetting(f"{drafter.name} is a draft head, which reads its target's states and is not taught here")
+    if drafter.parts:
+        raise BadSetting(
+            f"{drafter.name} lies in {len(drafter.parts)} files, and a drafter learns in one: "
+            f"`edgellm export {shlex.quote(drafter.reference)} --quant {drafter.quant or 'TYPE'}` joins them"
+        )
     adapter = pick(target, drafter, listener=listener)
     return AdaptJob(
         target,

@@ -14,8 +14,11 @@ from edgellm.app.drafter_adapters import ChosenDraft, DrafterAdapter, adapter_js
 from edgellm.app.listener import SILENCE, Listener
 from edgellm.app.loading import refuse_settings_of_a_plan, with_loras
 from edgellm.app.machine import machine
+from edgellm.app.own_heads import drafts_itself, is_own
 from edgellm.app.plans import models_of, read_plan
 from edgellm.app.references import resolve, resolve_pair
+from edgellm.memory.draft_heads import OWN_HEAD
+from edgellm.memory.split import model_bytes
 
 if TYPE_CHECKING:
     from edgellm.export.obtain.store import ModelFile
@@ -63,6 +66,7 @@ class Configuration:
     name: str
     draft: ChosenDraft | None
     copies: bool  # what was said before is drafted first
+    head: bool = False  # the head inside the target's file drafts
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,12 +173,14 @@ def measure(
     target, default = resolve_pair(model, first, offline=asked.offline, listener=listener)
     adapter = asked.draft_adapter or (planned.draft_adapter if planned is not None else None)
     chosen = partial(choose, target, asked=adapter, loras=options.loras, listener=listener)
-    configurations = _configurations(drafts, default, chosen, offline=asked.offline, listener=listener)
+    own = drafts_itself(target, first)
+    configurations = _configurations(drafts, default, chosen, own=own, offline=asked.offline, listener=listener)
+    options = replace(options, head=own if asked.ablate else any(one.head for one in configurations))
     ablated = chosen(default) if asked.ablate and default is not None else None
     drafters = [ablated] if asked.ablate else [one.draft for one in configurations]
     adapters = {draft.fingerprint: draft.adapter for draft in drafters if draft is not None}
     sizes = [one.draft.path for one in configurations if one.draft is not None]
-    largest = max(sizes, key=lambda path: path.stat().st_size, default=None)
+    largest = max(sizes, key=model_bytes, default=None)
     plan, note = plan_here(target.path, largest, options, planned)
     listener.detail(note)
     plain = load_target(target.path, options, plan)
@@ -202,20 +208,21 @@ def measure(
 
 
 def ablation(plain: Engine, draft: ChosenDraft | None) -> dict[str, Engine]:
-    """An engine for each row of `ABLATION`, sharing the target. Rows that need a draft model are left out without one.
+    """An engine for each row of `ABLATION`, sharing the target. Rows that need a draft model are left out without one,
+    and those that translate where the target's own head is the model.
 
     Raises:
         LoadError: the drafter cannot be loaded.
     """
     engines: dict[str, Engine] = {}
     for name, row in ABLATION.items():
-        wants_model = row.get("model", True)
-        if wants_model and draft is None:
+        wants_model, own = row.get("model", True), draft is None and plain.options.head
+        if wants_model and (row.get("spelling", "text") != "text" if own else draft is None):
             continue
         changes = {key: value for key, value in row.items() if key != "model"}
         if row["fixed"]:
             changes["n_draft"] = N_ABLATE
-        options = replace(plain.options, **changes)
+        options = replace(plain.options, **changes, head=wants_model and own)
         engines[name] = _drafted(plain, draft if wants_model else None, options, copies=row["copy"])
     return engines
 
@@ -234,7 +241,10 @@ def _engines(
 
     if ablate:
         return {PLAIN: plain, **ablation(plain, ablated)}
-    drafted = {one.name: _drafted(plain, one.draft, plain.options, copies=one.copies) for one in configurations}
+    drafted = {
+        one.name: _drafted(plain, one.draft, replace(plain.options, head=one.head), copies=one.copies)
+        for one in configurations
+    }
     return {PLAIN: plain, **drafted}
 
 
@@ -243,9 +253,13 @@ def _configurations(
     default: ModelFile | None,
     chosen: Callable[[ModelFile], ChosenDraft],
     *,
+    own: bool,
     offline: bool,
     listener: Listener,
 ) -> list[Configuration]:
+    """`own`: the head inside the target's file drafts where nothing is named."""
+    if not drafts and own:
+        return [Configuration(f"{OWN_HEAD}+copy", None, copies=True, head=True)]
     if not drafts:
         name = f"{default.name}+copy" if default else "copy"
         return [Configuration(name, chosen(default) if default else None, copies=True)]
@@ -254,7 +268,9 @@ def _configurations(
     for text in [text for text in drafts if text.casefold() != "none"] or ["copy"]:
         name, plus, tail = text.rpartition("+copy")
         reference = text if not plus or tail else name
-        if reference == "copy":
+        if is_own(reference):
+            found.append(Configuration(text, None, copies=reference != text, head=True))
+        elif reference == "copy":
             found.append(Configuration("copy", None, True))
         else:
             file = resolve(reference, offline=offline, listener=listener)

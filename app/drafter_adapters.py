@@ -266,6 +266,6 @@ def readable(path: Path, listener: Listener) -> AdapterFile | None:
 
 
 def _sha256(draft: ModelFile) -> str:
-    from edgellm.memory.files import sha256_of
+    from edgellm.memory.split import model_sha256
 
-    return draft.sha256 or sha256_of(draft.path)
+    return draft.sha256 or model_sha256(draft.path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -157,7 +157,7 @@ def evaluate(
         ours, theirs = (model.vocabulary for model in models)
         with listener.working("comparing the vocabularies …"):
             matched, there, back = match(ours, theirs), overlap(ours, theirs), overlap(theirs, ours)
-        facts = [_facts(file, model) for file, model in zip(files, models, strict=True)]
+        facts = [side_of(file, model) for file, model in zip(files, models, strict=True)]
     finally:
         for model in models:
             model.close()
@@ -170,15 +170,15 @@ def evaluate(
     return PairReport(facts[0], facts[1], matched, there, back, measured, adapter)
 
 
-def acceptance(target: Path, draft: Path) -> Acceptance:
-    """What the target takes of the drafter's proposals, greedily.
+def acceptance(target: Path, draft: Path | None) -> Acceptance:
+    """What the target takes of the drafter's proposals, greedily; None for the head inside its own file.
 
     Raises:
         LoadError: one of them cannot be loaded.
     """
     from edgellm.runtime.bringup.load import load
 
-    with load(target, draft, _drafter_alone(n_ctx=512)) as engine:
+    with load(target, draft, replace(_drafter_alone(n_ctx=512), head=draft is None)) as engine:
         total = ask(engine, QUESTIONS)
         return Acceptance(
             n_draft=engine.n_draft,
@@ -253,7 +253,8 @@ def _drafter_alone(n_ctx: int) -> EngineOptions:
     return EngineOptions(n_ctx=n_ctx, n_draft=N_DRAFT, fixed=True, copy=False, learn="off")
 
 
-def _facts(file: ModelFile, model: Model) -> PairSide:
+def side_of(file: ModelFile, model: Model) -> PairSide:
+    """What a report says of one of its models."""
     return PairSide(
         name=file.reference,
         architecture=model.architecture,

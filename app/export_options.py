@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgellm.memory.errors import USAGE, EdgellmError
+from edgellm.memory.split import model_name
 
 # A checkpoint or GGUF file to GGUF; a checkpoint to ONNX; an adapter (LoRA) to GGUF; an adapter and its base to GGUF.
 Way = Literal["gguf", "onnx", "adapter", "merge"]
@@ -173,7 +174,8 @@ def _why_no_revision(model: str) -> str | None:
     if path.is_file() or any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
         return f"--revision is of a repository's checkpoint, and {model} lies on this disk"
     with contextlib.suppress(naming.BadReference):
-        if naming.parse(model).quant:
+        parsed = naming.parse(model)
+        if parsed.quant or parsed.path:
             return f"--revision is of a repository's checkpoint, and {model} names a GGUF file"
     return None
 
@@ -248,7 +250,8 @@ def layers(text: str | None) -> tuple[int, ...]:
 def folder_name(model: str) -> str:
     """What the output is named after: `user/repo:Q8_0` gives `repo`, and `.` the folder's own name."""
     path = Path(model).expanduser()
-    name = path.resolve().name if path.is_dir() else path.name.partition(":")[0].removesuffix(".gguf")
+    named = path.name.partition(":")[0]
+    name = path.resolve().name if path.is_dir() else model_name(Path(named)) if named.endswith(".gguf") else named
     return name or "model"
 
 

@@ -14,6 +14,7 @@ from edgellm.export.convert.imatrix import MAX_TEXT_BYTES, Made
 from edgellm.export.convert.imatrix_file import BadImatrix
 from edgellm.export.obtain import store
 from edgellm.export.obtain.download import Progress
+from edgellm.memory.split import model_name
 from edgellm.memory.units import format_bytes
 
 STDIN = "-"
@@ -117,4 +118,4 @@ def _file(model: str, *, offline: bool, progress: Progress) -> tuple[str, Path]:
     found = store.pull(model, offline=offline, progress=progress)
     if found.path.suffix == ".onnx" or found.path.is_dir():
         raise BadImatrix(f"{model} is an ONNX model: importances are collected of GGUF files")
-    return (found.path.stem if found.source == "path" else found.name.rpartition("/")[2]), found.path
+    return (model_name(found.path) if found.source == "path" else found.name.rpartition("/")[2]), found.path

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgellm.export.obtain.catalogue import ModelEntry
+    from edgellm.export.obtain.catalogue import FileEntry, ModelEntry
     from edgellm.export.obtain.store import ModelFile
     from edgellm.memory.gguf import GgufHeader
 
@@ -50,11 +50,11 @@ def describe(reference: str) -> dict[str, Any]:
     from edgellm.app.kept_adapters import adapters_for, adapters_of, adapters_taken_back
     from edgellm.export.obtain import naming, store
     from edgellm.export.obtain.catalogue import find
-    from edgellm.memory.gguf import read_header
+    from edgellm.memory.split import read_model
 
     model, name = store.locate(reference), naming.parse(reference).name
     if model:
-        header = read_header(model.path)
+        header = read_model(model.path)
         facts = {**installed_json(model), **_header_facts(header)}
         facts["licence"] = model.licence or header.metadata.get("general.license")
         return facts | {
@@ -72,12 +72,16 @@ def describe(reference: str) -> dict[str, Any]:
 
 def installed_json(model: ModelFile) -> dict[str, Any]:
     """An installed model for machines. Sizes in bytes."""
-    return {"reference": model.reference, **asdict(model), "path": str(model.path)}
+    facts = asdict(model)
+    return {"reference": model.reference, **facts, "path": str(model.path), "parts": list(facts["parts"])}
 
 
 def entry_json(entry: ModelEntry) -> dict[str, Any]:
     """A model of the catalogue that is not here, with the same keys and `path` null."""
+    from edgellm.export.obtain.catalogue import ModelFacts
+
     file = entry.files[0] if entry.files else None
+    unknown = dict.fromkeys(field.name for field in fields(ModelFacts))
     return {
         "reference": entry.name,
         "path": None,
@@ -94,7 +98,26 @@ def entry_json(entry: ModelEntry) -> dict[str, Any]:
         "role": entry.role,
         "summary": entry.summary,
         "drafters": list(entry.drafters),
-        **(asdict(entry.facts) if entry.facts else {}),
+        "tasks": list(entry.tasks),
+        "parts": [asdict(part) for part in file.parts] if file and len(file.parts) > 1 else [],
+        "files": [_offered(file) for file in entry.files],
+        **(asdict(entry.facts) if entry.facts else unknown),
+    }
+
+
+def _offered(file: FileEntry) -> dict[str, Any]:
+    """What can be pulled; null where nobody says how large it is, or what it hashes to."""
+    from edgellm.export.obtain.catalogue import HfSource
+
+    on_hub = next((source for source in file.sources if isinstance(source, HfSource)), None)
+    return {
+        "quant": file.quant,
+        "filename": file.filename,
+        "n_files": len(file.parts),
+        "n_bytes": file.n_bytes,
+        "sha256": file.sha256,
+        "repo": on_hub.repo if on_hub else None,
+        "revision": on_hub.revision if on_hub and on_hub.revision != "main" else None,
     }
 
 
@@ -122,6 +145,7 @@ def _adapter_facts(header: GgufHeader) -> dict[str, Any]:
 def _header_facts(header: GgufHeader) -> dict[str, Any]:
     """The keys of `ModelFacts`, read from the file itself; null where it does not say."""
     from edgellm.memory.adapter import is_adapter
+    from edgellm.memory.draft_heads import describe as describe_head
     from edgellm.memory.gguf import GgufArray
 
     def most(name: str) -> Any:
@@ -148,6 +172,7 @@ def _header_facts(header: GgufHeader) -> dict[str, Any]:
         "n_ctx_train": header.hparam("context_length"),
         "n_params": header.n_params,
         "window": most("attention.sliding_window"),
+        "draft_head": describe_head(header),
         "tied": not any(tensor.name == "output.weight" for tensor in header.tensors),
         "chat_template": isinstance(header.metadata.get("tokenizer.chat_template"), str),
     }

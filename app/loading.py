@@ -11,6 +11,7 @@ from edgellm.app.adapters import loras as read_loras
 from edgellm.app.defaults import NO_ADAPTER, BadSetting, drafting_options
 from edgellm.app.drafter_adapters import ChosenDraft, DrafterAdapter, choose
 from edgellm.app.listener import LOG, SILENCE, Listener
+from edgellm.app.own_heads import drafts_itself, is_own
 from edgellm.app.plans import models_of, read_plan
 from edgellm.app.references import resolve_pair
 
@@ -103,8 +104,8 @@ def load(
 
     Args:
         model: a name of the catalogue, user/repo[:QUANT] of the Hub, or a file; None for the default model.
-        draft: likewise; "none" for no drafter; None for the one that the catalogue recommends, done without where it
-            cannot be had.
+        draft: likewise; "none" for no drafter, "mtp" for the head inside the model's file; None for that head where it
+            has one, else for the drafter that the catalogue recommends, done without where it cannot be had.
         options: None for what `edgellm chat` takes: lengths that pay, and what was learnt before, which is kept.
         plan: as `edgellm plan --save` writes it, or its file.
         loras: adapters of the target, or FILE[:SCALE] texts.
@@ -155,7 +156,11 @@ def prepare(
         refuse_settings_of_a_plan(options)
         model, draft = models_of(planned, model, draft)
     options = with_loras(options, loras, planned)
-    target, drafter = resolve_pair(model, draft, offline=offline, listener=listener)
+    n_parallel = options.n_parallel
+    target, drafter = resolve_pair(model, draft, offline=offline, n_parallel=n_parallel, listener=listener)
+    options = replace(options, head=drafter is None and drafts_itself(target, draft, n_parallel=n_parallel))
+    if is_own(draft) and not options.head:
+        listener.warning(f"{target.name}'s draft head is left out: it drafts for one conversation at a time")
     asked = _reference(draft_adapter) or (planned.draft_adapter if planned is not None else None)
     if drafter is None:
         if asked is not None and asked.casefold() != NO_ADAPTER:

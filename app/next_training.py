@@ -50,11 +50,11 @@ class NextTraining:
     @cached_property
     def draft(self) -> ModelFile:
         """The drafter's own file, without what it learnt; to hash one of a gigabyte takes a second."""
-        from edgellm.memory.files import sha256_of
+        from edgellm.memory.split import model_sha256
 
         draft = self._pair.draft
         assert draft is not None
-        return draft if draft.sha256 else replace(draft, sha256=sha256_of(draft.path))
+        return draft if draft.sha256 else replace(draft, sha256=model_sha256(draft.path))
 
     def answered(self, n_tokens: int) -> None:
         """The target has answered with so many."""
@@ -134,13 +134,18 @@ class NextTraining:
 def hindrance(session: ChatSession, pair: Pair) -> str | None:
     """Why nothing can learn beside a chat of this pair, in a sentence; None where it can."""
     from edgellm.memory.gguf import GgufError, read_header
+    from edgellm.runtime.backends.llama_model import LlamaModel
     from edgellm.runtime.distillation.architecture import DistillationError, Shape
 
     engine = session.engine
     if pair.draft is None or engine.draft_model is None:
         return "no draft model is loaded; name a --draft, or leave out --adapt"
+    if isinstance(engine.draft_model, LlamaModel) and engine.draft_model.is_head:
+        return f"{pair.draft.name} is a draft head, which is not taught here"
     if {pair.draft.path.suffix, pair.target.path.suffix} != {".gguf"}:
         return f"{pair.draft.name} and {pair.target.name} have to be GGUF files for that"
+    if pair.draft.parts:
+        return f"{pair.draft.name} lies in {len(pair.draft.parts)} files, and a drafter learns in one; export it first"
     if _lessons_of(session) is None:
         return "no answers are kept that it could learn from; leave out --no-learn, or --adapt"
     if pair.asked_adapter is not None:

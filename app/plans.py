@@ -14,7 +14,16 @@ from edgellm.app import calibration
 from edgellm.app.defaults import NO_ADAPTER, BadSetting, asked_bytes, cache_type
 from edgellm.app.drafter_adapters import DrafterAdapter, file_with, planned
 from edgellm.app.listener import SILENCE, Listener
-from edgellm.app.shapes import Known, drafter_for, look_up, of_name, smaller_than, with_adapters, with_references
+from edgellm.app.shapes import (
+    Known,
+    drafter_for,
+    look_up,
+    of_name,
+    own_head,
+    smaller_than,
+    with_adapters,
+    with_references,
+)
 
 if TYPE_CHECKING:
     from edgellm.memory.adapter import Lora
@@ -113,7 +122,8 @@ def plan_pair(
     from edgellm.memory.training_size import with_training
 
     target = look_up(model, offline=offline)
-    drafter = drafter_for(target.shape, draft, offline=offline)
+    own = own_head(target, draft, n_parallel=ask.n_sequences)
+    drafter = own or drafter_for(target.shape, draft, offline=offline)
     target = with_adapters(target, adapters)
     sizer = _sizer(target, drafter, exactly=probe, listener=listener)
     smaller, shape = smaller_than(target), drafter.shape if drafter else None
@@ -128,7 +138,7 @@ def plan_pair(
         nearest=with_references(solution.nearest, target, drafter) if solution.nearest else None,
     )
     adapter = None
-    if drafter is not None and solution.plan.drafter is not None:
+    if drafter is not None and own is None and solution.plan.drafter is not None:
         adapter = planned(target, drafter, draft_adapter, loras=adapters, listener=listener)
     if calibrate and solution.plan.fits:
         base = drafter.path if drafter is not None else None
@@ -314,7 +324,7 @@ def _sizer(target: Known, drafter: Known | None, *, exactly: bool, listener: Lis
     for model in known.values():
         if not model.shape.known:
             listener.note(f"the cache of {model.shape.architecture} is not known here, so llama.cpp is asked")
-        elif exactly and model.path is None:
+        elif exactly and model.path is None and not model.shape.head_of:
             listener.warning(f"{model.shape.name} is not on this machine, so its sizes come from formulas")
 
     from edgellm.runtime.bringup.probe import probe

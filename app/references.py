@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from edgellm.app.defaults import DEFAULT_DRAFTER, DEFAULT_TARGET, MIN_SIZE_RATIO, NO_DRAFTER
 from edgellm.app.listener import SILENCE, Listener
+from edgellm.app.own_heads import beside, drafts_itself, is_own
 
 if TYPE_CHECKING:
     from edgellm.export.obtain.catalogue import ModelEntry
@@ -24,14 +25,21 @@ def resolve(reference: str, *, offline: bool = False, listener: Listener = SILEN
 
 
 def resolve_pair(
-    model: str | None, draft: str | None, *, offline: bool = False, listener: Listener = SILENCE
+    model: str | None,
+    draft: str | None,
+    *,
+    offline: bool = False,
+    n_parallel: int = 1,
+    listener: Listener = SILENCE,
 ) -> tuple[ModelFile, ModelFile | None]:
-    """The files of a target and of its drafter.
+    """The files of a target and of its drafter; None for a drafter also where `drafts_itself` holds for the target.
 
     Args:
         model: None for the default target.
-        draft: "none" for no drafter; None for the one that the catalogue recommends for this target (one that is here
-            before one that is not), which is done without, and said so, where it cannot be had.
+        draft: "none" for no drafter, "mtp" for the head inside the target's file; None for that head, an assistant that
+            lies beside the file, or the drafter that the catalogue recommends for this target (one that is here before
+            one that is not), which is done without, and said so, where it cannot be had.
+        n_parallel: conversations at once.
 
     Raises:
         BadReference, UnknownModel, NotHere, PullError: as `store.pull`, for what was asked for by name.
@@ -41,9 +49,13 @@ def resolve_pair(
     if model is None and draft is None:
         _announce_default_pair(listener)
     target = resolve(model or DEFAULT_TARGET, offline=offline, listener=listener)
+    if drafts_itself(target, draft, n_parallel=n_parallel) or is_own(draft):
+        return target, None
     if draft is not None:
         is_none = draft.casefold() == NO_DRAFTER
         return target, None if is_none else resolve(draft, offline=offline, listener=listener)
+    if n_parallel == 1 and (assistant := beside(target)) is not None:
+        return target, resolve(str(assistant), offline=offline, listener=listener)
     chosen = recommended(target)
     if chosen is None:
         return target, None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgellm.app.defaults import DEFAULT_DRAFTER, MIN_SIZE_RATIO, NO_DRAFTER
+from edgellm.app.defaults import DEFAULT_DRAFTER, MIN_SIZE_RATIO, NO_DRAFTER, BadSetting
 from edgellm.memory.limits import CONFIG_JSON_MAX_BYTES
 
 if TYPE_CHECKING:
@@ -44,8 +45,9 @@ def look_up(reference: str, *, offline: bool = False) -> Known:
         GgufError: a damaged file.
     """
     from edgellm.export.obtain import naming, store
+    from edgellm.export.obtain.catalogue import find
     from edgellm.memory.adapter import refuse_adapter
-    from edgellm.memory.shape import from_header
+    from edgellm.memory.draft_heads import shape_of
     from edgellm.memory.split import read_model
 
     folder = Path(reference).expanduser()
@@ -61,11 +63,14 @@ def look_up(reference: str, *, offline: bool = False) -> Known:
     if model := store.locate(reference):
         header = read_model(model.path)
         refuse_adapter(header)
-        shape = from_header(header, model.name, ask=True)
+        shape = shape_of(header, model.name, ask=True)
         return Known(shape, model.reference, model.path, is_open=parsed.name is not None and parsed.quant is None)
     if parsed.repo:
         return _on_the_hub(reference, parsed.repo, parsed.quant, offline=offline)
-    return of_name(parsed.name or "", parsed.quant)
+    entry = find(parsed.name or "")
+    if entry.facts is None and entry.files and not offline:
+        return _header_of(entry, parsed.quant)
+    return of_name(entry.name, parsed.quant)
 
 
 def is_offered(name: str, quant: str | None) -> bool:
@@ -107,7 +112,10 @@ def of_entry(entry: ModelEntry, quant: str | None = None) -> ModelShape:
     from edgellm.memory.shape import UnknownShape
 
     if entry.facts is None:
-        raise UnknownShape(f"the catalogue has no sizes for {entry.name}: run `edgellm pull {entry.name}` first")
+        raise UnknownShape(
+            f"the catalogue has no sizes for {entry.name}: `edgellm plan {entry.name}` reads them from the Hub, "
+            f"`edgellm pull {entry.name}` brings the file"
+        )
     files = {file.quant: file for file in entry.files}
     default = entry.files[0].quant if entry.files else "Q4_K_M"
     chosen = (quant or default).upper()
@@ -120,6 +128,7 @@ def of_entry(entry: ModelEntry, quant: str | None = None) -> ModelShape:
 def smaller_than(target: Known) -> list[ModelShape]:
     """The same model at smaller quantisations, where the catalogue knows its counts and none was asked for."""
     from edgellm.export.obtain.catalogue import load_catalogue
+    from edgellm.memory.shape import UnknownShape
 
     if not target.is_open:
         return []
@@ -127,7 +136,10 @@ def smaller_than(target: Known) -> list[ModelShape]:
     entry = next((entry for entry in load_catalogue() if entry.name == shape.name and entry.facts), None)
     if entry is None:
         return []
-    found = [of_entry(entry, quant) for quant in SMALLER]
+    found: list[ModelShape] = []
+    for quant in SMALLER:
+        with contextlib.suppress(UnknownShape):  # of an architecture of which a file alone tells the bytes
+            found.append(of_entry(entry, quant))
     return [candidate for candidate in found if candidate.weight_bytes < shape.weight_bytes]
 
 
@@ -149,6 +161,32 @@ def drafter_for(
         drafter = look(name)
         if MIN_SIZE_RATIO * drafter.shape.bytes_read_per_token <= target.bytes_read_per_token:
             return drafter
+    return None
+
+
+def own_head(target: Known, draft: str | None, *, n_parallel: int = 1) -> Known | None:
+    """The head inside a target's file that is here, where it is named as the drafter, or nothing is.
+
+    Raises:
+        BadSetting: it is named, and there is none.
+        GgufError: the file is damaged.
+    """
+    from edgellm.app.own_heads import is_own
+    from edgellm.memory.draft_heads import OWN_HEAD, head_shape, why_none
+    from edgellm.memory.split import read_model
+
+    if not (draft is None or is_own(draft)):
+        return None
+    is_here = target.path is not None and target.shape.onnx is None
+    if is_here and target.path is not None and (n_parallel == 1 or draft is not None):
+        header = read_model(target.path)
+        if (why := why_none(header)) is None and n_parallel == 1:
+            shape = head_shape(header, target.shape)
+            return Known(shape, OWN_HEAD) if shape is not None else None
+        if draft is not None:
+            raise BadSetting(why or f"{target.shape.name}'s draft head drafts for one conversation at a time")
+    elif draft is not None:
+        raise BadSetting(f"{target.shape.name} is not on this machine, so whether it has a draft head is not known")
     return None
 
 
@@ -215,6 +253,35 @@ def _on_the_hub(reference: str, repo: str, quant: str | None, *, offline: bool) 
     raise UnknownShape(
         f"{repo} is not on this machine and its header cannot be read ({why}): plan from a model of the "
         f"catalogue (`edgellm list --all`), or from a file, once `edgellm pull {reference}` could fetch it"
+    )
+
+
+def _header_of(entry: ModelEntry, quant: str | None) -> Known:
+    """A model of which the catalogue has no counts, by the header of its file on the Hub.
+
+    Raises:
+        BadReference: it has no such file.
+        UnknownShape: the Hub is out of reach, or the cache is not known.
+    """
+    from edgellm.export.obtain.catalogue import HfSource
+    from edgellm.export.obtain.download import SourceError
+    from edgellm.export.obtain.preview import shape_of
+    from edgellm.export.obtain.wanted import wanted_of
+    from edgellm.memory.shape import UnknownShape
+
+    file = wanted_of(entry, quant).file
+    why = "it is not on the Hub"
+    for source in file.sources:
+        if isinstance(source, HfSource):
+            try:
+                shape = shape_of(source, len(file.parts), entry.name)
+            except SourceError as error:
+                why = str(error)
+            else:
+                return Known(shape, f"{entry.name}:{file.quant}", is_open=quant is None)
+    raise UnknownShape(
+        f"the catalogue has no sizes for {entry.name}, and its header cannot be read ({why}): "
+        f"`edgellm pull {entry.name}` brings the file"
     )
 
 

@@ -1,10 +1,11 @@
 """A model that costs what a large one costs and says what a small one says, to measure drafting without a large file.
 
-    python benchmarks/inflate.py SMALL.gguf LARGE.gguf [--width 4096] [--ff 11008] [--layers 32]
+    python benchmarks/inflate.py SMALL.gguf LARGE.gguf [--width 4096] [--ff 11008] [--layers 32] [--silent 28]
 
 Every matrix of a llama-like model is padded with blocks of zeros: the wider rows multiply to the same sums, norms are
 scaled by the root of the widths' ratio, further layers add nothing. So the small model is a drafter that nearly always
 agrees, at the ratio of cost that a real pair of those sizes has: an upper bound of what drafting gives, on real text.
+With --silent the layers from there on add nothing either: of the small model's own width, a drafter that agrees less.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def vector(header: GgufHeader, tensor: TensorInfo, name: str, width: int) -> Pla
     return PlannedTensor(name, (width,), "F32", lambda: [wide.tobytes()])
 
 
-def inflate(source: Path, out: Path, width: int, ff: int, n_layers: int) -> None:
+def inflate(source: Path, out: Path, width: int, ff: int, n_layers: int, n_heard: int) -> None:
     header = read_header(source)
     if header.architecture != "llama":
         raise SystemExit(f"{source} is of architecture {header.architecture}: only llama is inflated")
@@ -77,7 +78,8 @@ def inflate(source: Path, out: Path, width: int, ff: int, n_layers: int) -> None
             tensors.append(vector(header, tensor, name, width))
             continue
         inner, outer = shapes[name.split(".")[-2]]
-        empty = is_more and ("attn_output" in name or "ffn_down" in name)
+        is_silent = name.startswith("blk.") and int(name.split(".")[1]) >= n_heard
+        empty = (is_more or is_silent) and ("attn_output" in name or "ffn_down" in name)
         tensors.append(padded(header, tensor, name, (inner, outer or tensor.shape[1]), empty=empty))
     eps = float(header.hparam("attention.layer_norm_rms_epsilon")) * n_embd / width
     changed = {
@@ -98,8 +100,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--ff", type=int, default=11008)
     parser.add_argument("--layers", type=int, default=0, help="those of the source if fewer")
+    parser.add_argument("--silent", type=int, default=1_000, help="layers from here on add nothing")
     arguments = parser.parse_args()
-    inflate(arguments.source, arguments.out, arguments.width, arguments.ff, arguments.layers)
+    inflate(arguments.source, arguments.out, arguments.width, arguments.ff, arguments.layers, arguments.silent)
 
 
 if __name__ == "__main__":

@@ -95,7 +95,8 @@ Draft = Annotated[
     option(
         "--draft",
         "-d",
-        help="A small model of any vocabulary, or `none`; the one that the catalogue recommends if not given.",
+        help="A small model of any vocabulary, `mtp` for the head inside the target's file, or `none`; that head, or "
+        "else the one that the catalogue recommends, if not given.",
         metavar="MODEL",
         panel=DRAFTING,
     ),
@@ -168,6 +169,10 @@ Mem = Annotated[
         callback=checked(size),
         panel=ENGINE,
     ),
+]
+DeviceName = Annotated[
+    str | None,
+    option("--device", help="Plan for a device of `edgellm devices`.", metavar="NAME", panel=ENGINE),
 ]
 Parallel = Annotated[
     int,

@@ -16,7 +16,8 @@ def status_line(answer: Answer, session: ChatSession) -> str:
     """Speed, tokens a round, acceptance and context, and why the answer ended where that is not plain."""
     stats, n_ctx = answer.stats, session.engine.backend.n_ctx
     parts = [f"{stats.tokens_per_s:.1f} tok/s"]
-    if session.engine.draft_model is not None and stats.n_drafted:
+    engine = session.engine
+    if (engine.draft_model is not None or engine.drafts_itself) and stats.n_drafted:
         parts += [f"{stats.tokens_per_round:.1f} tokens a round", f"{stats.acceptance:.0%} of drafts accepted"]
     elif stats.n_accepted:  # from what was said before, without a draft model
         parts += [f"{stats.tokens_per_round:.1f} tokens a round", f"{stats.n_accepted:,} tokens copied"]

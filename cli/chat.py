@@ -236,7 +236,8 @@ def _talk(talk: Talk, *, resume: bool) -> None:
     from edgellm.cli._terminal import dim
     from edgellm.memory.folders import home
 
-    with_drafter = f", drafted by {talk.draft.name}" if talk.draft else ""
+    own = ", drafted by its own head" if talk.session.engine.drafts_itself else ""
+    with_drafter = f", drafted by {talk.draft.name}" if talk.draft else own
     out.note(f"{talk.target.name}{with_drafter}, context {talk.session.engine.backend.n_ctx:,} tokens")
     out.note(dim("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves"))
     if resume:

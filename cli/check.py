@@ -10,7 +10,8 @@ from edgellm.cli import _options as opt
 from edgellm.cli._output import out
 
 if TYPE_CHECKING:
-    from edgellm.app.evaluation import PairReport
+    from edgellm.app.evaluation import Acceptance, PairReport
+    from edgellm.app.head_evaluation import HeadReport
     from edgellm.runtime.text.vocabulary_match import Overlap
 
 
@@ -22,7 +23,12 @@ def check(
         ),
     ],
     draft: Annotated[
-        str, typer.Argument(envvar="EDGELLM_DRAFT", show_envvar=False, help="Drafter, of any vocabulary.")
+        str,
+        typer.Argument(
+            envvar="EDGELLM_DRAFT",
+            show_envvar=False,
+            help="Drafter, of any vocabulary; `mtp` for the head inside the target's file.",
+        ),
     ],
     measure: Annotated[bool, opt.option("--measure", help="Let the pair answer four short questions.")] = False,
     draft_adapter: opt.DraftAdapter = None,
@@ -31,9 +37,14 @@ def check(
 ) -> None:
     """Say how well a drafter fits a target: their vocabularies, their sizes and, if measured, what is accepted."""
     from edgellm.app.evaluation import evaluate
+    from edgellm.app.head_evaluation import evaluate_head
+    from edgellm.app.own_heads import is_own
     from edgellm.app.references import resolve
     from edgellm.cli._listener import TERMINAL
 
+    if is_own(draft):
+        head = evaluate_head(resolve(target, offline=offline, listener=TERMINAL), measure=measure, listener=TERMINAL)
+        return out.json(head.to_json()) if json_ else _print_head(head)
     files = [resolve(reference, offline=offline, listener=TERMINAL) for reference in (target, draft)]
     report = evaluate(*files, measure=measure, draft_adapter=draft_adapter, listener=TERMINAL)
     if json_:
@@ -68,16 +79,38 @@ def _print(report: PairReport) -> None:
     if report.adapter is not None:
         rows.append(("adapter", str(report.adapter)))
     if measured := report.measured:
-        rows.append(
-            (
-                "measured",
-                f"{measured.acceptance:.0%} of drafted tokens accepted, {measured.tokens_per_round:.2f} tokens a "
-                f"pass, {measured.tokens_per_s:.1f} tok/s, {measured.draft_share:.0%} of the time in the drafter",
-            )
-        )
+        rows.append(("measured", _measured(measured)))
     for label, value in rows:
         out.text(f"{label:<16}{value}")
     out.text(report.verdict.sentence)
+
+
+def _print_head(report: HeadReport) -> None:
+    from edgellm.memory.units import format_bytes
+
+    target = report.target
+    rows = [
+        ("target", f"{target.name}: {target.n_params / 1e6:,.0f} M parameters, {format_bytes(target.n_bytes)}"),
+        (
+            "draft head",
+            f"{report.n_params / 1e6:,.1f} M parameters of them, {format_bytes(report.n_bytes)}, and "
+            f"{format_bytes(report.shared_bytes)} of the target's that it reads too",
+        ),
+        ("vocabulary", "the target's own"),
+        ("size ratio", f"{report.bytes_ratio:.1f} in bytes that a token reads"),
+    ]
+    if report.measured is not None:
+        rows.append(("measured", _measured(report.measured)))
+    for label, value in rows:
+        out.text(f"{label:<16}{value}")
+    out.text(report.verdict.sentence)
+
+
+def _measured(measured: Acceptance) -> str:
+    return (
+        f"{measured.acceptance:.0%} of drafted tokens accepted, {measured.tokens_per_round:.2f} tokens a "
+        f"pass, {measured.tokens_per_s:.1f} tok/s, {measured.draft_share:.0%} of the time in the drafter"
+    )
 
 
 def _split(overlap: Overlap, whose: str) -> str:

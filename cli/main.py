@@ -22,6 +22,7 @@ from edgellm.cli import (
     export,
     imatrix,
     models,
+    pick,
     plan,
     pull,
     serve,
@@ -69,6 +70,7 @@ app.command(cls=plan.PlanCommand)(plan.plan)
 app.command(cls=Command)(devices.devices)
 app.command(cls=Command)(doctor.doctor)
 app.command(cls=Command)(pull.pull)
+app.command(cls=Command)(pick.pick)
 app.command("list", cls=Command)(models.list_)
 app.command(cls=Command)(models.show)
 app.command(cls=Command)(models.rm)

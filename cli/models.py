@@ -106,6 +106,7 @@ _LABELS = {
     "n_vocab": "vocabulary",
     "n_ctx_train": "context",
     "window": "sliding window",
+    "draft_head": "draft head",
     "chat_template": "chat template",
     "licence": "licence",
     "drafters": "drafters",
@@ -115,6 +116,7 @@ _LABELS = {
     "source": "source",
     "sha256": "sha256",
     "path": "path",
+    "parts": "parts",
 }
 
 
@@ -127,6 +129,8 @@ def _plain(key: str, value: Any) -> str:
         return f"{value:,} tokens"
     if key == "chat_template":
         return "yes (--template prints it)"
+    if key == "parts":
+        return f"{len(value)} files, from {value[0]['filename']} on"
     if isinstance(value, list):
         return ", ".join(value)
     return f"{value:,}" if isinstance(value, int) else str(value)

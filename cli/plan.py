@@ -41,10 +41,6 @@ Model = Annotated[
         help="Target: a catalogue name[:QUANT], a GGUF file, or a checkpoint's folder; none: the best pairs.",
     ),
 ]
-DeviceName = Annotated[
-    str | None,
-    opt.option("--device", help="Plan for a device of `edgellm devices`.", metavar="NAME", panel=opt.ENGINE),
-]
 Loading = Annotated[
     str | None,
     opt.option(
@@ -98,7 +94,7 @@ def plan(
     lora: opt.Lora = [],  # noqa: B006
     mem: opt.Mem = None,
     budget: opt.Budget = None,
-    device: DeviceName = None,
+    device: opt.DeviceName = None,
     ctx: opt.Ctx = None,
     kv: opt.Kv = None,
     draft_tokens: opt.DraftTokens = None,

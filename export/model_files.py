@@ -10,6 +10,7 @@ from typing import Any, Literal
 from edgellm.export import manifest
 from edgellm.export.convert import conversion, engine_jobs, trim
 from edgellm.export.convert.conversion import CHOICES, Conversion
+from edgellm.export.convert.gguf_copy import join
 from edgellm.export.convert.hf_to_gguf import to_gguf
 from edgellm.export.convert.script import Converter
 from edgellm.export.convert.script import convert as convert_by
@@ -21,6 +22,7 @@ from edgellm.memory import files as whole_files
 from edgellm.memory.adapter import refuse_adapter
 from edgellm.memory.files import sha256_of
 from edgellm.memory.gguf import GgufHeader, read_header
+from edgellm.memory.split import part_name
 
 UNQUANTISED = {"F16", "F32", "BF16"}
 
@@ -81,9 +83,12 @@ def chosen(source: ModelSource, options: Options, converter: Converter | None) -
 
 
 def unquantised(step: Step, found: Conversion | None, script: Converter | None, quants: tuple[str, ...]) -> Path:
-    """The model unquantised, or the GGUF file that was named."""
+    """The model unquantised, or the GGUF file that was named, joined where it was in parts."""
     if found is None:
-        return step.source.path
+        source = step.source.path
+        if part_name(source.name) is None:
+            return source
+        return step.file("joined", lambda path: join(source, path, step.counter("join", path)), "join")
     kind: Literal["BF16", "F16"] = "BF16" if "BF16" in quants else "F16"
     name = step.source.name
     if found.by == "own":

@@ -10,10 +10,10 @@ from edgellm.memory import plan as planner
 from edgellm.memory.context import N_DRAFT_MOST, ContextSettings
 from edgellm.memory.counts import from_config
 from edgellm.memory.device import sized_device
-from edgellm.memory.gguf import read_header
 from edgellm.memory.limits import N_UBATCH_DRAFT
 from edgellm.memory.plan import MemoryPlan, PairSettings
 from edgellm.memory.shape import ModelShape, UnknownShape, from_header
+from edgellm.memory.split import read_model
 from edgellm.memory.units import format_bytes
 
 # From the most exact down; below Q3_K_M small models lose more than their size is worth.
@@ -46,7 +46,7 @@ def best_quant(target: ModelSource, draft: ModelSource | None, device_bytes: int
 
 def _shape(source: ModelSource, quant: str) -> ModelShape:
     if source.is_gguf:
-        return from_header(read_header(source.path), source.name)
+        return from_header(read_model(source.path), source.name)
     try:
         return from_config(_config(source), quant, source.name)
     except UnknownShape as error:

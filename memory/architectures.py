@@ -14,12 +14,27 @@ PLAIN = {
 LATENT = {"deepseek2"}
 # A state of fixed size in all layers, or in those that do not attend.
 RECURRENT = {"mamba", "mamba2"}
-HYBRID = {"lfm2", "lfm2moe", "granitehybrid", "qwen35", "qwen35moe", "falcon-h1"}
+HYBRID = {"lfm2", "lfm2moe", "granitehybrid", "qwen35", "qwen35moe", "qwen3next", "falcon-h1", "nemotron_h"}
+MAMBA_2 = {"mamba2", "granitehybrid", "falcon-h1", "nemotron_h"}  # whose recurrent layers are Mamba 2's
 BESIDE = {"falcon-h1"}  # of these: every layer attends, and keeps a state beside
 # llama.cpp can keep snapshots of the state of these, so that rejected tokens can be taken back.
-REWINDABLE = {"lfm2", "lfm2moe", "qwen35", "qwen35moe"}
+REWINDABLE = {"lfm2", "lfm2moe", "qwen35", "qwen35moe", "nemotron_h"}
 # Full attention in one layer of so many, unless the file says otherwise.
-FULL_ATTENTION_INTERVAL = {"qwen35": 4, "qwen35moe": 4}
+FULL_ATTENTION_INTERVAL = {"qwen35": 4, "qwen35moe": 4, "qwen3next": 4}
+# A layer that has a feed-forward part has neither cache nor state.
+FEED_FORWARD_APART = {"nemotron_h"}
+# Layers behind so many attend to the keys and values of earlier ones, whatever the file says.
+LAYERS_WITH_CACHE = {"gemma3n": 20}
+# Files of these say how many of the last layers do so.
+SHARED_CACHE = {"gemma4"}
+# Where the window slides heads may have another width; of others llama.cpp ignores what the file says.
+WINDOW_HEADS = {"gemma4"}
+# Without an output matrix these read the embedding twice, unless it is mapped from the file.
+EMBEDDING_TWICE = {"gemma3n", "gemma4"}
+# Each layer is computed for so many streams of states side by side.
+STREAMS = {"gemma3n": 4}
+# llama.cpp runs a draft head (MTP) that lies behind the layers of these, and tests have seen it draft.
+DRAFT_HEADS = {"qwen35", "qwen35moe"}
 FUSED_QKV = {"phi3"}
 FUSED_GATE = {"phi3", "glm4"}  # one matrix of twice the width
 NO_GATE = {"starcoder2", "arcee"}
@@ -40,6 +55,8 @@ class WindowRule:
 WINDOWS = {
     "gemma2": WindowRule(2, default=4096),
     "gemma3": WindowRule(6),
+    "gemma3n": WindowRule(5, default=None),
+    "gemma4": WindowRule(1, default=None),  # the file lists the layers
     "cohere2": WindowRule(4, default=None),
     "exaone4": WindowRule(4, default=4096, n_layers=64),
     "olmo2": WindowRule(4),

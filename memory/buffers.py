@@ -7,6 +7,7 @@ tests/runtime/test_probe.py holds them to it. Where llama.cpp itself can be aske
 
 from __future__ import annotations
 
+from edgellm.memory.architectures import BESIDE, STREAMS
 from edgellm.memory.buffer_sizes import BufferSizes
 from edgellm.memory.context import KV_BLOCKS, ContextSettings
 from edgellm.memory.kv import cache_bytes, cells, snapshots
@@ -30,8 +31,9 @@ def estimate(shape: ModelShape, settings: ContextSettings, repack: bool = False,
         return onnx_plan.estimate(shape, settings)
     if not shape.known:
         raise UnknownShape(f"the cache of {shape.name} ({shape.architecture}) is not known; plan it with --probe")
+    doubled_bytes = max(shape.doubled_bytes(isa) if repack else 0, shape.read_twice_bytes)
     whole = BufferSizes(
-        weights_bytes=shape.weight_bytes + (shape.doubled_bytes(isa) if repack else 0),
+        weights_bytes=shape.weight_bytes + doubled_bytes,
         repacked_bytes=shape.repacked_bytes(isa) if repack else 0,
         kv_bytes=cache_bytes(shape, settings),
         compute_bytes=compute_bytes(shape, settings),
@@ -54,7 +56,7 @@ def _graph(shape: ModelShape, settings: ContextSettings) -> GraphSizes:
     return GraphSizes(
         inputs_bytes=_input_bytes(shape, settings, tokens),
         layer_elements=_layer_elements(shape, settings),
-        logits_bytes=rows * (shape.n_vocab + 4 * shape.n_embd) * _FLOAT + tokens * shape.n_embd * _FLOAT,
+        logits_bytes=rows * (shape.n_vocab + 4 * shape.n_embd) * _FLOAT + tokens * _kept_elements(shape) * _FLOAT,
         n_tokens=tokens,
     )
 
@@ -65,7 +67,8 @@ def compute_formula(shape: ModelShape, settings: ContextSettings) -> str:
     layer = _layer_elements(shape, settings)
     return (
         f"larger of inputs and mask {inputs:,} B + {tokens} tokens x {layer:,} x 4 B, "
-        f"and {rows} rows x {shape.n_vocab + 4 * shape.n_embd:,} x 4 B + {tokens} tokens x {shape.n_embd:,} x 4 B"
+        f"and {rows} rows x {shape.n_vocab + 4 * shape.n_embd:,} x 4 B "
+        f"+ {tokens} tokens x {_kept_elements(shape):,} x 4 B"
     )
 
 
@@ -125,15 +128,22 @@ def _input_bytes(shape: ModelShape, settings: ContextSettings, tokens: int) -> i
             largest = group.head_dim & -group.head_dim  # the largest power of two that divides it
             n_bytes += _FLOAT * (largest**2 + (64**2 if group.v_width else 0))
     if shape.is_recurrent:
-        n_bytes += shape.state_elements * _FLOAT * (1 + snapshots(shape, settings)) // max(shape.n_layers, 1)
+        n_bytes += shape.state_elements * _FLOAT * (1 + snapshots(shape, settings)) // max(shape.n_recurrent, 1)
     return n_bytes
+
+
+def _kept_elements(shape: ModelShape) -> int:
+    """Float32 elements a token that are there when the logits are computed."""
+    return shape.n_embd + (0 if shape.architecture in STREAMS else 3 * shape.per_layer_width // 2)
 
 
 def _layer_elements(shape: ModelShape, settings: ContextSettings) -> int:
     """Float32 elements a token at the widest moment of a layer."""
     embd, ff, q = shape.n_embd, shape.n_ff, shape.q_width
     if not shape.attention:  # a state-space model: its inner width is all it has
-        return 13 * embd
+        return shape.recurrent_width or 13 * embd
+    if shape.architecture in STREAMS:  # what is predicted and what is corrected, of each stream
+        return max(max(3 * ff + 10 * embd, 18 * embd) + shape.per_layer_width, 4 * shape.per_layer_width + 2 * embd)
     rotated = any(_rotates(group.head_dim, settings) for group in shape.attention)
     if has_fused_qkv(shape) or shape.architecture.startswith("lfm2"):
         beside = 0
@@ -148,7 +158,9 @@ def _layer_elements(shape: ModelShape, settings: ContextSettings) -> int:
     if used > 1 and 2 * ff < embd:  # narrow experts: their outputs are wider than their insides
         elements = max(elements, 2 * used * embd + embd + q + (used * ff if 3 * ff >= embd else 0))
     kv = max(group.k_width for group in shape.attention)
-    return max(elements, 2 * q + 3 * embd + max(ff, kv))
+    elements = max(elements, 2 * q + 3 * embd + max(ff, kv)) + shape.per_layer_width
+    beside_attention = 2 * embd if shape.architecture in BESIDE else 0
+    return max(elements, shape.recurrent_width + beside_attention, 3 * ff + 2 * embd + 2 * shape.per_layer_width)
 
 
 def _rotates(head_dim: int, settings: ContextSettings) -> bool:

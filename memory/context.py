@@ -15,6 +15,7 @@ KV_BLOCKS: dict[KvType, tuple[int, int]] = {kv: TENSOR_TYPES[TYPE_IDS[kv.upper()
 N_TURN_STATES = 4  # copies of a target's recurrent state where prompts ended, from which later ones go on
 N_DRAFT_MOST = 15  # tokens a round; how many of them are drafted is decided every round
 DRAFT_TOKENS_MOST = 4  # of a drafter's own tokens for one of the target's, before a round gives up
+HEAD_REACH = 512  # of a target's tokens, the latest, whose states are kept for a draft head that reads late
 CELL_PAD = 256  # llama.cpp rounds the context up to this many tokens
 
 
@@ -35,6 +36,9 @@ class ContextSettings:
     n_sequences: int = 1  # conversations at once, of `n_ctx` tokens each, whose cells are one pool
     placed: tuple[tuple[str, int], ...] = ()  # (accelerator, layers on it), the last of them with the output head
     largest_bytes: int = 0  # of a tensor that the accelerator can address; 0: whatever it holds
+
+    def __post_init__(self) -> None:  # read back from JSON, they are lists
+        object.__setattr__(self, "placed", tuple((str(name), int(n)) for name, n in self.placed))
 
     @property
     def n_cells(self) -> int:

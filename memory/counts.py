@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgellm.memory import hparams, mixtures
-from edgellm.memory.architectures import MODEL_TYPES, PLAIN, WINDOWS, is_known, slides
-from edgellm.memory.gguf import shown
+from edgellm.memory.architectures import HYBRID, MODEL_TYPES, PLAIN, WINDOWS, is_known, slides
+from edgellm.memory.cache_layers import AttentionLayers
+from edgellm.memory.gguf import TYPE_IDS, shown
 from edgellm.memory.hparams import MAX_EXPERTS, MAX_HEADS, MAX_LAYERS, MAX_TOKENS, MAX_VOCABULARY
 from edgellm.memory.mixtures import Geometry
-from edgellm.memory.shape import AttentionLayers, ModelShape, UnknownShape, unknown
+from edgellm.memory.shape import ModelShape, UnknownShape, unknown
 
 # A file within this of the rules' sum was made by them; what lies between is how long its header was taken for.
 SAME_SIZE, SAME_HEADER_BYTES = 0.01, 30  # of the weights, and a token of the vocabulary
@@ -38,6 +39,8 @@ class Counts:
     n_experts_used: int = 0
     tied: bool | None = None  # the output matrix is the embedding
     n_merges: int | None = None  # of a byte-pair tokenizer
+    n_attending: int = 0  # layers that keep keys and values, where others keep a state; 0: all
+    state_elements: int = 0  # float32 of recurrent state, all layers
 
     def merges(self) -> int:
         """As many as tokens where nobody says."""
@@ -98,7 +101,11 @@ def from_counts(name: str, quantisation: str, counts: Counts, *, weight_bytes: i
     architecture, quantisation = counts.architecture, quantisation.upper()
     if not is_known(architecture):
         raise unknown(architecture)
-    if (architecture not in PLAIN and architecture not in WINDOWS) or architecture == "lfm2":
+    is_hybrid = architecture in HYBRID
+    by_bytes = counts.state_elements > 0 if is_hybrid else quantisation in TYPE_IDS.keys() - mixtures.BASE_TYPES.keys()
+    if by_bytes and weight_bytes and counts.n_params:
+        return _of_file(name, quantisation, counts, weight_bytes)
+    if (architecture not in PLAIN and architecture not in WINDOWS) or is_hybrid:
         raise UnknownShape(f"{name}: counts do not tell the cache of {architecture!r}; pull the file and plan from it")
     if quantisation not in mixtures.BASE_TYPES:
         known = ", ".join(mixtures.BASE_TYPES)
@@ -126,6 +133,40 @@ def from_counts(name: str, quantisation: str, counts: Counts, *, weight_bytes: i
         n_experts=counts.n_experts,
         matrix_bytes=tuple((kind, int(n_bytes * scale)) for kind, n_bytes in sizes.products),
         tied=(sizes.embedding[0], int(sizes.embedding[1] * scale)) if geometry.tied else None,
+        n_merges=counts.merges(),
+        exact=False,
+    )
+
+
+def _of_file(name: str, quantisation: str, counts: Counts, weight_bytes: int) -> ModelShape:
+    """The shape of a file of which bytes and counts are known, its matrices' types not: each weight takes as much."""
+    assert counts.n_params is not None
+    base = mixtures.BASE_TYPES.get(quantisation, quantisation)
+    embedding_bytes = int(counts.n_vocab * counts.n_embd * weight_bytes / counts.n_params)
+    n_expert_weights = 3 * counts.n_embd * counts.n_ff * counts.n_experts * counts.n_layers
+    n_attending = counts.n_attending or counts.n_layers
+    kv_width = counts.n_kv_heads * counts.head_dim
+    return ModelShape(
+        name=name,
+        architecture=counts.architecture,
+        quantisation=quantisation,
+        n_layers=counts.n_layers,
+        n_embd=counts.n_embd,
+        n_heads=counts.n_heads,
+        n_vocab=counts.n_vocab,
+        n_ctx_train=counts.n_ctx_train,
+        n_params=counts.n_params,
+        q_width=counts.n_heads * counts.head_dim,
+        n_ff=counts.n_ff,
+        n_experts_used=counts.n_experts_used if counts.n_experts else 0,
+        attention=_attention(counts.architecture, n_attending, kv_width, counts.head_dim, counts.window),
+        state_elements=counts.state_elements,
+        weight_bytes=weight_bytes,
+        lookup_bytes=0 if counts.tied else embedding_bytes,
+        expert_bytes=int(n_expert_weights * weight_bytes / counts.n_params),
+        n_experts=counts.n_experts,
+        matrix_bytes=((base, weight_bytes - embedding_bytes),),
+        tied=(base, embedding_bytes) if counts.tied else None,
         n_merges=counts.merges(),
         exact=False,
     )

@@ -5,9 +5,10 @@ Checked to the byte against llama.cpp 0.5.0 (as in llama-cpp-python 0.3.36) in t
 
 from __future__ import annotations
 
+from edgellm.memory.cache_layers import AttentionLayers
 from edgellm.memory.context import KV_BLOCKS, ContextSettings, KvType, kv_row_bytes, pad
 from edgellm.memory.errors import USAGE, EdgellmError
-from edgellm.memory.shape import AttentionLayers, ModelShape
+from edgellm.memory.shape import ModelShape
 
 
 class UnsupportedCache(EdgellmError, ValueError):

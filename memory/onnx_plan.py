@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.memory.buffer_sizes import BufferSizes
+from edgellm.memory.cache_layers import AttentionLayers
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.onnx_graph import OnnxFacts, OnnxGraph, read_graph
-from edgellm.memory.shape import AttentionLayers, ModelShape, UnknownShape
+from edgellm.memory.shape import ModelShape, UnknownShape
 from edgellm.memory.units import MIB
 
 ERROR_SHARE = 0.03  # the worst that predictions of graphs were off (docs/onnx.md)

@@ -9,6 +9,7 @@ from edgellm.memory.buffers import estimate
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.device import Device
 from edgellm.memory.placement import DeviceLimit, n_layers_on
+from edgellm.memory.plan import DEVICE_BYTES
 from edgellm.memory.plan_lines import PairSettings
 from edgellm.memory.plan_request import PlanRequest
 from edgellm.memory.shape import ModelShape
@@ -19,9 +20,9 @@ def placed(
 ) -> PairSettings:
     """The settings with as many layers on the accelerators as were asked for, or as they hold: the drafter's first."""
     limits = {each.name: each for each in device.accelerators}
-    free = {name: each.usable_bytes for name, each in limits.items()}
+    free = {each.name: each.usable_bytes - (0 if each.unified else DEVICE_BYTES) for each in device.accelerators}
     own = settings.drafter
-    if drafter is not None and own is not None and ask.draft_device:
+    if drafter is not None and own is not None and ask.draft_device and not drafter.head_of:  # it lies with its target
         own = _place(drafter, own, ask.draft_device, ask.n_draft_gpu_layers, free, limits)
     main = settings.target
     if ask.main_device:

@@ -27,7 +27,8 @@ VERSION = 1
 # Measured on Linux x86-64, CPython 3.11, numpy 2.4, llama-cpp-python 0.3.36 (docs/memory.md says how).
 RUNTIME_BASE_BYTES = 50 * MIB  # interpreter, numpy, the engine's libraries
 ERROR_SHARE = 0.026  # the worst that a prediction was off (docs/memory.md); a plan fits only with this to spare
-DRIVER_BYTES = 150 * MIB  # of the machine's memory, that an accelerator's driver takes
+# What an accelerator's driver takes beside what it is asked for, by an NVIDIA card's through Vulkan (docs/gpu.md).
+DRIVER_BYTES, DEVICE_BYTES = 181 * MIB, 184 * MIB  # of the machine's memory, and of its own
 SLACK_BYTES = 5 * MIB  # a context's graph descriptions, and the heap's holes
 
 
@@ -226,12 +227,13 @@ def plan(
     if drafter is not None and settings.drafter is not None:
         sizes.append(sizer(drafter, settings.drafter, settings.repack))
         lines += model_lines("drafter", drafter, settings.drafter, sizes[1], settings)
-    lines.append(candidates(target, settings))
+    lines.append(candidates(target, settings, spells=drafter is not None and not drafter.head_of))
     lines.append(Line("runtime", RUNTIME_BASE_BYTES, "interpreter, numpy and the engine's libraries, measured"))
     used = _used(settings, devices)
-    lines += [
-        Line(f"driver of {each.name}", DRIVER_BYTES, "its library and compiled programs, measured") for each in used
-    ]
+    for each in used:
+        lines.append(Line(f"driver of {each.name}", DRIVER_BYTES, "its library and compiled programs, measured"))
+        if not each.unified:
+            lines.append(Line(f"driver on {each.name}", DEVICE_BYTES, "its own, measured", each.name))
     graphs = target.onnx is not None or (
         drafter is not None and drafter.onnx is not None and settings.drafter is not None
     )

@@ -7,7 +7,7 @@ from typing import Literal
 
 from edgellm.memory import buffers, kv
 from edgellm.memory.buffer_sizes import BufferSizes
-from edgellm.memory.context import ContextSettings
+from edgellm.memory.context import HEAD_REACH, ContextSettings
 from edgellm.memory.drafting_budgets import NGRAM_BYTES, STORE_BYTES, conversation_bytes
 from edgellm.memory.shape import ModelShape
 
@@ -54,9 +54,9 @@ def model_lines(
     return [
         _weights(role, shape, sizes, settings.loading),
         *([Line("adapters", shape.adapter_bytes, "as they lie in their files")] if shape.adapter_bytes else ()),
-        _vocabulary(role, shape),
+        *([] if shape.head_of else [_vocabulary(role, shape)]),
         Line(f"{role} cache", sizes.kv_bytes, _formula(shape, kv.cache_formula(shape, context), sizes)),
-        *_saved_states(role, context, sizes),
+        *(_hidden_rows(role, shape, context, settings) if shape.head_of else _saved_states(role, context, sizes)),
         _compute(role, shape, context, sizes),
         Line(f"{role} logits", sizes.output_bytes, buffers.output_formula(shape, context)),
         *_on_accelerators(role, context, sizes),
@@ -84,10 +84,17 @@ def _saved_states(role: str, context: ContextSettings, sizes: BufferSizes) -> li
     return [Line(f"{role} states", n * size, f"{n} copies x {size:,} B")] if n * size else []
 
 
+def _hidden_rows(role: str, shape: ModelShape, context: ContextSettings, settings: PairSettings) -> list[Line]:
+    """States that a draft head reads: of a batch as the target and as the head hand them out, and those kept."""
+    n_rows = settings.target.n_ubatch + context.n_ubatch + HEAD_REACH
+    formula = f"({settings.target.n_ubatch} + {context.n_ubatch} + {HEAD_REACH}) rows x {shape.n_embd:,} x 4 B"
+    return [Line(f"{role} states", n_rows * shape.n_embd * 4, formula)]
+
+
 def _weights(role: str, shape: ModelShape, sizes: BufferSizes, loading: Loading) -> Line:
     """What is resident: pages of the file stay so beside a rearranged copy, which is why those two add up."""
     n_bytes, how = sizes.weights_bytes, f"{shape.quantisation} {loading}"
-    formula = f"{n_bytes:,} B, {how}"
+    formula = f"{shape.weight_bytes if loading == 'mapped' else n_bytes:,} B, {how}"
     if sizes.devices:  # rows are read into the other devices' memory as they come
         return Line(f"{role} weights", n_bytes, f"{n_bytes:,} B, {shape.quantisation}, what is left to the processor")
     if not shape.exact:
@@ -99,9 +106,9 @@ def _weights(role: str, shape: ModelShape, sizes: BufferSizes, loading: Loading)
         grown = int(sum(size * PACKED_GROWTH.get(kind, 0.0) for kind, size in matrices))
         n_bytes = shape.weight_bytes + tied + grown
         formula += f" + {grown:,} B of scales" + (f" + {tied:,} B of output packed apart" if tied else "")
-    elif loading == "mapped" and sizes.repacked_bytes:
+    elif loading == "mapped":
         n_bytes = shape.weight_bytes + sizes.repacked_bytes
-        formula += f" + {sizes.repacked_bytes:,} B rearranged beside them"
+        formula += f" + {sizes.repacked_bytes:,} B rearranged beside them" if sizes.repacked_bytes else ""
     return Line(f"{role} weights", n_bytes, formula)
 
 
@@ -129,8 +136,11 @@ def _compute(role: str, shape: ModelShape, context: ContextSettings, sizes: Buff
     )
 
 
-def candidates(target: ModelShape, settings: PairSettings) -> Line:
-    """Sampling's view of one row (ids and weights), and what drafting remembers."""
+def candidates(target: ModelShape, settings: PairSettings, *, spells: bool = True) -> Line:
+    """Sampling's view of one row (ids and weights), and what drafting remembers.
+
+    `spells`: a drafter is a model with a vocabulary of its own.
+    """
     n_sequences = settings.target.n_sequences
     rows = target.n_vocab * (_ROW_BYTES if n_sequences == 1 else n_sequences * _THREAD_BYTES)
     formula = f"{target.n_vocab:,} x {_ROW_BYTES} B"
@@ -140,7 +150,7 @@ def candidates(target: ModelShape, settings: PairSettings) -> Line:
     if table:
         formula += f" + index of {settings.target.n_ctx:,} tokens {table:,} B + earlier answers {STORE_BYTES:,} B"
         table += STORE_BYTES
-    if settings.drafter is not None:
+    if settings.drafter is not None and spells:
         formula += f" + spellings {NGRAM_BYTES:,} B"
         table += NGRAM_BYTES
     return Line("candidates", rows + table, formula)

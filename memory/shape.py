@@ -6,24 +6,29 @@ of a cache. `runtime/bringup/probe.py` sizes those exactly.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgellm.memory import hparams
 from edgellm.memory.architectures import (
-    BESIDE,
-    FULL_ATTENTION_INTERVAL,
+    DRAFT_HEADS,
+    EMBEDDING_TWICE,
     FUSED_QKV,
     HYBRID,
-    LATENT,
     RECURRENT,
     REWINDABLE,
-    WINDOWS,
+    WINDOW_HEADS,
     is_known,
-    slides,
+)
+from edgellm.memory.cache_layers import (
+    AttentionLayers,
+    attending,
+    attending_layers,
+    recurrent_layers,
+    recurrent_width,
+    state_elements,
 )
 from edgellm.memory.gguf import GgufArray, GgufHeader, TensorInfo, shown
 from edgellm.memory.hparams import MAX_EXPERTS, MAX_HEADS, MAX_LAYERS, MAX_TOKENS, MAX_VOCABULARY, MAX_WIDTH, Hparams
@@ -37,17 +42,6 @@ _REPACKED_TYPES = {
     "x86": {"Q4_0", "Q4_K", "IQ4_NL", "MXFP4", "Q2_K"},
     "arm": {"Q4_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "MXFP4", "Q8_0"},
 }
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionLayers:
-    """Layers that keep the same cache. Widths are elements a token and layer."""
-
-    n_layers: int
-    k_width: int
-    v_width: int  # 0: values are part of the key row (MLA)
-    head_dim: int  # of a key
-    window: int | None = None  # tokens; None: all of the context
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +63,7 @@ class ModelShape:
     attention: tuple[AttentionLayers, ...]
     state_elements: int  # float32 of recurrent state, all layers, one snapshot
     weight_bytes: int
-    lookup_bytes: int  # of these: an embedding of its own, of which a token reads one row
+    lookup_bytes: int  # of these: embeddings that are no output matrix, of which a token reads one row
     expert_bytes: int  # of these: experts, of which a token reads n_experts_used of n_experts
     n_experts: int
     matrix_bytes: tuple[tuple[str, int], ...]  # (type, bytes) of the layers' matrices, which kernels may rearrange
@@ -79,10 +73,15 @@ class ModelShape:
     n_words: int = 0  # tokens of the whole vocabulary, which a trimmed model reads with; 0: not trimmed
     onnx: OnnxFacts | None = None  # set: onnxruntime runs it, whose memory follows other rules
     known: bool = True  # False: nothing is known of the cache, and llama.cpp must be asked
+    n_recurrent: int = 0  # layers that keep a state
+    recurrent_width: int = 0  # floats a token at the widest moment of one that is computed as Mamba 2 is
+    per_layer_width: int = 0  # elements a token of a second embedding, of which each layer gets its part
     keeps_state: bool = False  # of one that is not known: it is recurrent in some layers at least
     adapter_bytes: int = 0  # of LoRA adapters that are applied beside the weights
     adapter_width: int = 0  # floats a token at most, that applying one to a layer's matrix holds beside its result
     adapter_head_width: int = 0  # likewise, floats a row of logits
+    head_of: str = ""  # of a draft head inside a file: its model's name, whose vocabulary it has
+    shared_bytes: int = 0  # of such a head: its model's weights that a token of it reads too
     layer_bytes: tuple[int, ...] = ()  # weights of each layer; empty: not known apart
     layer_groups: tuple[int, ...] = ()  # of each layer, its place in `attention`; -1: it does not attend
 
@@ -99,7 +98,7 @@ class ModelShape:
     def bytes_read_per_token(self) -> int:
         """Weights that one token's pass reads."""
         idle = self.expert_bytes * (self.n_experts - self.n_experts_used) // self.n_experts if self.n_experts else 0
-        return self.weight_bytes - self.lookup_bytes - idle
+        return self.weight_bytes - self.lookup_bytes - idle + self.shared_bytes
 
     def repacked_bytes(self, isa: str) -> int:
         """Bytes that llama.cpp would rearrange for this instruction set (`x86` or `arm`), if it is let."""
@@ -109,6 +108,11 @@ class ModelShape:
     def doubled_bytes(self, isa: str) -> int:
         """Of these: an output matrix made from the embedding, which stays as it is for looking rows up."""
         return self.tied[1] if self.tied and self.tied[0] in _REPACKED_TYPES.get(isa, set()) else 0
+
+    @property
+    def read_twice_bytes(self) -> int:
+        """Weights that the engine has twice in memory where it neither maps nor rearranges them."""
+        return self.tied[1] if self.tied and self.architecture in EMBEDDING_TWICE else 0
 
 
 def from_header(header: GgufHeader, name: str | None = None, *, ask: bool = False) -> ModelShape:
@@ -140,22 +144,21 @@ def from_header(header: GgufHeader, name: str | None = None, *, ask: bool = Fals
     kv_heads = told.counts("attention.head_count_kv", n_layers, heads, most=MAX_HEADS)
     key = told.count("attention.key_length", n_embd // max(n_heads, 1), least=1)
     value = told.count("attention.value_length", n_embd // max(n_heads, 1), least=1)
-    # Heads of another width where the window slides: llama.cpp computes them for architectures of its own alone.
-    if known and (told.count("attention.key_length_swa", key), told.count("attention.value_length_swa", value)) != (
-        key,
-        value,
-    ):
+    sliding_heads = told.count("attention.key_length_swa", key), told.count("attention.value_length_swa", value)
+    if known and architecture not in WINDOW_HEADS and sliding_heads != (key, value):
         known = False
         if not ask:
             raise unknown(architecture)
     n_experts = told.count("expert_count", 0, most=MAX_EXPERTS)
-    kept = _attending(told, architecture, kv_heads)
-    layers = _cached_layers(header, told, kept, kv_heads, key, value) if known else {}
+    kept = attending(told, architecture, kv_heads)
+    layers = attending_layers(header, told, kept, kv_heads, (key, value), sliding_heads) if known else {}
     groups = Counter(layers.values())
+    n_recurrent = recurrent_layers(told, architecture, kv_heads, kept)
     embedding = next((tensor for tensor in header.tensors if tensor.name == "token_embd.weight"), None)
     if known:
         _check_tensors(header, embedding, n_layers, n_embd)
-    sizes = {tensor.name: tensor.n_bytes for tensor in header.tensors}
+    own = own_tensors(header, n_layers)
+    sizes = {tensor.name: tensor.n_bytes for tensor in own}
     merges = header.metadata.get("tokenizer.ggml.merges")
     return ModelShape(
         name=name or header.path.stem,
@@ -171,20 +174,22 @@ def from_header(header: GgufHeader, name: str | None = None, *, ask: bool = Fals
         n_ff=_widest_ff(told, n_layers, n_experts),
         n_experts_used=told.count("expert_used_count", 0, most=n_experts) if n_experts else 0,
         attention=tuple(replace(group, n_layers=n) for group, n in groups.items()),
-        state_elements=_state_elements(
-            told, architecture, n_layers if architecture in BESIDE else n_layers - len(kept), n_embd
-        ),
+        state_elements=state_elements(told, architecture, n_recurrent, n_embd),
         weight_bytes=sum(-(-size // 32) * 32 for size in sizes.values()),  # the engine aligns each
-        lookup_bytes=sizes.get("token_embd.weight", 0) if "output.weight" in sizes else 0,
+        lookup_bytes=(sizes.get("token_embd.weight", 0) if "output.weight" in sizes else 0)
+        + sizes.get("per_layer_token_embd.weight", 0),
         expert_bytes=sum(size for tensor, size in sizes.items() if "_exps." in tensor),
         n_experts=n_experts,
-        matrix_bytes=tuple(sorted(_products(header.tensors).items())),
+        matrix_bytes=tuple(sorted(products(own).items())),
         tied=(embedding.type, embedding.n_bytes) if embedding and "output.weight" not in sizes else None,
         n_merges=merges.n_items if isinstance(merges, GgufArray) else 0,
         exact=True,
         n_words=_whole_vocabulary(header),
         known=known,
-        layer_bytes=_layer_bytes(sizes, n_layers),
+        n_recurrent=n_recurrent if architecture in RECURRENT | HYBRID else 0,
+        recurrent_width=recurrent_width(told, architecture, n_embd),
+        per_layer_width=next((t.shape[0] for t in header.tensors if t.name == "per_layer_token_embd.weight"), 0),
+        layer_bytes=_layer_bytes(own, n_layers),
         layer_groups=tuple(list(groups).index(layers[i]) if i in layers else -1 for i in range(n_layers)),
         keeps_state=not known and any(key.startswith(_STATEFUL) for key in header.own_keys()),
     )
@@ -234,7 +239,21 @@ def _check_tensors(header: GgufHeader, embedding: TensorInfo | None, n_layers: i
         )
 
 
-def _products(tensors: Sequence[TensorInfo]) -> Counter[str]:
+def own_tensors(header: GgufHeader, n_layers: int) -> list[TensorInfo]:
+    """Those that a model is loaded with where the head that lies behind its layers is not wanted."""
+    if header.architecture not in DRAFT_HEADS:
+        return list(header.tensors)
+    return [tensor for tensor in header.tensors if layer_of(tensor) < n_layers]
+
+
+def layer_of(tensor: TensorInfo) -> int:
+    """The layer that a tensor is of; -1 where it is of none."""
+    first, _, rest = tensor.name.partition(".")
+    number = rest.partition(".")[0]
+    return int(number) if first == "blk" and number.isdecimal() and len(number) < 6 else -1
+
+
+def products(tensors: Sequence[TensorInfo]) -> Counter[str]:
     """Bytes by type of the matrices that kernels may rearrange."""
     n_bytes: Counter[str] = Counter()
     for tensor in tensors:
@@ -244,12 +263,11 @@ def _products(tensors: Sequence[TensorInfo]) -> Counter[str]:
     return n_bytes
 
 
-def _layer_bytes(sizes: Mapping[str, int], n_layers: int) -> tuple[int, ...]:
+def _layer_bytes(own: Sequence[TensorInfo], n_layers: int) -> tuple[int, ...]:
     n_bytes = [0] * n_layers
-    for name, size in sizes.items():
-        layer = re.match(r"blk\.(\d{1,4})\.", name)
-        if layer and int(layer[1]) < n_layers:
-            n_bytes[int(layer[1])] += size
+    for tensor in own:
+        if 0 <= (layer := layer_of(tensor)) < n_layers:
+            n_bytes[layer] += tensor.n_bytes
     return tuple(n_bytes)
 
 
@@ -257,66 +275,3 @@ def _whole_vocabulary(header: GgufHeader) -> int:
     """What export writes into a model whose vocabulary it trimmed."""
     n_words = header.metadata.get("edgellm.vocabulary.original_size", 0)
     return n_words if type(n_words) is int and 0 <= n_words <= MAX_VOCABULARY else 0
-
-
-def _attending(told: Hparams, architecture: str, kv_heads: Sequence[int]) -> list[int]:
-    """The layers that keep keys and values."""
-    if architecture in RECURRENT:
-        return []
-    kept = [layer for layer, n_heads in enumerate(kv_heads) if n_heads]
-    if architecture not in FULL_ATTENTION_INTERVAL:
-        return kept
-    every = told.count("full_attention_interval", FULL_ATTENTION_INTERVAL[architecture], least=1, most=MAX_LAYERS)
-    recurrent = told.listed("attention.recurrent_layers")
-    if recurrent and len(recurrent) < len(kv_heads):
-        raise UnknownShape(f"{told.where} lists {len(recurrent)} of {len(kv_heads)} layers: {told.remedy}")
-    return [layer for layer in kept if not (recurrent[layer] if recurrent else (layer + 1) % every)]
-
-
-def _cached_layers(
-    header: GgufHeader, told: Hparams, kept: Sequence[int], kv_heads: Sequence[int], key: int, value: int
-) -> dict[int, AttentionLayers]:
-    """What each attending layer keeps, alone."""
-    latent = header.architecture in LATENT and header.hparam("attention.key_length_mla") is not None
-    window, sliding = _windows(told, header.architecture, len(kv_heads))
-    return {
-        layer: AttentionLayers(
-            n_layers=1,
-            k_width=key * kv_heads[layer],
-            v_width=0 if latent else value * kv_heads[layer],
-            head_dim=key,
-            window=window if layer in sliding else None,
-        )
-        for layer in kept
-    }
-
-
-def _windows(told: Hparams, architecture: str, n_layers: int) -> tuple[int, set[int]]:
-    """(tokens, the layers that slide), as llama.cpp decides it."""
-    rule = WINDOWS.get(architecture)
-    if rule is None or rule.n_layers not in (None, n_layers):
-        return 0, set()
-    if isinstance(told.raw("attention.sliding_window"), GgufArray):
-        raise UnknownShape(f"{told.where}: windows that differ by layer are not known; plan it with --probe")
-    window = told.count("attention.sliding_window", rule.default, most=2**32 - 1)
-    if window == 0 and rule.default == 0:
-        return 0, set()
-    listed = told.listed("attention.sliding_window_pattern") if rule.every else []
-    if listed:
-        sliding = {layer for layer, is_sliding in enumerate(listed[:n_layers]) if is_sliding}
-    else:
-        every = rule.every and told.count("attention.sliding_window_pattern", rule.every, most=2**32 - 1)
-        sliding = {layer for layer in range(n_layers) if slides(rule, layer, every)}
-    if not sliding:
-        raise UnknownShape(f"{told.where} has a window that no layer uses, on which llama.cpp aborts: {told.remedy}")
-    return window, sliding
-
-
-def _state_elements(told: Hparams, architecture: str, n_recurrent: int, n_embd: int) -> int:
-    if architecture not in RECURRENT | HYBRID:
-        return 0
-    if l_cache := told.count("shortconv.l_cache", 0, most=MAX_LAYERS):
-        return n_recurrent * n_embd * (l_cache - 1)
-    inner, state = told.count("ssm.inner_size", least=1), told.count("ssm.state_size", least=1)
-    groups, kernel = told.count("ssm.group_count", 0), told.count("ssm.conv_kernel", least=1)
-    return n_recurrent * ((kernel - 1) * (inner + 2 * groups * state) + state * inner)

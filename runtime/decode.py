@@ -11,7 +11,7 @@ import numpy as np
 
 from edgellm.runtime.backends.base import Backend, Logits
 from edgellm.runtime.constraint import ConstraintState
-from edgellm.runtime.drafters.base import Drafter
+from edgellm.runtime.drafters.base import Drafter, WorksAhead
 from edgellm.runtime.logprobs import Logprob, logprobs_of
 from edgellm.runtime.sampling import Distribution, Sampling
 from edgellm.runtime.verify import verify
@@ -64,12 +64,15 @@ def generate(
     tokens = list(prompt)
     end = min(len(tokens) + max_new, backend.n_ctx)
     n_draft = min(n_draft, backend.max_outputs - 1)
+    ahead = drafter if isinstance(drafter, WorksAhead) else None
     backend.forward(tokens[len(backend.tokens) : -1], n_outputs=0)
     while len(tokens) < end:
         started, draft_busy = time.perf_counter(), drafter.engine_s
         draft = drafter.propose(tokens, min(n_draft, end - len(tokens) - 1))
         proposed, n_known = time.perf_counter(), len(tokens)
 
+        if ahead is not None:
+            ahead.verifying(tokens, draft.tokens, n_draft)
         logits = backend.forward([tokens[-1], *draft.tokens], n_outputs=len(draft.tokens) + 1)
         forwarded = time.perf_counter()
 

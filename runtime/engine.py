@@ -48,6 +48,11 @@ class Engine:
     warnings: list[str] = field(default_factory=list)  # what a user must know of it; grows while it runs
 
     @property
+    def drafts_itself(self) -> bool:
+        """Whether the head inside the target's file drafts."""
+        return self.options.head and self.draft_model is None and self.pair is not None
+
+    @property
     def controller(self) -> AdaptiveDrafter | None:
         """The drafter, where there is one."""
         return self.drafter if isinstance(self.drafter, AdaptiveDrafter) else None

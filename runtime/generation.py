@@ -12,6 +12,7 @@ from edgellm.runtime.answer import Answer, DraftedParts, FinishReason, Piece, St
 from edgellm.runtime.backends.base import (
     ContextFull,
     Interrupted,
+    KeepsTurns,
     keep_common_prefix,
 )
 from edgellm.runtime.constraint import ConstraintState
@@ -235,6 +236,7 @@ class Generation(Iterator[str]):
                 engine.drafter.observe(so_far, n_new=len(tokens))
             if self._is_cancelled:
                 raise Interrupted("stopped before reading")
+            self._read_what_stays(so_far, len(written))
             for step in decode.generate(
                 engine.backend,
                 drafter,
@@ -253,6 +255,13 @@ class Generation(Iterator[str]):
             else:
                 if request.on_full == "stop" or len(tokens) >= self._limit or tokens[-1] in self._ends:
                     return
+
+    def _read_what_stays(self, tokens: Sequence[int], n_prompt: int) -> None:
+        """Read up to where later turns go on, before the end of a prompt that they leave out."""
+        backend = self._engine.backend
+        if isinstance(backend, KeepsTurns) and backend.keeps_turns and self._request.messages:
+            n = min(n_prompt - self._thinking.n_left_out(), len(tokens) - 1)
+            backend.forward(tokens[len(backend.tokens) : n], 0)
 
     def _constrained(self, tokens: Sequence[int]) -> tuple[ConstraintState | None, Drafter]:
         """Where an answer of these tokens stands in its constraint, if it has one, and who drafts it."""

@@ -28,6 +28,7 @@ ADAPTERS = {
         "runtime/backends/llama_heads.py",
         "runtime/backends/llama_log.py",
         "runtime/backends/llama_model.py",
+        "runtime/backends/llama_nextn.py",
         "runtime/backends/llama_sequences.py",
         "runtime/backends/llama_states.py",
         "runtime/backends/llama_tokenizer.py",

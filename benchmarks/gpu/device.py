@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -74,6 +75,7 @@ def curve(arguments: argparse.Namespace) -> dict[str, Any]:
             bits.append({
                 "width": n,
                 "equal": bool(np.array_equal(rows, single)),
+                "class": zlib.crc32(rows.tobytes()),
                 "largest": float(np.abs(rows - single).max()),
                 "flips": int((rows.argmax(1) != single.argmax(1)).sum()),
             })  # fmt: skip
@@ -136,6 +138,7 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
             **report.summary("drafted"),
             "placed": [settings.target.placed, settings.drafter.placed if settings.drafter else None],
             "noise": report.noise,
+            "explained": engine.controller.explain() if engine.controller is not None else "",
             "differences": [asdict(each) for each in report.differences.values()],
         }
 
@@ -148,8 +151,11 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 def _options(arguments: argparse.Namespace, **more: Any) -> Any:
     from edgellm.runtime.bringup.planning import EngineOptions
 
-    chosen = {"main_device": arguments.device, "draft_device": arguments.draft_device, "learn": "fresh"} | more
-    return EngineOptions(**chosen)
+    chosen = {
+        "main_device": arguments.device, "draft_device": arguments.draft_device, "learn": "fresh",
+        "ahead": not arguments.not_ahead, "exact": arguments.exact,
+    }  # fmt: skip
+    return EngineOptions(**(chosen | more))
 
 
 def _card_used_bytes() -> int:
@@ -186,11 +192,12 @@ def jobs(arguments: argparse.Namespace) -> list[tuple[str, str, list[str]]]:
         for where in (device, "cpu"):
             listed.append((f"curve: {target.stem} on {where}", "curve", [str(target), "--device", where, *common]))
     for target in targets:
-        for where in (device, "cpu"):
+        for where, how in ((device, []), ("cpu", []), ("cpu", ["--not-ahead"]), ("cpu", ["--exact"])):
             own = [str(target), "--draft", str(arguments.draft), "--device", device, "--draft-device", where]
-            listed.append((f"speed: {target.stem} on {device}, drafter on {where}", "speed", [*own, *talk]))
+            title = f"speed: {target.stem} on {device}, {arguments.draft.stem} on {where} {' '.join(how)}"
+            listed.append((title.rstrip(), "speed", [*own, *talk, *how]))
     for target in targets:
-        for ctx in (1024, 4096, 16_384):
+        for ctx in (1024, 4096, 8192):
             own = [str(target), "--draft", str(arguments.draft), "--device", device, "--draft-device", device]
             listed.append((f"memory: {target.stem}, {ctx:,} tokens", "memory", [*own, "--ctx", str(ctx)]))
     return listed
@@ -199,12 +206,15 @@ def jobs(arguments: argparse.Namespace) -> list[tuple[str, str, list[str]]]:
 def page(results: dict[str, dict[str, Any]], device: str) -> str:
     """The figures as Markdown."""
     lines = _head("passes behind 256 tokens, ms", "load, s", *(f"t({n})" for n in SHOWN), "prompt, tokens/s",
-                  "widths as single tokens", "flips")  # fmt: skip
+                  "widths of the same bits", "flips")  # fmt: skip
     for title, it in results.items():
         if title.startswith("curve") and "failed" not in it:
             ms = {int(n): value for n, value in it["pass_ms"].items()}
             cells = [f"{ms[n]:.2f}" if n in ms else "" for n in SHOWN]
-            same = ", ".join(str(each["width"]) for each in it["bits"] if each["equal"])
+            classes: dict[int, list[int]] = {}
+            for each in it["bits"]:
+                classes.setdefault(each["class"], []).append(each["width"])
+            same = "; ".join(f"{ns[0]} to {ns[-1]}" if len(ns) > 1 else str(ns[0]) for ns in classes.values())
             flips = sum(each["flips"] for each in it["bits"])
             lines.append(
                 f"| {title[7:]} | {it['load_s']:.1f} | {' | '.join(cells)} | {it['prefill_tokens_per_s']:.0f} | {same} "
@@ -248,7 +258,9 @@ def main() -> None:
     parser.add_argument("--n-probe", type=int, default=48)
     parser.add_argument("--ctx", type=int, default=4096)
     parser.add_argument("--part-s", type=float, default=90.0, help="seconds, after which a part is given up")
-    parser.add_argument("--only", help="parts of this name alone")
+    parser.add_argument("--not-ahead", action="store_true", help="of speed: draft only when the target is done")
+    parser.add_argument("--exact", action="store_true", help="of speed: widths that agree bit for bit alone")
+    parser.add_argument("--only", help="parts of these names alone, with commas between")
     parser.add_argument("--part", choices=list(PARTS))
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -259,7 +271,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     results: dict[str, dict[str, Any]] = {}
     for title, part, own in jobs(arguments):
-        if arguments.only and part != arguments.only:
+        if arguments.only and part not in arguments.only.split(","):
             continue
         began = time.monotonic()
         results[title] = run_part(part, own, arguments.part_s)

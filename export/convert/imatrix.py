@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from edgellm.export.convert import engine_jobs
 from edgellm.export.convert.imatrix_file import BadImatrix, collected, read
 from edgellm.export.staging import ExportError, exclusive
 from edgellm.memory.files import behind_links, beside, settle
-from edgellm.memory.gguf import GgufArray, GgufHeader, read_header
+from edgellm.memory.gguf import GgufArray, GgufHeader
+from edgellm.memory.split import joined, read_parts
 
 # Types whose few bits llama.cpp does not choose without one.
 NEEDY = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S")
@@ -75,16 +77,22 @@ def make(
         EngineJobError: the text is too short, or the engine's refusal.
         OSError: this machine's disk.
     """
-    header = read_header(model)
+    parts = read_parts(model)
+    header = joined(parts)
     _refuse_encoders(header)
     output = behind_links(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(output):
         if output.exists():
             raise ExportError(f"{output} exists: remove it, or choose another --output")
-        fingerprint = fingerprint_of(header)
+        fingerprint = fingerprint_of(*parts)
         facts = {"model": name, "fingerprint": fingerprint, "datasets": list(datasets)}
-        stamp = [fingerprint, header.file_bytes, model.stat().st_mtime_ns, engine_jobs.version()]
+        stamp = [
+            fingerprint,
+            header.file_bytes,
+            max(part.path.stat().st_mtime_ns for part in parts),
+            engine_jobs.version(),
+        ]
         state = beside(output, "partial")
         job = {
             "job": "imatrix", "path": str(model), "text": text, "n_ctx": n_ctx, "chunks": chunks, "state": str(state),
@@ -130,17 +138,25 @@ def _n_vocab(header: GgufHeader) -> int:
     return tokens.n_items if isinstance(tokens, GgufArray) else 2**18
 
 
-def fingerprint_of(header: GgufHeader) -> str | None:
+def fingerprint_of(*parts: GgufHeader) -> str | None:
     """What tells a model from another of its shape, whatever type it is in: its norms, which no type rounds.
 
+    `parts`: the headers of its files.
     None where it has none. Fine-tuning that leaves norms alone (most adapters) leaves it alone too.
     """
-    norms = [t for t in header.tensors if t.name.endswith("norm.weight") and len(t.shape) == 1 and t.type == "F32"]
+    norms = [
+        (header, tensor)
+        for header in parts
+        for tensor in header.tensors
+        if tensor.name.endswith("norm.weight") and len(tensor.shape) == 1 and tensor.type == "F32"
+    ]
     if not norms:
         return None
     digest = hashlib.sha256()
-    with header.path.open("rb") as file:
-        for tensor in sorted(norms, key=lambda tensor: tensor.name):
+    with ExitStack() as stack:
+        files = {header.path: stack.enter_context(header.path.open("rb")) for header in parts}
+        for header, tensor in sorted(norms, key=lambda norm: norm[1].name):
+            file = files[header.path]
             file.seek(header.data_offset + tensor.offset)
             digest.update(tensor.name.encode() + b"\0" + file.read(tensor.n_bytes))
     return digest.hexdigest()[:16]

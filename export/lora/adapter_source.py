@@ -15,6 +15,7 @@ from edgellm.export.obtain.download import Progress, SourceError, Unwatched
 from edgellm.export.obtain.source import ADAPTER
 from edgellm.export.read.facts import UnsupportedModel
 from edgellm.memory.files import sha256_of
+from edgellm.memory.split import model_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ def resolve_base(
     parsed = naming.parse(reference)
     if parsed.path is not None or parsed.quant:
         model = store.locate(reference) or store.pull(reference, token=token)
-        return BaseSource(model.path.stem, model.path, model.repo, model.revision)
+        return BaseSource(model_name(model.path), model.path, model.repo, model.revision)
     if parsed.repo is None:
         entry = find(parsed.name or "")
         name, repo_name, at = entry.name, entry.repo, revision or entry.revision

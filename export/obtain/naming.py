@@ -9,17 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgellm.memory.errors import USAGE, EdgellmError
+from edgellm.memory.split import first_of, part_name
 
 _PREFIX = re.compile(r"(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co)/|hf://", re.IGNORECASE)
 _REPO = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9]([\w.-]*\w)?/[A-Za-z0-9]([\w.-]{,94}\w)?(?<!\.git)")
-_PAGE = re.compile(r"([^/]+/[^/]+)/(?:blob|resolve)/main/([^/?]+\.gguf)(?:\?.*)?")  # a file's address on the Hub
+_PAGE = re.compile(
+    r"([^/]+/[^/]+)/(?:blob|resolve)/main/((?:[^/?]+/)?[^/?]+\.gguf)(?:\?.*)?"
+)  # a file's address on the Hub
 _QUANT = re.compile(
     r"(?:^|[-._])("
     r"(?:UD-)?(?:IQ[1-4]_(?:XXS|XS|S|M|NL)|Q[1-8]_K(?:_(?:XXS|XS|S|M|L|XL))?|Q[2-8]_[01](?:_\d_\d)?)"
     r"|TQ[12]_0|MXFP4(?:_MOE)?|BF16|F16|FP16|F32|FP32)(?=[-._]|$)",
     re.IGNORECASE,
 )
-_SPLIT = re.compile(r"-(\d{5})-of-(\d{5})$")
+_FOLDER = re.compile(r"[A-Za-z0-9][\w.+-]*")  # in which repositories keep the parts of a model
 _NO_MODEL = re.compile(r"mmproj|imatrix", re.IGNORECASE)  # companions that lie beside models
 
 # What is taken when nobody says which: what most people run, then what is closest to it.
@@ -44,7 +47,8 @@ class Reference:
 
 
 def parse(text: str) -> Reference:
-    """Read a reference: `name`, `name:QUANT`, `user/repo`, `user/repo:QUANT`, `hf.co/user/repo`, or a path.
+    """Read a reference: `name`, `name:QUANT`, `user/repo`, `user/repo:QUANT`, `hf.co/user/repo`, or a path: of
+    a file, of any part of a model in several, or of a folder that holds one model.
 
     Raises:
         BadReference: none of these, or a path where there is no file.
@@ -69,11 +73,11 @@ def _path(text: str) -> Path | None:
     rooted = text.startswith(("/", "./", "../", "~")) or (os.sep in text and os.sep != "/") or path.is_absolute()
     is_bare_name = "/" not in text and os.sep not in text
     if path.is_file() and not (is_bare_name and path.suffix not in (".gguf", ".onnx")):
-        return path
+        return first_of(path)
     if (path / "model.onnx").is_file():
         return path
     if path.is_dir() and (rooted or path.suffix == ".gguf"):
-        raise BadReference(f"{text} is a folder: name a GGUF file in it, or one that holds model.onnx")
+        return _only_model(path, text)
     if rooted or (path.suffix == ".gguf" and ":" not in text):
         raise BadReference(f"there is no file {text}")
     return None
@@ -85,47 +89,83 @@ def quant_of(filename: str) -> str | None:
     return found[-1].upper().replace("FP", "F") if found else None
 
 
-def parts_of(filename: str) -> int:
-    """How many files make the model; `-00001-of-00001` is a whole one."""
-    split = _SPLIT.search(Path(filename).stem)
-    return int(split[2]) if split else 1
+def _only_model(folder: Path, text: str) -> Path:
+    """The first file of the one model that a folder holds."""
+    try:
+        found = models_in([path.name for path in folder.iterdir() if path.is_file() and is_model_file(path.name)])
+    except OSError as error:
+        raise BadReference(f"{text} cannot be read: {error.strerror}") from error
+    if not found:
+        raise BadReference(f"{text} is a folder: name a GGUF file in it, or one that holds model.onnx")
+    if len(found) > 1:
+        raise BadReference(f"{text} is a folder with several models: name one of {', '.join(sorted(found)[:12])}")
+    ((first, files),) = found.items()
+    return folder / (first if first in files else files[0])
+
+
+def models_in(filenames: Sequence[str]) -> dict[str, list[str]]:
+    """The models that files make: the name of a model's first file, and those of its files that are listed."""
+    found: dict[str, list[str]] = {}
+    for name in filenames:
+        part = part_name(name)
+        found.setdefault(part.sibling(1) if part else name, []).append(name)
+    return found
+
+
+def files_of(filename: str) -> list[str]:
+    """The files of the model whose first file is named; `-00001-of-00001` is a whole one."""
+    part = part_name(filename)
+    return part.siblings() if part else [filename]
 
 
 def is_model_file(filename: str) -> bool:
-    """A GGUF at the top of its repository that holds a model's weights."""
-    return "/" not in filename and filename.lower().endswith(".gguf") and not _NO_MODEL.search(filename)
+    """A GGUF at the top of its repository that holds a model's weights, or a part of one, which may lie in a folder."""
+    folder, slash, name = filename.rpartition("/")
+    is_there = not slash or (_FOLDER.fullmatch(folder) is not None and part_name(name) is not None)
+    return is_there and name.lower().endswith(".gguf") and not _NO_MODEL.search(name)
 
 
-def choose(filenames: Sequence[str], quant: str | None, *, where: str) -> str:
-    """The one file that is meant.
+def choose(filenames: Sequence[str], quant: str | None, *, where: str, whole: bool = True) -> str:
+    """The one model that is meant, by the name of its first file.
 
     Args:
         filenames: the model files of one place.
         quant: a quantisation in any case, a file name, or None for the usual choice.
         where: the place, for messages.
+        whole: all parts of it must be there.
 
     Raises:
         BadReference: none fits or several do; the message lists them.
     """
     if not filenames:
         raise BadReference(f"{where} holds no GGUF file: many models have one in a repository whose name ends in -GGUF")
+    models = models_in(filenames)
     if quant and quant.lower().endswith(".gguf"):
-        fitting = [name for name in filenames if name.casefold() == quant.casefold()]
+        fitting = [first for first, files in models.items() if any(_is_called(name, quant) for name in files)]
     elif quant:
-        fitting = [name for name in filenames if quant_of(name) == quant.upper()]
+        fitting = [first for first in models if quant_of(first) == quant.upper()]
     else:
-        usual = ([name for name in filenames if quant_of(name) == preferred] for preferred in PREFERRED)
-        fitting = list(filenames) if len(filenames) == 1 else next(filter(None, usual), list(filenames))
+        usual = ([first for first in models if quant_of(first) == preferred] for preferred in PREFERRED)
+        fitting = list(models) if len(models) == 1 else next(filter(None, usual), list(models))
     if not fitting:
-        raise BadReference(f"{where} has no {quant}; it has {_listed(filenames)}")
-    if (n_parts := parts_of(fitting[0])) > 1:
-        whole = [name for name in filenames if parts_of(name) == 1]
-        others = f"; in one file it has {_listed(whole)}" if whole else ""
-        raise BadReference(f"{fitting[0]} of {where} is split into {n_parts} files, which are not supported{others}")
+        raise BadReference(f"{where} has no {quant}; it has {_listed(list(models))}")
+    in_one = [first for first in fitting if part_name(first) is None]
+    if len(in_one) == 1:  # the same once more in parts
+        fitting = in_one
     if len(fitting) > 1:
         example = f"{where}:{fitting[0] if quant else quant_of(fitting[0]) or fitting[0]}"
         raise BadReference(f"{where} has several files that fit: {_listed(fitting)}; name one, as in {example}")
+    lacking = [name for name in files_of(fitting[0]) if name not in filenames]
+    if whole and lacking:
+        raise BadReference(f"{where} lacks {', '.join(lacking[:3])}, without which {fitting[0]} is no whole model")
     return fitting[0]
+
+
+def _is_called(filename: str, name: str) -> bool:
+    """By the whole of its path in the repository, or by its last piece where not both say the folder."""
+    ours, theirs = filename.casefold(), name.casefold()
+    is_bare = not ("/" in ours and "/" in theirs)
+    return ours == theirs or (is_bare and ours.rpartition("/")[2] == theirs.rpartition("/")[2])
 
 
 def _listed(filenames: Sequence[str]) -> str:

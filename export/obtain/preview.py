@@ -11,9 +11,10 @@ from edgellm.export.obtain import hub, naming
 from edgellm.export.obtain.catalogue import HfSource
 from edgellm.export.obtain.download import CONNECT_S, READ_S, SourceError
 from edgellm.memory.counts import from_config
-from edgellm.memory.gguf import HeaderCutShort, parse_header
+from edgellm.memory.gguf import GgufHeader, HeaderCutShort, parse_header
 from edgellm.memory.limits import CONFIG_JSON_MAX_BYTES
 from edgellm.memory.shape import ModelShape, UnknownShape, from_header
+from edgellm.memory.split import joined
 
 FIRST_BYTES = 2**20  # of a small vocabulary's header; four times as many at each further try
 MOST_BYTES = 2**26  # no header is so long: the largest vocabularies take 16 MB
@@ -36,21 +37,30 @@ def shape_on_hub(repo: str, quant: str | None, *, token: str | None = None) -> t
         if config is None:
             raise
         return from_config(config, (quant or "Q4_K_M").upper(), repo), False
-    source = HfSource(repo, file.filename)
+    source = next(source for source in file.sources if isinstance(source, HfSource))
+    return shape_of(source, len(file.parts), f"{repo}:{quant}" if quant else repo, token=token), True
+
+
+def shape_of(source: HfSource, n_parts: int, name: str, *, token: str | None = None) -> ModelShape:
+    """The shape of a GGUF file on the Hub, or of several that make a model. Raises as `shape_on_hub` does."""
+    with tempfile.TemporaryDirectory(prefix="edgellm-") as folder:
+        parts = [_header(source.part(number), Path(folder), token) for number in range(1, n_parts + 1)]
+        return from_header(joined(parts), name)
+
+
+def _header(source: HfSource, folder: Path, token: str | None) -> GgufHeader:
+    """Of a file on the Hub; its beginning is put into `folder`, where arrays are read when somebody asks for them."""
     n_bytes = FIRST_BYTES
+    path = folder / Path(source.filename).name
     while True:
         head, file_bytes = _head(source, n_bytes, token)
-        with tempfile.TemporaryDirectory(prefix="edgellm-") as folder:
-            path = Path(folder) / Path(file.filename).name
-            path.write_bytes(head)  # arrays of the header are read when somebody asks for them
-            try:
-                header = parse_header(memoryview(head), path, file_bytes)
-            except HeaderCutShort:
-                if len(head) < n_bytes or n_bytes >= MOST_BYTES:
-                    raise
-                n_bytes *= 4
-                continue
-            return from_header(header, f"{repo}:{quant}" if quant else repo), True
+        path.write_bytes(head)
+        try:
+            return parse_header(memoryview(head), path, file_bytes)
+        except HeaderCutShort:
+            if len(head) < n_bytes or n_bytes >= MOST_BYTES:
+                raise
+            n_bytes *= 4
 
 
 def _config(repo: str, token: str | None) -> dict[str, Any] | None:

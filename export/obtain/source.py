@@ -14,6 +14,7 @@ from edgellm.export.obtain.catalogue import HfSource, find
 from edgellm.export.obtain.download import Progress
 from edgellm.export.read.checkpoint import chosen_weights, shards_of
 from edgellm.memory.files import sha256_of
+from edgellm.memory.split import model_name, parts_of
 
 TOKENIZER_FILES = {
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -35,7 +36,7 @@ class ModelSource:
     """A model to export and where it is from."""
 
     name: str
-    path: Path  # a Hub folder or a GGUF file
+    path: Path  # a Hub folder or a GGUF file, the first of a model in several
     repo: str | None = None
     revision: str | None = None  # commit
     licence: str | None = None
@@ -47,7 +48,7 @@ class ModelSource:
     def files(self) -> list[Path]:
         """The files that the export depends on, in order."""
         if self.is_gguf:
-            return [self.path]
+            return parts_of(self.path)
         there = {path.name for path in self.path.iterdir() if path.is_file()}
         return sorted(self.path / name for name in {*_small_files(there), *_weights(self.path, there)})
 
@@ -84,7 +85,7 @@ def resolve(
     if parsed.path is not None or parsed.quant:
         model = store.locate(reference) if parsed.path is not None else None
         model = model or store.pull(reference, token=token)
-        return ModelSource(model.path.stem, model.path, model.repo, model.revision, model.licence)
+        return ModelSource(model_name(model.path), model.path, model.repo, model.revision, model.licence)
     if parsed.repo is not None:
         return _fetch(parsed.repo.rpartition("/")[2], parsed.repo, revision or "main", None, token, progress, check)
     assert parsed.name is not None

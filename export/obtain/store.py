@@ -8,41 +8,35 @@ the same file.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from edgellm.export.obtain import hub, naming, pypi
-from edgellm.export.obtain.catalogue import FileEntry, HfSource, ModelEntry, Source, find
+from edgellm.export.obtain.catalogue import HfSource, Source, find
 from edgellm.export.obtain.download import ChecksumError, Progress, SourceError, Unwatched, digest
 from edgellm.export.obtain.models_lock import ModelFile as ModelFile
+from edgellm.export.obtain.models_lock import PartFile, damage, files_left, lock_file, lock_path, model_of, read_lock
 from edgellm.export.obtain.models_lock import PullError as PullError
-from edgellm.export.obtain.models_lock import lock_file, lock_path, model_of, read_lock
 from edgellm.export.obtain.naming import BadReference
+from edgellm.export.obtain.wanted import (
+    Wanted,
+    are_right,
+    cached_parts,
+    expected_parts,
+    named_at,
+    of_cache,
+    wanted_of,
+)
 from edgellm.memory.errors import EdgellmError
 from edgellm.memory.folders import home
+from edgellm.memory.split import files_of as parts_here
+from edgellm.memory.split import joint_sha256, model_name
 from edgellm.memory.units import format_bytes
 
 
 class NotHere(EdgellmError, FileNotFoundError):
     """The model is not on this machine and may not be fetched; the message names the command that fetches it."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """A file that a reference stands for, before it is known whether it is here."""
-
-    name: str
-    licence: str | None
-    file: FileEntry
-
-    @property
-    def key(self) -> str:
-        return f"{self.name}/{self.file.filename}"
-
-    @property
-    def home_path(self) -> Path:
-        return home() / "models" / self.name / self.file.filename
 
 
 def locate(reference: str) -> ModelFile | None:
@@ -53,18 +47,15 @@ def locate(reference: str) -> ModelFile | None:
 
     Raises:
         BadReference, UnknownModel: the reference stands for nothing, or for several things.
+        GgufError: a path of a model of which a part is missing.
     """
     parsed = naming.parse(reference)
     if parsed.path:
-        path = parsed.path.resolve()
-        name = path.name if path.is_dir() else path.stem
-        parts = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path]
-        n_bytes = sum(file.stat().st_size for file in parts)
-        return ModelFile(path, name, naming.quant_of(path.name), n_bytes, None, None, "path")
+        return _at(parsed.path.resolve())
     if parsed.repo:
         return _locate_repo(parsed.repo, parsed.quant)
     entry = find(parsed.name or "")
-    return _locate_wanted(_wanted_of(entry, parsed.quant)) if entry.files else None
+    return _locate_wanted(wanted_of(entry, parsed.quant)) if entry.files else None
 
 
 def pull(
@@ -89,7 +80,9 @@ def pull(
     if model := locate(reference):
         return model
     if offline:
-        raise NotHere(f"{reference} is not on this machine: run `edgellm pull {reference}` where there is a network")
+        lacking = _lacking(reference)
+        what = f"{lacking} of {reference}" if lacking else reference
+        raise NotHere(f"{what} is not on this machine: run `edgellm pull {reference}` where there is a network")
     progress = progress or Unwatched()
     parsed = naming.parse(reference)
     if parsed.repo:
@@ -97,9 +90,9 @@ def pull(
             licence, file = hub.find_file(parsed.repo, parsed.quant, token=token)
         except SourceError as error:
             raise PullError(f"{reference} cannot be pulled: {error}") from error
-        wanted = _Wanted(parsed.repo, licence, file)
+        wanted = Wanted(parsed.repo, licence, file)
     else:
-        wanted = _wanted_of(find(parsed.name or ""), parsed.quant)
+        wanted = wanted_of(find(parsed.name or ""), parsed.quant)
     with _alone(wanted, progress):
         return _locate_wanted(wanted) or _bring(wanted, progress, token)
 
@@ -115,31 +108,34 @@ def lost() -> list[str]:
     sentences = []
     for _, entry in sorted(read_lock().items()):
         if entry["path"] is not None and model_of(entry) is None:
-            model = ModelFile(**entry | {"path": (path := Path(entry["path"]))})
-            how = f"has {path.stat().st_size:,} bytes instead of {model.n_bytes:,}" if path.is_file() else "is gone"
-            sentences.append(f"{path} {how}: `edgellm pull {model.reference}` brings it again")
+            name = f"{entry['name']}:{entry['quant']}" if entry["quant"] else entry["name"]
+            sentences.append(f"{damage(entry)}: `edgellm pull {name}` brings it again")
     return sentences
 
 
 def files_of(reference: str) -> list[Path]:
-    """What `remove` would delete: the model's file, and what an interrupted download of it left.
+    """What `remove` would delete: the model's files, however many are left, and what an interrupted download left.
 
     Raises:
         BadReference, UnknownModel: the reference stands for nothing, or is a path and so not ours to delete.
         NotHere: there is nothing of it.
     """
-    model, parsed = locate(reference), naming.parse(reference)
+    parsed = naming.parse(reference)
     if parsed.path:
         raise BadReference(f"{reference} was not pulled by edgellm: delete the file itself if you mean it")
-    paths = [model.path] if model else []
-    sources: tuple[Source, ...] = (HfSource(parsed.repo, ""),) if parsed.repo else ()
+    model = locate(reference)
+    paths = model.files if model else []
     if parsed.name:
-        wanted = _wanted_of(find(parsed.name), parsed.quant)
+        wanted: Wanted | None = wanted_of(find(parsed.name), parsed.quant)
+    else:
+        wanted = _wanted_here(parsed.repo or "", parsed.quant)
+    if wanted is not None and model is None:
+        paths += files_left(read_lock().get(wanted.key, {"path": None})) or cached_parts(wanted)
+    if wanted is not None:
         paths += wanted.home_path.parent.glob(f".{wanted.file.filename}.*")
-        sources = wanted.file.sources
-    for source in sources:
-        if isinstance(source, HfSource):
-            paths += hub.unfinished(source.repo)
+    repos = {source.repo for source in wanted.file.sources if isinstance(source, HfSource)} if wanted else {parsed.repo}
+    for repo in filter(None, repos):
+        paths += hub.unfinished(repo)
     if not paths:
         raise NotHere(f"nothing of {reference} is on this machine: `edgellm list` shows what is")
     return paths
@@ -148,72 +144,84 @@ def files_of(reference: str) -> list[Path]:
 def remove(reference: str) -> None:
     """Delete `files_of(reference)`. The checksum stays known, so that a later download must be the same file."""
     paths = files_of(reference)
+    named = set(map(str, paths))
+    gone = [key for key, entry in read_lock().items() if named & set(map(str, files_left(entry)))]
     for path in paths:
         hub.discard(path)
-        with contextlib.suppress(OSError):  # other files are in it
-            path.parent.rmdir()
     with lock_file() as entries:
-        for entry in entries.values():
-            if entry["path"] in map(str, paths):
+        for key, entry in entries.items():
+            if key in gone or entry["path"] in named:
                 entry["path"] = None
 
 
-def _wanted_of(entry: ModelEntry, quant: str | None) -> _Wanted:
-    if not entry.files:
-        raise BadReference(
-            f"{entry.name} is known as the checkpoint {entry.repo} alone: "
-            f"`edgellm export {entry.name}` makes a GGUF of it"
-        )
-    if quant is None:
-        return _Wanted(entry.name, entry.licence, entry.files[0])
-    for file in entry.files:
-        if quant.casefold() in (file.quant.casefold(), file.filename.casefold()):
-            return _Wanted(entry.name, entry.licence, file)
-    raise BadReference(
-        f"{entry.name} has no {quant}; it has {', '.join(file.quant for file in entry.files)}, and "
-        f"`edgellm export {entry.name} --quant TYPE` makes others"
+def _at(path: Path) -> ModelFile:
+    """A model that is named by its path: a file, the first part of several, or an ONNX model's folder."""
+    if path.is_dir():
+        n_bytes = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+        return ModelFile(path, path.name, naming.quant_of(path.name), n_bytes, None, None, "path")
+    here = parts_here(path)
+    parts = tuple(PartFile(part.name, part.stat().st_size, None) for part in here) if len(here) > 1 else ()
+    n_bytes = sum(part.stat().st_size for part in here)
+    return ModelFile(path, model_name(path), naming.quant_of(path.name), n_bytes, None, None, "path", parts=parts)
+
+
+def _lacking(reference: str) -> str | None:
+    """The first part that is missing of a model of which others are here."""
+    parsed = naming.parse(reference)
+    wanted = (
+        wanted_of(find(parsed.name), parsed.quant) if parsed.name else _wanted_here(parsed.repo or "", parsed.quant)
     )
+    if wanted is None or len(wanted.file.parts) == 1:
+        return None
+    here = {path.name for path in files_left(read_lock().get(wanted.key, {"path": None})) or cached_parts(wanted)}
+    missing = [part.filename for part in wanted.file.parts if part.filename not in here]
+    return missing[0] if here and missing else None
 
 
 def _locate_repo(repo: str, quant: str | None) -> ModelFile | None:
     """A pulled file of the repository, or one that lies in the Hub's cache."""
-    pulled = {model.path.name: model for model in installed() if model.name.casefold() == repo.casefold()}
+    here = [model for model in installed() if model.name.casefold() == repo.casefold()]
+    pulled = {path.name: model for model in here for path in model.files}
     with contextlib.suppress(BadReference):  # what is here does not answer the reference; what the Hub has may
         if pulled:
             return pulled[naming.choose(list(pulled), quant, where=repo)]
-        filename = naming.choose(hub.cached_files(repo), quant, where=repo)
-        file = FileEntry(naming.quant_of(filename) or "", filename, None, None, (HfSource(repo, filename),))
-        return _locate_wanted(_Wanted(repo, None, file))
+        return _locate_wanted(of_cache(repo, naming.choose(hub.cached_files(repo), quant, where=repo)))
     return None
 
 
-def _locate_wanted(wanted: _Wanted) -> ModelFile | None:
+def _wanted_here(repo: str, quant: str | None) -> Wanted | None:
+    """The model of a repository of which something is here, whether all of it is or not; None where nothing is."""
+    known = [str(entry["path"]) for entry in read_lock().values() if entry["name"].casefold() == repo.casefold()]
+    with contextlib.suppress(BadReference):
+        if cached := hub.cached_files(repo):
+            return of_cache(repo, naming.choose(cached, quant, where=repo, whole=False))
+        return of_cache(repo, naming.choose([Path(path).name for path in known], quant, where=repo, whole=False))
+    return None
+
+
+def _locate_wanted(wanted: Wanted) -> ModelFile | None:
     known = read_lock().get(wanted.key, {})
     sha256 = wanted.file.sha256 or known.get("sha256")
     if known and known["sha256"] == sha256 and (model := model_of(known)):
         return model
-    if _is_right(wanted.home_path, wanted.file.n_bytes, sha256):
-        return _remember(wanted, wanted.home_path, "pypi")
+    parts = expected_parts(wanted.file, known)
+    if are_right([wanted.home_path], parts):
+        return _remember(wanted, [wanted.home_path], "pypi")
     for source in wanted.file.sources:
-        if isinstance(source, HfSource):
-            path = hub.cached(source)
-            if path and _is_right(path, wanted.file.n_bytes, sha256 or hub.sha256_of_name(path)):
-                return _remember(wanted, path, "hf", source.repo, path.parent.name)
+        if isinstance(source, HfSource) and (first := hub.cached(source)):
+            paths = [first.with_name(part.filename) for part in named_at(source, parts)]
+            if are_right(paths, parts):
+                return _remember(wanted, paths, "hf", source.repo, hub.commit_of(first, source))
     return None
 
 
-def _is_right(path: Path, n_bytes: int | None, sha256: str | None) -> bool:
-    if not path.is_file() or n_bytes not in (None, path.stat().st_size):
-        return False
-    return sha256 is None or digest(path) == sha256
-
-
-def _bring(wanted: _Wanted, progress: Progress, token: str | None) -> ModelFile:
+def _bring(wanted: Wanted, progress: Progress, token: str | None) -> ModelFile:
     """Try the sources in order."""
     file, kept = wanted.file, read_lock().get(wanted.key, {}).get("sha256")
     sha256 = file.sha256 or kept
     failures: list[str] = []
     size = f"{format_bytes(file.n_bytes)}, " if file.n_bytes else ""
+    size += f"{len(file.parts)} files, " if len(file.parts) > 1 else ""
     progress.note(f"pulling {wanted.name} {file.quant}: {size}licence: {wanted.licence or 'not stated'}")
     for n_left, source in zip(reversed(range(len(file.sources))), file.sources, strict=True):
         try:
@@ -234,21 +242,42 @@ def _bring(wanted: _Wanted, progress: Progress, token: str | None) -> ModelFile:
 
 
 def _from(
-    source: Source, wanted: _Wanted, sha256: str | None, progress: Progress, token: str | None, *, is_last: bool
+    source: Source, wanted: Wanted, sha256: str | None, progress: Progress, token: str | None, *, is_last: bool
 ) -> ModelFile:
-    n_bytes = wanted.file.n_bytes
+    file = wanted.file
     if isinstance(source, HfSource):
-        path = hub.pull(source, progress, n_bytes=n_bytes, sha256=sha256, token=token, is_last=is_last)
-        kind, repo, revision = "hf", source.repo, path.parent.name
-    else:
-        path = wanted.home_path
-        pypi.pull(source, path, progress, n_bytes=n_bytes, sha256=sha256)
-        kind, repo, revision = "pypi", None, None
+        return _from_hub(source, wanted, progress, token, is_last=is_last)
+    pypi.pull(source, wanted.home_path, progress, n_bytes=file.n_bytes, sha256=sha256)
+    _refuse_other_kinds(wanted.home_path)
+    return _remember(wanted, [wanted.home_path], "pypi")
+
+
+def _from_hub(source: HfSource, wanted: Wanted, progress: Progress, token: str | None, *, is_last: bool) -> ModelFile:
+    """All parts, each of the same commit, checked by itself: one that failed is fetched again alone."""
+    paths: list[Path] = []
+    commit = source.revision
+    expected = expected_parts(wanted.file, read_lock().get(wanted.key, {}))
+    for number, part in enumerate(expected, 1):
+        one = replace(source.part(number), revision=commit)
+        try:
+            path = hub.pull(
+                one, progress, n_bytes=part.n_bytes, sha256=part.sha256, token=token, is_last=is_last or number > 1
+            )
+            _refuse_other_kinds(path)
+        except SourceError as error:
+            if len(expected) == 1:
+                raise
+            raise type(error)(f"{one.filename}: {error}", status=error.status) from error
+        commit = hub.commit_of(path, one)
+        paths.append(path)
+    return _remember(wanted, paths, "hf", source.repo, commit)
+
+
+def _refuse_other_kinds(path: Path) -> None:
     with path.open("rb") as model_file:
         if model_file.read(4) != b"GGUF":
             hub.discard(path)
             raise SourceError("the file is not a GGUF file")
-    return _remember(wanted, path, kind, repo, revision)
 
 
 def _described(source: Source) -> str:
@@ -258,7 +287,7 @@ def _described(source: Source) -> str:
 
 
 @contextlib.contextmanager
-def _alone(wanted: _Wanted, progress: Progress) -> Iterator[None]:
+def _alone(wanted: Wanted, progress: Progress) -> Iterator[None]:
     """Hold the model's own lock; the system frees it when a process dies."""
     import filelock
 
@@ -277,19 +306,25 @@ def _alone(wanted: _Wanted, progress: Progress) -> Iterator[None]:
 
 
 def _remember(
-    wanted: _Wanted, path: Path, source: str, repo: str | None = None, revision: str | None = None
+    wanted: Wanted, paths: Sequence[Path], source: str, repo: str | None = None, revision: str | None = None
 ) -> ModelFile:
+    expected = wanted.file.parts
+    parts = [
+        PartFile(path.name, path.stat().st_size, part.sha256 or hub.sha256_of_name(path) or digest(path))
+        for path, part in zip(paths, expected, strict=True)
+    ]
     model = ModelFile(
-        path=path,
+        path=paths[0],
         name=wanted.name,
         quant=wanted.file.quant or None,
-        n_bytes=path.stat().st_size,
-        sha256=wanted.file.sha256 or digest(path),
+        n_bytes=sum(part.n_bytes for part in parts),
+        sha256=joint_sha256([str(part.sha256) for part in parts]),
         licence=wanted.licence,
         source=source,
         repo=repo,
         revision=revision,
+        parts=tuple(parts) if len(parts) > 1 else (),
     )
     with lock_file() as entries:
-        entries[wanted.key] = asdict(model) | {"path": str(path)}
+        entries[wanted.key] = asdict(model) | {"path": str(model.path)}
     return model

@@ -144,6 +144,13 @@ class HiddenStates(Protocol):
 
 
 @runtime_checkable
+class KeepsTurns(Protocol):
+    """A backend that can be cut back to few places alone: where what it was given to read at once ended."""
+
+    keeps_turns: bool
+
+
+@runtime_checkable
 class SharesBeginnings(Protocol):
     """A backend whose context holds other texts too, which may begin alike."""
 

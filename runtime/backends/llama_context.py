@@ -35,6 +35,7 @@ def new_context(
     rolls_back: bool,
     n_sequences: int = 1,
     pooled: bool = False,
+    head_of: Any = None,
 ) -> Any:
     """The engine's context on its model.
 
@@ -45,6 +46,8 @@ def new_context(
         n_sequences: texts at once, each of `settings.n_ctx` tokens.
         pooled: their cells come from one pool, so that a pass may hold any mixture of them; without it each has a
             cache of its own, and the engine's attention does not go over the cells of the others.
+        head_of: the context of a target, of which this is the draft head's: of the layer behind the target's, or of a
+            file that reads the target's cache.
 
     Raises:
         LoadError: its memory could not be had.
@@ -64,6 +67,8 @@ def new_context(
     params.swa_full = False
     params.op_offload = False  # a layer is computed where it lies: else its weights are copied for every wide pass
     params.n_rs_seq = max(n_outputs, settings.n_rs_seq) if rolls_back else 0
+    if head_of is not None:
+        params.ctx_type, params.ctx_other = api.LLAMA_CONTEXT_TYPE_MTP, head_of
     listen()
     context = api.llama_init_from_model(model, params)
     if not context:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from llama_cpp import llama_cpp as api
 from numpy.typing import NDArray
 
 from edgellm.memory.context import ContextSettings
+from edgellm.memory.draft_heads import ASSISTANTS, serves
 from edgellm.runtime.backends.base import (
     CannotTruncate,
     ContextFull,
@@ -24,9 +26,11 @@ from edgellm.runtime.backends.base import (
 from edgellm.runtime.backends.llama_context import ContextLimits, new_context
 from edgellm.runtime.backends.llama_heads import Head, TrimmedHead, WholeHead, rows_at
 from edgellm.runtime.backends.llama_model import LlamaModel
+from edgellm.runtime.backends.llama_nextn import HiddenRows, LlamaHead
 from edgellm.runtime.backends.llama_process import one_pass, reason
 from edgellm.runtime.backends.llama_states import SavedStates
 from edgellm.runtime.backends.thread_choice import WIDEST, ThreadChoice
+from edgellm.runtime.kernels.load import compiled
 
 MAX_JOINED = 24  # tokens that are read in the pass of those whose logits are wanted
 MAX_AGAIN = 8  # likewise, of those that a state has to read again; more are worth a pass, behind which it is saved
@@ -59,6 +63,9 @@ class LlamaBackend:
         self.n_embd = int(api.llama_model_n_embd(model.handle))
         self.n_threads = settings.n_threads
         self._threads = ThreadChoice(settings.n_threads)
+        # Where every layer lies elsewhere, a pass shares neither the kernels nor the cores.
+        self._cores = one_pass if model.n_layers_here else contextlib.nullcontext()
+        self._rows: HiddenRows | None = None  # for a draft head
         self._n_states = 0  # rows of the last pass that hidden states are kept of
         self.engine_s = 0.0
         self.tokens: list[int] = []
@@ -85,15 +92,22 @@ class LlamaBackend:
         self._saves_rounds = stateful and not limits.n_rs_seq
         self.max_outputs = min(n_outputs, limits.n_batch)
         self._states: SavedStates | None = None
+        self.keeps_turns = False
         if stateful:
             # Cells of a sliding window are restored in another order than they were written in.
             n_turns = 0 if model.n_window else max(0, settings.n_saved_states - self._saves_rounds)
             self._states = SavedStates(self._ctx, model.path.name, n_turns)
+            self.keeps_turns = n_turns > 0
         self._n_again = 0  # of `tokens`, the last, which the state has not seen: the next pass reads them again
         self._shared_at = 0  # where another text parted, and no copy of the state was at hand
         self.can_shift = not (stateful or model.n_window) and bool(api.llama_memory_can_shift(self._memory))
         full = model.full_vocabulary
-        self._pad_single = pad_single and full is None and self.max_outputs > 1 and not self._saves_rounds
+        # A window's cells are used again in an order that rejected drafts change. Told what is where, our kernels go
+        # through them in the order of the text; what a state is restored from takes cells that nobody knows.
+        ordered = model.same_bits and model.n_window and not stateful
+        self._library = compiled() if ordered else None
+        self._cells = self._library.edgellm_sequences_new() if self._library is not None else None
+        self.pads_single = pad_single and full is None and self.max_outputs > 1 and not self._saves_rounds
         name = model.path.name
         self._head: Head = (
             TrimmedHead(name, full, self.max_outputs) if full is not None else WholeHead(name, self.n_vocab)
@@ -101,6 +115,7 @@ class LlamaBackend:
         self._batch = self._head.new_batch(self._n_batch)
         self._positions: NDArray[np.int32] = np.ctypeslib.as_array(self._batch.pos, (self._n_batch,))
         self._wanted: NDArray[np.int8] = np.ctypeslib.as_array(self._batch.logits, (self._n_batch,))
+        self._ids: NDArray[np.int32] = np.zeros(self._n_batch, np.int32)
         for i in range(self._n_batch):
             self._batch.n_seq_id[i] = 1
             self._batch.seq_id[i][0] = 0
@@ -115,7 +130,7 @@ class LlamaBackend:
                 f"{n_outputs} rows of logits asked for, {min(self.max_outputs, len(tokens))} are to be had"
             )
         n_body = len(tokens) - n_outputs
-        joins = not self._pad_single and self._head.joins
+        joins = not self.pads_single and self._head.joins
         n_joined = MAX_AGAIN if self._saves_rounds and n_outputs > 1 else MAX_JOINED
         if n_outputs and joins and n_body <= n_joined and len(tokens) <= self._n_batch:
             n_body = 0  # what a drafter missed of the last round is read in the pass that drafts
@@ -123,7 +138,7 @@ class LlamaBackend:
             self._read_on(tokens[:n_body])
         if not n_outputs:
             return np.empty((0, self.n_vocab), np.float32)
-        if n_outputs == 1 and self._pad_single:
+        if n_outputs == 1 and self.pads_single:
             self._decode([tokens[-1], tokens[-1]], 1, first=True)
             self.truncate(len(self.tokens) - 1)
         else:
@@ -143,6 +158,28 @@ class LlamaBackend:
         if not (self._n_states and self._head.wants_states):
             raise EngineError(f"{self.model.path.name}: the last pass kept no hidden states")
         return rows_at(api.llama_get_embeddings(self._ctx), self._n_states, self.n_embd)
+
+    def with_head(self, model: LlamaModel, settings: ContextSettings) -> LlamaHead:
+        """A draft head for this text, which is given the states of the tokens that are read from now on.
+
+        Args:
+            model: this model, loaded with its head, or an assistant's.
+            settings: of the head's context.
+
+        Raises:
+            LoadError: its memory could not be had, it is for another model, or llama.cpp lacks the calls.
+        """
+        if model.architecture in ASSISTANTS:
+            if not serves(model.header, self.model.header):
+                raise LoadError(f"{model.path.name} is the draft head of another model than {self.model.path.name}")
+            self.truncate(0)  # the engine forgets which cells hold what when another context shares them
+        if self._rows is None:
+            self._rows = HiddenRows(self._ctx, int(api.llama_model_n_embd_out(self.model.handle)))
+        head = LlamaHead(model, self._ctx, self._rows, settings, stop_asked=self._stop_asked)
+        if head.n_embd != self._rows.n_embd or head.n_vocab != self.n_vocab:
+            head.close()
+            raise LoadError(f"{model.path.name} is the draft head of another model than {self.model.path.name}")
+        return head
 
     @property
     def _saved(self) -> SavedStates:
@@ -195,15 +232,14 @@ class LlamaBackend:
         chooses = bool(n_rows) and n <= WIDEST and self.model.same_bits
         n_threads = self._threads.next(n) if chooses else self.n_threads
         api.llama_set_n_threads(self._ctx, n_threads, n_threads)  # the second is of passes of several tokens
-        with one_pass:
-            started = time.perf_counter()
-            status = api.llama_decode(self._ctx, self._batch)
-        took_s = time.perf_counter() - started
+        status, took_s = self._pass(n)
         self.engine_s += took_s
         if chooses:
             self._threads.took(n, n_threads, took_s)
         if status == 0:
             self.tokens.extend(tokens)
+            if self._rows is not None:
+                self._rows.take(n_held, n)
         elif status == 1:
             raise ContextFull(f"no room for {n} more tokens in a context of {self.n_ctx:,}: raise --ctx")
         else:
@@ -211,6 +247,21 @@ class LlamaBackend:
             if status == 2:
                 raise Interrupted("stopped while reading")
             raise EngineError(f"{self.model.path.name}: the engine failed with status {status}: {reason()}")
+
+    def _pass(self, n: int) -> tuple[int, float]:
+        """The engine's status and the seconds that it took."""
+        positions, told = np.ascontiguousarray(self._positions[:n]), self._library
+        with self._cores:
+            if told is not None:
+                told.edgellm_sequences_tell(self._cells, n, self._ids.ctypes.data, positions.ctypes.data)
+            started = time.perf_counter()
+            try:
+                status = self.model.run(self._ctx, self._batch)
+            finally:
+                took_s = time.perf_counter() - started
+                if told is not None:
+                    told.edgellm_sequences_tell(None, 0, None, None)
+        return status, took_s
 
     def truncate(self, length: int) -> None:
         if length >= len(self.tokens):
@@ -268,6 +319,8 @@ class LlamaBackend:
         api.llama_memory_seq_rm(self._memory, 0, 0, n)
         api.llama_memory_seq_add(self._memory, 0, n, -1, -n)  # keys are turned to their new positions by the next pass
         del self.tokens[:n]
+        if self._rows is not None:
+            self._rows.forget_oldest(n)
 
     def _window_lost(self, length: int) -> bool:
         """Whether layers with a sliding window have reused cells that token `length` would look at."""
@@ -288,5 +341,7 @@ class LlamaBackend:
         if self._ctx is not None:
             api.llama_batch_free(self._batch)
             api.llama_free(self._ctx)
+            if self._library is not None:
+                self._library.edgellm_sequences_free(self._cells)
         self._ctx = None
         self.tokens.clear()

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgellm.memory.adapter import AdapterError, Lora, check_fits, read_adapter, refuse_adapter
+from edgellm.memory.cache_layers import check_shared_cache
 from edgellm.memory.gguf import GgufError, GgufHeader
-from edgellm.memory.hparams import MAX_LAYERS
+from edgellm.memory.hparams import MAX_LAYERS, UnknownShape, of_header
 from edgellm.memory.split import read_model
 from edgellm.runtime.backends.base import LoadError
 
@@ -26,6 +27,10 @@ def checked_header(path: Path) -> GgufHeader:
     n_layers = header.hparam("block_count", 1)
     if not isinstance(n_layers, int) or not 0 < n_layers <= MAX_LAYERS:
         raise LoadError(f"{path} claims {n_layers} layers: the file is damaged, pull it again")
+    try:
+        check_shared_cache(of_header(header), header.architecture)
+    except UnknownShape as error:
+        raise LoadError(str(error)) from error
     return header
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from llama_cpp import llama_cpp as api
 
 from edgellm.memory.adapter import Lora
+from edgellm.memory.draft_heads import foreign_head, is_head_alone
 from edgellm.runtime.backends.base import EngineError, Interrupted, LoadError, stops_loading
 from edgellm.runtime.backends.llama_devices import key as device_key
 from edgellm.runtime.backends.llama_devices import place
@@ -34,6 +35,7 @@ class ModelOptions:
     mmap: bool = True
     repack: bool = True
     vocabulary_only: bool = False
+    head: bool = False  # with the draft head that the file has inside
     loras: tuple[Lora, ...] = ()
     processor_only: bool = False  # of an ONNX model, whose engine places it itself
 
@@ -52,6 +54,8 @@ class LlamaModel:
         check_adapters(self.header, options.loras)
         if not self.header.tensors and not options.vocabulary_only:
             raise LoadError(f"{path} holds a vocabulary only: there are no weights in it to run")
+        if (useless := foreign_head(self.header)) is not None:
+            raise LoadError(useless)
         kernels()
         self.options = options = replace(options, repack=options.repack and has_extra_buffers())
         params = api.llama_model_default_params()
@@ -59,6 +63,7 @@ class LlamaModel:
         params.load_mode = api.LLAMA_LOAD_MODE_MMAP if options.mmap else api.LLAMA_LOAD_MODE_NONE
         params.use_extra_bufts = options.repack
         params.vocab_only = options.vocabulary_only
+        params.load_mtp = options.head or is_head_alone(self.header)
         if (stop := stops_loading.get()) is not None:
             params.progress_callback = api.llama_progress_callback(lambda progress, data: not stop.is_set())
         listen()
@@ -94,6 +99,19 @@ class LlamaModel:
         return kernels().active and not self.options.placed
 
     @property
+    def n_layers_here(self) -> int:
+        """Layers on the processor, the output head counted as one."""
+        n_layers = int(api.llama_model_n_layer(self.handle)) + 1
+        return max(0, n_layers - sum(n for _, n in self.options.placed))
+
+    def run(self, context: Any, batch: Any) -> int:
+        """The engine's status of a pass, at its end: other devices are else only told what to compute."""
+        status = int(api.llama_decode(context, batch))
+        if self.options.placed:
+            api.llama_synchronize(context)
+        return status
+
+    @property
     def placement_key(self) -> str:
         """What its bits and times depend on beside the processor; "" where it lies there alone."""
         return device_key(api, self.options.placed) if self.options.placed else ""
@@ -101,6 +119,11 @@ class LlamaModel:
     @property
     def architecture(self) -> str:
         return self.header.architecture
+
+    @property
+    def is_head(self) -> bool:
+        """Whether it can only draft for the model that it was made for, whose states it is given."""
+        return is_head_alone(self.header)
 
     @property
     def n_params(self) -> int:

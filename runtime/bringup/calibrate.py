@@ -13,6 +13,7 @@ from typing import Any
 
 from edgellm.memory.adapter import Lora
 from edgellm.memory.children import ChildFailed, Send, answers, serve
+from edgellm.memory.draft_heads import OWN_HEAD
 from edgellm.memory.plan import DoesNotFit, MemoryPlan, PlanError
 from edgellm.memory.stored import plan_from_json
 from edgellm.runtime.backends.base import EngineError, LoadError
@@ -69,7 +70,7 @@ def _run(request: Mapping[str, Any], send: Send) -> None:
     speeds: dict[bool, list[float]] = {True: [], False: []}
     # What earlier answers taught would make the same question look faster each time.
     adapters = tuple(Lora(Path(path), scale) for path, scale in request["loras"])
-    options = EngineOptions(learn="off", loras=adapters)
+    options = EngineOptions(learn="off", loras=adapters, head=plan.drafter == OWN_HEAD)
     with load(request["target"], request["draft"], options, plan=plan) as engine:
         backend = engine.backend
         filler = engine.model.vocabulary.encode(Path(__file__).read_bytes() * 4)

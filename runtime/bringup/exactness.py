@@ -19,12 +19,9 @@ def exact_width(backend: Backend) -> int:
 
     Single tokens are run as the backend runs them: as two, if it pads. The backend is left empty.
     """
-    rng = np.random.default_rng(0)
-    n_probe = min(N_PROBE, backend.n_ctx - N_PREFIX - 1)  # one that is run as two needs room behind it
-    if n_probe < 1:
+    prefix, probe = probe_tokens(backend)
+    if not probe:
         return 1
-    tokens = [int(token) for token in rng.integers(0, min(backend.n_vocab, 20_000), N_PREFIX + n_probe)]
-    prefix, probe = tokens[:N_PREFIX], tokens[N_PREFIX:]
     reference = rows_at_width(backend, prefix, probe, 1)
     width = 1
     for n in range(2, backend.max_outputs + 1):
@@ -33,6 +30,14 @@ def exact_width(backend: Backend) -> int:
         width = n
     backend.truncate(0)
     return width
+
+
+def probe_tokens(backend: Backend) -> tuple[list[int], list[int]]:
+    """A text to try widths behind, and the tokens to try; none where the context is too short for any."""
+    n_probe = min(N_PROBE, backend.n_ctx - N_PREFIX - 1)  # one that is run as two needs room behind it
+    rng = np.random.default_rng(0)
+    tokens = [int(token) for token in rng.integers(0, min(backend.n_vocab, 20_000), N_PREFIX + max(n_probe, 0))]
+    return tokens[:N_PREFIX], tokens[N_PREFIX:]
 
 
 def rows_at_width(backend: Backend, prefix: list[int], tokens: list[int], width: int) -> Logits:

@@ -7,7 +7,6 @@ them, and compares the logits.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import hashlib
 import json
@@ -24,11 +23,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.memory import files
 from edgellm.memory.children import ChildFailed, Send, answers, serve
 from edgellm.memory.cpu import cpu_flags, cpu_name
 from edgellm.memory.folders import home
 from edgellm.memory.gguf import MAGIC, TENSOR_TYPES, TYPE_IDS
+from edgellm.memory.kept_answers import KeptAnswers
 from edgellm.runtime.backends import llama_devices
 from edgellm.runtime.kernels.load import engine_library
 
@@ -54,15 +53,14 @@ def verdict() -> Verdict:
     wanted = os.environ.get("EDGELLM_EXTRA_BUFFERS", "").strip().lower()
     if wanted in ("off", "on"):
         return Verdict(wanted == "on", (), f"EDGELLM_EXTRA_BUFFERS={wanted}")
-    path, key = home() / "extra-buffers.json", _key()
-    kept = _read(path)
+    kept, key = KeptAnswers(home() / "extra-buffers.json", KEPT), _key()
     if (found := _verdict(kept.get(key))) is not None:
         return found
     try:
         found = _try()
     except ChildFailed as error:
         return Verdict(False, (), f"they could not be tried: {error}")
-    _write(path, {**kept, key: asdict(found)})
+    kept.put(key, asdict(found))
     return found
 
 
@@ -95,26 +93,11 @@ def _key() -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return {key: kept for key, kept in content.items() if _verdict(kept)} if isinstance(content, dict) else {}
-
-
 def _verdict(kept: Any) -> Verdict | None:
     try:
         return Verdict(kept["usable"] is True, tuple(map(str, kept["buffers"])), str(kept["reason"]))
     except (KeyError, TypeError):
         return None
-
-
-def _write(path: Path, verdicts: Mapping[str, Any]) -> None:
-    """Where it cannot be kept, the next process tries again."""
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write(path, json.dumps(dict(list(verdicts.items())[-KEPT:]), indent=1).encode() + b"\n", private=True)
 
 
 # ---- the child -------------------------------------------------------------------------------------------------------

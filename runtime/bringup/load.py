@@ -6,23 +6,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgellm.memory.context import DRAFT_TOKENS_MOST, ContextSettings
+from edgellm.memory.draft_heads import why_none
 from edgellm.memory.limits import N_UBATCH_DRAFT
 from edgellm.memory.placement import PROCESSOR
 from edgellm.memory.plan import MemoryPlan, PairSettings
 from edgellm.memory.units import format_bytes
-from edgellm.runtime.backends.base import Backend, OutOfMemory, StopSwitch
+from edgellm.runtime.backends.base import Backend, LoadError, OutOfMemory, StopSwitch
+from edgellm.runtime.backends.llama_cpp import LlamaBackend
 from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
 from edgellm.runtime.backends.llama_process import engine_name, kernels
-from edgellm.runtime.bringup.exactness import exact_width
 from edgellm.runtime.bringup.loading import Model, needs_padding, open_context, open_model
-from edgellm.runtime.bringup.planning import DEFAULTS, EngineOptions, plan_here, plan_next, reserve, trimmed, unplanned
+from edgellm.runtime.bringup.planning import DEFAULTS, EngineOptions, plan_here, plan_next, reserve, unplanned
+from edgellm.runtime.bringup.remarks import about_target, about_template, about_vocabulary, agreeing_draft
+from edgellm.runtime.drafters.ahead import AheadProposer
+from edgellm.runtime.drafters.base import Proposer
 from edgellm.runtime.drafters.controller import AdaptiveDrafter
 from edgellm.runtime.drafters.factory import Pair, build_proposer
 from edgellm.runtime.drafters.failsafe import FailsafeProposer
 from edgellm.runtime.engine import Engine
 from edgellm.runtime.learning.ngram_index import NgramIndex
 from edgellm.runtime.learning.pair_state import PairState
-from edgellm.runtime.text.full_vocabulary import is_trimmed
 from edgellm.runtime.text.template import DOCUMENT, ChatTemplate, usable
 from edgellm.runtime.text.vocabulary_map import VocabularyMap, find
 from edgellm.runtime.text.vocabulary_match import Match, match
@@ -65,6 +68,7 @@ def _load_planned(
     if plan is not None:
         reserve(plan)
         draft = draft if plan.settings.drafter else None
+        options = replace(options, head=options.head and plan.settings.drafter is not None)
     engine = load_target(target, options, plan)
     try:
         engine = replace(engine, notes=[note, *engine.notes], warnings=[*engine.warnings, *warnings])
@@ -82,6 +86,11 @@ def load_target(path: Path, options: EngineOptions = DEFAULTS, plan: MemoryPlan 
     settings = plan.settings if plan else unplanned(options)
     stop_switch = StopSwitch()
     model = open_model(path, target_options(options, settings))
+    if isinstance(model, LlamaModel) and model.is_head:
+        model.close()
+        raise LoadError(
+            f"{path.name} is a draft head, which drafts for its model alone: name that, and this as --draft"
+        )
     n_asked = settings.target.n_ctx
     settings = replace(settings, target=replace(settings.target, n_ctx=min(n_asked, model.n_ctx_train or n_asked)))
     try:
@@ -96,8 +105,8 @@ def load_target(path: Path, options: EngineOptions = DEFAULTS, plan: MemoryPlan 
     notes, warnings = about_target(model, template, refusal, plan, options)
     if settings.target.n_ctx < n_asked:
         notes.append(f"{path.name} was trained for {model.n_ctx_train:,} tokens: the context is that long")
-    if options.exact:
-        n_draft = min(n_draft, _exact_draft(backend, notes, warnings))
+    if options.exact or (isinstance(model, LlamaModel) and model.options.placed):
+        n_draft = min(n_draft, agreeing_draft(backend, options.exact, notes, warnings))
     return Engine(
         model,
         backend,
@@ -123,12 +132,15 @@ def with_drafter(engine: Engine, draft: Path | None, *, copy: bool, options: Eng
     options = options or engine.options
     notes, warnings = [*engine.notes], [*engine.warnings]
     state = PairState(engine.model, engine.backend, draft, options, warnings.append)
-    loaded = open_draft(engine, draft, options, notes, warnings) if draft is not None else None
+    if draft is not None:
+        loaded: LoadedDraft | None = open_draft(engine, draft, options, notes, warnings)
+    else:
+        loaded = own_head(engine, options, notes) if options.head else None
     pair = replace(
         engine,
         options=options,
         n_draft=min(engine.n_draft, options.n_draft),
-        draft_model=loaded.model if loaded else None,
+        draft_model=loaded.model if loaded and loaded.model is not engine.model else None,
         draft_template=loaded.template if loaded else None,
         pair=loaded.match if loaded else None,
         table=loaded.table if loaded else None,
@@ -159,9 +171,30 @@ class LoadedDraft:
 
     model: Model
     backend: Backend
-    template: ChatTemplate
+    template: ChatTemplate | None  # None for a head, which is given the target's own text
     match: Match
     table: VocabularyMap | None
+
+
+def own_head(engine: Engine, options: EngineOptions, notes: list[str]) -> LoadedDraft:
+    """The draft head inside the target's file, with which it was loaded.
+
+    Raises:
+        LoadError: it has none that drafts.
+    """
+    model, backend = engine.model, engine.backend
+    if not isinstance(model, LlamaModel) or not isinstance(backend, LlamaBackend):
+        raise LoadError(f"{model.path.name} has no draft head inside: name a small model as the drafter, or none")
+    if (why := why_none(model.header)) is not None:
+        raise LoadError(why)
+    notes.append(f"{model.path.name} drafts with the head that is inside it (MTP)")
+    return _head_of(engine, model, backend, options)
+
+
+def _head_of(engine: Engine, model: LlamaModel, target: LlamaBackend, options: EngineOptions) -> LoadedDraft:
+    head = target.with_head(model, draft_settings(engine, model, min(engine.n_draft, options.n_draft)))
+    head.warm_up()
+    return LoadedDraft(model, head, None, Match(True, "the head has the target's vocabulary"), None)
 
 
 def open_draft(
@@ -183,6 +216,11 @@ def open_draft(
     """
     model = open_model(path, draft_options(options, engine.settings))
     try:
+        if isinstance(model, LlamaModel) and model.is_head:
+            if not isinstance(engine.backend, LlamaBackend):
+                raise LoadError(f"{path.name} is a draft head and {engine.model.path.name} hands out no states to it")
+            notes.append(f"{path.name} drafts: it is a head, which reads the target's own states")
+            return _head_of(engine, model, engine.backend, options)
         # The drafter need not be bit-exact; the target must.
         settings = draft_settings(engine, model, min(engine.n_draft, options.n_draft))
         backend = open_context(model, settings, pad_single=False, stop_asked=engine.stop_switch)
@@ -207,12 +245,12 @@ def draft_of(
     target = engine.model
     # A file without a template is a base model: it continues a document better than markers it was never taught.
     template, refusal = usable(model.chat_template, model.vocabulary, DOCUMENT)
-    warnings += _about_template(model, template, refusal)
+    warnings += about_template(model, template, refusal)
     if known is not None:
         return LoadedDraft(model, backend, template, known, engine.table)
     table = None
     if isinstance(model, LlamaModel):
-        notes += _about_vocabulary(model)
+        notes += about_vocabulary(model)
         if isinstance(target, LlamaModel):
             keys = {"target_key": target.vocabulary_key(), "draft_key": model.vocabulary_key()}
             table, note = find(path.parent, **keys, engine=engine_name())
@@ -223,9 +261,19 @@ def draft_of(
 
 
 def proposer_of(
-    engine: Engine, draft: LoadedDraft, options: EngineOptions, state: PairState, warnings: list[str]
-) -> FailsafeProposer:
-    """What drafts with it; `warnings` is told once where it fails."""
+    engine: Engine,
+    draft: LoadedDraft,
+    options: EngineOptions,
+    state: PairState,
+    warnings: list[str],
+    *,
+    goes_ahead: bool = True,
+) -> Proposer:
+    """What drafts with it; `warnings` is told once where it fails.
+
+    Args:
+        goes_ahead: while the target verifies, where the two lie apart.
+    """
     pair = Pair(
         engine.model.vocabulary,
         engine.backend,
@@ -237,7 +285,18 @@ def proposer_of(
         options,
         ngrams=lambda: state.ngrams(draft.model.vocabulary),
     )
-    return FailsafeProposer(build_proposer(pair), warnings.append)
+    proposer = FailsafeProposer(build_proposer(pair), warnings.append)
+    return (
+        AheadProposer(proposer) if goes_ahead and options.ahead and are_apart(engine.model, draft.model) else proposer
+    )
+
+
+def are_apart(target: Model, draft: Model) -> bool:
+    """Whether both may compute at once: the target on an accelerator alone, the drafter on another device."""
+    if not isinstance(target, LlamaModel) or not isinstance(draft, LlamaModel) or target.n_layers_here:
+        return False
+    there = {name for name, _ in target.options.placed}
+    return not there & {name for name, _ in draft.options.placed}
 
 
 def target_options(options: EngineOptions, settings: PairSettings) -> ModelOptions:
@@ -245,7 +304,7 @@ def target_options(options: EngineOptions, settings: PairSettings) -> ModelOptio
     # Our kernels give the same bits at every width; the engine's own do so only in the layout of the file.
     repack = kernels().active or not options.exact
     own = _model_options(options, settings, settings.target)
-    return replace(own, repack=repack, loras=options.loras)
+    return replace(own, repack=repack, loras=options.loras, head=options.head)
 
 
 def draft_options(options: EngineOptions, settings: PairSettings) -> ModelOptions:
@@ -265,48 +324,3 @@ def draft_settings(engine: Engine, model: Model, n_draft: int) -> ContextSetting
     own = engine.settings.drafter or replace(main, n_ubatch=N_UBATCH_DRAFT)
     n_rs_seq = n_draft * DRAFT_TOKENS_MOST if model.is_hybrid else 0
     return replace(own, n_ctx=min(own.n_ctx, model.n_ctx_train or own.n_ctx), n_outputs=1, n_rs_seq=n_rs_seq)
-
-
-def about_target(
-    model: Model, template: ChatTemplate, refusal: str, plan: MemoryPlan | None, options: EngineOptions
-) -> tuple[list[str], list[str]]:
-    """Notes and warnings on a target as it is loaded."""
-    notes = [*model.notes]
-    notes += [f"{lora.path.name} is applied, at {lora.scale:g} times its strength" for lora in options.loras]
-    return notes, [*_trims(plan), *_about_template(model, template, refusal)]
-
-
-def _trims(plan: MemoryPlan | None) -> list[str]:
-    """What a plan gave up that a user must know of."""
-    if plan is None:
-        return []
-    trims = trimmed(plan)
-    return [*plan.lost, *([f"to fit {plan.limit.name}: {', '.join(trims)}"] if trims else [])]
-
-
-def _exact_draft(backend: Backend, notes: list[str], warnings: list[str]) -> int:
-    """The longest draft whose passes agree with single tokens in every bit."""
-    width = exact_width(backend)
-    if width > 1:
-        notes.append(f"exact: passes of 1 to {width} tokens agree bit for bit here")
-    else:
-        warnings.append("exact: no two pass widths agree bit for bit here, so nothing is drafted")
-    return width - 1
-
-
-def _about_vocabulary(model: LlamaModel) -> list[str]:
-    name, full = model.path.name, model.full_vocabulary
-    if full is not None:
-        return [f"{name} reads all of {full.header.path.name} and writes {len(full.kept):,} tokens of it"]
-    if is_trimmed(model.header):
-        return [f"{name} has no file of words beside it, so it reads with the tokens that it kept"]
-    return []
-
-
-def _about_template(model: Model, template: ChatTemplate, refusal: str) -> list[str]:
-    name = template.fallback or "plain document"
-    if refusal:
-        return [f"{model.path.name}: {refusal}; the {name} format is used instead"]
-    if template.fallback:
-        return [f"{model.path.name} carries no chat template: the {name} format is used"]
-    return []

@@ -14,6 +14,7 @@ from edgellm.memory.adapter import AdapterError, Lora, adapted, refuse_adapter
 from edgellm.memory.context import N_DRAFT_MOST, N_TURN_STATES, ContextSettings, KvType, rows_for
 from edgellm.memory.cpu import usable_cores
 from edgellm.memory.device import Device, budget_device, this_machine
+from edgellm.memory.draft_heads import head_shape, shape_of, why_none
 from edgellm.memory.gguf import GgufError
 from edgellm.memory.hparams import MAX_LAYERS
 from edgellm.memory.limits import N_CTX, N_UBATCH
@@ -51,6 +52,7 @@ class EngineOptions:
 
     n_ctx: int | None = None  # 4,096, or less where memory is short
     n_draft: int = N_DRAFT_MOST
+    head: bool = False  # draft with the head that the target's file has inside, where no drafter is named
     copy: bool = True  # propose what followed the same words before
     fixed: bool = False  # draft `n_draft` tokens a round whatever they cost
     stop: Stop = "cost"  # what ends a draft of a fixed length earlier
@@ -68,6 +70,7 @@ class EngineOptions:
     n_gpu_layers: int = -1  # of them; -1: all that it takes
     draft_device: str = AUTO  # likewise, the drafter's
     n_draft_gpu_layers: int = -1
+    ahead: bool = True  # draft while the target verifies, where the two lie on different devices
     mmap: bool = False  # weights are read once; mapped, llama.cpp would keep what it repacks a second time
     loras: tuple[Lora, ...] = ()  # adapters of the target
     draft_adapter: str | None = None  # sha256 of the adapter in the drafter's file: its drafts are judged apart
@@ -102,7 +105,7 @@ def plan_here(
             )
         return plan, f"planned: {format_bytes(plan.process_bytes)}"
     try:
-        shapes = _adapted(target, options), _shape(draft) if draft else None
+        shapes = _shapes(target, draft, options)
     except AdapterError as error:
         raise LoadError(str(error)) from error
     except (UnknownShape, GgufError, OnnxError, OSError) as error:
@@ -117,7 +120,8 @@ def plan_here(
 def _check_files(plan: MemoryPlan, target: Path, draft: Path | None, options: EngineOptions) -> None:
     """A plan holds for the files that it was made from, or for others that take no more."""
     try:
-        shapes = _adapted(target, options), _shape(draft) if draft and plan.settings.drafter else None
+        wanted = replace(options, head=options.head and plan.settings.drafter is not None)
+        shapes = _shapes(target, draft if plan.settings.drafter else None, wanted)
     except (UnknownShape, GgufError, OnnxError, AdapterError, OSError):
         return  # a plan by the engine's own sizes, or a file that the engine will refuse
     needed = lines_of(*shapes, plan.settings, plan.limit, devices=plan.devices).process_bytes
@@ -168,9 +172,10 @@ def reserve(plan: MemoryPlan) -> None:
 
 def plan_next(target: Path, draft: Path | None, options: EngineOptions, plan: MemoryPlan) -> MemoryPlan | None:
     """The largest plan that is smaller than one whose memory could not be had; None where nothing is left to trim."""
-    drafter = _shape(draft) if draft and plan.settings.drafter else None
+    drafts = plan.settings.drafter is not None
+    shapes = _shapes(target, draft if drafts else None, replace(options, head=options.head and drafts))
     device = replace(_device(options), total_bytes=plan.required_bytes - 1, usable_bytes=plan.required_bytes - 1)
-    found = solve(_adapted(target, options), drafter, device, _ask(options)).plan
+    found = solve(*shapes, device, _ask(options)).plan
     return found if found.fits else None
 
 
@@ -240,5 +245,18 @@ def _adapted(target: Path, options: EngineOptions) -> ModelShape:
     return adapted(from_header(header, target.stem), options.loras, header)
 
 
+def _shapes(target: Path, draft: Path | None, options: EngineOptions) -> tuple[ModelShape, ModelShape | None]:
+    """Of a target and of what drafts for it: another file, or its own head. Raises LoadError: it has none."""
+    shape = _adapted(target, options)
+    if draft is not None:
+        return shape, _shape(draft)
+    if not options.head or is_onnx(target):
+        return shape, None
+    header = read_model(target)
+    if (why := why_none(header)) is not None:
+        raise LoadError(why)
+    return shape, head_shape(header, shape)
+
+
 def _shape(path: Path) -> ModelShape:
-    return read_shape(path) if is_onnx(path) else from_header(read_model(path), path.stem)
+    return read_shape(path) if is_onnx(path) else shape_of(read_model(path), path.stem)

@@ -119,8 +119,7 @@ def _sizing(request: Mapping[str, Any], send: Send) -> None:
     parameters.no_alloc = True
     parameters.load_mode = 0  # LLAMA_LOAD_MODE_NONE: nothing is mapped or read
     parameters.use_extra_bufts = request["repack"]
-    placed = [(str(name), int(n)) for name, n in request["settings"][0]["placed"]]
-    pointed_to = llama_devices.place(lib, parameters, placed)
+    pointed_to = llama_devices.place(lib, parameters, ContextSettings(**request["settings"][0]).placed)
     model = lib.llama_model_load_from_file(os.fsencode(request["model"]), parameters)
     del pointed_to
     if not model:

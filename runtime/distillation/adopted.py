@@ -21,6 +21,7 @@ from edgellm.memory import files
 from edgellm.memory.adapter import Lora, fingerprint
 from edgellm.memory.draft_adapter import AdapterFile, DraftAdapter, DraftAdapterError
 from edgellm.memory.sealed import Damaged, unseal
+from edgellm.memory.split import parts_of
 from edgellm.runtime.distillation.merged import MergedDrafters, Warn, identifier
 from edgellm.runtime.learning.files import SealedFile, alone, private_folder
 
@@ -239,7 +240,7 @@ class Adopted:
 
 
 def target_key(path: Path, loras: Sequence[Lora] = ()) -> str:
-    """By which a target is known again: the beginning of its file, its size, a sample of its weights, its adapters.
+    """By which a target is known again: beginnings and sizes of its files, samples of their weights, its adapters.
 
     A folder of ONNX goes by its graph, and by the names and sizes of its files. Raises OSError.
     """
@@ -248,10 +249,11 @@ def target_key(path: Path, loras: Sequence[Lora] = ()) -> str:
         for part in sorted(part for part in path.iterdir() if part.is_file()):
             digest.update(f"{part.name} {part.stat().st_size}\n".encode())
         path = path / "model.onnx"
-    with path.open("rb") as file:
-        digest.update(file.read(HEAD_BYTES))
-        n_bytes = file.seek(0, os.SEEK_END)
-        digest.update(str(n_bytes).encode())
-        file.seek(max(0, n_bytes - SAMPLE_BYTES))
-        digest.update(file.read(SAMPLE_BYTES))
+    for part in parts_of(path):
+        with part.open("rb") as file:
+            digest.update(file.read(HEAD_BYTES))
+            n_bytes = file.seek(0, os.SEEK_END)
+            digest.update(str(n_bytes).encode())
+            file.seek(max(0, n_bytes - SAMPLE_BYTES))
+            digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()[:32]

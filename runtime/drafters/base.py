@@ -144,6 +144,32 @@ class WeighsPasses(Protocol):
 
 
 @runtime_checkable
+class WorksAhead(Protocol):
+    """What a drafter may offer that can draft while the target verifies."""
+
+    def verifying(self, tokens: Sequence[int], drafted: Sequence[int], limit: int) -> None:
+        """The target's pass over `drafted` behind `tokens` begins; the next draft will have at most `limit` tokens."""
+        ...
+
+
+@runtime_checkable
+class GoesAhead(Protocol):
+    """What a proposer may offer, likewise."""
+
+    def go_ahead(self, tokens: Sequence[int], drafted: Sequence[int], limit: int) -> None:
+        """Draft behind `drafted` until asked for anything."""
+        ...
+
+    def n_ready(self, tokens: Sequence[int]) -> int:
+        """Guesses to follow `tokens` that are there already, and cost nothing."""
+        ...
+
+    def explain(self) -> str:
+        """How much of it was of use."""
+        ...
+
+
+@runtime_checkable
 class DraftsBehind(Protocol):
     """What a drafter may offer: to go on behind tokens that are proposed whatever it thinks of them."""
 

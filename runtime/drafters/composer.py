@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from edgellm.runtime.drafters.acceptance import Acceptance, DraftedToken
-from edgellm.runtime.drafters.base import Guess, Proposer, Stop
+from edgellm.runtime.drafters.base import GoesAhead, Guess, Proposer, Stop
 from edgellm.runtime.drafters.economics import Economics
 from edgellm.runtime.drafters.entropy import EntropyRule
 from edgellm.runtime.drafters.prompt_lookup import PromptLookup
@@ -123,6 +123,8 @@ class Composer:
             return None
         if n_starts >= self._tuning.max_model_starts:
             return None
+        if self._n_ready(now):
+            return "pays"
         n_unread = (self._model.n_unread() if not n_starts else 1) + n_free
         if self.model_pays(len(now.tokens), n_unread, n_before=len(now.drafted), reach=now.reach):
             return "pays"
@@ -146,12 +148,16 @@ class Composer:
             reads=reads,
         )
 
+    def _n_ready(self, now: Round) -> int:
+        """Guesses of the model that are there before it is asked."""
+        return self._model.n_ready(now.tokens) if isinstance(self._model, GoesAhead) and not now.drafted else 0
+
     def _ask_model(self, now: Round, n_free: int, why: Ask) -> None:
         """Let the model draft behind what is proposed, pass by pass; a probe is one pass."""
-        n_before, n_settled, n_passes = len(now.drafted), 0, 0
+        n_before, n_settled, n_passes, n_ready = len(now.drafted), 0, 0, self._n_ready(now)
         last: Guess | None = None  # the draft's end, where it is provisional
-        for guesses in self._passes(now, n_free):
-            n_passes += 1
+        for guesses in self._passes(now, n_free, is_ready=n_ready > 0):
+            n_passes += len(guesses) > n_ready or not n_ready
             last = guesses[-1] if guesses and guesses[-1].provisional else None
             new = guesses[n_settled : len(guesses) - (last is not None)]
             n_settled += len(new)
@@ -166,12 +172,12 @@ class Composer:
         if last is not None and now.room > 0:
             now.take([self._judged(last)])
             self._lookup.take(last.token)
-        if n_new := len(now.drafted) - n_before:
+        if n_passes and (n_new := len(now.drafted) - n_before - n_ready) > 0:
             self._acceptance.learn_passes(n_passes, n_new)
         now.n_passes += n_passes
 
-    def _passes(self, now: Round, n_free: int) -> Iterator[list[Guess]]:
-        """The model's guesses after each pass, which is timed on the way."""
+    def _passes(self, now: Round, n_free: int, *, is_ready: bool) -> Iterator[list[Guess]]:
+        """The model's guesses after each pass, which is timed on the way; `is_ready`: the first are there already."""
         assert self._model is not None
         curve = self._economics.costs.draft if self._economics.costs is not None else None
         mark_s, n_read = self._model.engine_s, self._model.n_unread() + n_free
@@ -182,6 +188,10 @@ class Composer:
             now.in_model_s += time.perf_counter() - asked
             if guesses is None:
                 return
+            if is_ready:
+                is_ready, n_read = False, 1
+                yield guesses
+                continue
             if curve is not None:
                 now.draft_s += curve(n_read, len(now.tokens))
                 curve.observe(n_read, len(now.tokens), self._model.engine_s - mark_s)

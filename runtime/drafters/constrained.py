@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgellm.runtime.constraint import ConstraintState
-from edgellm.runtime.drafters.base import FORCED, Draft, Drafter, DraftsBehind, WeighsPasses
+from edgellm.runtime.drafters.base import FORCED, Draft, Drafter, DraftsBehind, WeighsPasses, WorksAhead
 from edgellm.runtime.sampling import GREEDY, Sampling
 from edgellm.runtime.text.vocabulary import CannotEncode, Vocabulary
 
@@ -43,6 +43,10 @@ class ConstrainedDrafter:
         if isinstance(self._drafter, WeighsPasses):
             self._drafter.verifies(len(draft.tokens))
         return draft
+
+    def verifying(self, tokens: Sequence[int], drafted: Sequence[int], limit: int) -> None:
+        if isinstance(self._drafter, WorksAhead):
+            self._drafter.verifying(tokens, drafted, limit)
 
     def observe(self, tokens: Sequence[int], n_new: int) -> None:
         self._drafter.observe(tokens, n_new)

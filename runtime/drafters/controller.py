@@ -13,7 +13,7 @@ from typing import Any
 
 from edgellm.runtime.backends.base import Backend
 from edgellm.runtime.drafters.acceptance import Acceptance, DraftedToken
-from edgellm.runtime.drafters.base import FORCED, NONE, Draft, Proposer, Stop
+from edgellm.runtime.drafters.base import FORCED, NONE, Draft, GoesAhead, Proposer, Stop
 from edgellm.runtime.drafters.composer import Composer, Round
 from edgellm.runtime.drafters.economics import Economics
 from edgellm.runtime.drafters.explain import Choices, explain
@@ -22,6 +22,8 @@ from edgellm.runtime.drafters.tuning import TUNING, Tuning
 from edgellm.runtime.learning.costs import Costs
 from edgellm.runtime.learning.ngram_index import NgramIndex
 from edgellm.runtime.sampling import GREEDY, Sampling
+
+LEAST_AHEAD = 2  # tokens that are drafted while the target verifies, at least
 
 
 class AdaptiveDrafter:
@@ -86,7 +88,8 @@ class AdaptiveDrafter:
         self.economics.begin()
         if self.model is not None:
             self.model.begin(prompt, own_prompt=own_prompt, sampling=sampling)
-            if self._composer.model_pays(len(prompt), self.model.n_unread(), reads=True):
+            waits_for_nothing = isinstance(self.model, GoesAhead)
+            if waits_for_nothing or self._composer.model_pays(len(prompt), self.model.n_unread(), reads=True):
                 self.model.prefill()
 
     def propose(self, tokens: Sequence[int], limit: int) -> Draft:
@@ -122,6 +125,12 @@ class AdaptiveDrafter:
 
     def verifies(self, n_tokens: int) -> None:
         self._round.n_proposed = n_tokens
+
+    def verifying(self, tokens: Sequence[int], drafted: Sequence[int], limit: int) -> None:
+        if isinstance(self.model, GoesAhead):
+            # It takes no time, so it goes on where drafts are not affordable just now; one more, for the target's own.
+            n_next = self._fixed if self._fixed is not None else max(self.economics.n_affordable(), LEAST_AHEAD)
+            self.model.go_ahead(tokens, drafted, min(limit, n_next) + 1 if limit > 0 else 0)
 
     def observe(self, tokens: Sequence[int], n_new: int) -> None:
         now, new = self._round, tokens[len(tokens) - n_new :]

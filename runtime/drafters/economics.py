@@ -169,7 +169,7 @@ class Economics:
         return self.table[0] * self.loss.n_tokens
 
     def n_affordable(self) -> int:
-        return n_affordable(self.table, self.loss_budget_s)
+        return n_affordable(self.table, self.loss_budget_s) if self.table else 0
 
     def renew_table(self, limit: int, context: int) -> None:
         """Read the target's curve anew where the context has grown or passes were observed."""

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from edgellm.runtime.drafters.acceptance import Acceptance
-from edgellm.runtime.drafters.base import Proposer
+from edgellm.runtime.drafters.base import GoesAhead, Proposer
 from edgellm.runtime.drafters.economics import Economics
 
 
@@ -38,6 +38,8 @@ def explain(choices: Choices, economics: Economics, acceptance: Acceptance, mode
         n_unread = model.n_unread() if model is not None else 1
         text += f", one of the draft model {1e3 * economics.costs.draft(1):.0f} ms, and "
         text += _of_model(economics, acceptance, n_unread)
+    if isinstance(model, GoesAhead):
+        text += f"; {model.explain()}"
     return text
 
 

@@ -1,7 +1,8 @@
 """Which proposer drafts for a pair. A new one is a file beside this one, and a line in `BUILDERS`.
 
-One with a head that is trained on the target's hidden states (EAGLE, arXiv:2401.15077; Medusa, arXiv:2401.10774) suits
-pairs whose `target_backend` is a `HiddenStates`, wants them there, and reads those of the verified tokens in `observe`.
+One with a head that is trained on the target's hidden states (Medusa, arXiv:2401.10774) suits pairs whose
+`target_backend` is a `HiddenStates`, wants them there, and reads those of the verified tokens in `observe`. A head that
+llama.cpp runs itself (MTP) is a backend that has them already: see `head.py`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgellm.runtime.backends.base import Backend
+from edgellm.runtime.backends.llama_nextn import LlamaHead
 from edgellm.runtime.backends.llama_process import engine_name
 from edgellm.runtime.bringup.planning import EngineOptions
 from edgellm.runtime.drafters.base import Proposer
+from edgellm.runtime.drafters.head import HeadDrafter
 from edgellm.runtime.drafters.model import REACH, ModelDrafter
 from edgellm.runtime.drafters.retokenizers import MapRetokenizer, MergingRetokenizer, Retokenizer, TextRetokenizer
 from edgellm.runtime.drafters.translating import TranslatingDrafter
@@ -74,7 +77,13 @@ def _retokenizer(pair: Pair, cache: NgramCache) -> Retokenizer:
     return retokenizer
 
 
+def _head(pair: Pair) -> Proposer:
+    assert isinstance(pair.backend, LlamaHead)
+    return HeadDrafter(pair.backend)
+
+
 BUILDERS: tuple[tuple[Callable[[Pair], bool], Callable[[Pair], Proposer]], ...] = (
+    (lambda pair: isinstance(pair.backend, LlamaHead), _head),
     (lambda pair: pair.match.same, _same_vocabulary),
     (lambda pair: True, _any_vocabulary),
 )

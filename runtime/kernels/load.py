@@ -97,7 +97,7 @@ def compiled() -> ctypes.CDLL | None:
         ),
         "edgellm_attend": (
             ctypes.c_double,
-            [c_text, c_int, *[c_pointer] * 4, *[c_i64] * 5, ctypes.c_float, c_pointer, c_int, c_int],
+            [c_text, c_int, *[c_pointer] * 4, *[c_i64] * 5, ctypes.c_float, c_pointer, c_int, c_int, c_pointer],
         ),
         "edgellm_thin": (
             ctypes.c_double,

@@ -11,8 +11,10 @@ from typing import Any, Protocol, runtime_checkable
 from edgellm.memory.adapter import fingerprint
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.cpu import cpu_name
+from edgellm.memory.split import model_bytes
 from edgellm.runtime.backends.base import Backend
 from edgellm.runtime.backends.llama_model import LlamaModel
+from edgellm.runtime.backends.llama_nextn import LlamaHead
 from edgellm.runtime.backends.llama_process import kernels
 from edgellm.runtime.bringup.planning import EngineOptions
 from edgellm.runtime.distillation.lessons import SavedLessons
@@ -153,7 +155,8 @@ class PairState:
                 file.set_aside("holds no knowledge of a pair")
 
     def _knowledge_file(self) -> SealedFile | None:
-        draft = f"{self._draft.name} {self._draft.stat().st_size}" if self._draft is not None else "no model"
+        nobody = "its head" if self._options.head else "no model"
+        draft = f"{self._draft.name} {model_bytes(self._draft)}" if self._draft is not None else nobody
         if self._draft is not None and self._options.draft_adapter is not None:  # it drafts otherwise, at the same cost
             draft += f" {self._options.draft_adapter}"
         return self._file("knowledge", f"{self._target_key} {draft}")
@@ -187,13 +190,12 @@ class PairState:
 def cost_key(backend: Timed) -> str:
     """Everything that a pass's time depends on."""
     model, settings = backend.model, backend.settings
-    status = model.path.stat()
     return " ".join(
         map(
             str,
             (
                 model.path.name,
-                status.st_size,
+                model_bytes(model.path),
                 cpu_name(),
                 backend.n_threads,
                 kernels().variant,
@@ -205,6 +207,7 @@ def cost_key(backend: Timed) -> str:
                 *([model.placement_key] if model.options.placed else ()),
                 model.options.repack,
                 *([fingerprint(model.options.loras)] if model.options.loras else ()),
+                *(["head"] if isinstance(backend, LlamaHead) else ()),
                 *([f"{settings.n_sequences} texts"] if settings.n_sequences > 1 else ()),
             ),
         )

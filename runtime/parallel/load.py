@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgellm.memory.context import ContextSettings
+from edgellm.memory.draft_heads import is_head_alone
+from edgellm.memory.gguf import GgufError
+from edgellm.memory.onnx_graph import is_onnx
 from edgellm.memory.plan import MemoryPlan
+from edgellm.memory.split import read_model
 from edgellm.runtime.backends.base import LoadError, StopSwitch
 from edgellm.runtime.backends.llama_model import LlamaModel
 from edgellm.runtime.backends.llama_sequences import LlamaSequences
@@ -16,7 +21,6 @@ from edgellm.runtime.backends.parked import N_PARKED
 from edgellm.runtime.backends.state_rows import UnknownState
 from edgellm.runtime.bringup.load import (
     LoadedDraft,
-    about_target,
     draft_of,
     draft_options,
     draft_settings,
@@ -25,6 +29,7 @@ from edgellm.runtime.bringup.load import (
 )
 from edgellm.runtime.bringup.loading import Model, open_model
 from edgellm.runtime.bringup.planning import DEFAULTS, EngineOptions, plan_here, reserve, unplanned
+from edgellm.runtime.bringup.remarks import about_target
 from edgellm.runtime.drafters.acceptance import Acceptance
 from edgellm.runtime.drafters.controller import AdaptiveDrafter
 from edgellm.runtime.drafters.tuning import TUNING
@@ -63,14 +68,31 @@ def load_parallel(
         LoadError: a file that cannot be loaded, or a model that cannot be kept for several sequences.
     """
     target, draft = Path(target), Path(draft) if draft is not None else None
+    left_out = _left_out(target, draft, options)
+    if left_out is not None:
+        draft, options = None, replace(options, head=False)
     chosen, note = plan_here(target, draft, options, plan)
     if chosen is not None:
         reserve(chosen)
         draft = draft if chosen.settings.drafter else None
     with ExitStack() as opened:  # nobody else closes what is open where loading fails
-        engine = _Loader(options, chosen, note, opened, warn).load(target, draft)
+        loader = _Loader(options, chosen, note, opened, warn, [left_out] if left_out is not None else [])
+        engine = loader.load(target, draft)
         opened.pop_all()
         return engine
+
+
+def _left_out(target: Path, draft: Path | None, options: EngineOptions) -> str | None:
+    """Why what should draft does not, in a sentence: a draft head is given the states of one text."""
+    head = target.name if options.head and draft is None else None
+    if draft is not None and not is_onnx(draft):
+        with contextlib.suppress(GgufError, OSError):  # which the engine refuses with a reason
+            head = draft.name if is_head_alone(read_model(draft)) else None
+    if head is None:
+        return None
+    return (
+        f"the draft head of {head} is left out: it drafts for one conversation, without --parallel and --prefix-cache"
+    )
 
 
 @dataclass(slots=True)
@@ -80,6 +102,7 @@ class _Loader:
     note: str
     opened: ExitStack
     warn: Callable[[str], None] | None
+    said: list[str]  # what is warned of before anything is loaded
 
     def load(self, target: Path, draft: Path | None) -> ParallelEngine:
         options = self.options
@@ -93,6 +116,7 @@ class _Loader:
         queue = meeting.queue(context)
         template, refusal = usable(model.chat_template, model.vocabulary)
         notes, warnings = about_target(model, template, refusal, self.plan, options)
+        warnings[:0] = self.said
         if not model.same_bits:
             warnings.append("the engine's own kernels: beside others, an answer may differ at near ties")
         saved = self._saved(meeting, context, warnings)
@@ -134,7 +158,9 @@ class _Loader:
             drafter = AdaptiveDrafter(
                 engine.backend,
                 _shared(costs, queue, draft_queue) if not options.fixed else None,
-                model=proposer_of(engine, own, options, state, first.warnings) if own is not None else None,
+                model=proposer_of(engine, own, options, state, first.warnings, goes_ahead=False)
+                if own is not None
+                else None,
                 conversation=NgramIndex(engine.backend.n_ctx + 1) if copy else None,
                 store=store.index if store is not None else None,
                 fixed=options.n_draft if options.fixed else None,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from edgellm.runtime.text.markers import Markers, find_markers, marker_ids, opens_thought, split_markers
 from edgellm.runtime.text.stopping import TextStream
-from edgellm.runtime.text.template import ChatTemplate
+from edgellm.runtime.text.template import ChatTemplate, Message, TemplateError
 from edgellm.runtime.text.tool_stream import CallStream
 from edgellm.runtime.text.tools import ToolCall
 from edgellm.runtime.text.vocabulary import Vocabulary
@@ -30,6 +30,7 @@ class Thinking:
     think: bool | None = None  # None leaves it to the template
     budget: int | None = None  # tokens of a thought; None: as many as it takes
     markers: Markers | None = field(init=False)
+    _n_left_out: int | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.markers = find_markers(self.template.source, self.vocabulary)
@@ -70,6 +71,19 @@ class Thinking:
         elif self.think is False and not self.template.can_switch_thinking and markers.in_template:
             text = f"{markers.opening}\n{markers.forced}"
         return marker_ids(text, self.vocabulary), opened and not text
+
+    def n_left_out(self) -> int:
+        """Tokens at the end of a prompt that the next one leaves out: they open a thought, or close an empty one."""
+        if self._n_left_out is None:
+            question, answer = Message("user", "question"), Message("assistant", "answer")
+            try:
+                prompt = self.template.render([question], think=self.think)
+                later = self.template.render([question, answer, question], think=self.think)
+            except TemplateError:
+                prompt, later = [], []
+            n_shared = next((i for i, (a, b) in enumerate(zip(prompt, later, strict=False)) if a != b), len(prompt))
+            self._n_left_out = len(prompt) - n_shared
+        return self._n_left_out
 
     def cut(self, stream: AnswerStream) -> list[int]:
         """The tokens that end a thought which has reached its budget; none where it has not."""

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 from loopback_hub import LoopbackHub, Repo
+from tiny_gguf import write_tiny
 
 from edgellm.app import references
 from edgellm.app.defaults import DEFAULT_DRAFTER, DEFAULT_TARGET
+from edgellm.app.shapes import look_up
 from edgellm.cli._listener import TERMINAL
 from edgellm.export.obtain import store
+from edgellm.memory.gguf import read_header
+from edgellm.memory.shape import UnknownShape, from_header
 
 resolve_pair = partial(references.resolve_pair, listener=TERMINAL)
 
@@ -102,3 +108,19 @@ def test_a_drafter_that_cannot_be_had_is_done_without_unless_it_was_asked_for(
     assert "warning: no drafter" in capsys.readouterr().err
     with pytest.raises(store.PullError):
         resolve_pair(DEFAULT_TARGET, DEFAULT_DRAFTER)
+
+
+def test_a_model_whose_sizes_the_catalogue_does_not_know_is_planned_from_its_header_on_the_hub(
+    hub: LoopbackHub, catalogue: Callable[..., None], tmp_path: Path
+) -> None:
+    path = write_tiny(tmp_path / "m-Q8_0.gguf", "qwen35", weights="Q8_0")
+    file = {"quant": "Q8_0", "filename": path.name, "sources": [{"hf": "me/m-GGUF"}]}
+    catalogue({"name": "unsized", "files": [file]})
+    with pytest.raises(UnknownShape, match=r"no sizes for unsized: `edgellm plan unsized` reads them from the Hub"):
+        look_up("unsized", offline=True)
+    with pytest.raises(UnknownShape, match=r"its header cannot be read .*: `edgellm pull unsized` brings the file"):
+        look_up("unsized")
+    hub.add_repo("me/m-GGUF", {path.name: path.read_bytes()})
+    known = look_up("unsized")
+    assert (known.reference, known.shape.name, known.is_open) == ("unsized:Q8_0", "unsized", True)
+    assert replace(known.shape, name="x") == from_header(read_header(path), "x")

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edgellm.app.inventory import entry_json
 from edgellm.export.obtain import catalogue as shelf
 from edgellm.export.obtain.catalogue import CatalogueError, HfSource, ModelFacts, PypiSource, UnknownModel
 
+OF_OTHER_LAYERS = {"qwen35", "lfm2", "granitehybrid", "gpt-oss"}  # whose layers are not all of attention and gates
 KNOWN_GOOD = ["smollm2-135m-instruct", "gemma-3-270m", "qwen2.5-coder-0.5b-instruct", "qwen2.5-coder-1.5b-instruct"]
 
 
@@ -17,9 +21,13 @@ def n_params(facts: ModelFacts) -> int:
     """Weights of a checkpoint of these architectures, counted matrix by matrix."""
     queries, keys = facts.n_heads * facts.head_dim, facts.n_kv_heads * facts.head_dim
     attention = facts.n_embd * (2 * queries + 2 * keys)
-    extras = {"qwen2": queries + 2 * keys, "qwen3": 2 * facts.head_dim, "gemma3": 2 * facts.head_dim, "llama": 0}
+    extras = {"qwen2": queries + 2 * keys, "gemma3": 2 * facts.head_dim}
+    extras |= dict.fromkeys(("qwen3", "qwen3moe"), 2 * facts.head_dim) | dict.fromkeys(
+        ("llama", "smollm3", "granite"), 0
+    )
     norms = (4 if facts.architecture == "gemma3" else 2) * facts.n_embd
-    layer = attention + extras[facts.architecture] + 3 * facts.n_embd * facts.n_ff + norms
+    mlp = max(facts.n_experts, 1) * 3 * facts.n_embd * facts.n_ff + facts.n_experts * facts.n_embd
+    layer = attention + extras[facts.architecture] + mlp + norms
     return facts.n_layers * layer + facts.n_embd + facts.n_vocab * facts.n_embd * (1 if facts.tied else 2)
 
 
@@ -37,8 +45,42 @@ def test_recommended_drafters_are_in_the_catalogue() -> None:
 
 def test_facts_add_up_to_the_number_of_weights() -> None:
     for entry in shelf.load_catalogue():
-        assert entry.facts
-        assert n_params(entry.facts) == entry.facts.n_params, entry.name
+        if entry.facts is not None and entry.facts.architecture not in OF_OTHER_LAYERS:
+            assert n_params(entry.facts) == entry.facts.n_params, entry.name
+
+
+def test_what_the_catalogue_does_not_know_is_null_and_never_left_out() -> None:
+    keys = {*asdict(shelf.find("qwen3-4b").facts), "n_bytes", "sha256"}  # type: ignore[call-overload]
+    for entry in shelf.load_catalogue():
+        told = entry_json(entry)
+        assert keys <= told.keys()
+        assert (told["n_layers"] is None) == (entry.facts is None)
+    unknown = entry_json(shelf.find("qwen3.5-35b-a3b"))
+    assert (unknown["n_bytes"], unknown["files"][0]["n_bytes"], unknown["n_params"]) == (None, None, None)
+    assert unknown["files"][0]["revision"] == "a14e4dbfea4282ed71f22a4af00484bda7772fc0"
+    assert entry_json(shelf.find("granite-4.0-h-1b"))["sha256"] is None
+
+
+ALIASES = {
+    "qwen3.5": "qwen3.5-4b", "Qwen3.5-9B": "qwen3.5-9b", "gemma4": "gemma-4-e4b-it", "gemma-4-e2b": "gemma-4-e2b-it",
+    "lfm2.5": "lfm2.5-1.2b-instruct", "SmolLM3": "smollm3-3b", "granite-4": "granite-4.0-h-tiny",
+    "gpt-oss": "gpt-oss-20b", "qwen3-30b-a3b": "qwen3-30b-a3b", "qwen3-coder": "qwen3-coder-30b-a3b-instruct",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("alias", "name"), ALIASES.items())
+def test_the_families_of_2026_are_found_as_people_type_them(alias: str, name: str) -> None:
+    entry = shelf.find(alias)
+    assert entry.name == name
+    assert entry.drafters
+    assert entry.licence
+
+
+def test_pinned_revisions_are_commits() -> None:
+    sources = [source for entry in shelf.load_catalogue() for file in entry.files for source in file.sources]
+    pinned = [one.revision for one in sources if isinstance(one, HfSource) and one.revision != "main"]
+    assert pinned
+    assert all(re.fullmatch(r"[0-9a-f]{40}", revision) for revision in pinned)
 
 
 def test_default_models_come_from_two_kinds_of_source_with_one_checksum() -> None:
@@ -91,6 +133,8 @@ GOOD_FILE = {"quant": "Q4_0", "filename": "a.gguf", "sources": [{"hf": "me/a"}]}
         ({"name": "a", "files": [GOOD_FILE | {"sources": [{"pypi": "p>=1", "member": "x"}]}]}, "name==version"),
         ({"name": "a", "facts": {"n_layers": 1}}, "missing"),
         ({"name": "a", "files": 3}, "'a'"),
+        ({"name": "a", "tasks": ["cooking"]}, "general, code, small"),
+        ({"name": "a", "tasks": "code"}, "general, code, small"),
         ("a", "'a'"),
     ],
 )

@@ -94,6 +94,13 @@ def test_companions_and_files_in_folders_are_no_models() -> None:
     assert [name for name in names if naming.is_model_file(name)] == ["a-Q4_0.gguf"]
 
 
+def test_parts_may_lie_in_a_folder_of_the_repository() -> None:
+    part = "m-00001-of-00002.gguf"
+    names = [part, f"Q8_0/{part}", f"a/b/{part}", f"../{part}", f"/{part}", f".git/{part}", "Q8_0/m.gguf"]
+    assert [name for name in names if naming.is_model_file(name)] == [part, f"Q8_0/{part}"]
+
+
+IN_PARTS = ["Q4_K_M/m-Q4_K_M-00001-of-00002.gguf", "Q4_K_M/m-Q4_K_M-00002-of-00002.gguf"]
 SEVERAL = ["m-Q2_K.gguf", "m-Q4_K_M.gguf", "m-Q8_0.gguf", "m-f16.gguf"]
 
 
@@ -109,6 +116,11 @@ SEVERAL = ["m-Q2_K.gguf", "m-Q4_K_M.gguf", "m-Q8_0.gguf", "m-f16.gguf"]
         (["unnamed.gguf"], None, "unnamed.gguf"),
         (["m-Q4_K_M-00001-of-00001.gguf"], None, "m-Q4_K_M-00001-of-00001.gguf"),
         (["m-Q4_K_M-00001-of-00001.gguf", "m-Q2_K.gguf"], "q4_k_m", "m-Q4_K_M-00001-of-00001.gguf"),
+        (["m-Q2_K.gguf", *IN_PARTS], None, IN_PARTS[0]),
+        (["m-Q2_K.gguf", *IN_PARTS], "q4_k_m", IN_PARTS[0]),
+        (IN_PARTS, "m-q4_k_m-00002-of-00002.gguf", IN_PARTS[0]),
+        (IN_PARTS, IN_PARTS[1], IN_PARTS[0]),
+        (["m-Q4_K_M.gguf", *IN_PARTS], "q4_k_m", "m-Q4_K_M.gguf"),
     ],
 )
 def test_the_meant_file_is_chosen(filenames: list[str], quant: str | None, chosen: str) -> None:
@@ -123,8 +135,8 @@ def test_the_meant_file_is_chosen(filenames: list[str], quant: str | None, chose
         (["a.gguf", "b.gguf"], None, r"several files that fit: a\.gguf, b\.gguf; name one, as in me/m:a\.gguf"),
         (["a-Q4_0.gguf", "b-Q4_0.gguf"], "q4_0", r"a-Q4_0\.gguf, b-Q4_0\.gguf"),
         (["m-IQ2_S.gguf", "m-IQ1_S.gguf"], None, "IQ2_S, IQ1_S; name one, as in me/m:IQ2_S"),
-        (["m-Q4_K_M-00001-of-00002.gguf", "m-Q4_K_M-00002-of-00002.gguf", "m-Q2_K.gguf"], None,
-         "split into 2 files, which are not supported; in one file it has Q2_K"),
+        (["m-Q4_K_M-00001-of-00003.gguf", "m-Q4_K_M-00003-of-00003.gguf", "m-Q2_K.gguf"], None,
+         r"lacks m-Q4_K_M-00002-of-00003\.gguf, without which m-Q4_K_M-00001-of-00003\.gguf is no whole model"),
     ],
 )  # fmt: skip
 def test_a_choice_that_cannot_be_made_lists_what_there_is(filenames: list[str], quant: str | None, says: str) -> None:

@@ -10,9 +10,12 @@ from tiny_gguf import write_tiny
 
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.counts import Counts, from_config, from_counts
+from edgellm.memory.device import sized_device
 from edgellm.memory.gguf import parse_header, read_header
 from edgellm.memory.kv import cache_bytes
+from edgellm.memory.plan_request import PlanRequest
 from edgellm.memory.shape import UnknownShape, from_header
+from edgellm.memory.solve import solve
 
 QWEN = {
     "model_type": "qwen2",
@@ -106,4 +109,26 @@ def test_an_embedding_of_its_own_is_not_read_for_every_token(tmp_path: Path) -> 
 def test_counts_alone_do_not_tell_a_latent_cache() -> None:
     counts = Counts("deepseek2", 1, 1, 1, head_dim=64, n_embd=64, n_ff=64, n_vocab=100, n_ctx_train=128)
     with pytest.raises(UnknownShape, match="deepseek2"):
+        from_counts("x", "Q8_0", counts)
+
+
+@pytest.mark.parametrize("architecture", ["qwen35", "lfm2", "granitehybrid"])
+def test_of_a_model_that_keeps_a_state_counts_and_bytes_tell_what_its_header_does(
+    tmp_path: Path, architecture: str
+) -> None:
+    path = write_tiny(tmp_path / "x.gguf", architecture, weights="Q8_0", n_layers=8, n_embd=256, n_ff=512, n_vocab=2000)
+    told = from_header(read_header(path), "x")
+    (attention,) = told.attention
+    counts = Counts(
+        architecture, told.n_layers, told.n_heads, attention.k_width // attention.head_dim, attention.head_dim,
+        told.n_embd, told.n_ff, told.n_vocab, told.n_ctx_train, n_params=told.n_params, tied=True,
+        n_attending=attention.n_layers, state_elements=told.state_elements,
+    )  # fmt: skip
+    counted = from_counts("x", "Q8_0", counts, weight_bytes=told.weight_bytes)
+    assert (counted.attention, counted.state_elements) == (told.attention, told.state_elements)
+    assert counted.bytes_read_per_token == pytest.approx(told.bytes_read_per_token, rel=0.01)
+    place = sized_device(2**33)
+    plans = [solve(shape, None, place, PlanRequest(n_ctx=4096, kv="f16")).plan for shape in (counted, told)]
+    assert plans[0].process_bytes == pytest.approx(plans[1].process_bytes, rel=0.02)
+    with pytest.raises(UnknownShape, match="pull the file"):
         from_counts("x", "Q8_0", counts)

@@ -7,7 +7,8 @@ from typing import Any
 
 import gguf
 import pytest
-from tiny_gguf import ARCHITECTURES, Tiny, _attention_metadata, _output_norm, _Tensors, write_tiny
+from tiny_gguf import ARCHITECTURES, write_tiny
+from tiny_parts import Tensors, Tiny, attention_metadata, output_norm
 
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.gguf import read_header
@@ -22,8 +23,8 @@ SETTINGS = [ContextSettings(8192, 64, 3), ContextSettings(300, 32, 3)]
 def model(path: Path, architecture: str, n_layers: int, window: int | None, pattern: Any) -> Path:
     """A tiny model of an architecture with windows; `pattern`: a list for the layers, a group's size, or None."""
 
-    def write(writer: gguf.GGUFWriter, tensors: _Tensors, tiny: Tiny) -> None:
-        _attention_metadata(writer, tiny, head_dim=tiny.head_dim)
+    def write(writer: gguf.GGUFWriter, tensors: Tensors, tiny: Tiny) -> None:
+        attention_metadata(writer, tiny, head_dim=tiny.head_dim)
         if window is not None:
             writer.add_sliding_window(window)
         if isinstance(pattern, int):
@@ -33,7 +34,7 @@ def model(path: Path, architecture: str, n_layers: int, window: int | None, patt
         if architecture == "cohere2":
             writer.add_logit_scale(1.0)
             writer.add_layer_norm_eps(1e-6)
-        _output_norm(tensors, tiny)
+        output_norm(tensors, tiny)
         for layer in range(tiny.n_layers):
             _layer(tensors, tiny, layer, architecture)
 
@@ -50,7 +51,7 @@ def test_a_window_that_no_layer_has_is_refused(tmp_path: Path) -> None:
             from_header(read_header(path))
 
 
-def _layer(tensors: _Tensors, tiny: Tiny, layer: int, architecture: str) -> None:
+def _layer(tensors: Tensors, tiny: Tiny, layer: int, architecture: str) -> None:
     n_q, n_kv = tiny.n_heads * tiny.head_dim, tiny.n_kv_heads * tiny.head_dim
     matrices = {
         "attn_q": (tiny.n_embd, n_q), "attn_k": (tiny.n_embd, n_kv), "attn_v": (tiny.n_embd, n_kv),

@@ -123,6 +123,17 @@ EDGELLM_INLINE typename A::V exp_of(typename A::V x) {
     return A::zero_below(x, -87.0f, A::mul(y, A::power_of_two(shifted)));
 }
 
+// What the weighted sum of a row is multiplied by where a sink takes its share: `total` is that of exp(score - largest).
+template <class A>
+float with_sink(float largest, float total, float sink) {
+    if (total == 0) return 0;
+    float factors[2][8];   // of the row, of the sink
+    const float top = sink > largest ? sink : largest;
+    A::store(factors[0], exp_of<A>(A::all(largest - top)));
+    A::store(factors[1], exp_of<A>(A::all(sink - top)));
+    return factors[0][0] / (total * factors[0][0] + factors[1][0]);
+}
+
 // Rows [first, first + n_rows) of one cache head; row r is query r / group, head r % group of those that share the cache head.
 template <class A>
 void attend_rows(const Attention& a, int64_t cache_head, int64_t first, int n_rows) {
@@ -211,7 +222,7 @@ void attend_rows(const Attention& a, int64_t cache_head, int64_t first, int n_ro
     }
     for (int r = 0; r < n_rows; r++) {
         const int64_t query = (first + r) / group, head = cache_head * group + (first + r) % group;
-        const float inverse = total[r] > 0 ? 1.0f / total[r] : 0.0f;
+        const float inverse = a.sinks ? with_sink<A>(largest[r], total[r], a.sinks[head]) : total[r] > 0 ? 1.0f / total[r] : 0.0f;
         float* to = a.out + (query * a.n_heads + head) * dv;
         for (int64_t i = 0; i < dv; i++) to[i] = out[r * dv + i] * inverse;
     }

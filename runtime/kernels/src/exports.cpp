@@ -113,11 +113,11 @@ EDGELLM_EXPORT double edgellm_matmul(const char* name, int type, const void* pac
 }
 
 // Attention of q (n, n_heads, d) over k and v (n_cells, n_cache_heads, d) of cell type `type` (0 float32, 1 float16, 2 q8_0) with a
-// float16 mask (n, n_cells) or none, into y (n, n_heads, d), `repeat` times. Returns the seconds of the fastest, negative where it
-// cannot be.
+// float16 mask (n, n_cells) or none, and a sink for each head or none, into y (n, n_heads, d), `repeat` times. Returns the seconds of
+// the fastest, negative where it cannot be.
 EDGELLM_EXPORT double edgellm_attend(const char* name, int type, const float* q, const void* k, const void* v, const void* mask, int64_t n,
                                      int64_t n_heads, int64_t n_cache_heads, int64_t n_cells, int64_t d, float scale, float* y, int n_threads,
-                                     int repeat) {
+                                     int repeat, const float* sinks) {
     const Variant* variant = find_variant(name);
     if (!variant || !variant->runs_here()) return -1;
     const CellType cell = static_cast<CellType>(type);
@@ -127,7 +127,7 @@ EDGELLM_EXPORT double edgellm_attend(const char* name, int type, const float* q,
                                  reinterpret_cast<const char*>(q), n_heads * d * 4, d * 4, cell, cell,
                                  static_cast<const char*>(k), n_cache_heads * row, row,
                                  static_cast<const char*>(v), n_cache_heads * row, row,
-                                 static_cast<const char*>(mask), n_cells * 2, scale, y};
+                                 static_cast<const char*>(mask), n_cells * 2, scale, y, nullptr, sinks};
     // clang-format on
     if (!can_attend(attention)) return -1;
     return fastest_s(n_threads, repeat, [&](int ith, int64_t, Meeting&) { variant->attend(attention, ith, n_threads); });

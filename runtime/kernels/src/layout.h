@@ -115,6 +115,7 @@ struct Attention {
     float* out;   // [query][head][dv]
     // Where the cells lie: the first of the text, the second and so on; below 0 one that nobody sees. nullptr: one behind the other.
     const int32_t* places = nullptr;
+    const float* sinks = nullptr;   // [head]: a score of a cell without a value, which every query sees
 };
 inline bool can_attend(const Attention& a) {
     auto whole = [](CellType type, int64_t d, int unit) { return d % (type == CellType::q8_0 ? 32 : unit) == 0 && d <= kMaxHead; };

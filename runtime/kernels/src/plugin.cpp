@@ -139,15 +139,16 @@ bool cell_type_of(int ggml_type, CellType* out) {
     return ggml_type == kF32 || ggml_type == kF16 || ggml_type == kQ8_0;
 }
 
-// What FLASH_ATTN_EXT asks for, where it is what our attention computes: no slopes, caps or sinks. Of several sequences that keep caches
+// What FLASH_ATTN_EXT asks for, where it is what our attention computes: no slopes or caps. Of several sequences that keep caches
 // of their own (the last axis of all tensors), this describes the first; `of_sequence` moves on to another.
 bool describe(const Tensor* op, Attention* a) {
-    const Tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3];
+    const Tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3], *sinks = op->src[4];
     float factors[3];   // scale, largest slope, cap
     std::memcpy(factors, op->op_params, sizeof factors);
     if (q->type != kF32 || q->nb[0] != sizeof(float) || op->type != kF32 || !cell_type_of(k->type, &a->k_type) ||
         !cell_type_of(v->type, &a->v_type) || k->ne[3] != q->ne[3] || v->ne[3] != q->ne[3] || k->ne[2] != v->ne[2] || k->ne[1] != v->ne[1] ||
-        k->ne[0] != q->ne[0] || k->ne[2] < 1 || factors[1] != 0 || factors[2] != 0 || op->src[4] ||
+        k->ne[0] != q->ne[0] || k->ne[2] < 1 || factors[1] != 0 || factors[2] != 0 ||
+        (sinks && (sinks->type != kF32 || sinks->nb[0] != sizeof(float) || sinks->ne[0] != q->ne[2])) ||
         (mask && (mask->type != kF16 || mask->nb[0] != 2 || mask->ne[0] < k->ne[1] || mask->ne[1] < q->ne[1] || mask->ne[2] != 1 ||
                   mask->ne[3] != q->ne[3]))) {
         return false;
@@ -159,6 +160,7 @@ bool describe(const Tensor* op, Attention* a) {
     a->v = static_cast<const char*>(v->data), a->v_cell = bytes(v->nb[1]), a->v_head = bytes(v->nb[2]);
     a->mask = mask ? static_cast<const char*>(mask->data) : nullptr, a->mask_row = mask ? bytes(mask->nb[1]) : 0;
     a->scale = factors[0], a->out = static_cast<float*>(op->data);
+    a->sinks = sinks ? static_cast<const float*>(sinks->data) : nullptr;
     return can_attend(*a);
 }
 

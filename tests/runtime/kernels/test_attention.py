@@ -26,8 +26,17 @@ def as_cells(x: Floats, cell: int) -> NDArray[Any]:
     return x
 
 
-def attend(variant: str, cell: int, q: Floats, k: Floats, v: Floats, mask: Floats | None, n_threads: int = 1) -> Floats:
-    """(n, heads, d) of queries over (cells, cache heads, d); mask (n, cells)."""
+def attend(
+    variant: str,
+    cell: int,
+    q: Floats,
+    k: Floats,
+    v: Floats,
+    mask: Floats | None,
+    n_threads: int = 1,
+    sinks: Floats | None = None,
+) -> Floats:
+    """(n, heads, d) of queries over (cells, cache heads, d); mask (n, cells); sinks (heads)."""
     library = load.compiled()
     assert library is not None
     k, v = as_cells(k, cell), as_cells(v, cell)
@@ -42,7 +51,7 @@ def attend(variant: str, cell: int, q: Floats, k: Floats, v: Floats, mask: Float
     n_cells, n_cache_heads = k.shape[:2]
     took_s = library.edgellm_attend(
         variant.encode(), cell, address(q), address(k), address(v), address(halves), n, n_heads, n_cache_heads, n_cells,
-        d, d**-0.5, address(y), n_threads, 1,
+        d, d**-0.5, address(y), n_threads, 1, address(sinks),
     )  # fmt: skip
     assert took_s >= 0.0
     return y
@@ -61,6 +70,31 @@ def causal(n: int, n_held: int, n_cells: int) -> Floats:
     return np.where(np.arange(n_cells) <= n_held + np.arange(n)[:, None], 0.0, -np.inf).astype(np.float32)
 
 
+def weighted(q: Floats, k: Floats, v: Floats, mask: Floats, sinks: Floats | None = None) -> NDArray[np.float64]:
+    """The formula, in double precision."""
+    group = q.shape[1] // k.shape[1]
+    keys, values = (np.repeat(x.astype(np.float64), group, axis=1) for x in (k, v))
+    scores = np.einsum("nhd,chd->nhc", q.astype(np.float64), keys) * q.shape[2] ** -0.5 + mask[:, None, :]
+    if sinks is not None:
+        scores = np.concatenate([scores, np.broadcast_to(sinks[:, None], (*scores.shape[:2], 1))], axis=-1)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    found: NDArray[np.float64] = np.einsum("nhc,chd->nhd", weights[..., : len(k)], values)
+    return found
+
+
+@pytest.mark.parametrize("variant", load.variants())
+def test_a_sink_takes_its_share_of_every_row(variant: str) -> None:
+    q, k, v = random(5, 77, SHAPES[0])
+    mask, sinks = causal(5, 70, 77), np.linspace(-120, 120, SHAPES[0][0], dtype=np.float32)
+    y = attend(variant, F32, q, k, v, mask, sinks=sinks)
+    assert np.abs(y - weighted(q, k, v, mask, sinks)).max() < 3e-6
+    assert np.array_equal(y, attend("generic", F32, q, k, v, mask, sinks=sinks))
+    for row in range(5):
+        alone = attend(variant, F32, q[row : row + 1], k, v, mask[row : row + 1], sinks=sinks)
+        assert np.array_equal(alone[0], y[row])
+
+
 @pytest.mark.parametrize("cell", [F32, F16, Q8_0])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("variant", load.variants())
@@ -74,12 +108,7 @@ def test_it_is_the_softmax_weighted_mean_of_the_values(variant: str, shape: tupl
         k, v = k.astype(np.float16).astype(np.float32), v.astype(np.float16).astype(np.float32)
     if cell == Q8_0:
         k, v = (gguf.dequantize(as_cells(x, cell), gguf.GGMLQuantizationType.Q8_0) for x in (k, v))
-    group = shape[0] // shape[1]
-    k, v = (np.repeat(x.astype(np.float64), group, axis=1) for x in (k, v))
-    scores = np.einsum("nhd,chd->nhc", q.astype(np.float64), k) * shape[2] ** -0.5 + mask[:, None, :]
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    expected = np.einsum("nhc,chd->nhd", weights / weights.sum(-1, keepdims=True), v)
-    assert np.abs(y - expected).max() < 3e-6
+    assert np.abs(y - weighted(q, k, v, mask)).max() < 3e-6
 
 
 @pytest.mark.parametrize("cell", [F16, Q8_0])
