@@ -28,9 +28,9 @@ chat-vulkan: $(VENV_VULKAN)/.installed
 test: $(VENV)/.installed-dev
 	$(PYTEST)
 
-# One after the other: each compiles the device's programs, and its memory is one. lavapipe serves where there is no GPU.
+# One after the other, for the device's memory is one; in a process that may end, as drivers do to processes.
 test-vulkan: $(VENV_VULKAN)/.installed-dev
-	$(VENV_VULKAN)/bin/pytest -q -m vulkan
+	$(VENV_VULKAN)/bin/pytest -q -n 1 -m vulkan
 
 test-model: $(VENV)/.installed-dev
 	$(BIN)/pytest -q -m model
