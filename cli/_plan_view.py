@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def remarks(plan: MemoryPlan, target: ModelShape) -> list[str]:
     """What a user should know before running it, a sentence each."""
     said = [sentence for sentence in (plan.target_obtain, plan.drafter_obtain) if sentence and plan.fits]
-    if plan.n_ctx > target.n_ctx_train:
+    if plan.n_ctx > target.n_ctx_train and not target.has_encoder:
         said.append(
             f"{plan.target} was trained for {target.n_ctx_train:,} tokens: `chat` makes its context no longer than that"
         )

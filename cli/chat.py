@@ -239,6 +239,8 @@ def _talk(talk: Talk, *, resume: bool) -> None:
     own = ", drafted by its own head" if talk.session.engine.drafts_itself else ""
     with_drafter = f", drafted by {talk.draft.name}" if talk.draft else own
     out.note(f"{talk.target.name}{with_drafter}, context {talk.session.engine.backend.n_ctx:,} tokens")
+    if talk.session.engine.template.reads_last:
+        out.note(dim("it has an encoder: each message is a request of its own, and nothing said before is read"))
     out.note(dim("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves"))
     if resume:
         talk.resume()

@@ -7,6 +7,7 @@ tests/runtime/test_probe.py holds them to it. Where llama.cpp itself can be aske
 
 from __future__ import annotations
 
+from edgellm.memory import encoders
 from edgellm.memory.architectures import BESIDE, STREAMS
 from edgellm.memory.buffer_sizes import BufferSizes
 from edgellm.memory.context import KV_BLOCKS, ContextSettings
@@ -41,11 +42,13 @@ def estimate(shape: ModelShape, settings: ContextSettings, repack: bool = False,
         state_bytes=shape.state_elements * _FLOAT,
         exact=False,
     )
-    return split(shape, settings, whole, _graph(shape, settings))
+    return split(shape, settings, whole, _graph(shape, settings)) if settings.placed else whole
 
 
 def compute_bytes(shape: ModelShape, settings: ContextSettings) -> int:
     """Bytes of the graph's temporaries, flash attention on. Within a few percent; exact for plain dense models, f16."""
+    if shape.has_encoder:
+        return encoders.compute_bytes(shape, settings)
     graph = _graph(shape, settings)
     layer = graph.n_tokens * graph.layer_elements * _FLOAT
     return max(graph.inputs_bytes + layer, graph.logits_bytes)  # the mask is let go of before the logits are computed
@@ -62,6 +65,8 @@ def _graph(shape: ModelShape, settings: ContextSettings) -> GraphSizes:
 
 
 def compute_formula(shape: ModelShape, settings: ContextSettings) -> str:
+    if shape.has_encoder:
+        return encoders.compute_formula(shape, settings)
     tokens, rows = min(settings.n_ubatch, settings.n_cells), min(settings.n_outputs, settings.n_ubatch)
     inputs = _input_bytes(shape, settings, tokens)
     layer = _layer_elements(shape, settings)
@@ -88,34 +93,48 @@ def adapter_formula(shape: ModelShape, settings: ContextSettings) -> str:
 
 def output_bytes(shape: ModelShape, settings: ContextSettings) -> int:
     """Logits handed to the caller, which stay valid until the next pass."""
+    if shape.has_encoder:
+        return encoders.output_bytes(shape, settings)
     return settings.n_outputs * shape.n_vocab * _FLOAT
 
 
 def output_formula(shape: ModelShape, settings: ContextSettings) -> str:
+    if shape.has_encoder:
+        return encoders.output_formula(shape, settings)
     return f"{settings.n_outputs} rows x {shape.n_vocab:,} logits x 4 B"
 
 
 def work_bytes(shape: ModelShape, settings: ContextSettings) -> int:
-    """Scratch of the CPU backend: activations in 8 bits for the widest product, or tiles of attention a thread.
+    """Scratch of the CPU backend: activations for the widest product, or tiles of attention a thread.
 
     Beside the activations each thread unpacks weights once for all of them: 16 rows of a matrix at least.
     """
     widest = max(max(shape.n_ff, shape.n_embd) * shape.n_experts_used, shape.n_ff, shape.q_width, shape.n_embd)
-    quantised = settings.n_ubatch * widest * 292 // 256  # Q8_K, the widest of the 8-bit forms
+    per_256 = 256 * _FLOAT if _has_floats(shape) else 292  # Q8_K, the widest of the 8-bit forms
+    activations = _n_at_once(shape, settings) * widest * per_256 // 256
     n_chosen = min(shape.n_experts, settings.n_ubatch * shape.n_experts_used)
-    quantised += (
-        8 * n_chosen * max(shape.n_ff, shape.n_embd) * 292 // 256
-    )  # tiles of 8 columns, an expert's last not full
-    quantised += settings.n_threads * max(_UNPACKED_BYTES, 16 * widest * 5 // 4)
+    # Tiles of 8 columns, an expert's last not full.
+    activations += 8 * n_chosen * max(shape.n_ff, shape.n_embd) * per_256 // 256
+    activations += settings.n_threads * max(_UNPACKED_BYTES, 16 * widest * 4 // 3)
     head = max((group.head_dim for group in shape.attention), default=0)
     tiles = settings.n_threads * _FLOAT * (4 * 64 * head + 2 * 64 * 64) if head else 0
-    return max(quantised, tiles)
+    return max(activations, tiles)
+
+
+def _has_floats(shape: ModelShape) -> bool:
+    return any(kind in ("F16", "BF16") for kind, _ in shape.matrix_bytes)
 
 
 def work_formula(shape: ModelShape, settings: ContextSettings) -> str:
     widest = max(max(shape.n_ff, shape.n_embd) * shape.n_experts_used, shape.n_ff, shape.q_width, shape.n_embd)
-    tokens = f"{settings.n_ubatch} tokens x {widest:,} in 8 bits"
+    kind = "floats" if _has_floats(shape) else "in 8 bits"
+    tokens = f"{_n_at_once(shape, settings)} tokens x {widest:,} {kind}"
     return f"{tokens} and weights unpacked by {settings.n_threads} threads, or their attention tiles"
+
+
+def _n_at_once(shape: ModelShape, settings: ContextSettings) -> int:
+    """Tokens that are computed at once; an encoder's input is never cut."""
+    return settings.n_ctx if shape.has_encoder else settings.n_ubatch
 
 
 def _input_bytes(shape: ModelShape, settings: ContextSettings, tokens: int) -> int:

@@ -86,11 +86,15 @@ def saved_states(shape: ModelShape, n_turns: int = 0) -> int:
 
 
 def fits_cache(shape: ModelShape, kv: KvType) -> bool:
-    """Whether the model's heads are whole blocks of the type."""
+    """Whether the model's heads are whole blocks of the type, and attention can read it."""
+    if shape.has_encoder and KV_BLOCKS[kv][0] > 1:  # biases are added to scores, which flash attention does not
+        return False
     return not any(group.head_dim % KV_BLOCKS[kv][0] for group in shape.attention)
 
 
 def check_cache(shape: ModelShape, kv: KvType) -> None:
+    if shape.has_encoder and not fits_cache(shape, kv):
+        raise UnsupportedCache(f"{shape.name} ({shape.architecture}) runs with no cache of {kv}: use --kv f16")
     if not fits_cache(shape, kv):
         raise UnsupportedCache(
             f"{shape.name} has heads of {shape.attention[0].head_dim}, which {kv} cannot store in blocks of "

@@ -18,8 +18,12 @@ Loading = Literal["mapped", "copied", "packed"]
 VOCABULARY_BASE_BYTES = 3_600_000
 VOCABULARY_TOKEN_BYTES = 166  # the engine's and our own tables, a token
 VOCABULARY_MERGE_BYTES = 141
-PACKED_GROWTH = {"Q4_K": 4 / 144, "Q5_K": 4 / 176}  # our kernels' layout against the file's; others keep their size
-PACKED_TYPES = {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "Q4_K", "Q5_K", "Q6_K"}  # that our kernels take
+# Our kernels' layout against the file's; other types keep their size.
+PACKED_GROWTH = {"Q4_K": 4 / 144, "Q5_K": 4 / 176, "IQ4_XS": 2 / 136}
+PACKED_TYPES = {  # that our kernels take
+    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4", "IQ4_XS",
+    "IQ3_S", "IQ3_XXS", "IQ2_XXS", "IQ2_XS", "IQ2_S", "TQ1_0", "TQ2_0", "Q1_0", "F16", "BF16",
+}  # fmt: skip
 _ROW_BYTES = 12  # a token's, in sampling's view of a row: id and weight
 _THREAD_BYTES = 32  # likewise, in a thread that keeps what it worked with; measured on three vocabularies
 

@@ -6,6 +6,7 @@ of a cache. `runtime/bringup/probe.py` sizes those exactly.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from edgellm.memory import hparams
 from edgellm.memory.architectures import (
     DRAFT_HEADS,
     EMBEDDING_TWICE,
+    ENCODER_DECODER,
     FUSED_QKV,
     HYBRID,
     RECURRENT,
@@ -55,7 +57,7 @@ class ModelShape:
     n_embd: int
     n_heads: int
     n_vocab: int
-    n_ctx_train: int  # tokens
+    n_ctx_train: int  # tokens; of a model with an encoder, of its input and its text together
     n_params: int
     q_width: int  # elements a token that attention hands to its output matrix
     n_ff: int  # widest feed-forward, elements a token; of one expert in a mixture
@@ -90,6 +92,11 @@ class ModelShape:
         return self.state_elements > 0 or self.keeps_state
 
     @property
+    def has_encoder(self) -> bool:
+        """An encoder reads the whole prompt at once; the cache is the decoder's."""
+        return self.architecture in ENCODER_DECODER
+
+    @property
     def keeps_snapshots(self) -> bool:
         """Whether llama.cpp can keep its recurrent state of the last tokens of a pass, to take them back."""
         return self.is_recurrent and self.architecture in REWINDABLE
@@ -97,8 +104,14 @@ class ModelShape:
     @property
     def bytes_read_per_token(self) -> int:
         """Weights that one token's pass reads."""
-        idle = self.expert_bytes * (self.n_experts - self.n_experts_used) // self.n_experts if self.n_experts else 0
-        return self.weight_bytes - self.lookup_bytes - idle + self.shared_bytes
+        return self.bytes_read(1)
+
+    def bytes_read(self, n_tokens: int) -> int:
+        """Weights that a pass over so many tokens reads: of the experts, those that some token chose, at random."""
+        idle = 0.0
+        if self.n_experts:
+            idle = self.expert_bytes * (1.0 - self.n_experts_used / self.n_experts) ** n_tokens
+        return self.weight_bytes - self.lookup_bytes - int(idle) + self.shared_bytes
 
     def repacked_bytes(self, isa: str) -> int:
         """Bytes that llama.cpp would rearrange for this instruction set (`x86` or `arm`), if it is let."""
@@ -168,7 +181,7 @@ def from_header(header: GgufHeader, name: str | None = None, *, ask: bool = Fals
         n_embd=n_embd,
         n_heads=n_heads,
         n_vocab=embedding.shape[-1] if embedding else told.count("vocab_size", least=1, most=MAX_VOCABULARY),
-        n_ctx_train=told.count("context_length", least=1, most=MAX_TOKENS),
+        n_ctx_train=told.count("context_length", least=1, most=MAX_TOKENS) * (1 + (architecture in ENCODER_DECODER)),
         n_params=header.n_params,
         q_width=n_heads * told.count("attention.value_length_mla", value, least=1),
         n_ff=_widest_ff(told, n_layers, n_experts),
@@ -195,6 +208,7 @@ def from_header(header: GgufHeader, name: str | None = None, *, ask: bool = Fals
     )
 
 
+_BLOCK = re.compile(r"(?:enc\.|dec\.)?blk\.([^.]+)\.")
 _STATEFUL = ("ssm.", "wkv.", "shortconv.", "kda.")  # entries that recurrent layers have
 
 
@@ -225,7 +239,7 @@ def _widest_ff(told: Hparams, n_layers: int, n_experts: int) -> int:
 
 def _check_tensors(header: GgufHeader, embedding: TensorInfo | None, n_layers: int, n_embd: int) -> None:
     """The numbers stated are those of the tensors that are there, else llama.cpp will not load the file."""
-    layers = {tensor.name.split(".", 2)[1] for tensor in header.tensors if tensor.name.startswith("blk.")}
+    layers = {match[1] for tensor in header.tensors if (match := _BLOCK.match(tensor.name))}
     if embedding is None or len(embedding.shape) != 2 or not 0 < embedding.shape[1] <= MAX_VOCABULARY:
         raise UnknownShape(f"{header.path} has no embedding of its tokens: it is damaged, or no language model")
     missing = next((layer for layer in range(n_layers) if str(layer) not in layers), None)
@@ -257,7 +271,7 @@ def products(tensors: Sequence[TensorInfo]) -> Counter[str]:
     """Bytes by type of the matrices that kernels may rearrange."""
     n_bytes: Counter[str] = Counter()
     for tensor in tensors:
-        in_product = tensor.name.startswith("blk.") or tensor.name == "output.weight"
+        in_product = _BLOCK.match(tensor.name) or tensor.name == "output.weight"
         if in_product and len(tensor.shape) > 1 and tensor.shape[1] % 8 == 0:
             n_bytes[tensor.type] += tensor.n_bytes
     return n_bytes

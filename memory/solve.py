@@ -134,6 +134,7 @@ def _start(
     notes: list[Trim] = []
     rows = rows_for(n_draft, ask.n_sequences)
     n_ubatch = max(ask.n_ubatch or N_UBATCH, rows if ask.n_sequences > 1 else 0)
+    n_ubatch = n_ctx if target.has_encoder else n_ubatch  # which reads all of its input at once
     main = ContextSettings(n_ctx, n_ubatch, rows, kv, n_threads=ask.n_threads, n_sequences=ask.n_sequences)
     main = replace(main, n_saved_states=saved_states(target, n_turns=N_TURN_STATES))
     settings = PairSettings(main, n_draft, None, ask.copy, ask.loading, ask.repack)

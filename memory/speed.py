@@ -23,7 +23,7 @@ ROUND_S = 0.0003  # our own work in a round: translation, bookkeeping
 
 def pass_s(shape: ModelShape, settings_bytes: int, device: Device, n_tokens: int) -> float:
     """Seconds of one pass over `n_tokens`; `settings_bytes` is the cache, half of which is filled on average."""
-    read = (shape.bytes_read_per_token + settings_bytes / 2) / (device.bandwidth_bytes_s * EFFICIENCY)
+    read = (shape.bytes_read(n_tokens) + settings_bytes / 2) / (device.bandwidth_bytes_s * EFFICIENCY)
     share = shape.bytes_read_per_token / max(shape.weight_bytes, 1)
     return max(read, n_tokens * shape.n_params * share / device.macs_s)
 

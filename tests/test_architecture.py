@@ -25,6 +25,7 @@ ADAPTERS = {
         "runtime/backends/llama_process.py",
         "runtime/backends/llama_context.py",
         "runtime/backends/llama_cpp.py",
+        "runtime/backends/llama_encoder.py",
         "runtime/backends/llama_heads.py",
         "runtime/backends/llama_log.py",
         "runtime/backends/llama_model.py",

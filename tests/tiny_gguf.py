@@ -44,7 +44,7 @@ def write_tiny(
     vocab: Literal["bpe", "spm", "none"] = "bpe",
     n_vocab: int = 320,
     merges: Sequence[tuple[str, str]] = (("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("i", "n"), ("Ġ", "a")),
-    weights: Literal["F32", "F16", "Q8_0", "Q4_0", "Q4_1"] = "F32",
+    weights: Literal["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "MXFP4"] = "F32",
     chat_template: str | None = CHATML,
     added: Sequence[str] = (),
     seed: int = 0,
@@ -101,6 +101,8 @@ def write_tiny(
 _FILE_TYPES = {
     "F32": "ALL_F32",
     "F16": "MOSTLY_F16",
+    "BF16": "MOSTLY_BF16",
+    "MXFP4": "MOSTLY_MXFP4_MOE",
     "Q8_0": "MOSTLY_Q8_0",
     "Q4_0": "MOSTLY_Q4_0",
     "Q4_1": "MOSTLY_Q4_1",

@@ -105,7 +105,7 @@ std::string check_structures() {
     if (engine.mul_mat_op < 0 || engine.mul_mat_id_op < 0 || engine.attention_op < 0 || engine.set_rows_op < 0) {
         return std::string(wrong) + "numbers of the operations";
     }
-    constexpr int numbers[kTypes] = {2, 3, 6, 7, 8, 20, 12, 13, 14};
+    constexpr int numbers[kTypes] = {2, 3, 6, 7, 8, 20, 12, 13, 14, 39, 23, 11, 10, 21, 18, 1, 30, 16, 17, 22, 34, 35, 41};
     for (int t = 0; t < kTypes; t++) {
         engine.type_of[t] = numbers[t];
         if (std::strcmp(engine.type_name(numbers[t]), kInfo[t].name) != 0) return std::string(wrong) + "numbers of the types";

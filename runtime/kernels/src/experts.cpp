@@ -72,7 +72,7 @@ void multiply_experts(const Variant& variant, const ExpertProduct& p, void* work
     char* const tiles = shared + (alone ? ith * all_tiles : 0);
     char* const ready = shared + all_tiles * (alone ? nth : 1) + ith * ready_bytes(p.type, k);
 
-    const int64_t n_blocks = k / kInfo[p.type].block;
+    const int64_t n_blocks = k / activation_block(p.type);
     const int64_t first = alone ? 0 : n_blocks * ith / nth, last = alone ? n_blocks : n_blocks * (ith + 1) / nth;
     each_tile(order, n_experts, [&](const int32_t* pairs, int cols, int64_t number) {
         const Tile tile = tile_at(tiles + number * tile_step, p.type, k, cols);
@@ -89,7 +89,7 @@ void multiply_experts(const Variant& variant, const ExpertProduct& p, void* work
         const uint8_t* const weights = static_cast<const uint8_t*>(p.packed) + e * n_groups * step;
         const int64_t chunk = wide ? n_ready_groups(p.type, k) : 1;
         auto unpacked_at = [&](int64_t i) { return reinterpret_cast<uint8_t*>(ready + i * unpacked_bytes(p.type, k)); };
-        auto factors_at = [&](int64_t i) { return reinterpret_cast<float*>(unpacked_at(i) + vector_bytes(k)); };
+        auto factors_at = [&](int64_t i) { return reinterpret_cast<float*>(unpacked_at(i) + vector_bytes(p.type, k)); };
         for (int64_t g0 = begin; g0 < end; g0 += chunk) {
             const int64_t g1 = g0 + chunk < end ? g0 + chunk : end;
             for (int64_t g = g0; wide && g < g1; g++) variant.unpack[p.type](weights + g * step, k, unpacked_at(g - g0), factors_at(g - g0));
@@ -99,7 +99,7 @@ void multiply_experts(const Variant& variant, const ExpertProduct& p, void* work
                 const GroupKernel kernel = wide && cols == kMaxCols ? variant.ready[p.type] : variant.kernel[p.type][cols - 1];
                 for (int64_t g = g0; g < g1; g++) {
                     float y[kMaxCols * kRows];
-                    kernel(weights + g * step, {unpacked_at(g - g0), factors_at(g - g0)}, k, tile, y, kRows, kRows);
+                    kernel(weights + g * step, {unpacked_at(g - g0), factors_at(g - g0), wide}, k, tile, y, kRows, kRows);
                     for (int c = 0; c < cols; c++) {
                         std::memcpy(row_of(p, order.pairs[order.begins[e] + c0 + c]) + g * kRows * 4, y + c * kRows, kRows * 4);
                     }

@@ -70,7 +70,7 @@ void matmul(const Variant& variant, Type type, const void* packed, int64_t rows,
     const bool alone = n * k <= kAlone, wide = n >= variant.wide_from[type];
     char* const all = reinterpret_cast<char*>(round_up(reinterpret_cast<intptr_t>(work), kLine));
     char* const memory = all + (alone ? ith * tiles * tile_step : 0);
-    const int64_t n_blocks = k / kInfo[type].block;
+    const int64_t n_blocks = k / activation_block(type);
     const int64_t first = alone ? 0 : n_blocks * ith / nth, last = alone ? n_blocks : n_blocks * (ith + 1) / nth;
     for (int64_t t = 0; t < tiles; t++) {
         const Tile tile = nth_tile(memory, type, k, t, n, wide);
@@ -86,7 +86,7 @@ void matmul(const Variant& variant, Type type, const void* packed, int64_t rows,
     char* const ready = all + tiles * tile_step * (alone ? nth : 1) + ith * ready_bytes(type, k);
     auto group_at = [&](int64_t g) { return static_cast<const uint8_t*>(packed) + g * step; };
     auto unpacked_at = [&](int64_t i) { return reinterpret_cast<uint8_t*>(ready + i * unpacked_bytes(type, k)); };
-    auto factors_at = [&](int64_t i) { return reinterpret_cast<float*>(unpacked_at(i) + vector_bytes(k)); };
+    auto factors_at = [&](int64_t i) { return reinterpret_cast<float*>(unpacked_at(i) + vector_bytes(type, k)); };
     for (int64_t g0 = begin; g0 < end; g0 += chunk) {
         const int64_t g1 = g0 + chunk < end ? g0 + chunk : end;
         for (int64_t g = g0; wide && g < g1; g++) variant.unpack[type](group_at(g), k, unpacked_at(g - g0), factors_at(g - g0));
@@ -96,7 +96,7 @@ void matmul(const Variant& variant, Type type, const void* packed, int64_t rows,
             float* out = y + first_column(t, n, wide) * y_stride;
             for (int64_t g = g0; g < g1; g++) {
                 const int64_t left = rows - g * kRows;
-                kernel(group_at(g), {unpacked_at(g - g0), factors_at(g - g0)}, k, tile, out + g * kRows, y_stride,
+                kernel(group_at(g), {unpacked_at(g - g0), factors_at(g - g0), wide}, k, tile, out + g * kRows, y_stride,
                        left < kRows ? static_cast<int>(left) : kRows);
             }
         }

@@ -42,9 +42,13 @@ inline uint32_t spread_fifth_bits(uint32_t bits) {
 
 void pack_block32(Type type, const Bytes (&row)[kRows], int rows, uint8_t* quants, uint8_t* scales) {
     const bool has_min = type == Q4_1 || type == Q5_1, has_fifth = type == Q5_0 || type == Q5_1;
-    half(scales, row, rows, 0);
+    if (type == MXFP4) {
+        for (int r = 0; r < kRows; r++) scales[r] = r < rows ? row[r][0] : 0;
+    } else {
+        half(scales, row, rows, 0);
+    }
     if (has_min) half(scales + 32, row, rows, 2);
-    int offset = has_min ? 4 : 2;
+    int offset = type == MXFP4 ? 1 : has_min ? 4 : 2;
     uint8_t* fifth = quants + 256;
     if (has_fifth) {
         for (int r = 0; r < kRows; r++) {
@@ -98,6 +102,31 @@ void pack_q6k(const Bytes (&row)[kRows], int rows, uint8_t* quants, uint8_t* sca
     }
 }
 
+// The nibbles, then the scales, six bits each, as bytes: low nibbles of two scales in a byte of the file, high pairs of bits in a word.
+void pack_iq4_xs(const Bytes (&row)[kRows], int rows, uint8_t* quants, uint8_t* scales) {
+    half(scales, row, rows, 0);
+    uint8_t* out = interleave(quants, row, rows, 8, 32);
+    std::memset(out, 0, 2 * kLine);
+    for (int r = 0; r < rows; r++) {
+        for (int j = 0; j < 8; j++) {
+            const int low = row[r][4 + j / 2] >> 4 * (j % 2) & 15, high = row[r][2 + j / 4] >> 2 * (j % 4) & 3;
+            out[j / 4 * kLine + 4 * r + j % 4] = static_cast<uint8_t>(low | high << 4);
+        }
+    }
+}
+
+// The file's words as they are. `d`: where the float scale lies, before the words or behind them.
+void pack_words(Type type, const Bytes (&row)[kRows], int rows, uint8_t* quants, uint8_t* scales) {
+    const int n_bytes = kInfo[type].quant_bytes / kRows, d = kInfo[type].scale_at;
+    half(scales, row, rows, d);
+    if (type == Q2_K) half(scales + 32, row, rows, d + 2);
+    interleave(quants, row, rows, d == 0 ? 2 : 0, n_bytes / 4);
+}
+
+void pack_halves(const Bytes (&row)[kRows], int rows, uint8_t* out) {
+    for (int i = 0; i < 32; i++) half(out + 2 * kRows * i, row, rows, 2 * i);
+}
+
 void pack_group(Type type, Bytes source, int64_t source_row_bytes, int rows, int64_t k, uint8_t* group) {
     const TypeInfo& t = kInfo[type];
     const int64_t n_blocks = k / t.block;
@@ -107,6 +136,9 @@ void pack_group(Type type, Bytes source, int64_t source_row_bytes, int rows, int
         for (int r = 0; r < rows; r++) row[r] = source + r * source_row_bytes + b * t.source_bytes;
         uint8_t* quants = group + b * t.quant_bytes;
         if (type == Q6_K) pack_q6k(row, rows, quants, scales);
+        else if (is_float(type)) pack_halves(row, rows, quants);
+        else if (type == IQ4_XS) pack_iq4_xs(row, rows, quants, scales);
+        else if (is_staged(type)) pack_words(type, row, rows, quants, scales);
         else if (t.block == 256) pack_q45k(type == Q5_K, row, rows, quants, scales);
         else pack_block32(type, row, rows, quants, scales);
         scales += t.scale_bytes;

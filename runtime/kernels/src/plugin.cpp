@@ -107,11 +107,12 @@ bool plain_of(int ggml_type, Plain* out) {
 
 constexpr int64_t kThin = 1024;   // rows of a matrix of floats, at most: routers, and what a recurrent layer steps by
 
-// Whether this is half of an adapter (llama.cpp keeps their names), or a small matrix of floats of the model's own.
+// Whether this is half of an adapter (llama.cpp keeps their names), or small matrices of floats of the model's own: one, or one a head.
 bool is_thin(const Tensor* w) {
     const char* name = static_cast<const char*>(w->name);
     const size_t n = strnlen(name, sizeof w->name);
-    if (w->type == kF32 && w->ne[1] <= kThin && w->ne[2] == 1 && n > 7 && std::memcmp(name + n - 7, ".weight", 7) == 0) return true;
+    const bool floats = w->type == kF32 || w->type == kF16 || w->type == kBf16;
+    if (floats && w->ne[1] <= kThin && n > 7 && std::memcmp(name + n - 7, ".weight", 7) == 0) return true;
     return n > 7 && (std::memcmp(name + n - 7, ".lora_a", 7) == 0 || std::memcmp(name + n - 7, ".lora_b", 7) == 0);
 }
 
@@ -121,15 +122,55 @@ struct ThinProduct final : TensorTraits {
     bool compute_forward(ComputeParams* params, Tensor* op) override {
         const Tensor *w = op->src[0], *x = op->src[1];
         Plain type;
-        if (!plain_of(w->type, &type) || w->ne[2] != 1 || w->ne[3] != 1 || x->type != kF32 || x->nb[0] != sizeof(float) || op->type != kF32 ||
-            op->nb[0] != sizeof(float) || op->nb[1] != op->nb[0] * static_cast<size_t>(op->ne[0])) {
+        if (!plain_of(w->type, &type) || w->ne[3] != 1 || x->type != kF32 || x->nb[0] != sizeof(float) || op->type != kF32 ||
+            op->nb[0] != sizeof(float) || op->nb[1] != op->nb[0] * static_cast<size_t>(op->ne[0]) ||
+            (w->ne[2] != 1 && (x->ne[2] != w->ne[2] || x->ne[3] != 1))) {
             return false;
         }
         // clang-format off
-        const Thin product = {type, static_cast<const uint8_t*>(w->data), static_cast<int64_t>(w->nb[1]), w->ne[1], w->ne[0], columns_of(x),
-                              static_cast<float*>(op->data), op->ne[0]};
+        Thin product = {type, static_cast<const uint8_t*>(w->data), static_cast<int64_t>(w->nb[1]), w->ne[1], w->ne[0], columns_of(x),
+                        static_cast<float*>(op->data), op->ne[0]};
         // clang-format on
-        variant->thin(product, params->ith, params->nth);
+        if (w->ne[2] != 1) product.x.n[1] = 1;
+        for (int64_t i = 0; i < w->ne[2]; i++) {   // once, or for each head its own
+            variant->thin(product, params->ith, params->nth);
+            product.w += w->nb[2];
+            product.x.x = reinterpret_cast<const float*>(reinterpret_cast<const char*>(product.x.x) + x->nb[2]);
+            product.y = reinterpret_cast<float*>(reinterpret_cast<char*>(product.y) + op->nb[2]);
+        }
+        return true;
+    }
+};
+
+bool is_host(const Tensor* x) { return !x->buffer || !x->buffer->buft->is_host || x->buffer->buft->is_host(x->buffer->buft); }
+
+constexpr int64_t kNarrow = 65;   // columns of the widest verification; wider passes read prompts, and go to ggml
+
+// Whether these are the scores of attention that ggml does not fuse, or the values that they mix: T5's scores have biases. The other
+// side is halves that the pass itself views or copies, of one matrix a head.
+bool is_unfused_attention(const Tensor* op) {
+    const Tensor *w = op->src[0], *x = op->src[1];
+    return w->type == kF16 && w->op != 0 && w->nb[0] == 2 && w->ne[3] == 1 && x->ne[3] == 1 && x->type == kF32 && x->nb[0] == sizeof(float) &&
+           x->ne[1] <= kNarrow && w->ne[2] > 0 && x->ne[2] % w->ne[2] == 0 && op->type == kF32 && op->nb[0] == sizeof(float);
+}
+
+// Head by head, each column in the order that it has alone.
+struct UnfusedAttention final : TensorTraits {
+    bool work_size(int, const Tensor*, size_t&) override { return false; }
+    bool compute_forward(ComputeParams* params, Tensor* op) override {
+        if (op->op != engine.mul_mat_op || !is_unfused_attention(op) || !is_host(op->src[0]) || !is_host(op->src[1])) return false;
+        const Tensor *w = op->src[0], *x = op->src[1];
+        const int64_t n_shared = x->ne[2] / w->ne[2];
+        for (int64_t h = 0; h < x->ne[2]; h++) {
+            const Columns columns = {reinterpret_cast<const float*>(static_cast<const char*>(x->data) + h * static_cast<int64_t>(x->nb[2])),
+                                     {x->ne[1], 1, 1},
+                                     {static_cast<int64_t>(x->nb[1]), 0, 0}};
+            const uint8_t* rows = static_cast<const uint8_t*>(w->data) + h / n_shared * static_cast<int64_t>(w->nb[2]);
+            float* out = reinterpret_cast<float*>(static_cast<char*>(op->data) + h * static_cast<int64_t>(op->nb[2]));
+            const Thin product = {
+                Plain::f16, rows, static_cast<int64_t>(w->nb[1]), w->ne[1], w->ne[0], columns, out, static_cast<int64_t>(op->nb[1] / sizeof(float))};
+            variant->thin(product, params->ith, params->nth);
+        }
         return true;
     }
 };
@@ -234,13 +275,12 @@ struct Slot {
 };
 Slot slot;
 
-bool is_host(const Tensor* x) { return !x->buffer || !x->buffer->buft->is_host || x->buffer->buft->is_host(x->buffer->buft); }
-
 struct Claims final : ExtraBufferType {
     Product product;
     Experts experts;
     CacheAttention attention;
     ThinProduct thin;
+    UnfusedAttention unfused;
     bool supports_op(Device* device, const Tensor* op) override {
         Type type;
         const Tensor *w = op->src[0], *x = op->src[1];
@@ -259,6 +299,7 @@ struct Claims final : ExtraBufferType {
         if (op->op == engine.mul_mat_id_op && is_ours(op->src[0])) return &experts;
         if (TensorTraits* traits = slot.before()->get_tensor_traits(op)) return traits;
         if (op->op == engine.mul_mat_op && is_thin(op->src[0])) return &thin;
+        if (op->op == engine.mul_mat_op && is_unfused_attention(op)) return &unfused;
         return &attention;
     }
 };

@@ -42,7 +42,7 @@ EDGELLM_INLINE void quantize_blocks(Type type, const float* x, int64_t first, in
             int32_t sum = 0;
             for (int i = 0; i < 32; i++) sum += q[i];
             const float product = d * static_cast<float>(sum);
-            const int offset = type == Q4_0 ? 8 : type == Q5_0 ? 16 : 128;
+            const int offset = kInfo[type].offset;
             const int32_t start = kNarrow && offset < 128 ? start_pair(q, 8, offset) : -sum * offset;
             if (type == Q4_1 || type == Q5_1) std::memcpy(sums, &product, 4);
             else *sums = start;
@@ -52,19 +52,22 @@ EDGELLM_INLINE void quantize_blocks(Type type, const float* x, int64_t first, in
                 sum16[j] = 0;
                 for (int i = 0; i < 16; i++) sum16[j] += q[16 * j + i];
             }
-            if (type == Q6_K) {
-                for (int j = 0; j < 16; j++) sums[j * cols] = kNarrow ? start_pair(q + 16 * j, 4, 32) : -32 * sum16[j];
-            } else {
-                int8_t split[16];   // [lo 0-3][hi 0-3][lo 4-7][hi 4-7]
-                for (int j = 0; j < 8; j++) {
-                    const int32_t sum = sum16[2 * j] + sum16[2 * j + 1];
+            const int n_parts = kInfo[type].parts, each = 16 / n_parts, offset = kInfo[type].offset;
+            auto sum_of = [&](int j) { return each == 1 ? sum16[j] : sum16[2 * j] + sum16[2 * j + 1]; };
+            auto start_of = [&](int j) { return start_pair(q + 16 * each * j, 4 * each, offset); };
+            if (type == Q4_K || type == Q5_K || type == Q2_K) {
+                int8_t split[32];   // [lo 0-3][hi 0-3][lo 4-7][hi 4-7]...
+                for (int j = 0; j < n_parts; j++) {
+                    const int32_t sum = sum_of(j);
                     split[j / 4 * 8 + j % 4] = static_cast<int8_t>(sum & 63);
                     split[j / 4 * 8 + 4 + j % 4] = static_cast<int8_t>((sum - (sum & 63)) / 64);
                 }
-                for (int i = 0; i < 4; i++) std::memcpy(sums + i * cols, split + 4 * i, 4);
+                for (int i = 0; i < n_parts / 2; i++) std::memcpy(sums + i * cols, split + 4 * i, 4);
                 if (type == Q5_K && kNarrow) {
-                    for (int j = 0; j < 8; j++) sums[(4 + j) * cols] = start_pair(q + 32 * j, 8, 16);
+                    for (int j = 0; j < 8; j++) sums[(4 + j) * cols] = start_of(j);
                 }
+            } else {
+                for (int j = 0; j < n_parts; j++) sums[j * cols] = kNarrow && offset < 128 ? start_of(j) : -offset * sum_of(j);
             }
         }
     }
@@ -72,6 +75,11 @@ EDGELLM_INLINE void quantize_blocks(Type type, const float* x, int64_t first, in
 
 template <class S>
 void quantize(Type type, const float* x, int64_t first, int64_t last, const Tile& tile, int c) {
-    if (kInfo[type].block == 32) quantize_blocks<32, S::kNarrow>(type, x, first, last, tile, c);
+    if (is_float(type)) {
+        int32_t* out = tile.q + c;
+        for (int64_t i = 32 * first; i < 32 * last; i++) std::memcpy(out + i * tile.cols, x + i, 4);
+        return;
+    }
+    if (activation_block(type) == 32) quantize_blocks<32, S::kNarrow>(type, x, first, last, tile, c);
     else quantize_blocks<256, S::kNarrow>(type, x, first, last, tile, c);
 }

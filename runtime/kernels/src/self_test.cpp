@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "engine.h"
+#include "random_blocks.h"
 
 namespace edgellm {
 
@@ -15,25 +16,37 @@ namespace {
 constexpr int64_t kUsed = 3, kExperts = 5;   // of a mixture: columns of a token, and who can be chosen
 enum class Kind { plain, adapter, experts };
 
+// Weights of random numbers; of a type that is no plain one, blocks of random bits: not every type can be quantised without statistics.
+std::vector<uint8_t> weights_of(int type, int64_t rows, int64_t k, size_t n_bytes) {
+    uint32_t state = 12345;
+    auto next = [&] { return state = state * 1664525u + 1013904223u; };
+    std::vector<uint8_t> bytes(n_bytes);
+    for (int t = 0; t < kTypes; t++) {
+        if (engine.type_of[t] == type && type != kQ8_0 && !is_float(static_cast<Type>(t))) {
+            random_blocks(static_cast<Type>(t), rows * k / kInfo[t].block, next, bytes.data());
+            return bytes;
+        }
+    }
+    std::vector<float> w(static_cast<size_t>(rows * k));
+    for (float& v : w) v = static_cast<float>(next() >> 8) / (1 << 23) - 1.0f;
+    engine.quantize_chunk(type, w.data(), bytes.data(), 0, rows, k, nullptr);
+    return bytes;
+}
+
 // One product of random numbers through ggml, with the weights in buffers of `where`.
 bool product(BufferType* where, int type, int64_t rows, int64_t k, int64_t n, std::vector<float>* y, Kind kind = Kind::plain) {
     const bool mixed = kind == Kind::experts;
     const int64_t n_experts = mixed ? kExperts : 1, n_used = mixed ? kUsed : 1;
-    uint32_t state = 12345;
-    auto next = [&] {
-        state = state * 1664525u + 1013904223u;
-        return static_cast<float>(state >> 8) / (1 << 23) - 1.0f;
-    };
-    std::vector<float> w(static_cast<size_t>(rows * k * n_experts)), x(static_cast<size_t>(n * n_used * k));
-    for (float& v : w) v = next();
-    for (float& v : x) v = next();
+    uint32_t state = 6789;
+    std::vector<float> x(static_cast<size_t>(n * n_used * k));
+    for (float& v : x) v = static_cast<float>((state = state * 1664525u + 1013904223u) >> 8) / (1 << 23) - 1.0f;
     void* weights = engine.init({4096, nullptr, true});
     void* rest = engine.init({1 << 20, nullptr, true});
     void* backend = engine.cpu_init();
     Buffer *weight_buffer = nullptr, *rest_buffer = nullptr;
     bool done = false;
     if (weights && rest && backend) {
-        engine.cpu_set_n_threads(backend, 2);
+        engine.cpu_set_n_threads(backend, where == engine.cpu_buffer_type() && kind != Kind::adapter ? 1 : 2);   // two where it is ours
         Tensor* a = engine.new_tensor_3d(weights, type, k, rows, n_experts);
         Tensor* b = mixed ? engine.new_tensor_3d(rest, kF32, k, n_used, n) : engine.new_tensor_2d(rest, kF32, k, n);
         Tensor* ids = mixed ? engine.new_tensor_2d(rest, kI32, n_used, n) : nullptr;
@@ -42,9 +55,8 @@ bool product(BufferType* where, int type, int64_t rows, int64_t k, int64_t n, st
         Tensor* c = mixed ? engine.mul_mat_id(rest, a, b, ids) : engine.mul_mat(rest, a, b);
         rest_buffer = engine.alloc_ctx_tensors_from_buft(rest, engine.cpu_buffer_type());
         if (weight_buffer && rest_buffer) {
-            std::vector<uint8_t> quantized(engine.nbytes(a));
-            engine.quantize_chunk(type, w.data(), quantized.data(), 0, rows * n_experts, k, nullptr);
-            engine.tensor_set(a, quantized.data(), 0, quantized.size());
+            const std::vector<uint8_t> bytes = weights_of(type, rows * n_experts, k, engine.nbytes(a));
+            engine.tensor_set(a, bytes.data(), 0, bytes.size());
             engine.tensor_set(b, x.data(), 0, x.size() * sizeof(float));
             std::vector<int32_t> chosen(static_cast<size_t>(n * n_used));
             for (size_t i = 0; i < chosen.size(); i++) chosen[i] = static_cast<int32_t>((i * 2 + i / kUsed) % kExperts);

@@ -8,11 +8,14 @@ EDGELLM_INLINE typename S::W block32_vector(const uint8_t* w, Int<t>) {
         const W v = S::load(w + kLine * t);
         if constexpr (S::kSignedOnly) return S::flip_sign(v);
         else return v;
+    } else if constexpr (T == Q1_0) {   // a bit as 0 or 2, 1 added
+        return S::as_bytes(S::masked(S::sign_mask(S::template right<4 * t>(S::lanes(S::load(w)))), 0x02020202u));
     } else {
         const W both = S::load(w + kLine * (t % 4));
         W v = t < 4 ? S::low(both) : S::high(both);
         if constexpr (T == Q5_0 || T == Q5_1) v = S::template insert<4 - t, 0x10>(v, S::load(w + 256));
-        if constexpr (T == IQ4_NL) v = S::lookup(v);
+        if constexpr (T == IQ4_NL) v = S::lookup(v, kIq4);
+        if constexpr (T == MXFP4) v = S::lookup(v, kMxfp4);
         if constexpr (T == IQ4_NL && S::kSignedOnly) v = S::flip_sign(v);
         return v;
     }
@@ -42,13 +45,14 @@ EDGELLM_INLINE typename S::W q6k_vector(const uint8_t* w, Half half, Int<quarter
 // What the kernels unpack of a group, once for all columns that wait for it.
 template <class S, Type T>
 void unpack_group(const uint8_t* group, int64_t k, uint8_t* vectors, float* factors) {
-    constexpr int kBlock = kInfo[T].block, kVectors = kBlock / 4, kScales = T == Q6_K ? 3072 : kInfo[T].quant_bytes - 128;
+    constexpr int kBlock = activation_block(T), kVectors = kBlock / 4, kQuantBytes = kInfo[T].quant_bytes * kBlock / kInfo[T].block;
+    constexpr int kScales = T == Q6_K ? 3072 : kQuantBytes - 128;
     for (int part = 0; part * S::kLanes < kRows; part++) {
         const uint8_t *w = group + part * S::kLanes * 4, *scales = group + part * S::kLanes + kScales;
         uint8_t* out = vectors + part * S::kLanes * 4;
         float* f = factors + part * S::kLanes;
         for (int64_t b = 0; b < k / kBlock; b++) {
-            for (int line = 0; line < kInfo[T].quant_bytes; line += kLine) S::prefetch(w + kAhead + line);
+            for (int line = 0; line < kQuantBytes; line += kLine) S::prefetch(w + kAhead + line);
             if constexpr (kBlock == 32) {
                 repeat<8>([&](auto t) EDGELLM_INLINE_LAMBDA { S::store_bytes(out + t.value * kLine, block32_vector<S, T>(w, t)); });
             } else if constexpr (T == Q6_K) {
@@ -68,7 +72,7 @@ void unpack_group(const uint8_t* group, int64_t k, uint8_t* vectors, float* fact
                 });
                 for (int j = 0; j < 8; j++) S::store(f + j * kRows, S::bytes(scales + j * kRows));
             }
-            w += kInfo[T].quant_bytes, scales += kInfo[T].quant_bytes;
+            w += kQuantBytes, scales += kQuantBytes;
             out += kVectors * kLine, f += n_factors(T) * kRows;
         }
     }

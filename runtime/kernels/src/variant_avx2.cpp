@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "cpu.h"
+#include "grids.h"
 #include "layout.h"
 
 #if !defined(EDGELLM_AVX_VNNI)   // this file is compiled twice: variant_avxvnni.cpp includes it with the better instruction
@@ -76,10 +77,36 @@ struct S {
         };
         return {one(v.a, from.a), one(v.b, from.b)};
     }
-    static inline W lookup(const W& v) {
-        const __m256i table = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(kIq4)));
+    static inline W lookup(const W& v, const uint8_t (&values)[16]) {
+        const __m256i table = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values)));
         return {_mm256_shuffle_epi8(table, v.a), _mm256_shuffle_epi8(table, v.b)};
     }
+    static inline I lanes(const W& v) { return v; }
+    static inline W as_bytes(const I& v) { return v; }
+    static inline I every(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+    template <int n>
+    static inline I left(const I& v) {
+        return {_mm256_slli_epi32(v.a, n), _mm256_slli_epi32(v.b, n)};
+    }
+    template <int n>
+    static inline I right(const I& v) {
+        return {_mm256_srli_epi32(v.a, n), _mm256_srli_epi32(v.b, n)};
+    }
+    static inline I masked(const I& v, uint32_t mask) { return both(v, every(static_cast<int32_t>(mask))); }
+    static inline I both(const I& x, const I& y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
+    static inline I either(const I& x, const I& y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+    static inline I differing(const I& x, const I& y) { return {_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b)}; }
+    static inline I gather(const uint32_t* table, const I& index) {
+        const int* at = reinterpret_cast<const int*>(table);
+        return {_mm256_i32gather_epi32(at, index.a, 4), _mm256_i32gather_epi32(at, index.b, 4)};
+    }
+    // A byte of ones for each of the low four bits of a lane that is set.
+    static inline __m256i sign_mask_one(__m256i v) {
+        const __m256i lowest = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
+        const __m256i bit = _mm256_set1_epi32(0x08040201);
+        return _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(v, lowest), bit), bit);
+    }
+    static inline I sign_mask(const I& v) { return {sign_mask_one(v.a), sign_mask_one(v.b)}; }
     static inline I subtract(const I& x, const I& y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
     static inline I add(const I& x, const I& y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 #if EDGELLM_AVX_VNNI
@@ -120,10 +147,19 @@ struct S {
     static inline __m128i load_half(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
     static inline __m128i load_quarter(const uint8_t* p) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)); }
     static inline F half(const uint8_t* p) { return {_mm256_cvtph_ps(load_half(p)), _mm256_cvtph_ps(load_half(p + 16))}; }
+    static inline __m256 bfloats_one(const uint8_t* p) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_half(p)), 16)); }
+    static inline F bfloats(const uint8_t* p) { return {bfloats_one(p), bfloats_one(p + 16)}; }
+    // 2^(x - 128) of bytes x; what would be denormal is zero, as the block of zeros that it belongs to.
+    static inline __m256 exponents_one(const uint8_t* p) {
+        const __m256i exponent = _mm256_sub_epi32(_mm256_cvtepu8_epi32(load_quarter(p)), _mm256_set1_epi32(1));
+        return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_slli_epi32(exponent, 23), _mm256_setzero_si256()));
+    }
+    static inline F exponents(const uint8_t* p) { return {exponents_one(p), exponents_one(p + 8)}; }
     static inline F bytes(const uint8_t* p) { return to_float({_mm256_cvtepu8_epi32(load_quarter(p)), _mm256_cvtepu8_epi32(load_quarter(p + 8))}); }
     static inline F signed_bytes(const uint8_t* p) {
         return to_float({_mm256_cvtepi8_epi32(load_quarter(p)), _mm256_cvtepi8_epi32(load_quarter(p + 8))});
     }
+    static inline F add_floats(const F& x, const F& y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
     static inline F mul(const F& x, const F& y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
     static inline F fma(const F& x, const F& y, const F& z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
     static inline F minus_product(const F& z, const F& x, const F& y) { return {_mm256_fnmadd_ps(x.a, y.a, z.a), _mm256_fnmadd_ps(x.b, y.b, z.b)}; }

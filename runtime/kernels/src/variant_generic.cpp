@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "cpu.h"
+#include "grids.h"
 #include "layout.h"
 
 #define EDGELLM_OUT_OF_LINE
@@ -67,7 +68,35 @@ struct S {
             return static_cast<uint8_t>(v.v[i] | (moved & mask));
         });
     }
-    EDGELLM_CALL W lookup(const W& v) { return each<W>([&](int i) { return kIq4[v.v[i]]; }); }
+    EDGELLM_CALL W lookup(const W& v, const uint8_t (&table)[16]) { return each<W>([&](int i) { return table[v.v[i]]; }); }
+    template <class Lane>
+    static I each_lane(Lane lane) { return each<I>([&](int i) { return static_cast<int32_t>(lane(i)); }); }
+    static uint32_t lane_of(const I& v, int i) { return static_cast<uint32_t>(v.v[i]); }
+    EDGELLM_CALL I lanes(const W& v) {
+        I out;
+        std::memcpy(out.v, v.v, sizeof out.v);
+        return out;
+    }
+    EDGELLM_CALL W as_bytes(const I& v) {
+        W out;
+        std::memcpy(out.v, v.v, sizeof out.v);
+        return out;
+    }
+    EDGELLM_CALL I every(int32_t x) { return each_lane([=](int) { return x; }); }
+    template <int n>
+    EDGELLM_CALL I left(const I& v) { return each_lane([&](int i) { return lane_of(v, i) << n; }); }
+    template <int n>
+    EDGELLM_CALL I right(const I& v) { return each_lane([&](int i) { return lane_of(v, i) >> n; }); }
+    EDGELLM_CALL I masked(const I& v, uint32_t mask) { return each_lane([&](int i) { return lane_of(v, i) & mask; }); }
+    EDGELLM_CALL I both(const I& a, const I& b) { return each_lane([&](int i) { return lane_of(a, i) & lane_of(b, i); }); }
+    EDGELLM_CALL I either(const I& a, const I& b) { return each_lane([&](int i) { return lane_of(a, i) | lane_of(b, i); }); }
+    EDGELLM_CALL I differing(const I& a, const I& b) { return each_lane([&](int i) { return lane_of(a, i) ^ lane_of(b, i); }); }
+    EDGELLM_CALL I add(const I& a, const I& b) { return each_lane([&](int i) { return lane_of(a, i) + lane_of(b, i); }); }
+    EDGELLM_CALL I subtract(const I& a, const I& b) { return each_lane([&](int i) { return lane_of(a, i) - lane_of(b, i); }); }
+    EDGELLM_CALL I gather(const uint32_t* table, const I& index) { return each_lane([&](int i) { return table[index.v[i]]; }); }
+    EDGELLM_CALL I sign_mask(const I& v) {
+        return each_lane([&](int i) { return ((lane_of(v, i) & 15) * 0x00204081u & 0x01010101u) * 255; });
+    }
     EDGELLM_CALL I dot(const I& acc, const W& w, const int32_t* q) {
         int8_t a[4];
         std::memcpy(a, q, 4);
@@ -80,8 +109,18 @@ struct S {
     EDGELLM_CALL I times_64(const I& v) { return each<I>([&](int i) { return v.v[i] * 64; }); }
     EDGELLM_CALL F to_float(const I& v) { return each<F>([&](int i) { return static_cast<float>(v.v[i]); }); }
     EDGELLM_CALL F half(const uint8_t* p) { return each<F>([=](int i) { return from_half(p + 2 * i); }); }
+    EDGELLM_CALL F bfloats(const uint8_t* p) {
+        return each<F>([=](int i) {
+            const uint32_t bits = static_cast<uint32_t>(p[2 * i] | p[2 * i + 1] << 8) << 16;
+            float value;
+            std::memcpy(&value, &bits, 4);
+            return value;
+        });
+    }
+    EDGELLM_CALL F exponents(const uint8_t* p) { return each<F>([=](int i) { return p[i] < 2 ? 0.0f : std::ldexp(1.0f, p[i] - 128); }); }
     EDGELLM_CALL F bytes(const uint8_t* p) { return each<F>([=](int i) { return static_cast<float>(p[i]); }); }
     EDGELLM_CALL F signed_bytes(const uint8_t* p) { return each<F>([=](int i) { return static_cast<float>(static_cast<int8_t>(p[i])); }); }
+    EDGELLM_CALL F add_floats(const F& a, const F& b) { return each<F>([&](int i) { return a.v[i] + b.v[i]; }); }
     EDGELLM_CALL F mul(const F& a, const F& b) { return each<F>([&](int i) { return a.v[i] * b.v[i]; }); }
     EDGELLM_CALL F fma(const F& a, const F& b, const F& c) { return each<F>([&](int i) { return std::fma(a.v[i], b.v[i], c.v[i]); }); }
     EDGELLM_CALL F minus_product(const F& c, const F& a, const F& b) { return each<F>([&](int i) { return std::fma(-a.v[i], b.v[i], c.v[i]); }); }

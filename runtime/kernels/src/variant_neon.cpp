@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "cpu.h"
+#include "grids.h"
 #include "layout.h"
 
 #if defined(__clang__) && EDGELLM_I8MM
@@ -62,7 +63,41 @@ struct S {
     static inline W insert(W v, W from) {
         return {insert_one<shift, mask>(v.a, from.a), insert_one<shift, mask>(v.b, from.b)};
     }
-    static inline W lookup(W v) { return {vqtbl1q_u8(vld1q_u8(kIq4), v.a), vqtbl1q_u8(vld1q_u8(kIq4), v.b)}; }
+    static inline W lookup(W v, const uint8_t (&table)[16]) { return {vqtbl1q_u8(vld1q_u8(table), v.a), vqtbl1q_u8(vld1q_u8(table), v.b)}; }
+    static inline I lanes(W v) { return {vreinterpretq_s32_u8(v.a), vreinterpretq_s32_u8(v.b)}; }
+    static inline W as_bytes(I v) { return {vreinterpretq_u8_s32(v.a), vreinterpretq_u8_s32(v.b)}; }
+    static inline I every(int32_t x) { return {vdupq_n_s32(x), vdupq_n_s32(x)}; }
+    template <int n>
+    static inline I left(I v) {
+        return {vshlq_n_s32(v.a, n), vshlq_n_s32(v.b, n)};
+    }
+    template <int n>
+    static inline int32x4_t right_one(int32x4_t v) {
+        if constexpr (n == 0) return v;
+        else return vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(v), n));
+    }
+    template <int n>
+    static inline I right(I v) {
+        return {right_one<n>(v.a), right_one<n>(v.b)};
+    }
+    static inline I masked(I v, uint32_t mask) { return both(v, every(static_cast<int32_t>(mask))); }
+    static inline I both(I x, I y) { return {vandq_s32(x.a, y.a), vandq_s32(x.b, y.b)}; }
+    static inline I either(I x, I y) { return {vorrq_s32(x.a, y.a), vorrq_s32(x.b, y.b)}; }
+    static inline I differing(I x, I y) { return {veorq_s32(x.a, y.a), veorq_s32(x.b, y.b)}; }
+    static inline I add(I x, I y) { return {vaddq_s32(x.a, y.a), vaddq_s32(x.b, y.b)}; }
+    static inline I subtract(I x, I y) { return {vsubq_s32(x.a, y.a), vsubq_s32(x.b, y.b)}; }
+    static inline I gather(const uint32_t* table, I index) {
+        int32_t at[kLanes], found[kLanes];
+        vst1q_s32(at, index.a), vst1q_s32(at + 4, index.b);
+        for (int i = 0; i < kLanes; i++) found[i] = static_cast<int32_t>(table[at[i]]);
+        return {vld1q_s32(found), vld1q_s32(found + 4)};
+    }
+    // A byte of ones for each of the low four bits of a lane that is set.
+    static inline int32x4_t sign_mask_one(int32x4_t v) {
+        const uint32x4_t lowest = vmulq_n_u32(vandq_u32(vreinterpretq_u32_s32(v), vdupq_n_u32(15)), 0x01010101u);
+        return vreinterpretq_s32_u8(vtstq_u8(vreinterpretq_u8_u32(lowest), vreinterpretq_u8_u32(vdupq_n_u32(0x08040201u))));
+    }
+    static inline I sign_mask(I v) { return {sign_mask_one(v.a), sign_mask_one(v.b)}; }
     static inline I dot(I acc, W w, const int32_t* q) {
         const int8x16_t x = vreinterpretq_s8_s32(vld1q_dup_s32(q));
         return {vdotq_s32(acc.a, vreinterpretq_s8_u8(w.a), x), vdotq_s32(acc.b, vreinterpretq_s8_u8(w.b), x)};
@@ -75,6 +110,19 @@ struct S {
         const float16x8_t h = vreinterpretq_f16_u8(vld1q_u8(p));
         return {vcvt_f32_f16(vget_low_f16(h)), vcvt_f32_f16(vget_high_f16(h))};
     }
+    static inline F bfloats(const uint8_t* p) {
+        const uint16x8_t h = vreinterpretq_u16_u8(vld1q_u8(p));
+        return {vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(h), 16)), vreinterpretq_f32_u32(vshll_n_u16(vget_high_u16(h), 16))};
+    }
+    // 2^(x - 128) of bytes x; what would be denormal is zero, as the block of zeros that it belongs to.
+    static inline float32x4_t exponents_one(uint16x4_t bytes) {
+        const int32x4_t exponent = vsubq_s32(vreinterpretq_s32_u32(vmovl_u16(bytes)), vdupq_n_s32(1));
+        return vreinterpretq_f32_s32(vmaxq_s32(vshlq_n_s32(exponent, 23), vdupq_n_s32(0)));
+    }
+    static inline F exponents(const uint8_t* p) {
+        const uint16x8_t v = vmovl_u8(vld1_u8(p));
+        return {exponents_one(vget_low_u16(v)), exponents_one(vget_high_u16(v))};
+    }
     static inline F bytes(const uint8_t* p) {
         const uint16x8_t v = vmovl_u8(vld1_u8(p));
         return {vcvtq_f32_u32(vmovl_u16(vget_low_u16(v))), vcvtq_f32_u32(vmovl_u16(vget_high_u16(v)))};
@@ -83,6 +131,7 @@ struct S {
         const int16x8_t v = vmovl_s8(vreinterpret_s8_u8(vld1_u8(p)));
         return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(v))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(v)))};
     }
+    static inline F add_floats(F x, F y) { return {vaddq_f32(x.a, y.a), vaddq_f32(x.b, y.b)}; }
     static inline F mul(F x, F y) { return {vmulq_f32(x.a, y.a), vmulq_f32(x.b, y.b)}; }
     static inline F fma(F x, F y, F z) { return {vfmaq_f32(z.a, x.a, y.a), vfmaq_f32(z.b, x.b, y.b)}; }
     static inline F minus_product(F z, F x, F y) { return {vfmsq_f32(z.a, x.a, y.a), vfmsq_f32(z.b, x.b, y.b)}; }

@@ -10,6 +10,7 @@
 #include "experts.h"
 #include "join.h"
 #include "layout.h"
+#include "random_blocks.h"
 
 using namespace edgellm;
 
@@ -154,7 +155,7 @@ std::vector<float> mixed(const Variant& v, Type type, const std::vector<uint8_t>
 // Each row of a mixture against the same column times its expert alone.
 int experts_differ(std::mt19937& random, int* n_checked) {
     int n_wrong = 0;
-    const int64_t shapes[][6] = {{16, 256, 1, 1, 1, 1}, {48, 512, 4, 2, 5, 0}, {32, 256, 3, 3, 40, 1}, {16, 2048, 9, 2, 12, 0}};
+    const int64_t shapes[][6] = {{16, 256, 1, 1, 1, 1}, {48, 512, 4, 2, 5, 0}, {32, 256, 3, 3, 40, 1}, {16, 1024, 9, 2, 12, 0}};
     for (const auto& shape : shapes) {
         const int64_t rows = shape[0], k = shape[1], n_experts = shape[2], n_used = shape[3], n_tokens = shape[4];
         const bool one_column = shape[5] != 0;
@@ -163,19 +164,14 @@ int experts_differ(std::mt19937& random, int* n_checked) {
         const Choice choice = {reinterpret_cast<const char*>(ids.data()), n_used * 4, n_used, n_tokens, n_experts};
         std::vector<float> x(static_cast<size_t>(k * n_tokens * (one_column ? 1 : n_used)));
         for (float& value : x) value = static_cast<float>(static_cast<int32_t>(random())) / 1e9f;
-        for (const Type type : {Q8_0, Q4_0, Q4_K, Q6_K}) {
+        for (int t = 0; t < kTypes; t++) {
+            const Type type = static_cast<Type>(t);
             const int64_t source = rows * k / kInfo[type].block * kInfo[type].source_bytes;
             std::vector<std::vector<uint8_t>> alone;
             std::vector<uint8_t> packed;
             for (int64_t e = 0; e < n_experts; e++) {
                 std::vector<uint8_t> w(static_cast<size_t>(source));
-                for (uint8_t& byte : w) byte = static_cast<uint8_t>(random());
-                for (size_t at = 0; at < w.size(); at += static_cast<size_t>(kInfo[type].source_bytes)) {
-                    const uint16_t half = small_half(random);
-                    const size_t where = type == Q6_K ? at + 208 : at;
-                    std::memcpy(&w[where], &half, 2);
-                    if (type == Q4_K) std::memcpy(&w[at + 2], &half, 2);
-                }
+                random_blocks(type, rows * k / kInfo[type].block, random, w.data());
                 alone.emplace_back(static_cast<size_t>(packed_bytes(type, rows, k)));
                 pack(type, w.data(), rows, k, alone.back().data(), 1);
                 packed.insert(packed.end(), alone.back().begin(), alone.back().end());
@@ -244,11 +240,43 @@ int thin_differs(std::mt19937& random, int* n_checked) {
     return n_wrong;
 }
 
+// Any bits at all, of scales too: nothing beyond the ends is read, and what is a number is the same number everywhere.
+int hostile_differs(std::mt19937& random, int* n_checked) {
+    int n_wrong = 0;
+    for (int t = 0; t < kTypes; t++) {
+        const Type type = static_cast<Type>(t);
+        for (const int64_t n : {1, 8, 35}) {
+            for (const int pattern : {0x100, 0x00, 0x7f, 0x80, 0xff}) {   // the first: random
+                const int64_t rows = 17, blocks = 2, k = blocks * kInfo[t].block;
+                std::vector<uint8_t> raw(static_cast<size_t>(rows * blocks * kInfo[t].source_bytes));
+                for (uint8_t& byte : raw) byte = static_cast<uint8_t>(pattern < 0x100 ? pattern : static_cast<int>(random() >> 8));
+                std::vector<float> x(static_cast<size_t>(n * k));
+                for (float& value : x) value = static_cast<float>(static_cast<int32_t>(random())) / 1e9f;
+                std::vector<uint8_t> packed(static_cast<size_t>(packed_bytes(type, rows, k)));
+                pack(type, raw.data(), rows, k, packed.data(), 2);
+                const std::vector<float> expected = multiply(*find_variant("generic"), type, packed, rows, k, x, n);
+                for (const Variant* const* v = kVariants; *v; v++) {
+                    if (!(*v)->runs_here()) continue;
+                    const std::vector<float> y = multiply(**v, type, packed, rows, k, x, n);
+                    bool same = true;
+                    for (size_t i = 0; i < y.size(); i++) same &= y[i] == expected[i] || (y[i] != y[i] && expected[i] != expected[i]);
+                    ++*n_checked;
+                    if (same) continue;
+                    n_wrong++;
+                    std::printf("%s %s differs for any bits (%x): n %lld\n", (*v)->name, kInfo[t].name, pattern, static_cast<long long>(n));
+                }
+            }
+        }
+    }
+    return n_wrong;
+}
+
 }   // namespace
 
 int main() {
     std::mt19937 random(1);
     int n_checked = 0, n_wrong = attention_differs(random, &n_checked) + thin_differs(random, &n_checked) + experts_differ(random, &n_checked);
+    n_wrong += hostile_differs(random, &n_checked);
     const int64_t shapes[][3] = {{1, 1, 1},  {16, 1, 0}, {17, 2, 17}, {31, 3, 4},  {40, 1, 8},  {5, 1, 300},
                                  {64, 5, 2}, {17, 1, 0}, {15, 1, 1},  {33, 1, 17}, {3, 1, 4096}};   // rows, blocks, n
     for (int t = 0; t < kTypes; t++) {
@@ -256,11 +284,7 @@ int main() {
         for (const auto& shape : shapes) {
             const int64_t rows = shape[0], k = shape[1] * kInfo[t].block, n = shape[2];
             std::vector<uint8_t> raw(static_cast<size_t>(rows * shape[1] * kInfo[t].source_bytes));
-            for (uint8_t& byte : raw) byte = static_cast<uint8_t>(random());
-            for (int64_t b = 0; b < rows * shape[1]; b++) {   // the float scales: anything finite
-                uint8_t* block = raw.data() + b * kInfo[t].source_bytes;
-                for (int at : {type == Q6_K ? 208 : 0, 2}) block[at + 1] &= at == 2 && type == Q6_K ? 0xff : 0x3f;
-            }
+            random_blocks(type, rows * shape[1], random, raw.data());
             std::vector<float> x(static_cast<size_t>(n * k));
             for (float& value : x) value = static_cast<float>(static_cast<int32_t>(random())) / 1e9f;
             std::vector<uint8_t> packed(static_cast<size_t>(packed_bytes(type, rows, k)));

@@ -35,7 +35,7 @@ def rows_of(path: Path, width: int) -> Rows:
         backend.model.close()
 
 
-@pytest.mark.parametrize("weights", ["Q8_0", "Q4_0", "Q4_1"])
+@pytest.mark.parametrize("weights", ["Q8_0", "Q4_0", "Q4_1", "MXFP4", "F16", "BF16"])
 @pytest.mark.parametrize("architecture", ["qwen3moe", "deepseek2"])
 def test_a_row_of_a_mixture_is_the_same_whatever_stands_beside_it(
     architecture: str, weights: Any, tmp_path: Path

@@ -14,17 +14,15 @@ from edgellm.runtime.kernels import load
 library = load.compiled()
 pytestmark = pytest.mark.skipif(library is None, reason="the kernels were not compiled")
 
-TYPES = {
-    "q4_0": 32,
-    "q4_1": 32,
-    "q5_0": 32,
-    "q5_1": 32,
-    "q8_0": 32,
-    "iq4_nl": 32,
-    "q4_K": 256,
-    "q5_K": 256,
-    "q6_K": 256,
+TYPES = {  # weights a block
+    **dict.fromkeys(("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "mxfp4", "f16", "bf16"), 32),
+    "q1_0": 128,
+    **dict.fromkeys(("q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq4_xs", "iq3_s", "iq3_xxs"), 256),
+    **dict.fromkeys(("iq2_xxs", "iq2_xs", "iq2_s", "tq1_0", "tq2_0"), 256),
 }
+# Bytes of a block where its float16 scales lie, unless it begins with them.
+SCALES_AT = {"q6_K": [208], "q3_K": [108], "q2_K": [80, 82], "tq1_0": [52], "tq2_0": [64]}
+FLOATS = ("f16", "bf16")
 
 
 def quant_type(name: str) -> gguf.GGMLQuantizationType:
@@ -33,16 +31,29 @@ def quant_type(name: str) -> gguf.GGMLQuantizationType:
 
 def random_weights(name: str, rows: int, k: int, seed: int = 0) -> NDArray[np.uint8]:
     """Blocks of random bits with scales of a sane size, shape (rows, bytes of a row)."""
-    block, n_bytes = gguf.GGML_QUANT_SIZES[quant_type(name)]
     rng = np.random.default_rng(seed)
+    if name in FLOATS:
+        values = rng.standard_normal((rows, k)).astype(np.float32)
+        return np.ascontiguousarray(gguf.quantize(values, quant_type(name))).view(np.uint8).reshape(rows, -1)
+    block, n_bytes = gguf.GGML_QUANT_SIZES[quant_type(name)]
     raw = rng.integers(0, 256, (rows, k // block, n_bytes), dtype=np.uint8)
-    halves = {"q6_K": [208]}.get(name, [0, 2] if name in ("q4_1", "q5_1", "q4_K", "q5_K") else [0])
-    for at in halves:
-        scale = rng.uniform(0.005, 0.02, (rows, k // block)).astype(np.float16) * rng.choice(
-            [-1, 1], (rows, k // block)
-        )
+    if name == "mxfp4":
+        raw[:, :, 0] = rng.integers(118, 124, raw.shape[:2])  # powers of two
+        return raw.reshape(rows, -1)
+    for at in SCALES_AT.get(name, [0, 2] if name in ("q4_1", "q5_1", "q4_K", "q5_K") else [0]):
+        scale = rng.uniform(0.005, 0.02, raw.shape[:2]).astype(np.float16) * rng.choice([-1, 1], raw.shape[:2])
         raw[:, :, at : at + 2] = scale.astype(np.float16)[..., None].view(np.uint8)
     return raw.reshape(rows, -1)
+
+
+def exact_product(name: str, raw: NDArray[np.uint8], x: NDArray[np.float32]) -> NDArray[np.float64]:
+    if name == "q1_0":  # which gguf does not dequantise: a float16, then 128 bits, each one or minus one
+        blocks = raw.reshape(len(raw), -1, 18)
+        signs = np.unpackbits(blocks[:, :, 2:], axis=-1, bitorder="little").astype(np.float32) * 2 - 1
+        weights = (signs * blocks[:, :, :2].copy().view(np.float16)).reshape(len(raw), -1)
+    else:
+        weights = gguf.dequantize(raw.view(np.float16) if name == "f16" else raw, quant_type(name))
+    return np.asarray(x.astype(np.float64) @ weights.astype(np.float64).T)
 
 
 def multiply(
@@ -71,9 +82,10 @@ def activations(n: int, k: int, seed: int = 1) -> NDArray[np.float32]:
 def test_the_definition_is_close_to_the_dequantised_weights(name: str) -> None:
     rows, k = 40, 512
     raw, x = random_weights(name, rows, k), activations(5, k)
-    exact = x.astype(np.float64) @ gguf.dequantize(raw, quant_type(name)).astype(np.float64).T
+    exact = exact_product(name, raw, x)
     error = np.linalg.norm(multiply("generic", name, raw, rows, x) - exact) / np.linalg.norm(exact)
-    assert 0 < error < 0.01  # int8 activations: about 0.4 % where all weights have one sign, less elsewhere
+    # Activations in 8 bits: about 0.4 % where all weights have one sign, up to 0.8 % elsewhere; of floats none.
+    assert 0 < error < (1e-5 if name in FLOATS else 0.01)
 
 
 class InitParams(ctypes.Structure):
@@ -118,7 +130,7 @@ def multiply_by_stock(name: str, raw: NDArray[np.uint8], rows: int, x: NDArray[n
 def test_the_error_is_no_larger_than_that_of_llama_cpp(variant: str, name: str) -> None:
     rows, k = 256, 1536
     raw, x = random_weights(name, rows, k), activations(16, k)
-    exact = x.astype(np.float64) @ gguf.dequantize(raw, quant_type(name)).astype(np.float64).T
+    exact = exact_product(name, raw, x)
     ours, stock = (
         float(np.linalg.norm(y - exact) / np.linalg.norm(exact))
         for y in (multiply(variant, name, raw, rows, x), multiply_by_stock(name, raw, rows, x))
@@ -157,7 +169,7 @@ def test_extreme_activations_do_not_overflow(name: str) -> None:
     rows, k = 16, 256
     raw = random_weights(name, rows, k)
     x = np.array([[127.0] * k, [-127.0] * k, [0.0] * k, [1e-38] * k, [3e38] + [0.0] * (k - 1)], np.float32)
-    exact = x.astype(np.float64) @ gguf.dequantize(raw, quant_type(name)).astype(np.float64).T
+    exact = exact_product(name, raw, x)
     for variant in load.variants():
         y = multiply(variant, name, raw, rows, x)
         assert np.allclose(y[:4], exact[:4], rtol=1e-4, atol=1e-4 * np.abs(exact[0]).max())
@@ -169,9 +181,21 @@ def test_packed_weights_are_at_most_three_percent_larger(name: str) -> None:
     assert library is not None
     number, (block, n_bytes) = load.weight_types().index(name), gguf.GGML_QUANT_SIZES[quant_type(name)]
     for rows, k in [(256, 1536), (8960, 1536), (1536, 8960), (151936, 1536)]:
-        k = k // block * block
+        k = k // max(block, TYPES[name]) * max(block, TYPES[name])
         original = rows * k // block * n_bytes
         assert original <= library.edgellm_packed_bytes(number, rows, k) <= original * 1.03
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_any_bits_are_taken_and_mean_the_same_to_every_variant(name: str) -> None:
+    rows, k = 17, 512
+    n_bytes = random_weights(name, 1, k).size
+    rng = np.random.default_rng(3)
+    for raw in (rng.integers(0, 256, (rows, n_bytes), dtype=np.uint8), np.full((rows, n_bytes), 0xFF, np.uint8)):
+        x = activations(11, k)
+        defined = multiply("generic", name, raw, rows, x)
+        for variant in load.variants():
+            assert np.array_equal(multiply(variant, name, raw, rows, x), defined, equal_nan=True)
 
 
 def test_the_types_are_numbered_as_listed() -> None:
