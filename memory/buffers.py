@@ -12,7 +12,7 @@ from edgellm.memory.architectures import BESIDE, STREAMS
 from edgellm.memory.buffer_sizes import BufferSizes
 from edgellm.memory.context import KV_BLOCKS, ContextSettings
 from edgellm.memory.kv import cache_bytes, cells, snapshots
-from edgellm.memory.placed_sizes import split
+from edgellm.memory.placed_sizes import GraphSizes, split
 from edgellm.memory.shape import ModelShape, UnknownShape, has_fused_qkv
 
 _FLOAT = 4
@@ -42,18 +42,26 @@ def estimate(shape: ModelShape, settings: ContextSettings, repack: bool = False,
         state_bytes=shape.state_elements * _FLOAT,
         exact=False,
     )
-    return split(shape, settings, whole, _input_bytes(shape, settings, min(settings.n_ubatch, settings.n_cells)))
+    return split(shape, settings, whole, _graph(shape, settings)) if settings.placed else whole
 
 
 def compute_bytes(shape: ModelShape, settings: ContextSettings) -> int:
     """Bytes of the graph's temporaries, flash attention on. Within a few percent; exact for plain dense models, f16."""
     if shape.has_encoder:
         return encoders.compute_bytes(shape, settings)
+    graph = _graph(shape, settings)
+    layer = graph.n_tokens * graph.layer_elements * _FLOAT
+    return max(graph.inputs_bytes + layer, graph.logits_bytes)  # the mask is let go of before the logits are computed
+
+
+def _graph(shape: ModelShape, settings: ContextSettings) -> GraphSizes:
     tokens, rows = min(settings.n_ubatch, settings.n_cells), min(settings.n_outputs, settings.n_ubatch)
-    inputs = _input_bytes(shape, settings, tokens)
-    layer = tokens * _layer_elements(shape, settings) * _FLOAT
-    logits = rows * (shape.n_vocab + 4 * shape.n_embd) * _FLOAT + tokens * _kept_elements(shape) * _FLOAT
-    return max(inputs + layer, logits)  # the mask is let go of before the logits are computed
+    return GraphSizes(
+        inputs_bytes=_input_bytes(shape, settings, tokens),
+        layer_elements=_layer_elements(shape, settings),
+        logits_bytes=rows * (shape.n_vocab + 4 * shape.n_embd) * _FLOAT + tokens * _kept_elements(shape) * _FLOAT,
+        n_tokens=tokens,
+    )
 
 
 def compute_formula(shape: ModelShape, settings: ContextSettings) -> str:

@@ -31,13 +31,26 @@ def cache_bytes(shape: ModelShape, settings: ContextSettings) -> int:
         UnsupportedCache: heads that are no whole number of the type's blocks.
     """
     check_cache(shape, settings.kv)
-    kept = sum(
-        group.n_layers
-        * cells(group, settings)
-        * (kv_row_bytes(group.k_width, settings.kv) + kv_row_bytes(group.v_width, settings.kv))
-        for group in shape.attention
-    )
+    kept = sum(group.n_layers * _layer_bytes(group, settings) for group in shape.attention)
     return kept + shape.state_elements * 4 * (1 + snapshots(shape, settings))
+
+
+def layer_cache_bytes(shape: ModelShape, settings: ContextSettings) -> list[int]:
+    """The same of each layer; in equal shares where it is not known which layer keeps what."""
+    whole, n_layers = cache_bytes(shape, settings), max(shape.n_layers, 1)
+    if not shape.layer_groups:
+        return [whole // n_layers] * n_layers
+    by_group = [_layer_bytes(group, settings) for group in shape.attention]
+    kept = [by_group[group] if group >= 0 else 0 for group in shape.layer_groups]
+    recurrent = [layer for layer, group in enumerate(shape.layer_groups) if group < 0] or range(n_layers)
+    for layer in recurrent if shape.state_elements else ():
+        kept[layer] += shape.state_elements * 4 * (1 + snapshots(shape, settings)) // len(recurrent)
+    return kept
+
+
+def _layer_bytes(group: AttentionLayers, settings: ContextSettings) -> int:
+    row = kv_row_bytes(group.k_width, settings.kv) + kv_row_bytes(group.v_width, settings.kv)
+    return cells(group, settings) * row
 
 
 def token_bytes(shape: ModelShape, kv: KvType) -> int:

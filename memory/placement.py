@@ -46,6 +46,7 @@ class Accelerator:
     free_bytes: int
     total_bytes: int
     driver: str = ""  # of which bits and times depend; "": not known
+    largest_bytes: int = 0  # of one tensor that its programs can address; 0: not known
     remote: Remote | None = None  # of a worker
 
     @property
@@ -62,7 +63,9 @@ class Accelerator:
 
     @property
     def limit(self) -> DeviceLimit:
-        return DeviceLimit(self.name, self.description, self.usable_bytes, self.unified, self.remote)
+        return DeviceLimit(
+            self.name, self.description, self.usable_bytes, self.unified, self.remote, self.largest_bytes
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,7 @@ class DeviceLimit:
     usable_bytes: int
     unified: bool  # what it takes is the machine's memory too
     remote: Remote | None = None  # of a worker
+    largest_bytes: int = 0  # of one tensor that its programs can address; 0: not known
 
 
 def chosen(name: str, here: Sequence[Accelerator]) -> Accelerator | None:

@@ -192,6 +192,7 @@ class MemoryPlan:
             "n_saved_states": settings.target.n_saved_states,
             "placed": [list(part) for part in settings.target.placed],
             "head_stays": settings.target.head_stays,
+            "largest_bytes": settings.target.largest_bytes,
             "devices": [asdict(device) for device in self.devices],
             "drafter_settings": asdict(settings.drafter) if settings.drafter else None,
             "copy": settings.copy,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgellm.memory import hparams
@@ -27,7 +27,7 @@ from edgellm.memory.architectures import (
 from edgellm.memory.cache_layers import (
     AttentionLayers,
     attending,
-    attention_layers,
+    attending_layers,
     recurrent_layers,
     recurrent_width,
     state_elements,
@@ -85,6 +85,7 @@ class ModelShape:
     head_of: str = ""  # of a draft head inside a file: its model's name, whose vocabulary it has
     shared_bytes: int = 0  # of such a head: its model's weights that a token of it reads too
     layer_bytes: tuple[int, ...] = ()  # weights of each layer; empty: not known apart
+    layer_groups: tuple[int, ...] = ()  # of each layer, its place in `attention`; -1: it does not attend
 
     @property
     def is_recurrent(self) -> bool:
@@ -163,6 +164,8 @@ def from_header(header: GgufHeader, name: str | None = None, *, ask: bool = Fals
             raise unknown(architecture)
     n_experts = told.count("expert_count", 0, most=MAX_EXPERTS)
     kept = attending(told, architecture, kv_heads)
+    layers = attending_layers(header, told, kept, kv_heads, (key, value), sliding_heads) if known else {}
+    groups = Counter(layers.values())
     n_recurrent = recurrent_layers(told, architecture, kv_heads, kept)
     embedding = next((tensor for tensor in header.tensors if tensor.name == "token_embd.weight"), None)
     if known:
@@ -183,7 +186,7 @@ def from_header(header: GgufHeader, name: str | None = None, *, ask: bool = Fals
         q_width=n_heads * told.count("attention.value_length_mla", value, least=1),
         n_ff=_widest_ff(told, n_layers, n_experts),
         n_experts_used=told.count("expert_used_count", 0, most=n_experts) if n_experts else 0,
-        attention=attention_layers(header, told, kept, kv_heads, (key, value), sliding_heads) if known else (),
+        attention=tuple(replace(group, n_layers=n) for group, n in groups.items()),
         state_elements=state_elements(told, architecture, n_recurrent, n_embd),
         weight_bytes=sum(-(-size // 32) * 32 for size in sizes.values()),  # the engine aligns each
         lookup_bytes=(sizes.get("token_embd.weight", 0) if "output.weight" in sizes else 0)
@@ -200,6 +203,7 @@ def from_header(header: GgufHeader, name: str | None = None, *, ask: bool = Fals
         recurrent_width=recurrent_width(told, architecture, n_embd),
         per_layer_width=next((t.shape[0] for t in header.tensors if t.name == "per_layer_token_embd.weight"), 0),
         layer_bytes=_layer_bytes(own, n_layers),
+        layer_groups=tuple(list(groups).index(layers[i]) if i in layers else -1 for i in range(n_layers)),
         keeps_state=not known and any(key.startswith(_STATEFUL) for key in header.own_keys()),
     )
 

@@ -80,6 +80,7 @@ def new_context(
     params.no_perf = True
     # A sliding window keeps n_ubatch spare cells, more than one rejected draft ever needs.
     params.swa_full = False
+    params.op_offload = False  # a layer is computed where it lies: else its weights are copied for every wide pass
     params.n_rs_seq = max(n_outputs, settings.n_rs_seq) if rolls_back else 0
     if head_of is not None:
         params.ctx_type, params.ctx_other = api.LLAMA_CONTEXT_TYPE_MTP, head_of

@@ -8,12 +8,13 @@ from typing import Any
 
 from edgellm.memory.placement import Accelerator, AcceleratorKind
 from edgellm.runtime.backends.base import LoadError
-from edgellm.runtime.backends.vulkan_driver import drivers
+from edgellm.runtime.backends.vulkan_driver import vulkan_devices
 from edgellm.runtime.workers.link import Link
 
 _GPU, _INTEGRATED = 1, 2  # of ggml_backend_dev_type
 workers: dict[str, Link] = {}  # by the engine's names of their devices; elsewhere they go by their addresses
 _STAY = b"^(output|token_embd)"  # names of tensors before the first layer and behind the last
+_SHARING = ("Metal", "MTL", "GPUOpenCL")  # backends whose devices share the machine's memory and say that they are GPUs
 _PLAYED = ("llvmpipe", "lavapipe", "swiftshader", "pocl")  # drivers that compute on the processor
 
 
@@ -32,8 +33,9 @@ def accelerators(api: Any) -> list[Accelerator]:
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         memory(device, ctypes.byref(free), ctypes.byref(total))
         description = describe(device).decode("utf-8", "replace")
-        driver = drivers().get(description, "") if name.startswith("Vulkan") else ""
-        found.append(Accelerator(name, description, _kind(name, description, kind), free.value, total.value, driver))
+        more = vulkan_devices().get(description) if name.startswith("Vulkan") else None
+        known = (more.driver, more.largest_bytes) if more is not None else ()
+        found.append(Accelerator(name, description, _kind(name, description, kind), free.value, total.value, *known))
     return found
 
 
@@ -99,7 +101,7 @@ def _kind(name: str, description: str, kind: int) -> AcceleratorKind:
         return "software"
     if name.startswith("RPC"):
         return "worker"
-    return "integrated" if kind == _INTEGRATED or name.startswith(("Metal", "MTL")) else "gpu"
+    return "integrated" if kind == _INTEGRATED or name.startswith(_SHARING) else "gpu"
 
 
 def _devices(api: Any) -> list[tuple[str, int, int]]:

@@ -151,6 +151,7 @@ def _context_parameters(lib: Any, settings: ContextSettings) -> Any:
     parameters.n_threads = parameters.n_threads_batch = settings.n_threads
     parameters.flash_attn_type = 1
     parameters.swa_full = False
+    parameters.op_offload = False
     parameters.type_k = parameters.type_v = TYPE_IDS[settings.kv.upper()]
     return parameters
 

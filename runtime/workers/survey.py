@@ -68,7 +68,7 @@ class Survey:
             self.round_trip_s, self.link_bytes_s, facts.bandwidth_bytes_s, facts.macs_s, bool(facts.kernels)
         )
         return Accelerator(
-            self.address, facts.device, "worker", facts.free_bytes, facts.total_bytes, facts.kernels, remote
+            self.address, facts.device, "worker", facts.free_bytes, facts.total_bytes, facts.kernels, remote=remote
         )
 
 
