@@ -103,7 +103,7 @@ def parameters() -> SimpleNamespace:
 
 def named(placed: Sequence[tuple[str, int]]) -> tuple[list[int], list[float], int]:
     params = parameters()
-    devices, shares = llama_devices.place(None, params, placed)
+    devices, shares, _ = llama_devices.place(None, params, placed)
     assert params.devices == ctypes.addressof(devices)
     assert devices[len(placed)] is None  # the list ends with NULL
     return devices[: len(placed)], shares[: len(placed)], params.n_gpu_layers
