@@ -10,15 +10,27 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal
 CPP := $(wildcard runtime/kernels/src/*.cpp runtime/kernels/src/*.h tests/runtime/kernels/*.cpp)
 
-.PHONY: chat test test-model test-slow test-export check docs dist lock hooks clean
+# An environment of its own, for its engine is another. VULKAN_HEADERS=FOLDER names headers newer than the system's.
+VENV_VULKAN ?= .venv-vulkan
+VULKAN_CMAKE := -DGGML_VULKAN=ON $(if $(VULKAN_HEADERS),-DVulkan_INCLUDE_DIR=$(VULKAN_HEADERS))
+
+.PHONY: chat chat-vulkan test test-vulkan test-model test-slow test-export check docs dist lock hooks clean
 .DELETE_ON_ERROR:
 
 chat: FETCH := --fetch
 chat: $(VENV)/.installed
 	@$(BIN)/edgellm chat $(if $(PROMPT),--prompt "$$PROMPT")
 
+chat-vulkan: FETCH := --fetch
+chat-vulkan: $(VENV_VULKAN)/.installed
+	@$(VENV_VULKAN)/bin/edgellm chat $(if $(PROMPT),--prompt "$$PROMPT")
+
 test: $(VENV)/.installed-dev
 	$(PYTEST)
+
+# One after the other, for the device's memory is one; in a process that may end, as drivers do to processes.
+test-vulkan: $(VENV_VULKAN)/.installed-dev
+	$(VENV_VULKAN)/bin/pytest -q -n 1 -m vulkan
 
 test-model: $(VENV)/.installed-dev
 	$(BIN)/pytest -q -m model
@@ -58,6 +70,15 @@ $(VENV)/.installed: pyproject.toml $(if $(LOCKED),requirements.lock)
 	@$(PYTHON) install/environment.py $(VENV) $(FETCH) $(if $(LOCKED),--locked) $(if $(WHEELS),--wheels $(WHEELS))
 	@touch $@
 
+$(VENV_VULKAN)/.installed: pyproject.toml $(if $(LOCKED),requirements.lock)
+	@$(PYTHON) install/vulkan.py $(VULKAN_HEADERS)
+	@CMAKE_ARGS="$(VULKAN_CMAKE) $(CMAKE_ARGS)" $(PYTHON) install/environment.py $(VENV_VULKAN) $(FETCH) $(if $(LOCKED),--locked)
+	@touch $@
+
+$(VENV_VULKAN)/.installed-dev: $(VENV_VULKAN)/.installed
+	$(VENV_VULKAN)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable '.[dev]'
 	@touch $@
@@ -67,6 +88,6 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build site dist *.egg-info
+	rm -rf $(VENV) $(VENV_VULKAN) build site dist *.egg-info
 
 export PROMPT

@@ -64,6 +64,24 @@ class Pair:
             raise
         return engine
 
+    def reopen(self, listener: Listener = SILENCE) -> Engine:
+        """Load both anew after a worker was lost, on those that still answer. Raises as `open`."""
+        from edgellm.runtime.backends.base import LoadError
+        from edgellm.runtime.backends.llama_process import accelerators
+        from edgellm.runtime.workers.survey import WorkerError
+
+        left = []
+        for address in self.options.workers:
+            try:
+                accelerators((address,))
+            except (WorkerError, LoadError) as error:
+                listener.warning(f"{error}; going on without it")
+            else:
+                left.append(address)
+        # A plan places layers where they can no longer lie.
+        kept = self.plan if len(left) == len(self.options.workers) else None
+        return replace(self, options=replace(self.options, workers=tuple(left)), plan=kept).open(listener)
+
     def open_parallel(self, listener: Listener = SILENCE) -> ParallelEngine:
         """Load both for `options.n_parallel` conversations at once. Raises as `parallel.load`."""
         from edgellm.runtime.parallel.load import load_parallel
@@ -154,6 +172,8 @@ def prepare(
     planned = read_plan(Path(plan)) if isinstance(plan, str | Path) else plan
     if planned is not None:
         refuse_settings_of_a_plan(options)
+        placed = [name for name, _ in planned.settings.target.placed if planned.settings.target.head_stays]
+        options = replace(options, workers=options.workers or tuple(placed))
         model, draft = models_of(planned, model, draft)
     options = with_loras(options, loras, planned)
     n_parallel = options.n_parallel

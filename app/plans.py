@@ -199,12 +199,15 @@ def plan_request(
     loading: str | None = None,
     here: bool = True,
     keep_drafter: bool = False,
+    workers: tuple[str, ...] = (),
+    n_gpu_layers: int = -1,
 ) -> PlanRequest:
     """What is asked of a plan, None leaving it open.
 
     Args:
         loading: "packed" by our kernels, "copied" or "mapped"; None for what this machine, or another, would do.
         here: the plan is for this machine, whose settings and layouts count.
+        workers: HOST:PORT of machines that take `n_gpu_layers` of the target's layers; -1: what does not fit.
 
     Raises:
         BadSetting: no type of the cache, or no way to load.
@@ -228,7 +231,22 @@ def plan_request(
         repack=loading == "copied" and (not here or _rearranges()),
         n_threads=usable_cores(),
         keep_drafter=keep_drafter,
+        workers=workers,
+        n_gpu_layers=n_gpu_layers,
     )
+
+
+def with_workers(place: Device, workers: Sequence[str]) -> Device:
+    """A place with these workers (HOST:PORT), asked what they lend and how far they are.
+
+    Raises:
+        BadAddress, WorkerError: one of them is not there, or cannot be used.
+    """
+    if not workers:
+        return place
+    from edgellm.runtime.workers.link import linked
+
+    return replace(place, accelerators=tuple(link.survey.accelerator.limit for link in linked(workers)))
 
 
 def place_for(memory: str | None = None, budget: str | None = None, device: str | None = None) -> Device:

@@ -23,10 +23,15 @@ if TYPE_CHECKING:
 def remarks(plan: MemoryPlan, target: ModelShape) -> list[str]:
     """What a user should know before running it, a sentence each."""
     said = [sentence for sentence in (plan.target_obtain, plan.drafter_obtain) if sentence and plan.fits]
-    if plan.n_ctx > target.n_ctx_train:
+    if plan.n_ctx > target.n_ctx_train and not target.has_encoder:
         said.append(
             f"{plan.target} was trained for {target.n_ctx_train:,} tokens: `chat` makes its context no longer than that"
         )
+    for name, n in plan.settings.target.placed:
+        remote = next((device.remote for device in plan.devices if device.name == name), None)
+        if remote is not None:
+            speed = f", {remote.link_bytes_s / 1e6:,.0f} MB/s" if remote.link_bytes_s else ""
+            said.append(f"{n} layers go to {name}: {1000 * remote.round_trip_s:.1f} ms there and back{speed}")
     return said
 
 

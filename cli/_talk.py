@@ -50,6 +50,7 @@ class Talk:
     max_tokens: int | None = None
     kept: Path | None = None  # where the conversation is kept at leaving, for `--resume`
     around: Around = nullcontext  # entered for each answer
+    reopen: Callable[[], None] | None = None  # loads the session's models anew, once a worker that held layers is gone
     answers: list[Answer] = dataclasses.field(default_factory=list)
 
     def run(self, history: Path) -> None:
@@ -118,6 +119,8 @@ class Talk:
 
     def _answer(self, say: Callable[..., Iterator[str]]) -> None:
         """Show an answer as it comes, then what it cost. `say`: a session's `reply` or `regenerate`."""
+        if self.reopen is not None and self.session.engine.model.lost_worker:
+            self.reopen()
         with self.around():
             self._show(say)
 

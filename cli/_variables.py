@@ -28,6 +28,7 @@ OWN: dict[str, frozenset[str]] = {
     "export": frozenset({"output", "draft"}),  # a drafter to make files of
     "imatrix": frozenset({"output", "ctx", "chunks", "max-tokens", "text"}),  # of the text that is read
     "plan": frozenset({"output"}),  # goes with --matrix alone
+    "worker": frozenset({"device", "host", "mem", "port"}),  # what a server or a plan is set to opens no worker
 }
 # command -> option -> its former name, which is still taken.
 FORMER: dict[str, dict[str, str]] = {"plan": {"draft-tokens": "n-draft"}}

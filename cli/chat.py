@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import select
@@ -18,6 +19,7 @@ import typer
 from edgellm.cli import _options as opt
 from edgellm.cli._output import out
 from edgellm.cli._sampling_options import ChosenSampling, takes_sampling
+from edgellm.cli._worker_options import Workers
 
 if TYPE_CHECKING:
     from edgellm.app.loading import Pair
@@ -61,6 +63,7 @@ def chat(
     gpu_layers: opt.GpuLayers = -1,
     draft_device: opt.DraftDevice = "auto",
     draft_gpu_layers: opt.DraftGpuLayers = -1,
+    workers: Workers = None,
     offline: opt.Offline = False,
     json_: opt.Json = False,
     jsonl: opt.Jsonl = False,
@@ -92,6 +95,7 @@ def chat(
         n_gpu_layers=gpu_layers,
         draft_device=draft_device,
         n_draft_gpu_layers=draft_gpu_layers,
+        workers=cast("tuple[str, ...]", workers or ()),
         budget_bytes=asked_bytes(budget),
     )
     pair = prepare(
@@ -108,6 +112,8 @@ def chat(
     held = cast("Grammar | None", schema or grammar)
     shift = on_full == "shift"
     asked = _Asked(question, system, max_tokens, stop, shift, think, think_budget, sampling, resume, adapt, held)
+    if workers and adapt != "off":
+        raise typer.BadParameter("--adapt trains beside a model that is whole here: leave out --workers or --adapt")
     with silent_keys(), pair.open(TERMINAL) as engine:
         _converse(engine, pair, asked, form=_form(json_, jsonl, pair))
 
@@ -164,8 +170,13 @@ def _converse(engine: Engine, pair: Pair, asked: _Asked, *, form: Plain) -> None
         out.warning(note)
     talk = Talk(session, pair.target, pair.draft, asked.max_tokens, kept=kept_path())
     if asked.question is None:
-        with _learning(session, pair, asked.adapt) as talk.around:
-            _talk(talk, resume=asked.resume)
+        if pair.options.workers:
+            talk.reopen = functools.partial(_reopen, session, pair, asked)
+        try:
+            with _learning(session, pair, asked.adapt) as talk.around:
+                _talk(talk, resume=asked.resume)
+        finally:
+            session.engine.close()
     else:
         if asked.resume:
             talk.resume()
@@ -176,6 +187,16 @@ def _converse(engine: Engine, pair: Pair, asked: _Asked, *, form: Plain) -> None
                 talk.keep()
     if session.engine.controller is not None:
         out.detail(f"drafting: {session.engine.controller.explain()}")
+
+
+def _reopen(session: ChatSession, pair: Pair, asked: _Asked) -> None:
+    """The models anew, on the workers that are left; the conversation stays."""
+    from edgellm.cli._listener import TERMINAL
+
+    session.engine.close()
+    session.engine = pair.reopen(TERMINAL)
+    if asked.grammar is not None:
+        session.constraint = asked.grammar.of(session.engine.model.vocabulary)
 
 
 @contextlib.contextmanager
@@ -239,6 +260,8 @@ def _talk(talk: Talk, *, resume: bool) -> None:
     own = ", drafted by its own head" if talk.session.engine.drafts_itself else ""
     with_drafter = f", drafted by {talk.draft.name}" if talk.draft else own
     out.note(f"{talk.target.name}{with_drafter}, context {talk.session.engine.backend.n_ctx:,} tokens")
+    if talk.session.engine.template.reads_last:
+        out.note(dim("it has an encoder: each message is a request of its own, and nothing said before is read"))
     out.note(dim("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves"))
     if resume:
         talk.resume()

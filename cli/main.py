@@ -26,6 +26,7 @@ from edgellm.cli import (
     plan,
     pull,
     serve,
+    worker,
 )
 from edgellm.cli import _options as opt
 from edgellm.cli._output import out
@@ -63,6 +64,7 @@ def _global(
 app.command(cls=Command)(chat.chat)
 app.command(cls=Command)(complete.complete)
 app.command(cls=Command)(serve.serve)
+app.command(cls=Command)(worker.worker)
 app.command(cls=Command)(check.check)
 app.command(cls=Command)(adapt.adapt)
 app.command(cls=Command)(bench.bench)

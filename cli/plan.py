@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from edgellm.cli import _options as opt
 from edgellm.cli._output import out
 from edgellm.cli._variables import Command
+from edgellm.cli._worker_options import Workers
 
 if TYPE_CHECKING:
     from edgellm.app.plans import PlannedPair
@@ -103,6 +104,8 @@ def plan(
     parallel: opt.Parallel = 1,
     prefix_cache: opt.PrefixCache = None,
     loading: Loading = None,
+    workers: Workers = None,
+    gpu_layers: opt.GpuLayers = -1,
     probe: Probe = False,
     explain: Explain = False,
     matrix: Matrix = None,
@@ -122,6 +125,8 @@ def plan(
 
     if calibrate and (matrix is not None or model is None or mem is not None or device is not None):
         raise typer.BadParameter("--calibrate runs one model here: give a MODEL, and --budget rather than --mem")
+    if workers and (matrix is not None or model is None or probe or calibrate):
+        raise typer.BadParameter("--workers plans one MODEL, by formulas: leave out --matrix, --probe and --calibrate")
     to_stdout = save is not None and str(save) == "-"
     if save is not None:
         if model is None or matrix is not None:
@@ -139,13 +144,15 @@ def plan(
         loading=loading,
         here=mem is None and device is None,
         keep_drafter=draft is not None,
+        workers=cast("tuple[str, ...]", workers or ()),
+        n_gpu_layers=gpu_layers,
     )
     if matrix is not None:
         place = plans.place_for(mem, budget, device) if mem or budget or device else None
         return _matrix(matrix, model, draft, ask, place, offline=offline, output=output, as_json=json_)
     if output is not None:
         raise typer.BadParameter("--output goes with --matrix; a plan is written with --save")
-    place = plans.place_for(mem, budget, device)
+    place = plans.with_workers(plans.place_for(mem, budget, device), ask.workers)
     if model is None:
         return _pairs.show(place, ask, as_json=json_)
     planned = plans.plan_pair(

@@ -10,6 +10,8 @@ PLAIN = {
     "starcoder2", "internlm2", "command-r", "exaone", "glm4", "ernie4_5", "hunyuan-dense", "olmoe", "seed_oss", "arcee",
     "stablelm",
 }  # fmt: skip
+# An encoder reads the prompt at once; the decoder attends to what it made of it, and keeps a cache of its own text.
+ENCODER_DECODER = {"t5"}
 # One latent row a token instead of keys and values.
 LATENT = {"deepseek2"}
 # A state of fixed size in all layers, or in those that do not attend.
@@ -76,7 +78,7 @@ MODEL_TYPES = {
 
 def is_known(architecture: str) -> bool:
     """Whether the layout of its cache is known here."""
-    return architecture in PLAIN | LATENT | RECURRENT | HYBRID or architecture in WINDOWS
+    return architecture in PLAIN | ENCODER_DECODER | LATENT | RECURRENT | HYBRID or architecture in WINDOWS
 
 
 def slides(rule: WindowRule, layer: int, every: int | None = None) -> bool:

@@ -7,11 +7,12 @@ tests/runtime/test_probe.py holds them to it. Where llama.cpp itself can be aske
 
 from __future__ import annotations
 
+from edgellm.memory import encoders
 from edgellm.memory.architectures import BESIDE, STREAMS
 from edgellm.memory.buffer_sizes import BufferSizes
 from edgellm.memory.context import KV_BLOCKS, ContextSettings
 from edgellm.memory.kv import cache_bytes, cells, snapshots
-from edgellm.memory.placed_sizes import split
+from edgellm.memory.placed_sizes import GraphSizes, split
 from edgellm.memory.shape import ModelShape, UnknownShape, has_fused_qkv
 
 _FLOAT = 4
@@ -41,19 +42,31 @@ def estimate(shape: ModelShape, settings: ContextSettings, repack: bool = False,
         state_bytes=shape.state_elements * _FLOAT,
         exact=False,
     )
-    return split(shape, settings, whole, _input_bytes(shape, settings, min(settings.n_ubatch, settings.n_cells)))
+    return split(shape, settings, whole, _graph(shape, settings)) if settings.placed else whole
 
 
 def compute_bytes(shape: ModelShape, settings: ContextSettings) -> int:
     """Bytes of the graph's temporaries, flash attention on. Within a few percent; exact for plain dense models, f16."""
+    if shape.has_encoder:
+        return encoders.compute_bytes(shape, settings)
+    graph = _graph(shape, settings)
+    layer = graph.n_tokens * graph.layer_elements * _FLOAT
+    return max(graph.inputs_bytes + layer, graph.logits_bytes)  # the mask is let go of before the logits are computed
+
+
+def _graph(shape: ModelShape, settings: ContextSettings) -> GraphSizes:
     tokens, rows = min(settings.n_ubatch, settings.n_cells), min(settings.n_outputs, settings.n_ubatch)
-    inputs = _input_bytes(shape, settings, tokens)
-    layer = tokens * _layer_elements(shape, settings) * _FLOAT
-    logits = rows * (shape.n_vocab + 4 * shape.n_embd) * _FLOAT + tokens * _kept_elements(shape) * _FLOAT
-    return max(inputs + layer, logits)  # the mask is let go of before the logits are computed
+    return GraphSizes(
+        inputs_bytes=_input_bytes(shape, settings, tokens),
+        layer_elements=_layer_elements(shape, settings),
+        logits_bytes=rows * (shape.n_vocab + 4 * shape.n_embd) * _FLOAT + tokens * _kept_elements(shape) * _FLOAT,
+        n_tokens=tokens,
+    )
 
 
 def compute_formula(shape: ModelShape, settings: ContextSettings) -> str:
+    if shape.has_encoder:
+        return encoders.compute_formula(shape, settings)
     tokens, rows = min(settings.n_ubatch, settings.n_cells), min(settings.n_outputs, settings.n_ubatch)
     inputs = _input_bytes(shape, settings, tokens)
     layer = _layer_elements(shape, settings)
@@ -80,10 +93,14 @@ def adapter_formula(shape: ModelShape, settings: ContextSettings) -> str:
 
 def output_bytes(shape: ModelShape, settings: ContextSettings) -> int:
     """Logits handed to the caller, which stay valid until the next pass."""
+    if shape.has_encoder:
+        return encoders.output_bytes(shape, settings)
     return settings.n_outputs * shape.n_vocab * _FLOAT
 
 
 def output_formula(shape: ModelShape, settings: ContextSettings) -> str:
+    if shape.has_encoder:
+        return encoders.output_formula(shape, settings)
     return f"{settings.n_outputs} rows x {shape.n_vocab:,} logits x 4 B"
 
 
@@ -94,7 +111,7 @@ def work_bytes(shape: ModelShape, settings: ContextSettings) -> int:
     """
     widest = max(max(shape.n_ff, shape.n_embd) * shape.n_experts_used, shape.n_ff, shape.q_width, shape.n_embd)
     per_256 = 256 * _FLOAT if _has_floats(shape) else 292  # Q8_K, the widest of the 8-bit forms
-    activations = settings.n_ubatch * widest * per_256 // 256
+    activations = _n_at_once(shape, settings) * widest * per_256 // 256
     n_chosen = min(shape.n_experts, settings.n_ubatch * shape.n_experts_used)
     # Tiles of 8 columns, an expert's last not full.
     activations += 8 * n_chosen * max(shape.n_ff, shape.n_embd) * per_256 // 256
@@ -110,8 +127,14 @@ def _has_floats(shape: ModelShape) -> bool:
 
 def work_formula(shape: ModelShape, settings: ContextSettings) -> str:
     widest = max(max(shape.n_ff, shape.n_embd) * shape.n_experts_used, shape.n_ff, shape.q_width, shape.n_embd)
-    tokens = f"{settings.n_ubatch} tokens x {widest:,} {'floats' if _has_floats(shape) else 'in 8 bits'}"
+    kind = "floats" if _has_floats(shape) else "in 8 bits"
+    tokens = f"{_n_at_once(shape, settings)} tokens x {widest:,} {kind}"
     return f"{tokens} and weights unpacked by {settings.n_threads} threads, or their attention tiles"
+
+
+def _n_at_once(shape: ModelShape, settings: ContextSettings) -> int:
+    """Tokens that are computed at once; an encoder's input is never cut."""
+    return settings.n_ctx if shape.has_encoder else settings.n_ubatch
 
 
 def _input_bytes(shape: ModelShape, settings: ContextSettings, tokens: int) -> int:

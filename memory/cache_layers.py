@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -88,32 +87,32 @@ def recurrent_layers(told: Hparams, architecture: str, kv_heads: Sequence[int], 
     return n_layers if architecture in BESIDE else n_layers - len(kept)
 
 
-def attention_layers(
+def attending_layers(
     header: GgufHeader,
     told: Hparams,
     kept: Sequence[int],
     kv_heads: Sequence[int],
     heads: tuple[int, int],
     sliding_heads: tuple[int, int],
-) -> tuple[AttentionLayers, ...]:
-    """`heads`, `sliding_heads`: elements of a head's key and of its value."""
+) -> dict[int, AttentionLayers]:
+    """What each of the layers that attend keeps, alone.
+
+    Args:
+        heads: elements of a head's key and of its value; `sliding_heads` where the window slides.
+    """
     latent = header.architecture in LATENT and header.hparam("attention.key_length_mla") is not None
     window, sliding = _windows(told, header.architecture, len(kv_heads))
-    groups: Counter[AttentionLayers] = Counter()
-    for layer in kept:
-        key, value = sliding_heads if layer in sliding else heads
-        groups[
-            AttentionLayers(
-                n_layers=1,
-                k_width=key * kv_heads[layer],
-                v_width=0 if latent else value * kv_heads[layer],
-                head_dim=key,
-                window=window if layer in sliding else None,
-            )
-        ] += 1
-    return tuple(
-        AttentionLayers(n, group.k_width, group.v_width, group.head_dim, group.window) for group, n in groups.items()
-    )
+    return {
+        layer: AttentionLayers(
+            n_layers=1,
+            k_width=key * kv_heads[layer],
+            v_width=0 if latent else value * kv_heads[layer],
+            head_dim=key,
+            window=window if layer in sliding else None,
+        )
+        for layer in kept
+        for key, value in (sliding_heads if layer in sliding else heads,)
+    }
 
 
 def _windows(told: Hparams, architecture: str, n_layers: int) -> tuple[int, set[int]]:

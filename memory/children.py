@@ -87,6 +87,10 @@ class Child:
     def __exit__(self, *failure: object) -> None:
         self.end()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def answers(self) -> Iterator[dict[str, Any]]:
         """What it answers, as it comes.
 

@@ -35,6 +35,8 @@ class ContextSettings:
     n_saved_states: int = 0  # copies of the recurrent state beside the engine's: what a text can be cut back to
     n_sequences: int = 1  # conversations at once, of `n_ctx` tokens each, whose cells are one pool
     placed: tuple[tuple[str, int], ...] = ()  # (accelerator, layers on it), the last of them with the output head
+    head_stays: bool = False  # of what is placed elsewhere no layer is the output head
+    largest_bytes: int = 0  # of a tensor that the accelerator can address; 0: whatever it holds
 
     def __post_init__(self) -> None:  # read back from JSON, they are lists
         object.__setattr__(self, "placed", tuple((str(name), int(n)) for name, n in self.placed))

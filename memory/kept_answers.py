@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from edgellm.memory import files
 
 @dataclass(frozen=True, slots=True)
 class KeptAnswers:
-    """A file of a few answers, each under the hash of all that it depends on. Who reads one checks its values."""
+    """A file of a few answers, each under the hash of all that it depends on."""
 
     path: Path
     n_most: int  # the oldest are let go of
+    is_one: Callable[[Any], bool]  # whether a value can be an answer; others are not believed
 
     def get(self, key: str) -> Any:
         """As it was put; None where there is none."""
@@ -35,4 +37,4 @@ class KeptAnswers:
             content = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             return {}
-        return content if isinstance(content, dict) else {}
+        return {key: kept for key, kept in content.items() if self.is_one(kept)} if isinstance(content, dict) else {}

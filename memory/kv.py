@@ -31,13 +31,26 @@ def cache_bytes(shape: ModelShape, settings: ContextSettings) -> int:
         UnsupportedCache: heads that are no whole number of the type's blocks.
     """
     check_cache(shape, settings.kv)
-    kept = sum(
-        group.n_layers
-        * cells(group, settings)
-        * (kv_row_bytes(group.k_width, settings.kv) + kv_row_bytes(group.v_width, settings.kv))
-        for group in shape.attention
-    )
+    kept = sum(group.n_layers * _layer_bytes(group, settings) for group in shape.attention)
     return kept + shape.state_elements * 4 * (1 + snapshots(shape, settings))
+
+
+def layer_cache_bytes(shape: ModelShape, settings: ContextSettings) -> list[int]:
+    """The same of each layer; in equal shares where it is not known which layer keeps what."""
+    whole, n_layers = cache_bytes(shape, settings), max(shape.n_layers, 1)
+    if not shape.layer_groups:
+        return [whole // n_layers] * n_layers
+    by_group = [_layer_bytes(group, settings) for group in shape.attention]
+    kept = [by_group[group] if group >= 0 else 0 for group in shape.layer_groups]
+    recurrent = [layer for layer, group in enumerate(shape.layer_groups) if group < 0] or range(n_layers)
+    for layer in recurrent if shape.state_elements else ():
+        kept[layer] += shape.state_elements * 4 * (1 + snapshots(shape, settings)) // len(recurrent)
+    return kept
+
+
+def _layer_bytes(group: AttentionLayers, settings: ContextSettings) -> int:
+    row = kv_row_bytes(group.k_width, settings.kv) + kv_row_bytes(group.v_width, settings.kv)
+    return cells(group, settings) * row
 
 
 def token_bytes(shape: ModelShape, kv: KvType) -> int:
@@ -73,11 +86,15 @@ def saved_states(shape: ModelShape, n_turns: int = 0) -> int:
 
 
 def fits_cache(shape: ModelShape, kv: KvType) -> bool:
-    """Whether the model's heads are whole blocks of the type."""
+    """Whether the model's heads are whole blocks of the type, and attention can read it."""
+    if shape.has_encoder and KV_BLOCKS[kv][0] > 1:  # biases are added to scores, which flash attention does not
+        return False
     return not any(group.head_dim % KV_BLOCKS[kv][0] for group in shape.attention)
 
 
 def check_cache(shape: ModelShape, kv: KvType) -> None:
+    if shape.has_encoder and not fits_cache(shape, kv):
+        raise UnsupportedCache(f"{shape.name} ({shape.architecture}) runs with no cache of {kv}: use --kv f16")
     if not fits_cache(shape, kv):
         raise UnsupportedCache(
             f"{shape.name} has heads of {shape.attention[0].head_dim}, which {kv} cannot store in blocks of "

@@ -14,3 +14,4 @@ N_UBATCH, N_UBATCH_DRAFT = 128, 64  # tokens computed at once; more buys no prom
 N_UBATCH_MAX = 4096
 CONFIG_JSON_MAX_BYTES = 2**20
 TOKENIZER_JSON_MAX_BYTES = 256 * 2**20
+WORKER_PORT = 50052  # of a worker that is named without one; llama.cpp's own rpc-server has it too

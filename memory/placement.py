@@ -26,6 +26,17 @@ class UnknownAccelerator(EdgellmError, LookupError):
 
 
 @dataclass(frozen=True, slots=True)
+class Remote:
+    """The way to a worker, and how fast it is; 0: not known."""
+
+    round_trip_s: float
+    link_bytes_s: float
+    bandwidth_bytes_s: float  # of its memory
+    macs_s: float
+    same_bits: bool  # it multiplies by our kernels, as this machine does
+
+
+@dataclass(frozen=True, slots=True)
 class Accelerator:
     """A device beside the processor that the engine can compute on."""
 
@@ -35,6 +46,8 @@ class Accelerator:
     free_bytes: int
     total_bytes: int
     driver: str = ""  # of which bits and times depend; "": not known
+    largest_bytes: int = 0  # of one tensor that its programs can address; 0: not known
+    remote: Remote | None = None  # of a worker
 
     @property
     def unified(self) -> bool:
@@ -43,12 +56,16 @@ class Accelerator:
 
     @property
     def usable_bytes(self) -> int:
-        """What a plan may take of it."""
+        """What a plan may take of it. A worker lends what it can spare."""
+        if self.kind == "worker":
+            return self.free_bytes
         return max(self.free_bytes - max(int(self.total_bytes * _KEPT_SHARE), _KEPT_BYTES), 0)
 
     @property
     def limit(self) -> DeviceLimit:
-        return DeviceLimit(self.name, self.description, self.usable_bytes, self.unified)
+        return DeviceLimit(
+            self.name, self.description, self.usable_bytes, self.unified, self.remote, self.largest_bytes
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +76,8 @@ class DeviceLimit:
     description: str
     usable_bytes: int
     unified: bool  # what it takes is the machine's memory too
+    remote: Remote | None = None  # of a worker
+    largest_bytes: int = 0  # of one tensor that its programs can address; 0: not known
 
 
 def chosen(name: str, here: Sequence[Accelerator]) -> Accelerator | None:

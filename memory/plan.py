@@ -191,6 +191,8 @@ class MemoryPlan:
             "n_rs_seq": settings.target.n_rs_seq,
             "n_saved_states": settings.target.n_saved_states,
             "placed": [list(part) for part in settings.target.placed],
+            "head_stays": settings.target.head_stays,
+            "largest_bytes": settings.target.largest_bytes,
             "devices": [asdict(device) for device in self.devices],
             "drafter_settings": asdict(settings.drafter) if settings.drafter else None,
             "copy": settings.copy,
@@ -230,6 +232,8 @@ def plan(
     lines.append(Line("runtime", RUNTIME_BASE_BYTES, "interpreter, numpy and the engine's libraries, measured"))
     used = _used(settings, devices)
     for each in used:
+        if each.remote is not None:
+            continue
         lines.append(Line(f"driver of {each.name}", DRIVER_BYTES, "its library and compiled programs, measured"))
         if not each.unified:
             lines.append(Line(f"driver on {each.name}", DEVICE_BYTES, "its own, measured", each.name))

@@ -56,26 +56,29 @@ def model_lines(
 
         return [Line(*line) for line in onnx_plan.lines(role, shape, context, sizes)]
     return [
-        _weights(role, shape, sizes, settings.loading),
+        _weights(role, shape, context, sizes, settings.loading),
         *([Line("adapters", shape.adapter_bytes, "as they lie in their files")] if shape.adapter_bytes else ()),
         *([] if shape.head_of else [_vocabulary(role, shape)]),
         Line(f"{role} cache", sizes.kv_bytes, _formula(shape, kv.cache_formula(shape, context), sizes)),
         *(_hidden_rows(role, shape, context, settings) if shape.head_of else _saved_states(role, context, sizes)),
         _compute(role, shape, context, sizes),
         Line(f"{role} logits", sizes.output_bytes, buffers.output_formula(shape, context)),
-        *_on_accelerators(role, context, sizes),
+        *_on_accelerators(role, shape, context, sizes, settings.loading),
     ]
 
 
-def _on_accelerators(role: str, context: ContextSettings, sizes: BufferSizes) -> list[Line]:
+def _on_accelerators(
+    role: str, shape: ModelShape, context: ContextSettings, sizes: BufferSizes, loading: Loading
+) -> list[Line]:
     """What lies in the memory of other devices; the lines before have the processor's share."""
     layers = dict(context.placed)
+    packs = context.head_stays and loading == "packed"  # workers do, as this machine does
     how = "sized by llama.cpp" if sizes.exact else "by its share of the layers"
     return [
         Line(f"{role} {part} on {each.device}", n_bytes, f"{layers.get(each.device, 0)} layers, {how}", each.device)
         for each in sizes.devices
         for part, n_bytes in (
-            ("weights", each.weights_bytes),
+            ("weights", each.weights_bytes + (_grown(shape, each.weights_bytes) if packs else 0)),
             ("cache", each.kv_bytes),
             ("compute", each.compute_bytes),
         )
@@ -88,6 +91,13 @@ def _saved_states(role: str, context: ContextSettings, sizes: BufferSizes) -> li
     return [Line(f"{role} states", n * size, f"{n} copies x {size:,} B")] if n * size else []
 
 
+def _grown(shape: ModelShape, n_bytes: int) -> int:
+    """What our kernels' layout takes more for so many bytes of a model's weights."""
+    doubled = [shape.tied] if shape.tied and shape.tied[0] in PACKED_TYPES else []
+    whole = sum(size * PACKED_GROWTH.get(kind, 0.0) for kind, size in [*shape.matrix_bytes, *doubled])
+    return int(whole * n_bytes / max(shape.weight_bytes, 1))
+
+
 def _hidden_rows(role: str, shape: ModelShape, context: ContextSettings, settings: PairSettings) -> list[Line]:
     """States that a draft head reads: of a batch as the target and as the head hand them out, and those kept."""
     n_rows = settings.target.n_ubatch + context.n_ubatch + HEAD_REACH
@@ -95,19 +105,21 @@ def _hidden_rows(role: str, shape: ModelShape, context: ContextSettings, setting
     return [Line(f"{role} states", n_rows * shape.n_embd * 4, formula)]
 
 
-def _weights(role: str, shape: ModelShape, sizes: BufferSizes, loading: Loading) -> Line:
+def _weights(role: str, shape: ModelShape, context: ContextSettings, sizes: BufferSizes, loading: Loading) -> Line:
     """What is resident: pages of the file stay so beside a rearranged copy, which is why those two add up."""
     n_bytes, how = sizes.weights_bytes, f"{shape.quantisation} {loading}"
     formula = f"{shape.weight_bytes if loading == 'mapped' else n_bytes:,} B, {how}"
     if sizes.devices:  # rows are read into the other devices' memory as they come
+        if context.head_stays and loading == "packed":
+            n_bytes += _grown(shape, n_bytes)
+            n_bytes += shape.tied[1] if shape.tied and shape.tied[0] in PACKED_TYPES else 0
         return Line(f"{role} weights", n_bytes, f"{n_bytes:,} B, {shape.quantisation}, what is left to the processor")
     if not shape.exact:
         formula = f"{shape.n_params:,} weights x {8 * shape.weight_bytes / shape.n_params:.2f} bits, {how}"
     if loading == "packed":
         # Rows are looked up in the original, products use the packed one.
-        doubled = [shape.tied] if shape.tied and shape.tied[0] in PACKED_TYPES else []
-        tied, matrices = sum(size for _, size in doubled), [*shape.matrix_bytes, *doubled]
-        grown = int(sum(size * PACKED_GROWTH.get(kind, 0.0) for kind, size in matrices))
+        tied = shape.tied[1] if shape.tied and shape.tied[0] in PACKED_TYPES else 0
+        grown = _grown(shape, shape.weight_bytes)
         n_bytes = shape.weight_bytes + tied + grown
         formula += f" + {grown:,} B of scales" + (f" + {tied:,} B of output packed apart" if tied else "")
     elif loading == "mapped":

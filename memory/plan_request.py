@@ -26,6 +26,9 @@ class PlanRequest:
     n_gpu_layers: int = -1  # of them; -1: all that it takes
     draft_device: str = ""  # likewise, of the drafter
     n_draft_gpu_layers: int = -1
+    workers: tuple[
+        str, ...
+    ] = ()  # machines that take `n_gpu_layers` of the target's layers; -1: what does not fit here
 
 
 ANYTHING = PlanRequest()

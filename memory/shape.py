@@ -6,15 +6,17 @@ of a cache. `runtime/bringup/probe.py` sizes those exactly.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgellm.memory import hparams
 from edgellm.memory.architectures import (
     DRAFT_HEADS,
     EMBEDDING_TWICE,
+    ENCODER_DECODER,
     FUSED_QKV,
     HYBRID,
     RECURRENT,
@@ -25,7 +27,7 @@ from edgellm.memory.architectures import (
 from edgellm.memory.cache_layers import (
     AttentionLayers,
     attending,
-    attention_layers,
+    attending_layers,
     recurrent_layers,
     recurrent_width,
     state_elements,
@@ -55,7 +57,7 @@ class ModelShape:
     n_embd: int
     n_heads: int
     n_vocab: int
-    n_ctx_train: int  # tokens
+    n_ctx_train: int  # tokens; of a model with an encoder, of its input and its text together
     n_params: int
     q_width: int  # elements a token that attention hands to its output matrix
     n_ff: int  # widest feed-forward, elements a token; of one expert in a mixture
@@ -83,10 +85,16 @@ class ModelShape:
     head_of: str = ""  # of a draft head inside a file: its model's name, whose vocabulary it has
     shared_bytes: int = 0  # of such a head: its model's weights that a token of it reads too
     layer_bytes: tuple[int, ...] = ()  # weights of each layer; empty: not known apart
+    layer_groups: tuple[int, ...] = ()  # of each layer, its place in `attention`; -1: it does not attend
 
     @property
     def is_recurrent(self) -> bool:
         return self.state_elements > 0 or self.keeps_state
+
+    @property
+    def has_encoder(self) -> bool:
+        """An encoder reads the whole prompt at once; the cache is the decoder's."""
+        return self.architecture in ENCODER_DECODER
 
     @property
     def keeps_snapshots(self) -> bool:
@@ -96,8 +104,14 @@ class ModelShape:
     @property
     def bytes_read_per_token(self) -> int:
         """Weights that one token's pass reads."""
-        idle = self.expert_bytes * (self.n_experts - self.n_experts_used) // self.n_experts if self.n_experts else 0
-        return self.weight_bytes - self.lookup_bytes - idle + self.shared_bytes
+        return self.bytes_read(1)
+
+    def bytes_read(self, n_tokens: int) -> int:
+        """Weights that a pass over so many tokens reads: of the experts, those that some token chose, at random."""
+        idle = 0.0
+        if self.n_experts:
+            idle = self.expert_bytes * (1.0 - self.n_experts_used / self.n_experts) ** n_tokens
+        return self.weight_bytes - self.lookup_bytes - int(idle) + self.shared_bytes
 
     def repacked_bytes(self, isa: str) -> int:
         """Bytes that llama.cpp would rearrange for this instruction set (`x86` or `arm`), if it is let."""
@@ -150,6 +164,8 @@ def from_header(header: GgufHeader, name: str | None = None, *, ask: bool = Fals
             raise unknown(architecture)
     n_experts = told.count("expert_count", 0, most=MAX_EXPERTS)
     kept = attending(told, architecture, kv_heads)
+    layers = attending_layers(header, told, kept, kv_heads, (key, value), sliding_heads) if known else {}
+    groups = Counter(layers.values())
     n_recurrent = recurrent_layers(told, architecture, kv_heads, kept)
     embedding = next((tensor for tensor in header.tensors if tensor.name == "token_embd.weight"), None)
     if known:
@@ -165,12 +181,12 @@ def from_header(header: GgufHeader, name: str | None = None, *, ask: bool = Fals
         n_embd=n_embd,
         n_heads=n_heads,
         n_vocab=embedding.shape[-1] if embedding else told.count("vocab_size", least=1, most=MAX_VOCABULARY),
-        n_ctx_train=told.count("context_length", least=1, most=MAX_TOKENS),
+        n_ctx_train=told.count("context_length", least=1, most=MAX_TOKENS) * (1 + (architecture in ENCODER_DECODER)),
         n_params=header.n_params,
         q_width=n_heads * told.count("attention.value_length_mla", value, least=1),
         n_ff=_widest_ff(told, n_layers, n_experts),
         n_experts_used=told.count("expert_used_count", 0, most=n_experts) if n_experts else 0,
-        attention=attention_layers(header, told, kept, kv_heads, (key, value), sliding_heads) if known else (),
+        attention=tuple(replace(group, n_layers=n) for group, n in groups.items()),
         state_elements=state_elements(told, architecture, n_recurrent, n_embd),
         weight_bytes=sum(-(-size // 32) * 32 for size in sizes.values()),  # the engine aligns each
         lookup_bytes=(sizes.get("token_embd.weight", 0) if "output.weight" in sizes else 0)
@@ -187,10 +203,12 @@ def from_header(header: GgufHeader, name: str | None = None, *, ask: bool = Fals
         recurrent_width=recurrent_width(told, architecture, n_embd),
         per_layer_width=next((t.shape[0] for t in header.tensors if t.name == "per_layer_token_embd.weight"), 0),
         layer_bytes=_layer_bytes(own, n_layers),
+        layer_groups=tuple(list(groups).index(layers[i]) if i in layers else -1 for i in range(n_layers)),
         keeps_state=not known and any(key.startswith(_STATEFUL) for key in header.own_keys()),
     )
 
 
+_BLOCK = re.compile(r"(?:enc\.|dec\.)?blk\.([^.]+)\.")
 _STATEFUL = ("ssm.", "wkv.", "shortconv.", "kda.")  # entries that recurrent layers have
 
 
@@ -221,7 +239,7 @@ def _widest_ff(told: Hparams, n_layers: int, n_experts: int) -> int:
 
 def _check_tensors(header: GgufHeader, embedding: TensorInfo | None, n_layers: int, n_embd: int) -> None:
     """The numbers stated are those of the tensors that are there, else llama.cpp will not load the file."""
-    layers = {tensor.name.split(".", 2)[1] for tensor in header.tensors if tensor.name.startswith("blk.")}
+    layers = {match[1] for tensor in header.tensors if (match := _BLOCK.match(tensor.name))}
     if embedding is None or len(embedding.shape) != 2 or not 0 < embedding.shape[1] <= MAX_VOCABULARY:
         raise UnknownShape(f"{header.path} has no embedding of its tokens: it is damaged, or no language model")
     missing = next((layer for layer in range(n_layers) if str(layer) not in layers), None)
@@ -253,7 +271,7 @@ def products(tensors: Sequence[TensorInfo]) -> Counter[str]:
     """Bytes by type of the matrices that kernels may rearrange."""
     n_bytes: Counter[str] = Counter()
     for tensor in tensors:
-        in_product = tensor.name.startswith("blk.") or tensor.name == "output.weight"
+        in_product = _BLOCK.match(tensor.name) or tensor.name == "output.weight"
         if in_product and len(tensor.shape) > 1 and tensor.shape[1] % 8 == 0:
             n_bytes[tensor.type] += tensor.n_bytes
     return n_bytes

@@ -134,6 +134,7 @@ def _start(
     notes: list[Trim] = []
     rows = rows_for(n_draft, ask.n_sequences)
     n_ubatch = max(ask.n_ubatch or N_UBATCH, rows if ask.n_sequences > 1 else 0)
+    n_ubatch = n_ctx if target.has_encoder else n_ubatch  # which reads all of its input at once
     main = ContextSettings(n_ctx, n_ubatch, rows, kv, n_threads=ask.n_threads, n_sequences=ask.n_sequences)
     main = replace(main, n_saved_states=saved_states(target, n_turns=N_TURN_STATES))
     settings = PairSettings(main, n_draft, None, ask.copy, ask.loading, ask.repack)
@@ -144,7 +145,8 @@ def _start(
         n, window = ask.n_sequences, min(n_ctx, drafter.n_ctx_train)
         own = ContextSettings(window, N_UBATCH_DRAFT, n, draft_kv, n_rs_seq, ask.n_threads, saved_states(drafter), n)
         settings = replace(settings, drafter=own)
-        if ask.n_draft is None and not ask.keep_drafter and not gains(target, drafter, settings, device):
+        lent = placed(with_outputs(settings, target), target, drafter, device, ask)
+        if ask.n_draft is None and not ask.keep_drafter and not gains(target, drafter, lent, device):
             notes.append(Trim("no draft model", 0, "it is not expected to gain anything on this device"))
             settings = replace(settings, drafter=None)
     settings = placed(with_outputs(settings, target), target, drafter, device, ask)
@@ -221,8 +223,10 @@ def _descend(
         state, current = changed, smaller
     if state.settings.drafter is None:
         listed = [step for step in listed if not step.name.startswith("drafter:")]
-    # Of an accelerator's speed nothing is known before it was measured.
-    speed = None if state.settings.target.placed else predict(state.target, drafter, state.settings, device)
+    # Of an accelerator's speed nothing is known before it was measured; a worker says its own.
+    remote = {each.name for each in device.accelerators if each.remote is not None}
+    unknown = any(name not in remote for name, _ in state.settings.target.placed)
+    speed = None if unknown else predict(state.target, drafter, state.settings, device)
     return replace(current, tokens_per_s=speed, steps=tuple(listed))
 
 

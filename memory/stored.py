@@ -15,7 +15,10 @@ from edgellm.memory.plan import VERSION, Limit, Line, Loading, MemoryPlan, PairS
 
 MOST_THREADS = 1024
 _CONTEXT_KEYS = ("n_ctx", "n_ubatch", "n_outputs", "kv", "n_rs_seq", "n_threads")
-_LATER_KEYS: dict[str, Any] = {"n_sequences": 1, "n_saved_states": 0, "placed": ()}  # that older plans lack
+# That older plans lack.
+_LATER_KEYS: dict[str, Any] = {
+    "n_sequences": 1, "n_saved_states": 0, "placed": (), "head_stays": False, "largest_bytes": 0,
+}  # fmt: skip
 
 
 def plan_from_json(data: Mapping[str, Any]) -> MemoryPlan:
@@ -81,7 +84,11 @@ def _line(data: Mapping[str, Any]) -> Line:
 
 def _device(data: Mapping[str, Any]) -> DeviceLimit:
     return DeviceLimit(
-        _text(data["name"]), _text(data["description"]), _count(data["usable_bytes"]), _flag(data["unified"])
+        _text(data["name"]),
+        _text(data["description"]),
+        _count(data["usable_bytes"]),
+        _flag(data["unified"]),
+        largest_bytes=_count(data.get("largest_bytes", 0)),
     )
 
 
@@ -110,7 +117,9 @@ def _context(data: Mapping[str, Any]) -> ContextSettings:
         n_saved_states=_count(data.get("n_saved_states", 0), most=N_UBATCH_MAX),
         n_threads=_count(data["n_threads"], least=1, most=MOST_THREADS),
         n_sequences=_count(data.get("n_sequences", 1), least=1, most=N_PARALLEL_MAX),
+        head_stays=_flag(data.get("head_stays", False)),
         placed=tuple((_text(name), _count(n, most=MAX_LAYERS + 1)) for name, n in data.get("placed", ())),
+        largest_bytes=_count(data.get("largest_bytes", 0)),
     )
     if settings.n_outputs > settings.n_ubatch:
         raise ValueError(f"{settings.n_outputs} rows of logits do not come out of a batch of {settings.n_ubatch}")

@@ -64,6 +64,8 @@ class Generation(Iterator[str]):
         elif thinking is None:
             thinking = Thinking(engine.template, vocabulary, request.think, request.think_budget)
         named = (*(request.prompt or ()), *(token for token, _ in request.sampling.logit_bias))
+        if request.prompt is not None and engine.template.reads_last:
+            raise BadRequest("this model has an encoder: it answers a message, and does not go on with a text")
         if max(named, default=0) >= vocabulary.n_tokens:
             raise BadRequest(f"token {max(named)} is none of the model's: they are below {vocabulary.n_tokens}")
         self._answer: Answer | None = None
@@ -77,6 +79,7 @@ class Generation(Iterator[str]):
             request.stop,
             in_thought=self._begins_in_thought,
             calls=call_stream(engine, request),
+            strips_lead=engine.template.reads_last and vocabulary.adds_space,
         )
         self._prompt = Prompt(request, engine.backend, engine.template, engine.model, thinking.think)
         self._constraint = constraint_of(engine, request)
@@ -201,7 +204,7 @@ class Generation(Iterator[str]):
         # lesson say what tools there were.
         if least is None or len(tokens) < least or self._stream.has_thought or not self._request.messages:
             return
-        if self._request.speaks_of_tools:
+        if self._request.speaks_of_tools or self._engine.template.reads_last:  # no drafter learns of an encoder
             return
         if self._constraint is not None:  # not how the target writes by itself
             return

@@ -32,6 +32,11 @@ def check_length(n_bytes: int, vocabulary: Vocabulary, n_ctx: int) -> None:
     raise PromptTooLong(f"{sentence}: shorten it", n_least, n_ctx, at_least=True)
 
 
+def last_alone(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The system's messages, which such a model refuses, and the last of all others."""
+    return tuple(message for message in messages[:-1] if message.role == "system") + tuple(messages[-1:])
+
+
 class Prompt:
     """What is read before an answer; it knows what was forgotten."""
 
@@ -40,8 +45,9 @@ class Prompt:
     ) -> None:
         self._request, self._backend, self._template, self._model = request, backend, template, model
         self._think = think
-        n_system = next((i for i, m in enumerate(request.messages) if m.role != "system"), len(request.messages))
-        self._system, self._turns = request.messages[:n_system], request.messages[n_system:]
+        messages = last_alone(request.messages) if template.reads_last else request.messages
+        n_system = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
+        self._messages, self._system, self._turns = messages, messages[:n_system], messages[n_system:]
         self.n_forgotten = 0  # of the turns
 
     @property
@@ -61,7 +67,7 @@ class Prompt:
             return self._given(self._request.prompt, n_answered)
         if self._request.on_full == "stop":
             # What is written whole: of an answer a thought may be left out, of all the space around them.
-            said = (m.content.strip() for m in self._request.messages if m.role != "assistant")
+            said = (m.content.strip() for m in self._messages if m.role != "assistant")
             check_length(sum(len(text.encode()) for text in said), self._model.vocabulary, n_ctx)
         questions = [i for i, message in enumerate(self._turns) if message.role == "user"]
         n_asked = questions[-1] if questions else 0  # the question itself stays

@@ -25,6 +25,7 @@ ADAPTERS = {
         "runtime/backends/llama_process.py",
         "runtime/backends/llama_context.py",
         "runtime/backends/llama_cpp.py",
+        "runtime/backends/llama_encoder.py",
         "runtime/backends/llama_heads.py",
         "runtime/backends/llama_log.py",
         "runtime/backends/llama_model.py",
@@ -36,6 +37,7 @@ ADAPTERS = {
         "runtime/bringup/extra_buffers.py",
         "runtime/bringup/library.py",
         "runtime/bringup/probe.py",
+        "runtime/workers/server.py",
     },
     "onnxruntime": {
         "export/onnx/hosts/host.py",

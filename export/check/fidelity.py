@@ -12,10 +12,12 @@ import numpy as np
 
 from edgellm.export.check.reference import NoReference, reference_logits
 from edgellm.export.check.reference_config import ReferenceConfig, read_reference_config
+from edgellm.export.check.reference_t5 import t5_logits
 from edgellm.export.convert import engine_jobs
 from edgellm.export.convert.script import n_compared, transformers_logits
 from edgellm.export.obtain.source import ModelSource
 from edgellm.export.read.tokenizer_facts import APPROXIMATE
+from edgellm.memory.architectures import ENCODER_DECODER
 from edgellm.memory.errors import EdgellmError
 from edgellm.memory.gguf import GgufHeader, read_header
 
@@ -149,7 +151,12 @@ def check_logits(folder: Path, path: Path, *, python: Path | None = None) -> dic
     """
     header = read_header(path)
     try:
-        lengths = [n_compared(folder)] if python else _telling_lengths(read_reference_config(folder), header)
+        if python:
+            lengths = [n_compared(folder)]
+        elif header.architecture in ENCODER_DECODER:
+            lengths = [min(N_TOKENS, int(header.hparam("context_length", N_TOKENS)))]
+        else:
+            lengths = _telling_lengths(read_reference_config(folder), header)
         ids = engine_jobs.tokenise(path, [TEXT])[0]
         checked = [_compared(folder, header, (ids * (n // len(ids) + 1))[:n], python) for n in lengths]
     except NoReference as error:
@@ -166,7 +173,11 @@ def _compared(folder: Path, header: GgufHeader, tokens: Sequence[int], python: P
     """(rows compared, the worst relative error, rows whose likeliest token is the same)"""
     path = header.path
     rows = sorted({*range(min(N_ROWS, len(tokens))), *range(max(0, len(tokens) - N_ROWS), len(tokens))})
-    expected = transformers_logits(python, folder, tokens)[rows] if python else reference_logits(folder, tokens, rows)
+    if python:
+        expected = transformers_logits(python, folder, tokens)[rows]
+    else:
+        known = t5_logits if header.architecture in ENCODER_DECODER else reference_logits
+        expected = known(folder, tokens, rows)
     found = engine_jobs.logits(path, tokens, rows)
     if found.shape != expected.shape:
         raise VerificationFailed(f"{path.name} gives logits of shape {found.shape}, not {expected.shape}")

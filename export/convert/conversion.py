@@ -19,6 +19,7 @@ from edgellm.export.convert import hf_to_gguf
 from edgellm.export.read.facts import (
     MIN_CONTEXT,
     UnsupportedModel,
+    has_encoder,
     read_document,
     refuse_other_kinds,
     text_settings,
@@ -158,6 +159,8 @@ def short(name: str) -> str:
 def _is_ours(config: Mapping[str, Any], name: str) -> bool:
     """Whether our own converter knows the family, by the very rule that it goes by."""
     model_type = config.get("model_type")
+    if has_encoder(config):
+        return True
     if not config.get("architectures"):
         return any(model_type in family.model_types for family in FAMILIES.values())
     family = FAMILIES.get(str(config["architectures"][0]))
@@ -253,8 +256,6 @@ def _remarks(
     senses = [key for key in ("vision_config", "audio_config") if config.get(key)]
     if senses or (known.has_senses and known.arch not in {"deepseek4", "mimo2"}):
         found.append(f"{short(name)} takes more than text: its text model alone is exported")
-    if known.arch == "t5":
-        found.append("it has an encoder: `edgellm chat` does not run it, llama.cpp's own programs do")
     if quantised is not None:
         found.append(f"its weights were quantised by {quantised}: they are undone, which brings nothing back")
     if not known.in_transformers:

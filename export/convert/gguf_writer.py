@@ -16,7 +16,7 @@ from edgellm.memory.gguf import MAGIC, TENSOR_TYPES, TYPE_IDS
 
 ALIGNMENT = 32  # bytes; the format's default
 
-_U32, _I32, _F32, _BOOL, _STRING, _ARRAY, _F64 = 4, 5, 6, 7, 8, 9, 12
+_U8, _U32, _I32, _F32, _BOOL, _STRING, _ARRAY, _F64 = 0, 4, 5, 6, 7, 8, 9, 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,10 @@ def string(value: str | bytes) -> bytes:
 
 def strings(values: Sequence[str | bytes]) -> bytes:
     return struct.pack("<IIQ", _ARRAY, _STRING, len(values)) + b"".join(map(_text, values))
+
+
+def u8s(values: bytes) -> bytes:
+    return struct.pack("<IIQ", _ARRAY, _U8, len(values)) + values
 
 
 def i32s(values: Sequence[int]) -> bytes:

@@ -10,13 +10,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgellm.export.convert import encoder_decoder
 from edgellm.export.convert.dtypes import FloatType
 from edgellm.export.convert.gguf_writer import PlannedTensor, write_gguf
 from edgellm.export.convert.metadata import ModelSettings, Shape, damage_told, entries_of
 from edgellm.export.convert.tensors import Adapt, tensors_of, vector
-from edgellm.export.read.facts import attention_window, read_config, remarks
+from edgellm.export.read.facts import (
+    UnsupportedModel,
+    attention_window,
+    has_encoder,
+    read_config,
+    read_document,
+    read_encoder_config,
+    remarks,
+)
 from edgellm.export.read.rope import read_rope, rope_factors
 from edgellm.export.read.tokenizer import read_vocabulary
+from edgellm.export.read.unigram import read_unigram
 
 
 def to_gguf(
@@ -40,8 +50,14 @@ def to_gguf(
         UnsupportedModel: no family of this package, or weights that do not fit its configuration.
         CheckpointError, TokenizerError: damaged or missing files.
     """
-    plan = _plan(folder, float_type, name or folder.name)
-    tensors = [vector(*item) for item in plan.factors.items()] + tensors_of(plan.settings, float_type, adapt)
+    if has_encoder(read_document(folder)):
+        if adapt is not None:
+            raise UnsupportedModel(f"{folder} has an encoder: no adapter is merged into such models here")
+        entries, tensors = _of_halves(folder, float_type, name or folder.name)
+    else:
+        plan = _plan(folder, float_type, name or folder.name)
+        entries = plan.entries
+        tensors = [vector(*item) for item in plan.factors.items()] + tensors_of(plan.settings, float_type, adapt)
     n_done = 0
 
     def count(_: PlannedTensor) -> None:
@@ -50,7 +66,17 @@ def to_gguf(
         if on_tensor is not None:
             on_tensor(n_done, len(tensors))
 
-    write_gguf(path, plan.entries, tensors, on_tensor=count)
+    write_gguf(path, entries, tensors, on_tensor=count)
+
+
+def _of_halves(folder: Path, float_type: FloatType, name: str) -> tuple[dict[str, bytes], list[PlannedTensor]]:
+    """Metadata and tensors of a model with an encoder and a decoder."""
+    with damage_told(folder):
+        config = read_encoder_config(folder)
+        sizes = encoder_decoder.Sizes.of(folder, config)
+        vocabulary = read_unigram(folder, sizes.n_vocab)
+        entries = encoder_decoder.entries_of(folder, config, sizes, vocabulary, float_type, name)
+    return entries, encoder_decoder.tensors_of(folder, config, sizes, float_type)
 
 
 def examine(folder: Path, *, has_tokenizer: bool = True) -> tuple[str, ...]:
@@ -62,6 +88,8 @@ def examine(folder: Path, *, has_tokenizer: bool = True) -> tuple[str, ...]:
     Raises:
         UnsupportedModel, TokenizerError: as `to_gguf` would.
     """
+    if has_encoder(read_document(folder)):
+        return _examine_halves(folder, has_tokenizer)
     if has_tokenizer:
         return _plan(folder, "F16", folder.name).remarks
     with damage_told(folder):
@@ -70,6 +98,13 @@ def examine(folder: Path, *, has_tokenizer: bool = True) -> tuple[str, ...]:
         rope_factors(folder, rope)
         window = attention_window(folder, family, config)
         return tuple(remarks(family, config, window, rope["rope_type"]))
+
+
+def _examine_halves(folder: Path, has_tokenizer: bool) -> tuple[str, ...]:
+    with damage_told(folder):
+        config = read_encoder_config(folder)
+        sizes = encoder_decoder.Sizes.of(folder, config)
+        return read_unigram(folder, sizes.n_vocab).remarks if has_tokenizer else ()
 
 
 @dataclass(frozen=True, slots=True)

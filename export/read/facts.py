@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgellm.export.read.families import FAMILIES, IDLE, READ, Family
+from edgellm.export.read.families import ENCODER_DECODERS, FAMILIES, IDLE, READ, Family
 from edgellm.export.read.json_file import read_json
 from edgellm.export.read.kinds import wanted
 from edgellm.export.read.tokenizer_facts import WAY_OUT, TokenizerError
@@ -55,6 +55,31 @@ def read_config(folder: Path, *, weights: bool = True) -> tuple[Family, dict[str
         config = {**text, "tie_word_embeddings": config.get("tie_word_embeddings", True)}
         _account(folder, family, config)
     return family, {**family.defaults, **config}
+
+
+def has_encoder(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is of a family with an encoder and a decoder that is converted here."""
+    names = config.get("architectures")
+    return isinstance(names, list) and bool(names) and str(names[0]) in ENCODER_DECODERS
+
+
+def read_encoder_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a model with an encoder and a decoder, defaults filled in.
+
+    Raises:
+        UnsupportedModel: another one, or a variant that llama.cpp would compute otherwise.
+    """
+    config = read_document(folder)
+    _refuse_quantised(folder, config, weights=True)
+    if not has_encoder(config):
+        raise UnsupportedModel(f"{folder} is no T5 by its config.json (architectures)")
+    family = ENCODER_DECODERS[str(config["architectures"][0])]
+    if config.get("model_type") not in (None, *family.model_types):
+        raise UnsupportedModel(f"{folder} is a {config['architectures'][0]} of type {config['model_type']!r}")
+    _account(folder, family, config)
+    own = {"feed_forward_proj": "relu" if config.get("model_type", "t5") == "t5" else "gated-gelu"}
+    told = {key: value for key, value in config.items() if value is not None}
+    return {**family.defaults, **own, **told}
 
 
 def read_document(folder: Path) -> dict[str, Any]:

@@ -144,6 +144,31 @@ FAMILIES: dict[str, Family] = {
     "Phi3ForCausalLM": _PHI3,
 }
 
+_T5_ATTENTION = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_o"}
+_T5 = Family(
+    "t5", ("t5", "mt5", "umt5"),
+    {f"SelfAttention.{name}": part for name, part in _T5_ATTENTION.items()}
+    | {f"EncDecAttention.{name}": f"cross_{part}" for name, part in _T5_ATTENTION.items()}
+    | {"SelfAttention.relative_attention_bias": "attn_rel_b", "DenseReluDense.wi": "ffn_up",
+       "DenseReluDense.wi_0": "ffn_gate", "DenseReluDense.wi_1": "ffn_up", "DenseReluDense.wo": "ffn_down"},
+    {"vocab_size": 32_128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_decoder_layers": None,
+     "num_heads": 8, "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128,
+     "layer_norm_epsilon": 1e-6, "feed_forward_proj": "relu", "tie_word_embeddings": None,
+     "scale_decoder_outputs": None, "decoder_start_token_id": 0, "n_positions": 512},
+    {"relative_attention_max_distance": (128,), "feed_forward_proj": ("relu", "gated-gelu"),
+     "is_encoder_decoder": (True, None), "is_decoder": (False, None)},
+    # What follows from feed_forward_proj, whatever stands here; and a classifier's.
+    idle=("dense_act_fn", "is_gated_act", "dropout_rate", "classifier_dropout", "output_past", "gradient_checkpointing",
+          "use_cache", "max_new_tokens"),
+)  # fmt: skip
+# An encoder reads the prompt, and a decoder attends to it.
+ENCODER_DECODERS: dict[str, Family] = {
+    "T5ForConditionalGeneration": _T5,
+    "T5WithLMHeadModel": _T5,
+    "MT5ForConditionalGeneration": _T5,
+    "UMT5ForConditionalGeneration": _T5,
+}
+
 # Read for every family, whatever it is.
 READ = {
     "architectures", "model_type", "text_config", "hidden_size", "intermediate_size", "num_hidden_layers",

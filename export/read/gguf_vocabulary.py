@@ -19,7 +19,7 @@ ADDED_SCORE = -1000.0
 class GgufVocabulary:
     """What GGUF stores of a tokenizer. `tokens`, `types` and `scores` are indexed by token id."""
 
-    model: Literal["llama", "gpt2"]
+    model: Literal["llama", "gpt2", "t5"]
     pre: str
     tokens: list[bytes]
     types: list[int]
@@ -31,6 +31,8 @@ class GgufVocabulary:
     add_space_prefix: bool
     chat_templates: dict[str, str] = field(default_factory=dict)  # "default" and named ones
     strips_right: bool = False  # control tokens swallow the spaces behind them (Phi-3)
+    charsmap: bytes = b""  # T5: how signs are written otherwise, as SentencePiece compiles it
+    removes_spaces: bool = False  # T5: those at the ends, and all but one of several
     remarks: tuple[str, ...] = ()  # sentences about what llama.cpp does otherwise
 
     def entries(self) -> dict[str, bytes]:
@@ -50,8 +52,12 @@ class GgufVocabulary:
             entries[f"tokenizer.ggml.{names.get(name, name)}_token_id"] = gguf.u32(token)
         entries["tokenizer.ggml.add_bos_token"] = gguf.boolean(self.add_bos)
         entries["tokenizer.ggml.add_eos_token"] = gguf.boolean(self.add_eos)
-        if self.model == "llama":
+        if self.model != "gpt2":
             entries["tokenizer.ggml.add_space_prefix"] = gguf.boolean(self.add_space_prefix)
+        if self.model == "t5":
+            entries["tokenizer.ggml.remove_extra_whitespaces"] = gguf.boolean(self.removes_spaces)
+        if self.charsmap:
+            entries["tokenizer.ggml.precompiled_charsmap"] = gguf.u8s(self.charsmap)
         named = [name for name in self.chat_templates if name != "default"]
         if "default" in self.chat_templates:
             entries["tokenizer.chat_template"] = gguf.string(self.chat_templates["default"])

@@ -26,12 +26,14 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool], tuple[str, ...]]] = {
         "a whole number above 0", lambda value: _is_integer(value) and value > 0,
         ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
          "head_dim", "vocab_size", "max_position_embeddings", "original_max_position_embeddings", "sliding_window",
-         "sliding_window_pattern"),
+         "sliding_window_pattern", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads",
+         "relative_attention_num_buckets", "relative_attention_max_distance", "n_positions"),
     ),
     "count or none": ("a whole number", lambda value: _is_integer(value) and value >= 0, ("max_window_layers",)),
     "number": (
         "a number above 0", lambda value: _is_number(value) and value > 0,
-        ("rms_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar", "partial_rotary_factor",
+        ("rms_norm_eps", "layer_norm_epsilon", "rope_theta", "rope_local_base_freq",
+         "query_pre_attn_scalar", "partial_rotary_factor",
          "attn_logit_softcapping", "final_logit_softcapping",
          # of the rotary embedding
          "factor", "low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow"),
@@ -45,12 +47,12 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool], tuple[str, ...]]] = {
     "flag": (
         "true or false", lambda value: isinstance(value, bool),
         ("tie_word_embeddings", "attention_bias", "mlp_bias", "lm_head_bias", "use_sliding_window", "truncate",
-         "use_bidirectional_attention", "finetuned"),
+         "use_bidirectional_attention", "finetuned", "scale_decoder_outputs"),
     ),
     "names": ("a list of names", _is_list_of(lambda value: isinstance(value, str)), ("layer_types", "architectures")),
     "text": (
         "a name", lambda value: isinstance(value, str),
-        ("model_type", "hidden_act", "hidden_activation", "rope_type", "type"),
+        ("model_type", "hidden_act", "hidden_activation", "rope_type", "type", "feed_forward_proj"),
     ),
     "object": (
         "an object", lambda value: isinstance(value, dict),
@@ -60,7 +62,10 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool], tuple[str, ...]]] = {
         "the number of a token, or a list of them",
         lambda value: _is_integer(value) or _is_list_of(_is_integer)(value), ("eos_token_id",),
     ),
-    "token": ("the number of a token", _is_integer, ("bos_token_id", "pad_token_id", "unk_token_id")),
+    "token": (
+        "the number of a token", _is_integer,
+        ("bos_token_id", "pad_token_id", "unk_token_id", "decoder_start_token_id"),
+    ),
 }  # fmt: skip
 _KIND_OF = {key: (what, check) for what, check, keys in _KINDS.values() for key in keys}
 

@@ -39,8 +39,21 @@ def account_model_file(folder: Path) -> None:
 
 
 def _pieces(folder: Path) -> tuple[list[tuple[bytes, float, int]], bool]:
-    """Each piece of tokenizer.model (a protobuf): text, score and kind; and whether a space is put before a text."""
-    data = (folder / "tokenizer.model").read_bytes()
+    """Each piece of tokenizer.model: text, score and kind; and whether a space is put before a text."""
+    pieces, trainer, normalizer = parts_of(folder / "tokenizer.model")
+    has_user_defined = any(kind == USER_DEFINED for _, _, kind in pieces)
+    tokenizer_facts.account_sentencepiece(folder, trainer, normalizer, has_user_defined=has_user_defined)
+    return pieces, bool(normalizer.get(3, True))
+
+
+def parts_of(path: Path) -> tuple[list[tuple[bytes, float, int]], dict[int, Any], dict[int, Any]]:
+    """SentencePiece's own file (a protobuf): (text, score, kind) of each piece, and the fields by number of what it
+    says of the training and of how text is normalised.
+
+    Raises:
+        TokenizerError: it is damaged, or has a part that is not known.
+    """
+    folder, data = path.parent, path.read_bytes()
     pieces: list[tuple[bytes, float, int]] = []
     trainer: dict[int, Any] = {}
     normalizer: dict[int, Any] = {}
@@ -54,12 +67,10 @@ def _pieces(folder: Path) -> tuple[list[tuple[bytes, float, int]], bool]:
         elif number == 3 and isinstance(value, bytes):
             normalizer = dict(_protobuf(value, folder))
         elif number != 4 and value:  # 4 holds samples to test it with
-            raise TokenizerError(f"{folder}: tokenizer.model has a part {number} that is not known here")
+            raise TokenizerError(f"{folder}: {path.name} has a part {number} that is not known here")
     if not trainer:
-        raise TokenizerError(f"{folder}: tokenizer.model is damaged or truncated: download it again")
-    has_user_defined = any(kind == USER_DEFINED for _, _, kind in pieces)
-    tokenizer_facts.account_sentencepiece(folder, trainer, normalizer, has_user_defined=has_user_defined)
-    return pieces, bool(normalizer.get(3, True))
+        raise TokenizerError(f"{folder}: {path.name} is damaged or truncated: download it again")
+    return pieces, trainer, normalizer
 
 
 def from_model_file(folder: Path, config: dict[str, Any], n_vocab: int | None) -> GgufVocabulary:

@@ -51,7 +51,7 @@ _CONFIG = {
     "clean_up_tokenization_spaces", "spaces_between_special_tokens", "errors", "trim_offsets",
     # of conversations
     "use_default_system_prompt", "additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens",
-    "response_schema", "tool_parser_type", "special_tokens",
+    "response_schema", "tool_parser_type", "special_tokens", "extra_ids",
 }  # fmt: skip
 _CONFIG_FIXED = dict.fromkeys(("do_lower_case", "strip_accents", "remove_space", "split_special_tokens"), (False, None))
 

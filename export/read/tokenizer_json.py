@@ -36,7 +36,8 @@ def from_json(folder: Path, config: dict[str, Any], n_vocab: int | None) -> Gguf
     model = document["model"]
     if model.get("type", "BPE") != "BPE":
         raise TokenizerError(
-            f"{folder}: a tokenizer of type {model['type']} is not supported (byte-level and SentencePiece BPE are); "
+            f"{folder}: a tokenizer of type {model['type']} is not supported for this model (byte-level and "
+            "SentencePiece BPE are); "
             f"{tokenizer_facts.NO_WAY}"
         )
     sentencepiece = bool(model.get("byte_fallback"))

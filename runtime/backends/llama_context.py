@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +26,19 @@ class ContextLimits:
     def of(cls, context: Any) -> ContextLimits:
         n_batch = min(int(api.llama_n_batch(context)), int(api.llama_n_ubatch(context)))
         return cls(int(api.llama_n_ctx_seq(context)), n_batch, int(api.llama_n_rs_seq(context)))
+
+
+@contextmanager
+def interruptible(context: Any, abort: Any) -> Iterator[None]:
+    """Calls end with status 2 once `abort`, the engine's kind of callback, says so.
+
+    It is asked between any two nodes of the graph, which would cost too much where a pass is one token.
+    """
+    api.llama_set_abort_callback(context, abort, None)
+    try:
+        yield
+    finally:
+        api.llama_set_abort_callback(context, api.ggml_abort_callback(), None)
 
 
 def new_context(
@@ -65,6 +80,7 @@ def new_context(
     params.no_perf = True
     # A sliding window keeps n_ubatch spare cells, more than one rejected draft ever needs.
     params.swa_full = False
+    params.op_offload = False  # a layer is computed where it lies: else its weights are copied for every wide pass
     params.n_rs_seq = max(n_outputs, settings.n_rs_seq) if rolls_back else 0
     if head_of is not None:
         params.ctx_type, params.ctx_other = api.LLAMA_CONTEXT_TYPE_MTP, head_of

@@ -22,8 +22,9 @@ from edgellm.runtime.backends.base import (
     LoadError,
     Logits,
     StopSignal,
+    WorkerLost,
 )
-from edgellm.runtime.backends.llama_context import ContextLimits, new_context
+from edgellm.runtime.backends.llama_context import ContextLimits, interruptible, new_context
 from edgellm.runtime.backends.llama_heads import Head, TrimmedHead, WholeHead, rows_at
 from edgellm.runtime.backends.llama_model import LlamaModel
 from edgellm.runtime.backends.llama_nextn import HiddenRows, LlamaHead
@@ -205,15 +206,17 @@ class LlamaBackend:
 
     def _read(self, tokens: Sequence[int]) -> None:
         """Append any number of tokens; this may take long, and may be interrupted."""
-        # Asked between any two nodes of the graph, which would cost too much where a pass is one token.
-        api.llama_set_abort_callback(self._ctx, self._abort, None)
-        try:
+        with interruptible(self._ctx, self._abort):
             for start in range(0, len(tokens), self._n_batch):
                 if self._stop_asked.is_set():
                     raise Interrupted("stopped while reading")
                 self._decode(tokens[start : start + self._n_batch], 0)
-        finally:
-            api.llama_set_abort_callback(self._ctx, api.ggml_abort_callback(), None)
+
+    def encode(self, batch: Any) -> int:
+        """The engine's status of letting its encoder read a batch."""
+        api.llama_set_n_threads(self._ctx, self.n_threads, self.n_threads)
+        with interruptible(self._ctx, self._abort), self._cores:
+            return int(api.llama_encode(self._ctx, batch))
 
     def _decode(self, tokens: Sequence[int], n_rows: int, *, first: bool = False) -> None:
         """One engine call over at most n_batch tokens; logits of the last `n_rows`, or of the first."""
@@ -236,6 +239,8 @@ class LlamaBackend:
         self.engine_s += took_s
         if chooses:
             self._threads.took(n, n_threads, took_s)
+        if lost := self.model.lost_worker:
+            raise WorkerLost(lost)
         if status == 0:
             self.tokens.extend(tokens)
             if self._rows is not None:
@@ -256,7 +261,7 @@ class LlamaBackend:
                 told.edgellm_sequences_tell(self._cells, n, self._ids.ctypes.data, positions.ctypes.data)
             started = time.perf_counter()
             try:
-                status = int(api.llama_decode(self._ctx, self._batch))
+                status = self.model.run(self._ctx, self._batch)
             finally:
                 took_s = time.perf_counter() - started
                 if told is not None:

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgellm.memory.adapter import AdapterError, Lora, check_fits, read_adapter, refuse_adapter
+from edgellm.memory.architectures import ENCODER_DECODER
 from edgellm.memory.cache_layers import check_shared_cache
 from edgellm.memory.gguf import GgufError, GgufHeader
 from edgellm.memory.hparams import MAX_LAYERS, UnknownShape, of_header
 from edgellm.memory.split import read_model
 from edgellm.runtime.backends.base import LoadError
+
+MAX_BUCKETS = 4096  # of distances between tokens; T5 has 32
 
 
 def checked_header(path: Path) -> GgufHeader:
@@ -32,6 +35,36 @@ def checked_header(path: Path) -> GgufHeader:
     except UnknownShape as error:
         raise LoadError(str(error)) from error
     return header
+
+
+def has_both_halves(header: GgufHeader) -> bool:
+    """Whether an encoder reads the prompt, and a decoder writes what it attends to."""
+    return header.architecture in ENCODER_DECODER
+
+
+def check_encoder(header: GgufHeader, loras: Sequence[Lora]) -> None:
+    """Numbers of a model with both halves that the engine takes as they are, and ends the process over."""
+    path, damaged = header.path, "the file is damaged, pull it again"
+    if loras:
+        raise LoadError(
+            f"{path.name} ({header.architecture}) has an encoder: no adapter is applied to such models here"
+        )
+    n_layers = header.hparam("block_count", 0)
+    n_decoder = header.hparam("decoder_block_count", n_layers)
+    if not isinstance(n_decoder, int) or not 0 < n_decoder <= MAX_LAYERS:
+        raise LoadError(f"{path} claims {n_decoder} layers of its decoder: {damaged}")
+    if n_decoder > n_layers:
+        raise LoadError(
+            f"{path.name} has {n_decoder} layers in its decoder and {n_layers} in its encoder, and llama.cpp keeps a "
+            "cache for no more than those of the encoder: take a model whose halves are alike"
+        )
+    n_heads, n_buckets = header.hparam("attention.head_count", 0), header.hparam("attention.relative_buckets_count", 0)
+    if not isinstance(n_buckets, int) or not 4 <= n_buckets <= MAX_BUCKETS or n_buckets % 4:
+        raise LoadError(f"{path} claims {n_buckets} kinds of distances between tokens: {damaged}")
+    shapes = {tensor.name: tensor.shape for tensor in header.tensors}
+    for name in ("enc.blk.0.attn_rel_b.weight", "dec.blk.0.attn_rel_b.weight"):
+        if header.tensors and shapes.get(name) != (n_heads, n_buckets):
+            raise LoadError(f"{path} has no {name} of {n_heads} x {n_buckets} numbers: {damaged}")
 
 
 def check_adapters(model: GgufHeader, loras: Sequence[Lora]) -> None:

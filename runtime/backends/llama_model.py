@@ -17,14 +17,16 @@ from llama_cpp import llama_cpp as api
 
 from edgellm.memory.adapter import Lora
 from edgellm.memory.draft_heads import foreign_head, is_head_alone
-from edgellm.runtime.backends.base import EngineError, Interrupted, LoadError, stops_loading
+from edgellm.runtime.backends.base import EngineError, Interrupted, LoadError, WorkerLost, stops_loading
 from edgellm.runtime.backends.llama_devices import key as device_key
-from edgellm.runtime.backends.llama_devices import place
-from edgellm.runtime.backends.llama_files import check_adapters, checked_header
+from edgellm.runtime.backends.llama_devices import links_of, place
+from edgellm.runtime.backends.llama_files import check_adapters, check_encoder, checked_header, has_both_halves
 from edgellm.runtime.backends.llama_process import failure, has_extra_buffers, kernels, listen, reason
 from edgellm.runtime.backends.llama_tokenizer import LlamaTokenizer
 from edgellm.runtime.text.full_vocabulary import full_vocabulary_of
 from edgellm.runtime.text.vocabulary import Vocabulary
+
+_PADDING = "tokenizer.ggml.padding_token_id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class ModelOptions:
     """How weights are loaded. `repack` lets the engine keep a second, faster layout of some types."""
 
     placed: tuple[tuple[str, int], ...] = ()  # (device, layers on it); none: all on the processor
+    head_stays: bool = False  # the output head is the processor's in any case
     mmap: bool = True
     repack: bool = True
     vocabulary_only: bool = False
@@ -51,6 +54,9 @@ class LlamaModel:
     def __init__(self, path: Path, options: ModelOptions = ModelOptions()) -> None:
         self.path = path
         self.header = checked_header(path)
+        self.has_encoder = has_both_halves(self.header)  # and a decoder that attends to what it makes of a prompt
+        if self.has_encoder:
+            check_encoder(self.header, options.loras)
         check_adapters(self.header, options.loras)
         if not self.header.tensors and not options.vocabulary_only:
             raise LoadError(f"{path} holds a vocabulary only: there are no weights in it to run")
@@ -59,7 +65,8 @@ class LlamaModel:
         kernels()
         self.options = options = replace(options, repack=options.repack and has_extra_buffers())
         params = api.llama_model_default_params()
-        self._pointed_to = place(api, params, options.placed)
+        self._pointed_to = place(api, params, options.placed, head_stays=options.head_stays)
+        self._links = links_of(options.placed)
         params.load_mode = api.LLAMA_LOAD_MODE_MMAP if options.mmap else api.LLAMA_LOAD_MODE_NONE
         params.use_extra_bufts = options.repack
         params.vocab_only = options.vocabulary_only
@@ -68,6 +75,10 @@ class LlamaModel:
             params.progress_callback = api.llama_progress_callback(lambda progress, data: not stop.is_set())
         listen()
         self._model = api.llama_model_load_from_file(os.fsencode(path), params)
+        if lost := self.lost_worker:
+            if self._model:
+                api.llama_model_free(self._model)
+            raise WorkerLost(lost)
         if not self._model and stop is not None and stop.is_set():
             raise Interrupted(f"{path} was not loaded: it was stopped")
         if not self._model:
@@ -88,7 +99,8 @@ class LlamaModel:
         template = self.header.metadata.get("tokenizer.chat_template")
         self.chat_template = template if isinstance(template, str) and template else None
         self.n_window = int(api.llama_model_n_swa(self._model))  # tokens that a sliding window sees; 0 without one
-        self.n_ctx_train = int(api.llama_model_n_ctx_train(self._model))
+        # Relative positions have no end: what such a model was trained for is taken unasked, and bounds nothing.
+        self.n_ctx_train = 0 if self.has_encoder else int(api.llama_model_n_ctx_train(self._model))
         self.is_hybrid = bool(api.llama_model_is_hybrid(self._model))  # its state can be rolled back a little way
         self.notes: list[str] = []  # what was chosen for it and why, a sentence each
         self.is_recurrent = bool(api.llama_model_is_recurrent(self._model))  # nothing but state: it cannot
@@ -96,13 +108,30 @@ class LlamaModel:
     @property
     def same_bits(self) -> bool:
         """Passes of every width agree bit for bit: all of its layers are multiplied by our kernels."""
-        return kernels().active and not self.options.placed
+        workers = [link.survey.facts for link in self._links]
+        ours = len(workers) == len(self.options.placed) and all(facts.kernels for facts in workers)
+        return kernels().active and ours
+
+    @property
+    def lost_worker(self) -> str:
+        """A sentence once a worker that holds layers is gone, and what passes compute is nothing; "" before."""
+        lost = next((link for link in self._links if link.lost), None)
+        return (
+            f"the worker {lost.address} was lost ({lost.lost}), and layers of {self.path.name} with it" if lost else ""
+        )
 
     @property
     def n_layers_here(self) -> int:
         """Layers on the processor, the output head counted as one."""
         n_layers = int(api.llama_model_n_layer(self.handle)) + 1
         return max(0, n_layers - sum(n for _, n in self.options.placed))
+
+    def run(self, context: Any, batch: Any) -> int:
+        """The engine's status of a pass, at its end: other devices are else only told what to compute."""
+        status = int(api.llama_decode(context, batch))
+        if self.options.placed:
+            api.llama_synchronize(context)
+        return status
 
     @property
     def placement_key(self) -> str:
@@ -121,6 +150,15 @@ class LlamaModel:
     @property
     def n_params(self) -> int:
         return self.header.n_params
+
+    @property
+    def decoder_start(self) -> int | None:
+        """The token before every answer of a model with an encoder; None for other models."""
+        if not self.has_encoder:
+            return None
+        told, padding = int(api.llama_model_decoder_start_token(self.handle)), self.header.metadata.get(_PADDING, 0)
+        start = told if told >= 0 else padding if isinstance(padding, int) else 0
+        return start if start < self.vocabulary.n_tokens else 0
 
     @property
     def handle(self) -> Any:
@@ -164,10 +202,10 @@ class LlamaModel:
         """What the engine would otherwise end the process for when it is first asked."""
         if api.llama_vocab_type(api.llama_model_get_vocab(self._model)) == api.LLAMA_VOCAB_TYPE_NONE:
             why = "holds no vocabulary, so no text can be turned into its tokens; take a file with a tokenizer"
-        elif not self.options.vocabulary_only and (
+        elif not (self.options.vocabulary_only or self.has_encoder) and (
             api.llama_model_has_encoder(self._model) or not api.llama_model_has_decoder(self._model)
         ):
-            why = f"({self.architecture}) has an encoder: it neither chats nor drafts here; take a decoder-only model"
+            why = f"({self.architecture}) has an encoder alone: it neither chats nor drafts here; take one that writes"
         else:
             return
         api.llama_model_free(self._model)

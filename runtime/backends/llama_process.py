@@ -9,13 +9,14 @@ import re
 import sys
 import threading
 from collections import deque
+from collections.abc import Sequence
 
 from llama_cpp import __version__ as _version
 from llama_cpp import llama_cpp as api
 
 from edgellm.memory.children import REPORT, without_folder
 from edgellm.memory.placement import Accelerator
-from edgellm.runtime.backends import llama_devices, llama_library, llama_log
+from edgellm.runtime.backends import llama_devices, llama_library, llama_log, llama_rpc
 from edgellm.runtime.backends.base import LoadError, OutOfMemory
 from edgellm.runtime.bringup import extra_buffers
 from edgellm.runtime.kernels import KernelReport, install
@@ -87,10 +88,17 @@ def offloads() -> bool:
     return bool(api.llama_supports_gpu_offload())
 
 
-def accelerators() -> list[Accelerator]:
-    """The devices beside the processor that this build can compute on."""
+def accelerators(workers: Sequence[str] = ()) -> list[Accelerator]:
+    """The devices beside the processor that this build can compute on, with those of `workers` (HOST:PORT).
+
+    Raises:
+        LoadError: this build knows no workers.
+        BadAddress, WorkerError: one of them is not there, or cannot be used.
+    """
     kernels()
-    return llama_devices.accelerators(api) if offloads() else []
+    llama_rpc.add_workers(api, tuple(workers))
+    wanted = llama_devices.accelerators(api) if workers or offloads() else []
+    return [each for each in wanted if each.kind != "worker" or each.name in workers]
 
 
 def engine_name() -> str:

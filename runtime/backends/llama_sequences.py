@@ -278,12 +278,12 @@ class LlamaSequences:
     def _decode(self, n: int) -> int:
         if self._library is None:
             with one_pass:
-                return int(api.llama_decode(self._ctx, self._batch))
+                return self.model.run(self._ctx, self._batch)
         positions = np.ascontiguousarray(self._positions[:n])
         with one_pass:
             self._library.edgellm_sequences_tell(self._cells, n, self._ids.ctypes.data, positions.ctypes.data)
             try:
-                return int(api.llama_decode(self._ctx, self._batch))
+                return self.model.run(self._ctx, self._batch)
             finally:
                 self._library.edgellm_sequences_tell(None, 0, None, None)
 

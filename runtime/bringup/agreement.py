@@ -46,9 +46,10 @@ class Agreement:
 
 def agreement(backend: LlamaBackend) -> Agreement:
     """What is known of the backend's widths, or is tried now, which empties it."""
-    kept, key = KeptAnswers(home() / "widths.json", KEPT), _key(backend)
-    if (found := _checked(kept.get(key), backend.max_outputs)) is not None:
-        return found
+    kept, key = KeptAnswers(home() / "widths.json", KEPT, _is_one), _key(backend)
+    changes = kept.get(key)
+    if changes is not None and len(changes) <= backend.max_outputs:
+        return Agreement(tuple(map(float, changes)))
     found = try_widths(backend)
     kept.put(key, list(found.changes))
     return found
@@ -78,9 +79,7 @@ def _key(backend: LlamaBackend) -> str:
     return hashlib.sha256(json.dumps([str(fact) for fact in facts]).encode()).hexdigest()[:32]
 
 
-def _checked(kept: Any, n_widths: int) -> Agreement | None:
-    if not isinstance(kept, list) or len(kept) > n_widths or not kept:
-        return None
-    if not all(isinstance(change, (int, float)) and 0.0 <= change <= 1e9 for change in kept):
-        return None
-    return Agreement(tuple(float(change) for change in kept))
+def _is_one(kept: Any) -> bool:
+    if not isinstance(kept, list) or not kept:
+        return False
+    return all(isinstance(change, (int, float)) and 0.0 <= change <= 1e9 for change in kept)

@@ -53,7 +53,7 @@ def verdict() -> Verdict:
     wanted = os.environ.get("EDGELLM_EXTRA_BUFFERS", "").strip().lower()
     if wanted in ("off", "on"):
         return Verdict(wanted == "on", (), f"EDGELLM_EXTRA_BUFFERS={wanted}")
-    kept, key = KeptAnswers(home() / "extra-buffers.json", KEPT), _key()
+    kept, key = KeptAnswers(home() / "extra-buffers.json", KEPT, lambda kept: _verdict(kept) is not None), _key()
     if (found := _verdict(kept.get(key))) is not None:
         return found
     try:

@@ -15,7 +15,7 @@ from edgellm.runtime.backends.base import Backend, LoadError, OutOfMemory, StopS
 from edgellm.runtime.backends.llama_cpp import LlamaBackend
 from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
 from edgellm.runtime.backends.llama_process import engine_name, kernels
-from edgellm.runtime.bringup.loading import Model, needs_padding, open_context, open_model
+from edgellm.runtime.bringup.loading import Model, needs_padding, open_context, open_model, template_of
 from edgellm.runtime.bringup.planning import DEFAULTS, EngineOptions, plan_here, plan_next, reserve, unplanned
 from edgellm.runtime.bringup.remarks import about_target, about_template, about_vocabulary, agreeing_draft
 from edgellm.runtime.drafters.ahead import AheadProposer
@@ -26,7 +26,7 @@ from edgellm.runtime.drafters.failsafe import FailsafeProposer
 from edgellm.runtime.engine import Engine
 from edgellm.runtime.learning.ngram_index import NgramIndex
 from edgellm.runtime.learning.pair_state import PairState
-from edgellm.runtime.text.template import DOCUMENT, ChatTemplate, usable
+from edgellm.runtime.text.template import DOCUMENT, ChatTemplate
 from edgellm.runtime.text.vocabulary_map import VocabularyMap, find
 from edgellm.runtime.text.vocabulary_match import Match, match
 
@@ -100,7 +100,7 @@ def load_target(path: Path, options: EngineOptions = DEFAULTS, plan: MemoryPlan 
         model.close()
         raise
     backend.warm_up()
-    template, refusal = usable(model.chat_template, model.vocabulary)
+    template, refusal = template_of(model)
     n_draft = min(settings.n_draft, backend.max_outputs - 1)
     notes, warnings = about_target(model, template, refusal, plan, options)
     if settings.target.n_ctx < n_asked:
@@ -216,6 +216,8 @@ def open_draft(
     """
     model = open_model(path, draft_options(options, engine.settings))
     try:
+        if isinstance(model, LlamaModel) and model.has_encoder and not engine.template.reads_last:
+            raise LoadError(f"{path.name} has an encoder: it drafts for models that have one too, and not for this")
         if isinstance(model, LlamaModel) and model.is_head:
             if not isinstance(engine.backend, LlamaBackend):
                 raise LoadError(f"{path.name} is a draft head and {engine.model.path.name} hands out no states to it")
@@ -244,7 +246,7 @@ def draft_of(
     """The drafter of a model that is open. Arguments as of `open_draft`."""
     target = engine.model
     # A file without a template is a base model: it continues a document better than markers it was never taught.
-    template, refusal = usable(model.chat_template, model.vocabulary, DOCUMENT)
+    template, refusal = template_of(model, DOCUMENT)
     warnings += about_template(model, template, refusal)
     if known is not None:
         return LoadedDraft(model, backend, template, known, engine.table)
@@ -314,7 +316,10 @@ def draft_options(options: EngineOptions, settings: PairSettings) -> ModelOption
 
 def _model_options(options: EngineOptions, settings: PairSettings, context: ContextSettings) -> ModelOptions:
     return ModelOptions(
-        context.placed, mmap=settings.loading == "mapped", processor_only=options.main_device == PROCESSOR
+        context.placed,
+        head_stays=context.head_stays,
+        mmap=settings.loading == "mapped",
+        processor_only=options.main_device == PROCESSOR,
     )
 
 

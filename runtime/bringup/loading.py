@@ -9,7 +9,10 @@ from edgellm.memory.context import ContextSettings
 from edgellm.memory.onnx_graph import is_onnx
 from edgellm.runtime.backends.base import LoadError, StopSignal
 from edgellm.runtime.backends.llama_cpp import LlamaBackend
+from edgellm.runtime.backends.llama_encoder import LlamaEncoderDecoder
 from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
+from edgellm.runtime.text.encoder_input import EncoderInput
+from edgellm.runtime.text.template import ChatTemplate, usable
 
 if TYPE_CHECKING:
     from edgellm.runtime.backends.onnx_runtime import OnnxBackend, OnnxModel
@@ -41,7 +44,7 @@ def open_model(path: Path, options: ModelOptions) -> Model:
 
 def open_context(
     model: Model, settings: ContextSettings, *, pad_single: bool, stop_asked: StopSignal
-) -> LlamaBackend | OnnxBackend:
+) -> LlamaBackend | LlamaEncoderDecoder | OnnxBackend:
     """A sequence on the model.
 
     Args:
@@ -52,10 +55,18 @@ def open_context(
         LoadError: the context's memory could not be had.
     """
     if isinstance(model, LlamaModel):
-        return LlamaBackend(model, settings, pad_single=pad_single, stop_asked=stop_asked)
+        kind = LlamaEncoderDecoder if model.has_encoder else LlamaBackend
+        return kind(model, settings, pad_single=pad_single, stop_asked=stop_asked)
     from edgellm.runtime.backends.onnx_runtime import OnnxBackend
 
     return OnnxBackend(model, settings, pad_single=pad_single, stop_asked=stop_asked)
+
+
+def template_of(model: Model, instead: str | None = None) -> tuple[ChatTemplate, str]:
+    """How a model is asked, and why not as its file says; `instead` as of `usable`."""
+    if isinstance(model, LlamaModel) and (start := model.decoder_start) is not None:
+        return EncoderInput(model.vocabulary, start), ""
+    return usable(model.chat_template, model.vocabulary, instead)
 
 
 def needs_padding(model: Model, *, exact: bool) -> bool:

@@ -70,6 +70,7 @@ class EngineOptions:
     n_gpu_layers: int = -1  # of them; -1: all that it takes
     draft_device: str = AUTO  # likewise, the drafter's
     n_draft_gpu_layers: int = -1
+    workers: tuple[str, ...] = ()  # HOST:PORT of machines that take `n_gpu_layers` of it; -1: what lacks room here
     ahead: bool = True  # draft while the target verifies, where the two lie on different devices
     mmap: bool = False  # weights are read once; mapped, llama.cpp would keep what it repacks a second time
     loras: tuple[Lora, ...] = ()  # adapters of the target
@@ -181,7 +182,8 @@ def plan_next(target: Path, draft: Path | None, options: EngineOptions, plan: Me
 
 def unplanned(options: EngineOptions) -> PairSettings:
     """The settings of a model whose memory nobody planned."""
-    device = chosen(options.main_device, accelerators_here(options))
+    here = accelerators_here(options)
+    device = None if options.workers else chosen(options.main_device, here)
     main = ContextSettings(
         n_ctx=options.n_ctx or N_CTX,
         n_ubatch=max(options.n_ubatch or N_UBATCH, rows_for(options.n_draft, options.n_parallel)),
@@ -198,6 +200,7 @@ def unplanned(options: EngineOptions) -> PairSettings:
 def _ask(options: EngineOptions) -> PlanRequest:
     here = accelerators_here(options)
     main, draft = (chosen(name, here) for name in (options.main_device, options.draft_device))
+    main = None if options.workers else main
     return PlanRequest(
         n_ctx=options.n_ctx,
         kv=options.kv,
@@ -213,6 +216,7 @@ def _ask(options: EngineOptions) -> PlanRequest:
         n_gpu_layers=options.n_gpu_layers,
         draft_device=draft.name if draft else "",
         n_draft_gpu_layers=options.n_draft_gpu_layers,
+        workers=options.workers,
     )
 
 
@@ -234,7 +238,7 @@ def _device(options: EngineOptions) -> Device:
 def accelerators_here(options: EngineOptions) -> list[Accelerator]:
     """What this engine can place layers on; not asked for where nothing may go there."""
     nowhere = (options.main_device, options.draft_device) == (PROCESSOR, PROCESSOR)
-    return [] if nowhere else accelerators()
+    return [] if nowhere and not options.workers else accelerators(options.workers)
 
 
 def _adapted(target: Path, options: EngineOptions) -> ModelShape:

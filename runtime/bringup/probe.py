@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +127,14 @@ def _sizing(request: Mapping[str, Any], send: Send) -> None:
     n_vocab = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
     for item in request["settings"]:
         settings = ContextSettings(**item)
+        if lib.llama_model_has_encoder(model):  # it reads all at once, and reserves a row of logits for each token
+            settings = replace(settings, n_ubatch=settings.n_ctx, n_outputs=settings.n_ctx)
         del log[:]
         context = lib.llama_init_from_model(model, _context_parameters(lib, settings))
         if not context:
             raise LoadError(_reason(log, f"it refuses {settings}"))
-        output_bytes = settings.n_outputs * n_vocab * 4
+        n_row = n_vocab + (2 * lib.llama_model_n_embd(model) if lib.llama_model_has_encoder(model) else 0)
+        output_bytes = settings.n_outputs * n_row * 4
         sizes = _sizes(lib, context, log, lib.llama_model_size(model), output_bytes)
         send({"probed": {**asdict(sizes), "devices": [astuple(each) for each in sizes.devices]}})
         lib.llama_free(context)
@@ -148,6 +151,7 @@ def _context_parameters(lib: Any, settings: ContextSettings) -> Any:
     parameters.n_threads = parameters.n_threads_batch = settings.n_threads
     parameters.flash_attn_type = 1
     parameters.swa_full = False
+    parameters.op_offload = False
     parameters.type_k = parameters.type_v = TYPE_IDS[settings.kv.upper()]
     return parameters
 

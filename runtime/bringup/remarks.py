@@ -20,6 +20,8 @@ def about_target(
     """Notes and warnings on a target as it is loaded."""
     notes = [*model.notes]
     notes += [f"{lora.path.name} is applied, at {lora.scale:g} times its strength" for lora in options.loras]
+    if template.reads_last:
+        notes.append(f"{model.path.name} has an encoder: it reads each message alone, and nothing that was said before")
     return notes, [*_trims(plan), *about_template(model, template, refusal)]
 
 

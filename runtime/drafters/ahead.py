@@ -16,7 +16,7 @@ from edgellm.runtime.drafters.base import Guess, Proposer
 from edgellm.runtime.sampling import GREEDY, Sampling
 
 MAX_UNREAD = 64  # tokens that are read in one pass: who waits for it waits no longer
-_USEFUL = 0.02  # of what is drafted ahead, that has to be used: else it is tried in one round of so many alone
+_USEFUL = 0.02  # of what is drafted ahead, that has to be right: else it is tried in one round of so many alone
 _N_REST = 16
 _DECAY = 0.98  # a round, of what counts as late
 
@@ -33,7 +33,7 @@ class AheadProposer:
         self._base: list[int] = []  # that `_guesses` follow
         self._guesses: list[Guess] = []
         self._hidden_s = self._mark_s = 0.0  # of the model's time: spent beside the target's; and at the work's begin
-        self._n_ahead_lately = self._n_used_lately = 1.0
+        self._n_ahead_lately = self._n_right_lately = 1.0
         self._n_rounds = 0
 
     @property
@@ -53,7 +53,7 @@ class AheadProposer:
         self.model.begin(prompt, own_prompt=own_prompt, sampling=sampling)
 
     def observe(self, tokens: Sequence[int], n_new: int) -> None:
-        self._settle()
+        self._n_right_lately += len(self._ready(tokens))
         self.model.observe(tokens, n_new)
 
     def n_unread(self) -> int:
@@ -70,8 +70,8 @@ class AheadProposer:
         self._settle()
         self._n_rounds += 1
         self._n_ahead_lately *= _DECAY
-        self._n_used_lately *= _DECAY
-        rests = self._n_used_lately < _USEFUL * self._n_ahead_lately and self._n_rounds % _N_REST
+        self._n_right_lately *= _DECAY
+        rests = self._n_right_lately < _USEFUL * self._n_ahead_lately and self._n_rounds % _N_REST
         self._guesses = []
         if limit > 0 and not rests and self.model.n_unread() <= MAX_UNREAD:
             held, proposed = list(tokens), list(drafted)
@@ -87,7 +87,6 @@ class AheadProposer:
             yield from self.model.drafting(tokens, prefix)
             return
         self.n_used += len(ready)
-        self._n_used_lately += len(ready)
         yield list(ready)
         for guesses in self.model.drafting(tokens, [guess.token for guess in ready]):
             yield [*ready, *guesses]

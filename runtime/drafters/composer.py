@@ -125,6 +125,8 @@ class Composer:
             return None
         if self._n_ready(now):
             return "pays"
+        if self._is_left_to_later(len(now.tokens)):
+            return None
         n_unread = (self._model.n_unread() if not n_starts else 1) + n_free
         if self.model_pays(len(now.tokens), n_unread, n_before=len(now.drafted), reach=now.reach):
             return "pays"
@@ -152,6 +154,10 @@ class Composer:
         """Guesses of the model that are there before it is asked."""
         return self._model.n_ready(now.tokens) if isinstance(self._model, GoesAhead) and not now.drafted else 0
 
+    def _is_left_to_later(self, context: int) -> bool:
+        """Whether no pass of the model is waited for: it drafts for the next round while the target verifies."""
+        return isinstance(self._model, GoesAhead) and not self._is_fixed and not self._economics.is_cheap(context)
+
     def _ask_model(self, now: Round, n_free: int, why: Ask) -> None:
         """Let the model draft behind what is proposed, pass by pass; a probe is one pass."""
         n_before, n_settled, n_passes, n_ready = len(now.drafted), 0, 0, self._n_ready(now)
@@ -164,6 +170,8 @@ class Composer:
             for guess in new:
                 now.take([self._judged(guess)])
                 self._lookup.take(guess.token)
+            if n_ready and n_settled == n_ready and self._is_left_to_later(len(now.tokens)):
+                break
             if why == "probe" or self._is_enough(now, guesses, last, max([0.0, *(guess.entropy for guess in new)])):
                 break
             if n_settled and last is None and self._lookup_is_better(now.reach):

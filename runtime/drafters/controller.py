@@ -23,6 +23,8 @@ from edgellm.runtime.learning.costs import Costs
 from edgellm.runtime.learning.ngram_index import NgramIndex
 from edgellm.runtime.sampling import GREEDY, Sampling
 
+LEAST_AHEAD = 2  # tokens that are drafted while the target verifies, at least
+
 
 class AdaptiveDrafter:
     """Copies, looks up, and asks a draft model, mixed in one proposal as long as each token pays for itself."""
@@ -126,9 +128,9 @@ class AdaptiveDrafter:
 
     def verifying(self, tokens: Sequence[int], drafted: Sequence[int], limit: int) -> None:
         if isinstance(self.model, GoesAhead):
-            n_next = min(limit, self._fixed if self._fixed is not None else self.economics.n_affordable())
-            # One more: the first is for the target's own token.
-            self.model.go_ahead(tokens, drafted, n_next + 1 if n_next > 0 else 0)
+            # It takes no time, so it goes on where drafts are not affordable just now; one more, for the target's own.
+            n_next = self._fixed if self._fixed is not None else max(self.economics.n_affordable(), LEAST_AHEAD)
+            self.model.go_ahead(tokens, drafted, min(limit, n_next) + 1 if limit > 0 else 0)
 
     def observe(self, tokens: Sequence[int], n_new: int) -> None:
         now, new = self._round, tokens[len(tokens) - n_new :]

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from edgellm.runtime.drafters.tuning import TUNING, Tuning
 from edgellm.runtime.learning.costs import Costs
 
+CHEAP = 0.1  # of a target's pass: a draft model's that is waited for although it could draft while the target verifies
+
 
 def n_worth(probabilities: Sequence[float], table: Sequence[float], rate: float, floor: int = 0) -> int:
     """How many drafted tokens are worth the wider pass, at least `floor`.
@@ -169,7 +171,7 @@ class Economics:
         return self.table[0] * self.loss.n_tokens
 
     def n_affordable(self) -> int:
-        return n_affordable(self.table, self.loss_budget_s)
+        return n_affordable(self.table, self.loss_budget_s) if self.table else 0
 
     def renew_table(self, limit: int, context: int) -> None:
         """Read the target's curve anew where the context has grown or passes were observed."""
@@ -242,6 +244,12 @@ class Economics:
             token_s=token_s,
             min_reach=self._tuning.min_reach,
         )
+
+    def is_cheap(self, context: int) -> bool:
+        """Whether a pass of the draft model is hardly felt beside one of the target."""
+        if self.costs is None or self.costs.draft is None or not self.table:
+            return False
+        return self.costs.draft(1, context) <= CHEAP * self.table[0]
 
     def goes_on(self, context: int, acceptance: float, passes_per_token: float, n_before: int, reach: float) -> bool:
         """Whether a model that is drafting is expected to bring more than its next passes cost."""

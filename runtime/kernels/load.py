@@ -67,6 +67,12 @@ def _install(wanted: str, alone: bool) -> tuple[str, str]:
     return wanted, problem.value.decode(errors="replace")
 
 
+def lend_memory() -> bool:
+    """Pack what other machines write into this one's memory as well; False where the kernels are not in place."""
+    library = compiled()
+    return library is not None and bool(library.edgellm_lend_memory())
+
+
 @cache
 def compiled() -> ctypes.CDLL | None:
     """The compiled kernels, None when the package was installed without a compiler."""
@@ -83,6 +89,7 @@ def compiled() -> ctypes.CDLL | None:
         "edgellm_has_feature": (c_int, [c_int]),
         "edgellm_type": (c_text, [c_int]),
         "edgellm_plug_in": (None, [c_text, c_text, c_text, c_int, c_text, c_int]),
+        "edgellm_lend_memory": (c_int, []),
         "edgellm_sequences_new": (c_pointer, []),
         "edgellm_sequences_free": (None, [c_pointer]),
         "edgellm_sequences_tell": (None, [c_pointer, c_i64, c_pointer, c_pointer]),

@@ -14,7 +14,7 @@ from edgellm.memory.gguf import GgufError
 from edgellm.memory.onnx_graph import is_onnx
 from edgellm.memory.plan import MemoryPlan
 from edgellm.memory.split import read_model
-from edgellm.runtime.backends.base import LoadError, StopSwitch
+from edgellm.runtime.backends.base import LoadError, OneTextOnly, StopSwitch
 from edgellm.runtime.backends.llama_model import LlamaModel
 from edgellm.runtime.backends.llama_sequences import LlamaSequences
 from edgellm.runtime.backends.parked import N_PARKED
@@ -214,6 +214,11 @@ class _Loader:
         if not isinstance(model, LlamaModel):
             raise LoadError(
                 "an ONNX model serves one conversation at a time: take it as GGUF, or no --parallel and --prefix-cache"
+            )
+        if model.has_encoder:
+            raise OneTextOnly(
+                f"{model.path.name} has an encoder, whose output the engine keeps for one text at a time: serve it "
+                "without --parallel and --prefix-cache"
             )
         return model
 

@@ -240,12 +240,17 @@ class AnswerStream:
         *,
         in_thought: bool = False,
         calls: CallStream | None = None,
+        strips_lead: bool = False,
     ) -> None:
-        """`calls`: finds calls in the text; None where there is nothing to call."""
+        """
+        Args:
+            calls: finds calls in the text; None where there is nothing to call.
+            strips_lead: a space that the text begins with is the tokenizer's, and left out.
+        """
         kept = calls.tokens if calls is not None else frozenset[int]()
         self._parts = ThoughtStream(markers, vocabulary, in_thought=in_thought, kept=kept)
         self._calls = calls
-        self._streams = {True: TextStream(), False: TextStream(stops)}
+        self._streams = {True: TextStream(), False: TextStream(stops, strips_lead=strips_lead)}
         self._pieces: dict[bool, list[str]] = {True: [], False: []}
         self._n_shown = 0  # characters of the text
         self.tokens: list[int] = []

@@ -13,7 +13,9 @@ class TextStream:
     them. The one that is complete first cuts, so the text is the same however its bytes were portioned.
     """
 
-    def __init__(self, stops: Sequence[str] = ()) -> None:
+    def __init__(self, stops: Sequence[str] = (), *, strips_lead: bool = False) -> None:
+        """`strips_lead`: a space that the text begins with is the tokenizer's, and left out."""
+        self._lead = b" " if strips_lead else b""
         self._stops = [stop for stop in stops if stop]
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._pending = ""
@@ -32,6 +34,8 @@ class TextStream:
         """
         if self.stopped:
             return ""
+        if data:
+            data, self._lead = data.removeprefix(self._lead), b""
         self._pending += self._decoder.decode(data)
         found = [(at + len(stop), at, stop) for stop in self._stops if (at := self._pending.find(stop)) >= 0]
         if found:

@@ -57,6 +57,8 @@ class ChatTemplate:
         TemplateError: the template is no valid Jinja, or too large.
     """
 
+    reads_last = False  # of a conversation the last question alone
+
     def __init__(self, source: str | None, vocabulary: Vocabulary) -> None:
         """`source` None: a template is chosen by the family that the control tokens show, and `fallback` names it."""
         self.fallback: str | None = None

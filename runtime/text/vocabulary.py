@@ -158,6 +158,10 @@ class Vocabulary:
             tokens += self._encode_text(run, reserved) if is_text else [self._byte_token(byte) for byte in run]
         return tokens
 
+    def encode_as_trained(self, data: bytes) -> list[int]:
+        """Ids of UTF-8 text as the tokenizer cuts it, which need not spell it: it may normalise signs and spaces."""
+        return self._tokenizer.tokenize(data)
+
     def encode_words(self, data: bytes) -> list[int]:
         """`encode` for text that is tokenised again and again as it grows: word by word, and each word once.
 

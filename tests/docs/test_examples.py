@@ -47,7 +47,8 @@ READERS = {
 NOT_RUN: dict[str, Callable[[tuple[str, ...]], object]] = {
     "asks the Hub": lambda words: words[1] == "pull" or any(word.startswith(("user/", "hf.co/")) for word in words),
     "is a conversation in a terminal": lambda words: words[1] == "chat" and not {"-p", "--prompt"} & {*words},
-    "serves until it is ended": lambda words: words[1] == "serve",
+    "serves until it is ended": lambda words: words[1] in ("serve", "worker"),
+    "needs a worker on another machine": lambda words: "--workers" in words and words[1] != "chat",
     "takes minutes": lambda words: words[1] in ("adapt", "bench", "imatrix") or {"--calibrate", "--measure"} & {*words},
     "shows the engine's own log": lambda words: "-v" in words,
     "draws with matplotlib": lambda words: any(word.endswith(".png") for word in words),
@@ -175,6 +176,8 @@ def test_other_programs_find_what_they_are_given(one: Invocation) -> None:
         (path,) = [word.partition("/v1")[2] for word in rest if word.startswith("http://127.0.0.1:8080/v1/")]
         assert f'("POST", "{path}",' in (ROOT / "server" / "application.py").read_text()
         assert isinstance(json.loads(rest[rest.index("-d") + 1]), dict)
+    elif program == "ssh":
+        assert re.fullmatch(r"(\d+):127\.0\.0\.1:\1", rest[rest.index("-L") + 1])
     else:
         assert one.words[:2] == ("git", "diff"), f"nobody checks {program}"
 

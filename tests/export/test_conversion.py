@@ -40,7 +40,7 @@ def folder_of(path: Path, name: str, **more: Any) -> Path:
     "name",
     ["SmolLM3ForCausalLM", "Qwen3_5ForCausalLM", "Gemma3nForCausalLM", "Lfm2ForCausalLM", "GraniteForCausalLM",
      "GraniteMoeHybridForCausalLM", "Olmo2ForCausalLM", "Exaone4ForCausalLM", "GptOssForCausalLM", "Glm4ForCausalLM",
-     "MixtralForCausalLM", "T5ForConditionalGeneration", "Qwen3MoeForCausalLM", "GPT2LMHeadModel", "ChatGLMModel"],
+     "MixtralForCausalLM", "Qwen3MoeForCausalLM", "GPT2LMHeadModel", "ChatGLMModel"],
 )  # fmt: skip
 def test_families_that_are_not_known_here_are_left_to_llama_cpp(tmp_path: Path, name: str) -> None:
     assert choose(folder_of(tmp_path / "model", name), has_tokenizer=False).by == "llama.cpp"

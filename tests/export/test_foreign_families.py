@@ -57,7 +57,7 @@ def test_a_family_of_llama_cpps_converter_computes_what_transformers_does(
     assert done.returncode == 0, done.stderr
     document = manifest.verify(tmp_path / "out").document["target"]
     logits, by = document["verification"]["logits"], document["converter"]["by"]
-    assert by == ("own" if family == "phi4-mini" else "llama.cpp")
+    assert by == ("own" if family in ("phi4-mini", "t5") else "llama.cpp")
     assert document["verification"]["tokens"]["different"] == 0
     assert logits["same_choice"] >= 0.9 * logits["n_tokens"]
     done = edgellm("bundle", tmp_path / "out", "-o", tmp_path / "bundle", "--quant", "Q4_K_M")

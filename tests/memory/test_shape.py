@@ -97,6 +97,10 @@ def test_a_token_of_a_mixture_reads_its_own_experts_alone(tmp_path: Path) -> Non
     sizes = {"n_experts": 8, "n_experts_used": 2}
     shape = from_header(read_header(write_tiny(tmp_path / "model.gguf", "qwen3moe", **sizes)))
     assert shape.weight_bytes - shape.bytes_read_per_token == shape.expert_bytes * 6 // 8
+    read = [shape.bytes_read(n) for n in range(1, 40)]
+    assert read == sorted(read)
+    assert shape.weight_bytes - read[3] == pytest.approx(shape.expert_bytes * (6 / 8) ** 4, abs=2)
+    assert read[-1] == pytest.approx(shape.weight_bytes, rel=1e-4)
 
 
 def test_an_embedding_of_its_own_is_not_read_for_every_token(tmp_path: Path) -> None:

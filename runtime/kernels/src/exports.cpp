@@ -75,6 +75,8 @@ EDGELLM_EXPORT void edgellm_plug_in(const char* name, const char* base_path, con
     if (size > 0) std::strncpy(problem, text.c_str(), static_cast<size_t>(size) - 1)[size - 1] = 0;
 }
 
+EDGELLM_EXPORT int edgellm_lend_memory() { return lend_memory(); }
+
 // Several ids in one context (sequences.h): made, told of the pass that comes, and freed. One pass at a time in the process may be
 // over several sequences; `edgellm_sequences_tell` with n = 0 ends it.
 EDGELLM_EXPORT Sequences* edgellm_sequences_new() { return new Sequences(); }

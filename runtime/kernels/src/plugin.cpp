@@ -13,6 +13,7 @@
 #include "experts.h"
 #include "join.h"
 #include "layout.h"
+#include "lent.h"
 #include "self_test.h"
 
 #if defined(__linux__)
@@ -53,6 +54,13 @@ char mark;
 
 bool is_ours(const Tensor* w) { return w && w->extra == &mark; }
 
+bool is_packed(const Tensor* w) { return is_ours(w) || lent(w); }
+
+const void* packed(const Tensor* w) {
+    const Lent* one = is_ours(w) ? nullptr : lent(w);
+    return one ? one->packed : w->data;
+}
+
 Columns columns_of(const Tensor* x) {
     return {static_cast<const float*>(x->data),
             {x->ne[1], x->ne[2], x->ne[3]},
@@ -72,7 +80,7 @@ struct Product final : TensorTraits {
         if (op->op != engine.mul_mat_op || !type_of(op->src[0]->type, &type)) return false;
         const Tensor *w = op->src[0], *x = op->src[1];
         Meeting meeting = {params->threadpool, params->nth};
-        matmul(*variant, type, w->data, w->ne[1], w->ne[0], columns_of(x), static_cast<float*>(op->data), w->ne[1], params->wdata, params->ith,
+        matmul(*variant, type, packed(w), w->ne[1], w->ne[0], columns_of(x), static_cast<float*>(op->data), w->ne[1], params->wdata, params->ith,
                params->nth, join, &meeting);
         return true;
     }
@@ -93,7 +101,7 @@ struct Experts final : TensorTraits {
         const Choice choice = {static_cast<const char*>(ids->data), static_cast<int64_t>(ids->nb[1]), ids->ne[0], ids->ne[1], w->ne[2]};
         Meeting meeting = {params->threadpool, params->nth};
         multiply_experts(*variant,
-                         {type, w->data, w->ne[1], w->ne[0], choice, columns_of(x), static_cast<char*>(op->data), static_cast<int64_t>(op->nb[1]),
+                         {type, packed(w), w->ne[1], w->ne[0], choice, columns_of(x), static_cast<char*>(op->data), static_cast<int64_t>(op->nb[1]),
                           static_cast<int64_t>(op->nb[2])},
                          params->wdata, params->ith, params->nth, join, &meeting);
         return true;
@@ -137,6 +145,39 @@ struct ThinProduct final : TensorTraits {
             product.w += w->nb[2];
             product.x.x = reinterpret_cast<const float*>(reinterpret_cast<const char*>(product.x.x) + x->nb[2]);
             product.y = reinterpret_cast<float*>(reinterpret_cast<char*>(product.y) + op->nb[2]);
+        }
+        return true;
+    }
+};
+
+bool is_host(const Tensor* x) { return !x->buffer || !x->buffer->buft->is_host || x->buffer->buft->is_host(x->buffer->buft); }
+
+constexpr int64_t kNarrow = 65;   // columns of the widest verification; wider passes read prompts, and go to ggml
+
+// Whether these are the scores of attention that ggml does not fuse, or the values that they mix: T5's scores have biases. The other
+// side is halves that the pass itself views or copies, of one matrix a head.
+bool is_unfused_attention(const Tensor* op) {
+    const Tensor *w = op->src[0], *x = op->src[1];
+    return w->type == kF16 && w->op != 0 && w->nb[0] == 2 && w->ne[3] == 1 && x->ne[3] == 1 && x->type == kF32 && x->nb[0] == sizeof(float) &&
+           x->ne[1] <= kNarrow && w->ne[2] > 0 && x->ne[2] % w->ne[2] == 0 && op->type == kF32 && op->nb[0] == sizeof(float);
+}
+
+// Head by head, each column in the order that it has alone.
+struct UnfusedAttention final : TensorTraits {
+    bool work_size(int, const Tensor*, size_t&) override { return false; }
+    bool compute_forward(ComputeParams* params, Tensor* op) override {
+        if (op->op != engine.mul_mat_op || !is_unfused_attention(op) || !is_host(op->src[0]) || !is_host(op->src[1])) return false;
+        const Tensor *w = op->src[0], *x = op->src[1];
+        const int64_t n_shared = x->ne[2] / w->ne[2];
+        for (int64_t h = 0; h < x->ne[2]; h++) {
+            const Columns columns = {reinterpret_cast<const float*>(static_cast<const char*>(x->data) + h * static_cast<int64_t>(x->nb[2])),
+                                     {x->ne[1], 1, 1},
+                                     {static_cast<int64_t>(x->nb[1]), 0, 0}};
+            const uint8_t* rows = static_cast<const uint8_t*>(w->data) + h / n_shared * static_cast<int64_t>(w->nb[2]);
+            float* out = reinterpret_cast<float*>(static_cast<char*>(op->data) + h * static_cast<int64_t>(op->nb[2]));
+            const Thin product = {
+                Plain::f16, rows, static_cast<int64_t>(w->nb[1]), w->ne[1], w->ne[0], columns, out, static_cast<int64_t>(op->nb[1] / sizeof(float))};
+            variant->thin(product, params->ith, params->nth);
         }
         return true;
     }
@@ -242,13 +283,12 @@ struct Slot {
 };
 Slot slot;
 
-bool is_host(const Tensor* x) { return !x->buffer || !x->buffer->buft->is_host || x->buffer->buft->is_host(x->buffer->buft); }
-
-struct Claims final : ExtraBufferType {
+struct Takeover final : ExtraBufferType {
     Product product;
     Experts experts;
     CacheAttention attention;
     ThinProduct thin;
+    UnfusedAttention unfused;
     bool supports_op(Device* device, const Tensor* op) override {
         Type type;
         const Tensor *w = op->src[0], *x = op->src[1];
@@ -263,10 +303,15 @@ struct Claims final : ExtraBufferType {
         return slot.hands_on && slot.before()->supports_op(device, op);
     }
     TensorTraits* get_tensor_traits(const Tensor* op) override {
-        if (op->op == engine.mul_mat_op && is_ours(op->src[0])) return &product;
-        if (op->op == engine.mul_mat_id_op && is_ours(op->src[0])) return &experts;
+        if (op->op == engine.mul_mat_op && is_packed(op->src[0])) return &product;
+        if (op->op == engine.mul_mat_id_op && is_packed(op->src[0])) return &experts;
+        if (is_lent(op->src[0]) || is_lent(op->src[1])) {
+            std::fputs("edgellm kernels: packed weights are asked for by another operation than a product\n", stderr);
+            std::abort();
+        }
         if (TensorTraits* traits = slot.before()->get_tensor_traits(op)) return traits;
         if (op->op == engine.mul_mat_op && is_thin(op->src[0])) return &thin;
+        if (op->op == engine.mul_mat_op && is_unfused_attention(op)) return &unfused;
         return &attention;
     }
 };
@@ -361,10 +406,16 @@ std::vector<BufferType*> extra_buffer_types() {
 
 void use_sequences(Sequences* used) { sequences = used; }
 
+bool lend_memory() {
+    if (!variant) return false;
+    pack_what_is_lent(claims, n_load_threads());
+    return true;
+}
+
 std::string install_plugin(const Variant& chosen, const char* base_path, const char* cpu_path, bool alone) {
     std::string problem = find_engine(base_path, cpu_path);
     if (!problem.empty()) return problem;
-    static Claims ours;
+    static Takeover ours;
     static Nothing nothing;
     const std::vector<BufferType*> types = extra_buffer_types();
     if (types.empty()) return "llama.cpp was built without buffer types for packed weights (GGML_CPU_REPACK)";
@@ -392,6 +443,7 @@ std::string install_plugin(const Variant& chosen, const char* base_path, const c
     if (!problem.empty()) {
         for (size_t i = 0; i < types.size(); i++) types[i]->context = contexts[i];
         type = slot.was;
+        variant = nullptr;
     }
     return problem;
 }

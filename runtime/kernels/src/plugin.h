@@ -14,4 +14,7 @@ std::string install_plugin(const Variant& chosen, const char* ggml_base_path, co
 // Whose texts the passes from now on are over; nullptr: of a context that holds one, and one cell behind the other.
 void use_sequences(Sequences* sequences);
 
+// Weights that another machine writes into the CPU's memory are packed too (lent.h). False where the kernels are not in place.
+bool lend_memory();
+
 }   // namespace edgellm

@@ -1,0 +1,1 @@
+"""Layers of a model on other machines, through llama.cpp's RPC."""
