@@ -45,7 +45,7 @@ class BuildKernels(build_ext):
             raise
 
     def _compile_side_by_side(self) -> None:
-        """On all cores: setuptools takes the files of an extension one after the other, two minutes of them here."""
+        """On all cores: setuptools takes the files of an extension one after the other, three minutes of them here."""
         compile_files = self.compiler.compile
 
         def compile_all(sources: list[str], **options: Any) -> list[str]:
