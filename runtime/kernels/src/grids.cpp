@@ -1,5 +1,5 @@
-// The grids, as codes: three bits a magnitude of four, two bits a magnitude of eight, the first lowest. They belong to the file format, as
-// llama.cpp and its gguf package define it.
+// The grids, as codes: three bits a magnitude of four, two bits a magnitude of eight, the first lowest. They are data of the file
+// format, as llama.cpp and its gguf package define it (MIT licence, copyright the ggml authors).
 #include "grids.h"
 
 namespace edgellm {
