@@ -225,7 +225,12 @@ DraftGpuLayers = Annotated[
 ]
 DraftDevice = Annotated[
     str,
-    option("--draft-device", metavar="NAME", help="Where the drafter runs, likewise.", panel=ENGINE),
+    option(
+        "--draft-device",
+        metavar="NAME",
+        help="Where the drafter runs, likewise; auto: the processor, if it is small.",
+        panel=ENGINE,
+    ),
 ]
 OnFull = Annotated[
     str,

@@ -8,11 +8,14 @@ from dataclasses import replace
 from edgellm.memory.buffers import estimate
 from edgellm.memory.context import ContextSettings
 from edgellm.memory.device import Device
-from edgellm.memory.placement import DeviceLimit, n_layers_on
+from edgellm.memory.placement import AUTO, DeviceLimit, n_layers_on
 from edgellm.memory.plan import DEVICE_BYTES, plan
 from edgellm.memory.plan_lines import PairSettings, model_lines
 from edgellm.memory.plan_request import PlanRequest
 from edgellm.memory.shape import ModelShape
+from edgellm.memory.speed import pass_s
+
+MOST_DRAFT_S = 0.010  # of a drafter's pass on the processor, with which it is left there
 
 
 def placed(
@@ -22,14 +25,23 @@ def placed(
     limits = {each.name: each for each in device.accelerators}
     free = {each.name: each.usable_bytes - (0 if each.unified else DEVICE_BYTES) for each in device.accelerators}
     own = settings.drafter
-    if drafter is not None and own is not None and ask.draft_device and not drafter.head_of:  # it lies with its target
-        own = _place(drafter, own, ask.draft_device, ask.n_draft_gpu_layers, free, limits)
+    if drafter is not None and own is not None and not drafter.head_of:  # which lies with its target
+        where = _draft_device(drafter, own, device, ask)
+        own = _place(drafter, own, where, ask.n_draft_gpu_layers, free, limits) if where else own
     main = settings.target
     if ask.workers:
         return _lend(replace(settings, drafter=own), target, drafter, device, ask)
     if ask.main_device:
         main = _place(target, main, ask.main_device, ask.n_gpu_layers, free, limits)
     return replace(settings, target=main, drafter=own)
+
+
+def _draft_device(drafter: ModelShape, own: ContextSettings, device: Device, ask: PlanRequest) -> str:
+    """The accelerator of the drafter's layers; "": the processor, where it drafts while the target's GPU verifies."""
+    if ask.draft_device != AUTO:
+        return ask.draft_device
+    here_s = pass_s(drafter, 0, device, 1) if drafter.known else 0.0
+    return "" if here_s <= MOST_DRAFT_S else ask.main_device
 
 
 def _place(

@@ -24,7 +24,7 @@ class PlanRequest:
     keep_drafter: bool = False  # the drafter was asked for: drop it only to fit
     main_device: str = ""  # the accelerator that the target's layers go to; "": none
     n_gpu_layers: int = -1  # of them; -1: all that it takes
-    draft_device: str = ""  # likewise, of the drafter
+    draft_device: str = ""  # likewise, of the drafter; "auto": by what its pass would take on the processor
     n_draft_gpu_layers: int = -1
     workers: tuple[
         str, ...

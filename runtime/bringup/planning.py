@@ -199,7 +199,8 @@ def unplanned(options: EngineOptions) -> PairSettings:
 
 def _ask(options: EngineOptions) -> PlanRequest:
     here = accelerators_here(options)
-    main, draft = (chosen(name, here) for name in (options.main_device, options.draft_device))
+    main = chosen(options.main_device, here)
+    draft = chosen(options.draft_device, here) if options.draft_device != AUTO else None
     main = None if options.workers else main
     return PlanRequest(
         n_ctx=options.n_ctx,
@@ -214,7 +215,7 @@ def _ask(options: EngineOptions) -> PlanRequest:
         n_sequences=options.n_parallel,
         main_device=main.name if main else "",
         n_gpu_layers=options.n_gpu_layers,
-        draft_device=draft.name if draft else "",
+        draft_device=draft.name if draft else AUTO if main and options.draft_device == AUTO else "",
         n_draft_gpu_layers=options.n_draft_gpu_layers,
         workers=options.workers,
     )

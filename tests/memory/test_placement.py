@@ -116,6 +116,16 @@ def test_what_fits_is_placed_the_drafter_first_and_one_layer_more_would_not(n_mi
         assert wider.device_bytes("Vulkan0") > n_mib * MIB
 
 
+def test_a_small_drafter_is_left_to_the_processor_which_drafts_meanwhile_and_a_large_one_is_not() -> None:
+    ask = replace(BOTH, draft_device="auto")
+    small = solve(TARGET, DRAFTER, machine(card(8 * GIB)), ask).plan.settings
+    assert (layers(small.target), layers(small.drafter)) == (TARGET.n_layers + 1, 0)
+    large = solve(TARGET, TARGET, machine(card(8 * GIB)), ask).plan.settings
+    assert layers(large.drafter) == TARGET.n_layers + 1
+    nowhere = solve(TARGET, TARGET, machine(card(8 * GIB)), replace(ask, main_device="")).plan.settings
+    assert (layers(nowhere.target), layers(nowhere.drafter)) == (0, 0)
+
+
 def test_a_number_of_layers_that_was_asked_for_is_kept_and_refused_where_it_does_not_fit() -> None:
     ask = replace(BOTH, n_gpu_layers=20, n_draft_gpu_layers=0)
     found = solve(TARGET, DRAFTER, machine(card(4 * GIB)), ask).plan
