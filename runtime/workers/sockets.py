@@ -22,7 +22,7 @@ class BadAddress(EdgellmError, ValueError):
     exit_code = USAGE
 
 
-class Gone(Exception):
+class Gone(EdgellmError):
     """The other end is gone; the message says how."""
 
 
