@@ -242,7 +242,7 @@ class LlamaHead:
         self._batch.n_tokens = n
         with one_pass:
             started = time.perf_counter()
-            status = api.llama_decode(self._ctx, self._batch)
+            status = self.model.run(self._ctx, self._batch)
         self.engine_s += time.perf_counter() - started
         if status:
             if not self.shares:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import functools
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -33,6 +34,7 @@ class _InstanceInfo(ctypes.Structure):
     )
 
 
+@functools.cache
 def vulkan_devices() -> dict[str, VulkanDevice]:
     """By their names; empty where Vulkan does not answer."""
     name = ctypes.util.find_library("vulkan") or "libvulkan.so.1"

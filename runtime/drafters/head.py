@@ -62,17 +62,7 @@ class HeadDrafter(ModelDrafter):
         for token in prefix:
             logits = head.extend(token)
             extra.append(token)
-        guesses: list[Guess] = []
-        while True:
-            guess = self._guess(logits, (*self._tokens[-self._sampling.repeat_last_n :], *extra))
-            if guess is None:
-                return
-            guesses.append(guess)
-            extra.append(guess.token)
-            yield guesses
-            if len(head.tokens) >= head.n_ctx:
-                return
-            logits = head.extend(guess.token)
+        yield from self._guesses(logits, extra, head, head.extend)
 
     def _slide(self) -> None:
         """The target's own text never outgrows its context; the head begins anew where its own is full."""

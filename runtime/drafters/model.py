@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -89,8 +89,14 @@ class ModelDrafter:
         self._sync(extra)
         if not self._kv.room(self._tokens, len(extra) + 1):
             return
-        guesses: list[Guess] = []
         logits = self._kv.read([*self._tokens, *extra])
+        yield from self._guesses(logits, extra, backend, lambda token: self._kv.extend([token]))
+
+    def _guesses(
+        self, logits: Logits, extra: list[int], backend: Backend, extend: Callable[[int], Logits]
+    ) -> Iterator[list[Guess]]:
+        """Guess behind `extra`, whose next row is `logits`, and go on behind each guess while there is room."""
+        guesses: list[Guess] = []
         while True:
             guess = self._guess(logits, (*self._tokens[-self._sampling.repeat_last_n :], *extra))
             if guess is None:
@@ -100,7 +106,7 @@ class ModelDrafter:
             yield guesses
             if len(backend.tokens) >= backend.n_ctx:
                 return
-            logits = self._kv.extend([guess.token])
+            logits = extend(guess.token)
 
     def _guess(self, logits: Logits, history: Sequence[int]) -> Guess | None:
         if self._sampling.greedy and not self._sampling.changes_logits and not self._different.size:
