@@ -138,6 +138,7 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
             **report.summary("drafted"),
             "placed": [settings.target.placed, settings.drafter.placed if settings.drafter else None],
             "noise": report.noise,
+            "notes": [*engine.notes, *engine.warnings],
             "explained": engine.controller.explain() if engine.controller is not None else "",
             "differences": [asdict(each) for each in report.differences.values()],
         }

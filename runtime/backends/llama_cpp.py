@@ -62,9 +62,10 @@ class LlamaBackend:
         self.model, self.settings = model, settings
         self.n_vocab = model.vocabulary.n_tokens
         self.n_embd = int(api.llama_model_n_embd(model.handle))
-        self.n_threads = settings.n_threads
-        self._threads = ThreadChoice(settings.n_threads)
-        # Where every layer lies elsewhere, a pass shares neither the kernels nor the cores.
+        # Where every layer lies elsewhere, a pass shares neither the kernels nor the cores: looking up embeddings is
+        # less work than waking threads for it.
+        self.n_threads = settings.n_threads if model.n_layers_here else 1
+        self._threads = ThreadChoice(self.n_threads)
         self._cores = one_pass if model.n_layers_here else contextlib.nullcontext()
         self._rows: HiddenRows | None = None  # for a draft head
         self._n_states = 0  # rows of the last pass that hidden states are kept of
@@ -140,8 +141,10 @@ class LlamaBackend:
         if not n_outputs:
             return np.empty((0, self.n_vocab), np.float32)
         if n_outputs == 1 and self.pads_single:
-            self._decode([tokens[-1], tokens[-1]], 1, first=True)
+            # Both rows are wanted: where one is, the last layer's products are of one token.
+            self._decode([tokens[-1], tokens[-1]], 2)
             self.truncate(len(self.tokens) - 1)
+            return self._head.logits(self._ctx, 2)[:1]
         else:
             if self._saves_rounds and n_outputs > 1 and self.tokens:
                 self._saved.save_round(len(self.tokens))
@@ -218,8 +221,8 @@ class LlamaBackend:
         with interruptible(self._ctx, self._abort), self._cores:
             return int(api.llama_encode(self._ctx, batch))
 
-    def _decode(self, tokens: Sequence[int], n_rows: int, *, first: bool = False) -> None:
-        """One engine call over at most n_batch tokens; logits of the last `n_rows`, or of the first."""
+    def _decode(self, tokens: Sequence[int], n_rows: int) -> None:
+        """One engine call over at most n_batch tokens; logits of the last `n_rows`."""
         n, n_held = len(tokens), len(self.tokens)
         if not n:
             return
@@ -228,7 +231,7 @@ class LlamaBackend:
         self._head.put(self._ctx, tokens, n_rows)
         self._positions[:n] = range(n_held, n_held + n)
         self._wanted[:n] = 0
-        self._wanted[slice(n_rows) if first else slice(n - n_rows, n)] = 1
+        self._wanted[n - n_rows : n] = 1
         self._batch.n_tokens = n
         self._n_states = n_rows if n_rows == n else 0
         # Prompts take all. On stock kernels bits depend on how many threads there are.

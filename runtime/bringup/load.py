@@ -19,7 +19,7 @@ from edgellm.runtime.bringup.loading import Model, needs_padding, open_context, 
 from edgellm.runtime.bringup.planning import DEFAULTS, EngineOptions, plan_here, plan_next, reserve, unplanned
 from edgellm.runtime.bringup.remarks import about_target, about_template, about_vocabulary, agreeing_draft
 from edgellm.runtime.drafters.ahead import AheadProposer
-from edgellm.runtime.drafters.base import Proposer
+from edgellm.runtime.drafters.base import NoDrafter, Proposer
 from edgellm.runtime.drafters.controller import AdaptiveDrafter
 from edgellm.runtime.drafters.factory import Pair, build_proposer
 from edgellm.runtime.drafters.failsafe import FailsafeProposer
@@ -150,7 +150,7 @@ def with_drafter(engine: Engine, draft: Path | None, *, copy: bool, options: Eng
     model = proposer_of(engine, loaded, options, state, warnings) if loaded else None
     store = state.store if options.learn != "off" and (copy or options.learned is not None) else None
     if model is None and not copy and store is None:
-        return pair
+        return replace(pair, drafter=NoDrafter(), pair_state=None)
     drafter = AdaptiveDrafter(
         engine.backend,
         state.costs(model) if not options.fixed else None,

@@ -7,7 +7,9 @@ verified are drafts like any other, so the output stays as it is (PEARL, arXiv:2
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -16,8 +18,9 @@ from edgellm.runtime.drafters.base import Guess, Proposer
 from edgellm.runtime.sampling import GREEDY, Sampling
 
 MAX_UNREAD = 64  # tokens that are read in one pass: who waits for it waits no longer
-_USEFUL = 0.02  # of what is drafted ahead, that has to be right: else it is tried in one round of so many alone
-_N_REST = 16
+_USEFUL = 0.02  # of what is drafted ahead, that has to be right, else it does not pay
+_N_REST = 32  # rounds, in one of which it is tried where it does not pay
+_N_REST_ANSWERS = 8  # likewise, of prompts that are read beside the target
 _DECAY = 0.98  # a round, of what counts as late
 
 
@@ -34,7 +37,9 @@ class AheadProposer:
         self._guesses: list[Guess] = []
         self._hidden_s = self._mark_s = 0.0  # of the model's time: spent beside the target's; and at the work's begin
         self._n_ahead_lately = self._n_right_lately = 1.0
-        self._n_rounds = 0
+        self._waited_s_lately = 0.0  # for a pass that was running when the target's was over
+        self._n_rounds = self._n_answers = 0
+        self._pays = True
 
     @property
     def backend(self) -> Backend:
@@ -61,17 +66,28 @@ class AheadProposer:
         return self.model.n_unread()
 
     def prefill(self) -> None:
-        """Read what was missed, beside what the target reads."""
+        """Read what was missed, beside what the target reads: its first token waits where this takes longer."""
         self._settle()
-        self._start([], self._prefilled)
+        self._n_answers += 1
+        if self._pays or not self._n_answers % _N_REST_ANSWERS:
+            self._start([], self._prefilled)
 
-    def go_ahead(self, tokens: Sequence[int], drafted: Sequence[int], limit: int) -> None:
-        """The target is about to verify `drafted` behind `tokens`: draft on behind them, at most `limit` tokens."""
+    def go_ahead(self, tokens: Sequence[int], drafted: Sequence[int], limit: int, worth_s: float = math.inf) -> None:
+        """The target is about to verify `drafted` behind `tokens`: draft on behind them.
+
+        Args:
+            limit: tokens at most.
+            worth_s: that a token saves which is there in time, on the average. A pass that still runs when the target
+                is done has to be waited for, and costs more than that where the drafter is hardly faster.
+        """
         self._settle()
         self._n_rounds += 1
         self._n_ahead_lately *= _DECAY
         self._n_right_lately *= _DECAY
-        rests = self._n_right_lately < _USEFUL * self._n_ahead_lately and self._n_rounds % _N_REST
+        self._waited_s_lately *= _DECAY
+        is_of_use = self._n_right_lately >= _USEFUL * self._n_ahead_lately
+        self._pays = is_of_use and self._n_right_lately * worth_s >= self._waited_s_lately
+        rests = not self._pays and self._n_rounds % _N_REST
         self._guesses = []
         if limit > 0 and not rests and self.model.n_unread() <= MAX_UNREAD:
             held, proposed = list(tokens), list(drafted)
@@ -123,10 +139,13 @@ class AheadProposer:
         if work is None:
             return
         self._enough.set()
+        asked_s = time.perf_counter()
         try:
             self._guesses = work.result()
         except Interrupted:  # whoever asked to stop finds it in the target
             self._guesses = []
+        if self._base:  # not for a prompt
+            self._waited_s_lately += time.perf_counter() - asked_s
         self._hidden_s += self.model.engine_s - self._mark_s
         self.n_ahead += len(self._guesses)
         self._n_ahead_lately += len(self._guesses)

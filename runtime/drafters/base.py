@@ -156,8 +156,8 @@ class WorksAhead(Protocol):
 class GoesAhead(Protocol):
     """What a proposer may offer, likewise."""
 
-    def go_ahead(self, tokens: Sequence[int], drafted: Sequence[int], limit: int) -> None:
-        """Draft behind `drafted` until asked for anything."""
+    def go_ahead(self, tokens: Sequence[int], drafted: Sequence[int], limit: int, worth_s: float) -> None:
+        """Draft behind `drafted` until asked for anything; each token there in time saves so many seconds."""
         ...
 
     def n_ready(self, tokens: Sequence[int]) -> int:

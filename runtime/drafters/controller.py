@@ -128,9 +128,10 @@ class AdaptiveDrafter:
 
     def verifying(self, tokens: Sequence[int], drafted: Sequence[int], limit: int) -> None:
         if isinstance(self.model, GoesAhead):
-            # It takes no time, so it goes on where drafts are not affordable just now; one more, for the target's own.
+            # It goes on where drafts are not affordable just now; one more, for the target's own.
             n_next = self._fixed if self._fixed is not None else max(self.economics.n_affordable(), LEAST_AHEAD)
-            self.model.go_ahead(tokens, drafted, min(limit, n_next) + 1 if limit > 0 else 0)
+            worth_s = self.economics.worth_s(self.acceptance.hoped)
+            self.model.go_ahead(tokens, drafted, min(limit, n_next) + 1 if limit > 0 else 0, worth_s)
 
     def observe(self, tokens: Sequence[int], n_new: int) -> None:
         now, new = self._round, tokens[len(tokens) - n_new :]

@@ -251,6 +251,12 @@ class Economics:
             return False
         return self.costs.draft(1, context) <= CHEAP * self.table[0]
 
+    def worth_s(self, acceptance: float) -> float:
+        """Seconds that a token saves which is drafted at no cost; without end where lengths are fixed."""
+        if self._fixed is not None or len(self.table) < 2:
+            return math.inf
+        return max(0.0, acceptance / self.rate - (self.table[1] - self.table[0]))
+
     def goes_on(self, context: int, acceptance: float, passes_per_token: float, n_before: int, reach: float) -> bool:
         """Whether a model that is drafting is expected to bring more than its next passes cost."""
         assert self.costs is not None

@@ -40,6 +40,7 @@ def test_exact_text_is_the_same_with_every_drafter(smollm2_path: Path, tmp_path:
             drafted += session.last.stats.n_drafted
         assert drafted > 0 or name == "none"
         said[name] = texts
+        assert with_drafter(engine, None, copy=False).controller is None  # neither, whatever the engine had
         engine.drafter.close()
     assert all(texts == said["none"] for texts in said.values())
     target.close()

@@ -108,6 +108,7 @@ def test_drafted_text_is_the_plain_text_of_the_device_within_its_noise(
         assert engine.settings.drafter is not None
         assert bool(engine.settings.drafter.placed) == (draft == "there")
         plain = with_drafter(engine, None, copy=False, options=options)
+        assert plain.controller is None
         report = comparison.run({comparison.PLAIN: plain, "drafted": engine}, prompts, max_tokens=24)
     drafted = report.summary("drafted")
     assert sum(drafted["drafted_by"].values()) > 0
@@ -178,7 +179,7 @@ def test_too_many_layers_for_the_device_are_refused_and_fewer_are_found(
     for left, most in ((0, 0), (weights // 2, 3)):
         full = replace(device, free_bytes=max(128 * MIB, device.total_bytes // 20) + left)
         assert full.usable_bytes <= left
-        monkeypatch.setattr(planning, "accelerators", lambda full=full: [full])
+        monkeypatch.setattr(planning, "accelerators", lambda _workers, full=full: [full])
         with pytest.raises(DoesNotFit, match=rf"of {device.name}, which has .* choose fewer --gpu-layers"):
             planning.plan_here(target, None, on(device, n_gpu_layers=4))
         fewer, _ = planning.plan_here(target, None, on(device))

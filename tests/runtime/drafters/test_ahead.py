@@ -130,6 +130,24 @@ def test_one_that_is_never_right_rests() -> None:
     drafter.close()
 
 
+def test_one_that_is_waited_for_longer_than_it_saves_rests() -> None:
+    def n_passes(worth_s: float) -> int:
+        target, draft = slow(0.0, 1), slow(2e-3, 1)
+        model = AheadProposer(ModelDrafter(draft))
+        model.begin(PROMPT)
+        tokens = list(PROMPT)
+        for _ in range(64):  # each pass of the drafter is still running when the target's is over
+            model.go_ahead(tokens, [], 2, worth_s)
+            row = target.forward(tokens[len(target.tokens) :], 1)[-1]
+            tokens.append(int(row.argmax()))
+            model.observe(tokens, 1)
+        model.close()
+        target.close()
+        return draft.n_passes
+
+    assert 2 * n_passes(worth_s=1e-6) < n_passes(worth_s=1.0)
+
+
 def test_a_failure_ahead_ends_drafting_and_not_the_answer() -> None:
     class Failing(ModelDrafter):
         def drafting(self, tokens, prefix):  # type: ignore[no-untyped-def]
