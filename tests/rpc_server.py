@@ -34,6 +34,7 @@ class PlayedServer:
         self.protocol, self.answers = protocol, answers or {}
         self.silent_at, self.ends_at = silent_at, ends_at
         self.requests: list[tuple[Command, int]] = []
+        self.graphs: list[bytes] = []  # that it was to compute
         self.buffers: dict[int, int] = {}
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -68,6 +69,8 @@ class PlayedServer:
                 return
             body = _exactly(sock, n_bytes)
             self.requests.append((command, n_bytes))
+            if command is Command.GRAPH_COMPUTE:
+                self.graphs.append(body)
             if command is self.ends_at:
                 return
             if command is self.silent_at:

@@ -113,6 +113,11 @@ class LlamaModel:
         return kernels().active and ours
 
     @property
+    def is_lent(self) -> bool:
+        """Whether workers hold layers of it."""
+        return bool(self._links)
+
+    @property
     def lost_worker(self) -> str:
         """A sentence once a worker that holds layers is gone, and what passes compute is nothing; "" before."""
         lost = next((link for link in self._links if link.lost), None)

@@ -30,6 +30,8 @@ from edgellm.runtime.text.template import DOCUMENT, ChatTemplate
 from edgellm.runtime.text.vocabulary_map import VocabularyMap, find
 from edgellm.runtime.text.vocabulary_match import Match, match
 
+_MOST_HERE = 0.5  # times what workers compute, that a target may compute here while its drafter does
+
 
 def load(
     target: Path | str,
@@ -288,17 +290,22 @@ def proposer_of(
         ngrams=lambda: state.ngrams(draft.model.vocabulary),
     )
     proposer = FailsafeProposer(build_proposer(pair), warnings.append)
-    return (
-        AheadProposer(proposer) if goes_ahead and options.ahead and are_apart(engine.model, draft.model) else proposer
-    )
+    return AheadProposer(proposer) if goes_ahead and options.ahead and are_apart(engine.backend, draft) else proposer
 
 
-def are_apart(target: Model, draft: Model) -> bool:
-    """Whether both may compute at once: the target on an accelerator alone, the drafter on another device."""
-    if not isinstance(target, LlamaModel) or not isinstance(draft, LlamaModel) or target.n_layers_here:
+def are_apart(target: Backend, draft: LoadedDraft) -> bool:
+    """Whether the drafter may compute beside the target, whose layers lie elsewhere, all or nearly all of them."""
+    if not isinstance(target, LlamaBackend) or not isinstance(draft.backend, LlamaBackend):
         return False
-    there = {name for name, _ in target.options.placed}
-    return not there & {name for name, _ in draft.options.placed}
+    there = {name for name, _ in target.model.options.placed}
+    if there & {name for name, _ in draft.backend.model.options.placed}:
+        return False
+    n_here, n_there = target.model.n_layers_here, sum(n for _, n in target.model.options.placed)
+    if not n_here:
+        return True
+    if not target.model.is_lent or n_here > _MOST_HERE * n_there or draft.backend.tells_cells:
+        return False
+    return target.leaves_cores()
 
 
 def target_options(options: EngineOptions, settings: PairSettings) -> ModelOptions:

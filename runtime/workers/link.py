@@ -17,6 +17,7 @@ from edgellm.runtime.workers.relay import relay
 from edgellm.runtime.workers.sockets import (
     SILENCE_S,
     Gone,
+    Strange,
     address_of,
     close,
     connect,
@@ -93,7 +94,7 @@ class _Way:
     """One connection to the worker, or, once that is lost, nobody."""
 
     def __init__(self, link: Link) -> None:
-        self._link = link
+        self._link, self._graphs = link, wire.KeptGraphs()
         self.sock: socket.socket | None = None
         if not link.lost:
             try:
@@ -108,6 +109,16 @@ class _Way:
                 send(self.sock, data, self._why)
             except Gone as error:
                 self._link.lose(str(error))
+
+    def compute(self, graph: bytes) -> None:
+        place = self._graphs.place_of(graph) if self._link.survey.facts.keeps_graphs else None
+        if place is None:
+            self.send(wire.request(Command.GRAPH_COMPUTE, graph))
+        else:
+            self.send(wire.request(Command.KEPT_GRAPH, bytes([place])))
+
+    def compute_kept(self, place: int) -> None:
+        raise Strange("an engine keeps no passes")
 
     def expect(self, n_bytes: int) -> None:
         self._link.n_round_trips += 1

@@ -18,6 +18,14 @@ class Server(Protocol):
 
     def send(self, data: bytes | memoryview) -> None: ...
 
+    def compute(self, graph: bytes) -> None:
+        """A pass of at most `wire.GRAPH_BYTES`."""
+        ...
+
+    def compute_kept(self, place: int) -> None:
+        """A pass that was described before."""
+        ...
+
     def expect(self, n_bytes: int) -> None:
         """An answer of so many bytes is to come."""
         ...
@@ -53,7 +61,11 @@ def relay(engine: socket.socket, server: Server, most_bytes: int, given_up: Call
         if command is None:
             raise Strange(f"a request that is none: command {head[0]} with {n_bytes:,} bytes")
         body = b""
-        if n_bytes <= SMALL_BYTES:
+        if command is Command.GRAPH_COMPUTE and n_bytes <= wire.GRAPH_BYTES:
+            server.compute(receive(engine, n_bytes, given_up))
+        elif command is Command.KEPT_GRAPH:
+            server.compute_kept(receive(engine, n_bytes, given_up)[0])
+        elif n_bytes <= SMALL_BYTES:
             body = receive(engine, n_bytes, given_up)
             if command is Command.HELLO:
                 body = bytes(len(body))  # no other transport than this connection

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from edgellm.runtime.workers import survey as words
+from edgellm.runtime.workers import wire
 from edgellm.runtime.workers.relay import relay
 from edgellm.runtime.workers.server import RpcServer
 from edgellm.runtime.workers.sockets import Gone, Strange, close, connect, into, peek, prepare, receive, send
@@ -57,6 +58,7 @@ class Front:
             free_bytes=self._lent_bytes,
             total_bytes=self._lent_bytes,
             busy=self._in_use.locked() or not self._server.is_up,
+            keeps_graphs=True,
         )
 
     def run(self, stop: threading.Event) -> None:
@@ -138,6 +140,7 @@ class _Lender:
         self._server, self._n_starts, self._left_bytes = server, server.n_starts, lent_bytes
         self._lent_bytes = lent_bytes
         self._buffers: dict[bytes, int] = {}
+        self._graphs = wire.KeptGraphs()
         self._looked_s, self._cpu_s = 0.0, -1.0
         self.refused_bytes = 0
         try:
@@ -150,6 +153,15 @@ class _Lender:
 
     def send(self, data: bytes | memoryview) -> None:
         send(self.sock, data, self.ended)
+
+    def compute(self, graph: bytes) -> None:
+        self._graphs.place_of(graph)
+        self.send(wire.request(Command.GRAPH_COMPUTE, graph))
+
+    def compute_kept(self, place: int) -> None:
+        if (graph := self._graphs.at(place)) is None:
+            raise Strange(f"it means a pass that it never described: {place}")
+        self.send(wire.request(Command.GRAPH_COMPUTE, graph))
 
     def expect(self, n_bytes: int) -> None:
         self._looked_s, self._cpu_s = time.monotonic(), self._server.cpu_s

@@ -47,6 +47,7 @@ class Facts:
     bandwidth_bytes_s: float = 0.0  # of its memory; 0: not known
     macs_s: float = 0.0
     busy: bool = False
+    keeps_graphs: bool = False  # a pass that it was told of before need not be described again
 
     def to_line(self) -> bytes:
         return json.dumps(asdict(self)).encode() + b"\n"
@@ -158,13 +159,13 @@ def _facts(line: bytes) -> Facts | None:
         free, total = int(said["free_bytes"]), int(said["total_bytes"])
         bandwidth, macs = float(said["bandwidth_bytes_s"]), float(said["macs_s"])
         words = [str(said[key])[:80] for key in ("device", "edgellm", "engine", "kernels")]
-        busy = said["busy"] is True
+        busy, keeps = said["busy"] is True, said.get("keeps_graphs") is True
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     if not (0 <= free <= total < 2**60 and 0 <= bandwidth < 1e15 and 0 <= macs < 1e18):
         return None
     device, version, engine, kernels = ("".join(c for c in word if c.isprintable()) for word in words)
-    return Facts(device, free, total, (major, minor, patch), version, engine, kernels, bandwidth, macs, busy)
+    return Facts(device, free, total, (major, minor, patch), version, engine, kernels, bandwidth, macs, busy, keeps)
 
 
 def _check(address: str, facts: Facts, engine: str) -> None:

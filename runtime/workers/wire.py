@@ -11,6 +11,8 @@ from enum import IntEnum
 
 PROTOCOL = (7, 0, 0)
 HEAD_BYTES = 9  # of a request: command and size
+GRAPH_BYTES = 2**22  # of a pass's description that is kept, at most: some 200 layers
+_N_GRAPHS = 16  # that are kept: passes of each width, behind contexts of one rounded length
 SIZE = struct.Struct("<Q")
 
 _TENSOR_BYTES = 296  # a tensor's description
@@ -35,6 +37,7 @@ class Command(IntEnum):
     DEVICE_COUNT = 15
     GRAPH_RECOMPUTE = 16
     MEMSET_TENSOR = 17
+    KEPT_GRAPH = 250  # our own, none of the engine's: a GRAPH_COMPUTE that both ends know, by its place
 
 
 _REQUEST_BYTES: dict[Command, int] = {  # of those that have one size
@@ -54,6 +57,7 @@ _REQUEST_BYTES: dict[Command, int] = {  # of those that have one size
     Command.DEVICE_COUNT: 0,
     Command.GRAPH_RECOMPUTE: 4,
     Command.MEMSET_TENSOR: _TENSOR_BYTES + 17,
+    Command.KEPT_GRAPH: 1,
 }
 _LEAST_BYTES = {Command.SET_TENSOR: _TENSOR_BYTES + 9, Command.GRAPH_COMPUTE: 12}  # of those of any size
 _REPLY_BYTES: dict[Command, int] = {  # of those that are answered, but for GET_TENSOR
@@ -78,6 +82,31 @@ _FAKES: dict[Command, bytes] = {  # answers that the engine takes without ending
     Command.HELLO: bytes([*PROTOCOL, *bytes(25)]),
     Command.DEVICE_COUNT: struct.pack("<I", 1),
 }
+
+
+class KeptGraphs:
+    """Descriptions of the last passes of a connection. Both its ends keep the same, so that a place says it all."""
+
+    def __init__(self) -> None:
+        self._places: dict[bytes, int] = {}  # the one used longest ago first
+
+    def place_of(self, graph: bytes) -> int | None:
+        """Where it is kept already; else it is from now on, and None is returned."""
+        place = self._places.pop(graph, None)
+        if place is not None:
+            self._places[graph] = place
+        elif len(self._places) < _N_GRAPHS:
+            self._places[graph] = len(self._places)
+        else:
+            self._places[graph] = self._places.pop(next(iter(self._places)))
+        return place
+
+    def at(self, place: int) -> bytes | None:
+        """What is kept there, used once more."""
+        graph = next((graph for graph, at in self._places.items() if at == place), None)
+        if graph is not None:
+            self.place_of(graph)
+        return graph
 
 
 def known(head: bytes, most_bytes: int) -> Command | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import socket
 import struct
 import threading
@@ -155,6 +156,46 @@ def test_a_request_that_is_none_ends_the_session(engine: PlayedEngine, command: 
         assert client.is_closed()
         assert until(lambda: any("a request that is none" in line for line in said))
         assert [command for command, _ in engine.server.requests] == [Command.HELLO]
+
+
+def test_a_pass_that_was_described_before_is_not_described_again(engine: PlayedEngine) -> None:
+    rng = random.Random(0)
+    bodies = [bytes([i]) * (100_000 + i) for i in range(24)]  # more than are kept
+    sent = [bodies[min(rng.randrange(24), rng.randrange(24))] for _ in range(200)]
+    with front_of(engine) as (front, _):
+        (link,) = linked([f"127.0.0.1:{front.port}"])
+        client = Client(int(link.endpoint.rpartition(":")[2]))
+        client.hello()
+        for graph in sent:
+            client.tell(Command.GRAPH_COMPUTE, graph)
+        client.get(8)
+        assert engine.server.graphs == sent
+        assert 24 * 100_000 <= link.n_sent_bytes < 0.5 * sum(map(len, sent))
+        link.close()
+
+
+def test_passes_are_described_each_time_to_a_worker_that_keeps_none(engine: PlayedEngine) -> None:
+    (link,) = linked([f"127.0.0.1:{engine.port}"])
+    client = Client(int(link.endpoint.rpartition(":")[2]))
+    client.hello()
+    for _ in range(3):
+        client.tell(Command.GRAPH_COMPUTE, bytes(5000))
+    client.get(8)
+    assert engine.server.graphs == [bytes(5000)] * 3
+    link.close()
+    engine.end()
+
+
+def test_a_pass_that_was_never_described_ends_the_session(engine: PlayedEngine) -> None:
+    with front_of(engine) as (front, said):
+        client = Client(front.port)
+        client.hello()
+        client.tell(Command.GRAPH_COMPUTE, bytes(100))
+        client.tell(Command.KEPT_GRAPH, b"\x00")
+        client.tell(Command.KEPT_GRAPH, b"\x01")
+        assert client.is_closed()
+        assert until(lambda: any("a pass that it never described" in line for line in said))
+        assert until(lambda: engine.server.graphs == [bytes(100)] * 2)
 
 
 def test_an_engine_that_ends_is_a_worker_lost_at_once(engine: PlayedEngine) -> None:
