@@ -61,6 +61,7 @@ class Composer:
     ) -> None:
         """`fixed`, `stop`: see `AdaptiveDrafter`."""
         self._lookup, self._model, self._tuning = lookup, model, tuning
+        self._ahead = model if isinstance(model, GoesAhead) else None
         self._economics, self._acceptance = economics, acceptance
         self._is_fixed, self._stop = fixed is not None, stop
         self.entropy_rule = EntropyRule(tuning)
@@ -152,11 +153,11 @@ class Composer:
 
     def _n_ready(self, now: Round) -> int:
         """Guesses of the model that are there before it is asked."""
-        return self._model.n_ready(now.tokens) if isinstance(self._model, GoesAhead) and not now.drafted else 0
+        return self._ahead.n_ready(now.tokens) if self._ahead is not None and not now.drafted else 0
 
     def _is_left_to_later(self, context: int) -> bool:
         """Whether no pass of the model is waited for: it drafts for the next round while the target verifies."""
-        return isinstance(self._model, GoesAhead) and not self._is_fixed and not self._economics.is_cheap(context)
+        return self._ahead is not None and not self._is_fixed and not self._economics.is_cheap(context)
 
     def _ask_model(self, now: Round, n_free: int, why: Ask) -> None:
         """Let the model draft behind what is proposed, pass by pass; a probe is one pass."""

@@ -18,6 +18,7 @@ from edgellm.runtime.drafters.composer import Composer, Round
 from edgellm.runtime.drafters.economics import Economics
 from edgellm.runtime.drafters.explain import Choices, explain
 from edgellm.runtime.drafters.prompt_lookup import PromptLookup
+from edgellm.runtime.drafters.resting import Resting
 from edgellm.runtime.drafters.tuning import TUNING, Tuning
 from edgellm.runtime.learning.costs import Costs
 from edgellm.runtime.learning.ngram_index import NgramIndex
@@ -54,10 +55,14 @@ class AdaptiveDrafter:
             acceptance: what is known of whom to believe, where others learn it too.
         """
         self.target, self.model, self._tuning = target, model, tuning
+        self._ahead = model if isinstance(model, GoesAhead) else None
         self._fixed, self._stop = fixed, stop
         self.economics = Economics(costs, target.max_outputs, tuning, fixed=fixed)
         self.acceptance = acceptance or Acceptance(tuning, passes_per_token=passes_per_token)
         self.choices = Choices()
+        self._resting, self._is_resting = Resting(), False
+        self._overhead_mark_s = 0.0
+        self._unseen: list[int] = []  # said in rounds that rested, of which the lookup does not know yet
         self._lookup = PromptLookup(conversation, store, store_vote=tuning.store_vote)
         self._composer = Composer(self._lookup, model, self.economics, self.acceptance, tuning, fixed=fixed, stop=stop)
         self._round = Round((), 0)
@@ -83,13 +88,13 @@ class AdaptiveDrafter:
     def begin(
         self, prompt: Sequence[int], *, own_prompt: Sequence[int] | None = None, sampling: Sampling = GREEDY
     ) -> None:
+        self._catch_up()
         self._lookup.begin(prompt)
         self._round = Round((), 0)
         self.economics.begin()
         if self.model is not None:
             self.model.begin(prompt, own_prompt=own_prompt, sampling=sampling)
-            waits_for_nothing = isinstance(self.model, GoesAhead)
-            if waits_for_nothing or self._composer.model_pays(len(prompt), self.model.n_unread(), reads=True):
+            if self._ahead is not None or self._composer.model_pays(len(prompt), self.model.n_unread(), reads=True):
                 self.model.prefill()
 
     def propose(self, tokens: Sequence[int], limit: int) -> Draft:
@@ -97,6 +102,13 @@ class AdaptiveDrafter:
 
     def propose_behind(self, tokens: Sequence[int], given: Sequence[int], limit: int) -> Draft:
         started = time.perf_counter()
+        self._overhead_mark_s = self.choices.overhead_s
+        self._is_resting = self._fixed is None and not given and self._resting.rests()
+        if self._is_resting:
+            self._round = Round(tokens, 0, target_mark_s=self.target.engine_s)
+            self.choices.rounds_by[NONE] += 1
+            return Draft([], None, NONE, [])
+        self._catch_up()
         limit = min(limit, self._fixed) if self._fixed is not None else limit
         now = self._round = Round(tokens, limit, [DraftedToken(token, 1.0, FORCED, ()) for token in given])
         now.n_given = len(given)
@@ -127,11 +139,11 @@ class AdaptiveDrafter:
         self._round.n_proposed = n_tokens
 
     def verifying(self, tokens: Sequence[int], drafted: Sequence[int], limit: int) -> None:
-        if isinstance(self.model, GoesAhead):
+        if self._ahead is not None:
             # It goes on where drafts are not affordable just now; one more, for the target's own.
             n_next = self._fixed if self._fixed is not None else max(self.economics.n_affordable(), LEAST_AHEAD)
             worth_s = self.economics.worth_s(self.acceptance.hoped)
-            self.model.go_ahead(tokens, drafted, min(limit, n_next) + 1 if limit > 0 else 0, worth_s)
+            self._ahead.go_ahead(tokens, drafted, min(limit, n_next) + 1 if limit > 0 else 0, worth_s)
 
     def observe(self, tokens: Sequence[int], n_new: int) -> None:
         now, new = self._round, tokens[len(tokens) - n_new :]
@@ -141,16 +153,36 @@ class AdaptiveDrafter:
             self.economics.costs.target.observe(n + 1, len(tokens) - n_new, target_s)
         self.choices.n_rounds += 1
         self.choices.n_drafted += n
+        if self._is_resting:
+            self._unseen += new
+            self.economics.observe(0, n_new, 0.0, probed=False)
+        else:
+            self._learn(new, n)
+        self.choices.overhead_s += time.perf_counter() - started
+        if not self._is_resting and self.economics.table:
+            table = self.economics.table
+            took_s = table[min(n, len(table) - 1)] + now.draft_s
+            looking_s = self.choices.overhead_s - self._overhead_mark_s
+            self._resting.observe(n_new * table[0] - took_s, looking_s, table[0])
+        if self.model is not None:
+            self.model.observe(tokens, n_new)
+
+    def _learn(self, new: Sequence[int], n: int) -> None:
+        """From a round in which `n` tokens were proposed and `new` ones said."""
+        now = self._round
         n_right = self.acceptance.learn(now.drafted, new)
         own = now.drafted[now.n_given :]
         if now.looked_up and (not own or own[0] is not now.looked_up[0]) and n_right >= now.n_given:
             self.acceptance.learn(now.looked_up, new[now.n_given :])  # what was not proposed costs nothing to check
         self._composer.entropy_rule.observe(min(n_right, n), n, n == (self._fixed or n))
-        self.economics.observe(n, n_new, now.draft_s, probed=now.n_probes > 0)
+        self.economics.observe(n, len(new), now.draft_s, probed=now.n_probes > 0)
         self._lookup.observe(new)
-        self.choices.overhead_s += time.perf_counter() - started
-        if self.model is not None:
-            self.model.observe(tokens, n_new)
+
+    def _catch_up(self) -> None:
+        """Let the lookup know what was said while it rested."""
+        if self._unseen:
+            self._lookup.observe(self._unseen)
+            self._unseen = []
 
     @property
     def has_learnt(self) -> bool:
@@ -167,6 +199,7 @@ class AdaptiveDrafter:
 
     def snapshot(self) -> Any:
         """What is learnt by now, for `rewind`; the conversation is left out, `begin` sets it."""
+        self._catch_up()
         store = self._lookup.store.tokens() if self._lookup.store is not None else None
         return store, self.acceptance.snapshot(), self.economics.loss.lead
 
@@ -182,5 +215,6 @@ class AdaptiveDrafter:
         return explain(self.choices, self.economics, self.acceptance, self.model)
 
     def close(self) -> None:
+        self._catch_up()
         if self.model is not None:
             self.model.close()
