@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 # A worker holds models of its own, about half a GB at most. Stealing keeps the tests of a file, which share a model, together.
 PYTEST := $(BIN)/pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal
-CPP := $(wildcard runtime/kernels/src/*.cpp runtime/kernels/src/*.h tests/runtime/kernels/*.cpp)
+CPP := $(wildcard runtime/kernels/src/*.cpp runtime/kernels/src/*.h tests/runtime/kernels/*.cpp tests/runtime/*.c)
 
 # An environment of its own, for its engine is another. VULKAN_HEADERS=FOLDER names headers newer than the system's.
 VENV_VULKAN ?= .venv-vulkan

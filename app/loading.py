@@ -14,6 +14,7 @@ from edgellm.app.listener import LOG, SILENCE, Listener
 from edgellm.app.own_heads import drafts_itself, is_own
 from edgellm.app.plans import models_of, read_plan
 from edgellm.app.references import resolve_pair
+from edgellm.memory.placement import PROCESSOR
 
 if TYPE_CHECKING:
     from edgellm.export.obtain.store import ModelFile
@@ -64,8 +65,12 @@ class Pair:
             raise
         return engine
 
-    def reopen(self, listener: Listener = SILENCE) -> Engine:
-        """Load both anew after a worker was lost, on those that still answer. Raises as `open`."""
+    def reopen(self, listener: Listener = SILENCE, *, processor: bool = False) -> Engine:
+        """Load both anew after a worker or a device was lost, on the workers that still answer. Raises as `open`.
+
+        Args:
+            processor: a device of this machine failed, which this process cannot use again.
+        """
         from edgellm.runtime.backends.base import LoadError
         from edgellm.runtime.backends.llama_process import accelerators
         from edgellm.runtime.workers.survey import WorkerError
@@ -78,9 +83,12 @@ class Pair:
                 listener.warning(f"{error}; going on without it")
             else:
                 left.append(address)
+        options = replace(self.options, workers=tuple(left))
+        if processor:
+            options = replace(options, main_device=PROCESSOR, draft_device=PROCESSOR)
         # A plan places layers where they can no longer lie.
-        kept = self.plan if len(left) == len(self.options.workers) else None
-        return replace(self, options=replace(self.options, workers=tuple(left)), plan=kept).open(listener)
+        kept = self.plan if options == self.options else None
+        return replace(self, options=options, plan=kept).open(listener)
 
     def open_parallel(self, listener: Listener = SILENCE) -> ParallelEngine:
         """Load both for `options.n_parallel` conversations at once. Raises as `parallel.load`."""

@@ -26,7 +26,7 @@ from machines import DelayingRelay, Worker, namespaces
 
 from edgellm.app.benchmark import PROMPTS
 from edgellm.memory.units import MIB
-from edgellm.runtime.backends.base import EngineError, WorkerLost
+from edgellm.runtime.backends.base import EngineError, LayersLost
 from edgellm.runtime.bringup.load import load
 from edgellm.runtime.bringup.planning import EngineOptions
 from edgellm.runtime.conversation import ChatSession
@@ -198,7 +198,7 @@ def _kill_once(
             try:
                 for _ in session.reply(f"Question {n}: tell me about the number {n}.", max_tokens=200):
                     pass
-            except WorkerLost as error:
+            except LayersLost as error:
                 took = time.monotonic() - at
                 sentence = re.sub(r"\d+\.\d+\.\d+\.\d+:\d+", "HOST:PORT", str(error))
                 sentences[sentence] = sentences.get(sentence, 0) + 1

@@ -119,7 +119,7 @@ class Talk:
 
     def _answer(self, say: Callable[..., Iterator[str]]) -> None:
         """Show an answer as it comes, then what it cost. `say`: a session's `reply` or `regenerate`."""
-        if self.reopen is not None and self.session.engine.model.lost_worker:
+        if self.reopen is not None and self.session.engine.model.lost_layers:
             self.reopen()
         with self.around():
             self._show(say)

@@ -170,8 +170,7 @@ def _converse(engine: Engine, pair: Pair, asked: _Asked, *, form: Plain) -> None
         out.warning(note)
     talk = Talk(session, pair.target, pair.draft, asked.max_tokens, kept=kept_path())
     if asked.question is None:
-        if pair.options.workers:
-            talk.reopen = functools.partial(_reopen, session, pair, asked)
+        talk.reopen = functools.partial(_reopen, session, pair, asked)
         try:
             with _learning(session, pair, asked.adapt) as talk.around:
                 _talk(talk, resume=asked.resume)
@@ -190,11 +189,11 @@ def _converse(engine: Engine, pair: Pair, asked: _Asked, *, form: Plain) -> None
 
 
 def _reopen(session: ChatSession, pair: Pair, asked: _Asked) -> None:
-    """The models anew, on the workers that are left; the conversation stays."""
+    """The models anew, on the workers and devices that are left; the conversation stays."""
     from edgellm.cli._listener import TERMINAL
 
     session.engine.close()
-    session.engine = pair.reopen(TERMINAL)
+    session.engine = pair.reopen(TERMINAL, processor=session.engine.model.has_failed)
     if asked.grammar is not None:
         session.constraint = asked.grammar.of(session.engine.model.vocabulary)
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from edgellm.runtime.answer import Answer
-from edgellm.runtime.backends.base import EngineError, WorkerLost
+from edgellm.runtime.backends.base import EngineError, LayersLost
 from edgellm.runtime.constraint import Constraint
 from edgellm.runtime.engine import Engine
 from edgellm.runtime.generation import Generation
@@ -70,14 +70,14 @@ class ChatSession:
         Raises:
             BadRequest: `text` is none.
             ContextFull: the conversation does not fit; it is left as it was.
-            WorkerLost: a machine that held layers is gone; what was said until then is kept.
+            LayersLost: a machine or device that held layers is gone; what was said until then is kept.
             EngineError: the engine failed; the conversation is left as it was.
         """
         n_before = len(self.messages)
         self.messages.append(Message("user", text))
         try:
             yield from self._answer(max_tokens, cancel, on_thought)
-        except WorkerLost:  # what was said before is sound
+        except LayersLost:  # what was said before is sound
             raise
         except (EngineError, ValueError):
             del self.messages[n_before:]

@@ -30,8 +30,8 @@ class EngineError(EdgellmError, RuntimeError):
     """The engine failed on a model that had loaded."""
 
 
-class WorkerLost(EngineError):
-    """A machine that held layers is gone: the model has to be loaded anew, without it."""
+class LayersLost(EngineError):
+    """A machine or a device that held layers is gone: the model has to be loaded anew, without it."""
 
 
 class ContextFull(EngineError):

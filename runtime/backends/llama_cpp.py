@@ -19,10 +19,10 @@ from edgellm.runtime.backends.base import (
     ContextFull,
     EngineError,
     Interrupted,
+    LayersLost,
     LoadError,
     Logits,
     StopSignal,
-    WorkerLost,
 )
 from edgellm.runtime.backends.llama_context import ContextLimits, interruptible, new_context
 from edgellm.runtime.backends.llama_heads import Head, TrimmedHead, WholeHead, rows_at
@@ -253,8 +253,8 @@ class LlamaBackend:
         self.engine_s += took_s
         if chooses:
             self._threads.took(n, n_threads, took_s)
-        if lost := self.model.lost_worker:
-            raise WorkerLost(lost)
+        if lost := self.model.lost_layers:
+            raise LayersLost(lost)
         if status == 0:
             self.tokens.extend(tokens)
             if self._rows is not None:
@@ -359,7 +359,8 @@ class LlamaBackend:
     def close(self) -> None:
         if self._ctx is not None:
             api.llama_batch_free(self._batch)
-            api.llama_free(self._ctx)
+            if not self.model.has_failed:
+                api.llama_free(self._ctx)
             if self._library is not None:
                 self._library.edgellm_sequences_free(self._cells)
         self._ctx = None

@@ -9,6 +9,7 @@ from typing import Any
 from edgellm.memory.placement import Accelerator, AcceleratorKind
 from edgellm.runtime.backends.base import LoadError
 from edgellm.runtime.backends.vulkan_driver import vulkan_devices
+from edgellm.runtime.kernels.load import compiled
 from edgellm.runtime.workers.link import Link
 
 _GPU, _INTEGRATED = 1, 2  # of ggml_backend_dev_type
@@ -48,6 +49,21 @@ def key(api: Any, placed: Sequence[tuple[str, int]]) -> str:
             way = f" {each.remote.round_trip_s:.0e} s away" if each.remote else ""
             parts.append(f"{n} on {each.description} {each.driver}{way}")
     return "; ".join(parts)
+
+
+def guarded_pass(api: Any, context: Any, batch: Any) -> tuple[int, str]:
+    """A pass to its end: the engine's status, and what a driver said that failed in the middle, which would else end
+    the process ("" if none did)."""
+    library = compiled()
+    if library is None:
+        status = int(api.llama_decode(context, batch))
+        api.llama_synchronize(context)
+        return status, ""
+    addresses = (ctypes.cast(function, ctypes.c_void_p) for function in (api.llama_decode, api.llama_synchronize))
+    what = ctypes.create_string_buffer(256)
+    size = ctypes.sizeof(batch)
+    status = int(library.edgellm_pass(*addresses, context, ctypes.addressof(batch), size, what, len(what)))
+    return status, what.value.decode("utf-8", "replace").strip()
 
 
 def links_of(placed: Sequence[tuple[str, int]]) -> list[Link]:

@@ -17,9 +17,9 @@ from llama_cpp import llama_cpp as api
 
 from edgellm.memory.adapter import Lora
 from edgellm.memory.draft_heads import foreign_head, is_head_alone
-from edgellm.runtime.backends.base import EngineError, Interrupted, LoadError, WorkerLost, stops_loading
+from edgellm.runtime.backends.base import EngineError, Interrupted, LayersLost, LoadError, stops_loading
+from edgellm.runtime.backends.llama_devices import guarded_pass, links_of, place
 from edgellm.runtime.backends.llama_devices import key as device_key
-from edgellm.runtime.backends.llama_devices import links_of, place
 from edgellm.runtime.backends.llama_files import check_adapters, check_encoder, checked_header, has_both_halves
 from edgellm.runtime.backends.llama_process import failure, has_extra_buffers, kernels, listen, reason
 from edgellm.runtime.backends.llama_tokenizer import LlamaTokenizer
@@ -67,6 +67,7 @@ class LlamaModel:
         params = api.llama_model_default_params()
         self._pointed_to = place(api, params, options.placed, head_stays=options.head_stays)
         self._links = links_of(options.placed)
+        self._failed = ""  # what a device said when it did
         params.load_mode = api.LLAMA_LOAD_MODE_MMAP if options.mmap else api.LLAMA_LOAD_MODE_NONE
         params.use_extra_bufts = options.repack
         params.vocab_only = options.vocabulary_only
@@ -75,10 +76,10 @@ class LlamaModel:
             params.progress_callback = api.llama_progress_callback(lambda progress, data: not stop.is_set())
         listen()
         self._model = api.llama_model_load_from_file(os.fsencode(path), params)
-        if lost := self.lost_worker:
+        if lost := self.lost_layers:
             if self._model:
                 api.llama_model_free(self._model)
-            raise WorkerLost(lost)
+            raise LayersLost(lost)
         if not self._model and stop is not None and stop.is_set():
             raise Interrupted(f"{path} was not loaded: it was stopped")
         if not self._model:
@@ -118,12 +119,23 @@ class LlamaModel:
         return bool(self._links)
 
     @property
-    def lost_worker(self) -> str:
-        """A sentence once a worker that holds layers is gone, and what passes compute is nothing; "" before."""
+    def lost_layers(self) -> str:
+        """A sentence once a worker or a device that holds layers is gone, and nothing is computed; "" before."""
+        if self._failed:
+            names = ", ".join(name for name, _ in self.options.placed)
+            return (
+                f"{names} failed in the middle of a pass ({self._failed}), and layers of {self.path.name} with it: "
+                "load it again, or leave it to the processor (--main-device cpu)"
+            )
         lost = next((link for link in self._links if link.lost), None)
         return (
             f"the worker {lost.address} was lost ({lost.lost}), and layers of {self.path.name} with it" if lost else ""
         )
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a device of this machine did, whose driver is not to be asked for anything again."""
+        return bool(self._failed)
 
     @property
     def n_layers_here(self) -> int:
@@ -132,10 +144,18 @@ class LlamaModel:
         return max(0, n_layers - sum(n for _, n in self.options.placed))
 
     def run(self, context: Any, batch: Any) -> int:
-        """The engine's status of a pass, at its end: other devices are else only told what to compute."""
-        status = int(api.llama_decode(context, batch))
-        if self.options.placed:
-            api.llama_synchronize(context)
+        """The engine's status of a pass, at its end: other devices are else only told what to compute.
+
+        Raises:
+            LayersLost: a device failed, now or before.
+        """
+        if not self.options.placed:
+            return int(api.llama_decode(context, batch))
+        if self._failed:
+            raise LayersLost(self.lost_layers)
+        status, self._failed = guarded_pass(api, context, batch)
+        if self._failed:
+            raise LayersLost(self.lost_layers)
         return status
 
     @property
@@ -219,7 +239,8 @@ class LlamaModel:
     def close(self) -> None:
         if self._model:
             self._tokenizer.close()
-            api.llama_model_free(self._model)
+            if not self._failed:  # a driver that failed may end the process when it is asked for its memory
+                api.llama_model_free(self._model)
             if self._reader:
                 api.llama_model_free(self._reader)
         self._model = self._reader = None

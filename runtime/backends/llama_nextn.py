@@ -219,7 +219,8 @@ class LlamaHead:
         if self._ctx is not None:
             self._batch.token = None  # numpy's, which the engine would free
             api.llama_batch_free(self._batch)
-            api.llama_free(self._ctx)
+            if not self.model.has_failed:
+                api.llama_free(self._ctx)
         self._ctx = None
         self.tokens.clear()
 

@@ -246,7 +246,8 @@ class LlamaSequences:
     def close(self) -> None:
         if self._ctx is not None:
             api.llama_batch_free(self._batch)
-            api.llama_free(self._ctx)
+            if not self.model.has_failed:
+                api.llama_free(self._ctx)
             if self._library is not None:
                 self._library.edgellm_sequences_free(self._cells)
         self._ctx = None

@@ -49,7 +49,7 @@ class OnnxModel:
     """
 
     is_recurrent = is_hybrid = False
-    lost_worker = ""  # all of it is here
+    lost_layers, has_failed = "", False  # all of it is here
 
     def __init__(self, path: Path, *, cpu_only: bool = False) -> None:
         """`path`: the model's folder, or a graph in it."""

@@ -90,6 +90,7 @@ def compiled() -> ctypes.CDLL | None:
         "edgellm_type": (c_text, [c_int]),
         "edgellm_plug_in": (None, [c_text, c_text, c_text, c_int, c_text, c_int]),
         "edgellm_lend_memory": (c_int, []),
+        "edgellm_pass": (c_int, [c_pointer, c_pointer, c_pointer, c_pointer, c_int, c_text, c_int]),
         "edgellm_sequences_new": (c_pointer, []),
         "edgellm_sequences_free": (None, [c_pointer]),
         "edgellm_sequences_tell": (None, [c_pointer, c_i64, c_pointer, c_pointer]),

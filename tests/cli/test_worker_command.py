@@ -70,7 +70,7 @@ def test_a_talk_loads_its_models_anew_before_the_next_answer(
     talk = Talk(session, located, None, max_tokens=8)
     lost: list[LlamaModel] = []
     why = "the worker board:50052 was lost (it ended), and layers of tiny.gguf with it"
-    monkeypatch.setattr(LlamaModel, "lost_worker", property(lambda model: why if model in lost else ""))
+    monkeypatch.setattr(LlamaModel, "lost_layers", property(lambda model: why if model in lost else ""))
 
     def reopen() -> None:
         session.engine.close()

@@ -7,6 +7,8 @@ device, which it never takes by itself.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -26,6 +28,7 @@ from edgellm.runtime.backends.llama_cpp import LlamaBackend
 from edgellm.runtime.backends.llama_model import LlamaModel, ModelOptions
 from edgellm.runtime.backends.llama_process import accelerators
 from edgellm.runtime.bringup import planning
+from edgellm.runtime.bringup.agreement import try_widths
 from edgellm.runtime.bringup.load import with_drafter
 from edgellm.runtime.sampling import Sampling
 
@@ -113,6 +116,16 @@ def test_drafted_text_is_the_plain_text_of_the_device_within_its_noise(
     drafted = report.summary("drafted")
     assert sum(drafted["drafted_by"].values()) > 0
     assert all(0 <= each.gap <= (report.noise or 0) for each in report.differences.values())
+
+
+def test_a_single_token_that_is_run_as_two_has_the_bits_of_a_pass_of_two(device: Accelerator, target: Path) -> None:
+    placed = ((device.name, 4),)
+    settings = ContextSettings(n_ctx=512, n_outputs=5, n_ubatch=32, placed=placed)
+    model = LlamaModel(target, ModelOptions(placed=placed))
+    backend = LlamaBackend(model, settings, pad_single=True)
+    assert try_widths(backend).n_exact >= 2
+    backend.close()
+    model.close()
 
 
 def test_going_back_gives_the_bits_of_a_text_that_never_went_there(opened: Open, target: Path) -> None:
@@ -207,3 +220,62 @@ def test_the_command_takes_a_device_and_a_number_of_layers(device: Accelerator, 
     assert wrong.returncode == 2
     assert "no device is called 'Vulkan9'" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+
+
+LOSING = """
+import os
+import sys
+from pathlib import Path
+from edgellm.app.loading import prepare
+from edgellm.runtime import ChatSession, EngineOptions
+from edgellm.runtime.backends.base import LayersLost
+options = EngineOptions(main_device=sys.argv[2], draft_device="cpu", learn="off", n_ctx=512)
+pair = prepare(sys.argv[1], "none", options, offline=True)
+session = ChatSession(pair.open())
+"".join(session.reply("Hello", max_tokens=8))
+Path(os.environ["EDGELLM_LOSE_IF"]).touch()
+lost = ""
+try:
+    "".join(session.reply("Hello again", max_tokens=8))
+except LayersLost as error:
+    lost = str(error)
+n_kept = len(session.messages)
+session.engine.close()
+session.engine = pair.reopen(processor=session.engine.model.has_failed)
+"".join(session.reply("And again", max_tokens=8))
+session.engine.close()
+print(lost, "|", n_kept, "|", len(session.messages))
+"""
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What stands before the loader, and loses the device or its memory (lost_device.c)."""
+    library = tmp_path_factory.mktemp("shim") / "lost_device.so"
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    command = [str(compiler), "-shared", "-fPIC", Path(__file__).with_name("lost_device.c"), "-o", library, "-ldl"]
+    if compiler is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("needs a C compiler, and Vulkan's headers where it looks for them (libvulkan-dev)")
+    return library
+
+
+def test_a_device_that_is_lost_ends_the_answer_in_a_sentence_and_the_talk_goes_on_without_it(
+    device: Accelerator, target: Path, shim: Path, tmp_path: Path
+) -> None:
+    environment = os.environ | {"LD_PRELOAD": str(shim), "EDGELLM_LOSE_IF": str(tmp_path / "lost")}
+    command = [sys.executable, "-c", LOSING, target, device.name]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    lost, *counts = done.stdout.strip().split(" | ")
+    assert lost.startswith(f"{device.name} failed in the middle of a pass (")
+    assert counts == ["2", "4"]  # the question that nobody answered is taken back
+
+
+def test_a_device_without_memory_is_a_sentence(device: Accelerator, target: Path, shim: Path) -> None:
+    asked = ("chat", target, "--offline", "-p", "Hello", "--draft", "none", "--main-device", device.name)
+    environment = os.environ | {"LD_PRELOAD": str(shim), "EDGELLM_LACK_AT": "10000"}
+    command = [sys.executable, "-m", "edgellm.cli", *map(str, asked)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1
+    assert "not enough memory" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

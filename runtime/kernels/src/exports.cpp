@@ -75,6 +75,27 @@ EDGELLM_EXPORT void edgellm_plug_in(const char* name, const char* base_path, con
     if (size > 0) std::strncpy(problem, text.c_str(), static_cast<size_t>(size) - 1)[size - 1] = 0;
 }
 
+// llama_decode, and llama_synchronize behind it, where a driver may throw: what it says is written to `what`, and -1000 returned.
+// `batch` is a llama_batch, which is handed over by value; `batch_bytes` says whether it is the one that is known here.
+EDGELLM_EXPORT int edgellm_pass(void* decode, void* synchronize, void* context, const void* batch, int batch_bytes, char* what, int size) {
+    struct Batch {
+        int32_t n_tokens;
+        void *token, *embd, *pos, *n_seq_id, *seq_id, *logits;
+    };
+    if (size > 0) what[0] = 0;
+    if (batch_bytes != static_cast<int>(sizeof(Batch))) return -1001;
+    try {
+        const int status = reinterpret_cast<int32_t (*)(void*, Batch)>(decode)(context, *static_cast<const Batch*>(batch));
+        reinterpret_cast<void (*)(void*)>(synchronize)(context);
+        return status;
+    } catch (const std::exception& error) {
+        if (size > 0) std::strncpy(what, error.what(), static_cast<size_t>(size) - 1)[size - 1] = 0;
+    } catch (...) {
+        if (size > 0) std::strncpy(what, "for a reason it does not tell", static_cast<size_t>(size) - 1)[size - 1] = 0;
+    }
+    return -1000;
+}
+
 EDGELLM_EXPORT int edgellm_lend_memory() { return lend_memory(); }
 
 // Several ids in one context (sequences.h): made, told of the pass that comes, and freed. One pass at a time in the process may be

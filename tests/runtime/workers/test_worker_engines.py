@@ -22,7 +22,7 @@ from tiny_gguf import write_tiny
 from edgellm.memory.units import MIB
 from edgellm.runtime import ChatSession, EngineOptions, load
 from edgellm.runtime.backends import llama_rpc
-from edgellm.runtime.backends.base import LoadError, WorkerLost
+from edgellm.runtime.backends.base import LayersLost, LoadError
 from edgellm.runtime.backends.llama_process import kernels
 from edgellm.runtime.engine import Engine
 from edgellm.runtime.workers.server import RpcServer
@@ -130,11 +130,11 @@ def test_a_worker_that_dies_or_stands_still_ends_the_answer_and_the_talk_goes_on
     before = list(session.messages)
     threading.Timer(0.2, os.kill, (machine.server.pid, signal.Signals[how])).start()
     started = time.monotonic()
-    with pytest.raises(WorkerLost, match=f"the worker {machine.address} was lost"):
+    with pytest.raises(LayersLost, match=f"the worker {machine.address} was lost"):
         talk_on(session, len(before), until_s=started + 30)
     assert time.monotonic() - started < 10
     assert session.messages[: len(before)] == before
-    with pytest.raises(WorkerLost):  # and nothing is computed until it is loaded anew
+    with pytest.raises(LayersLost):  # and nothing is computed until it is loaded anew
         list(session.reply("three"))
     assert until(lambda: machine.server.is_up, 60)
     assert any("started again" in line for line in machine.said)

@@ -99,7 +99,7 @@ def test_an_answer_that_would_end_the_process_does_not_reach_the_engine(
     assert link.lost == "it does not answer what it is asked"
 
 
-def test_a_lost_worker_is_linked_anew_when_it_is_asked_for_again(servers: Servers) -> None:
+def test_a_lost_layers_is_linked_anew_when_it_is_asked_for_again(servers: Servers) -> None:
     server = servers()
     (link,) = linked([server.address])
     assert linked([server.address]) == [link]
