@@ -79,6 +79,7 @@ class Worker:
     mem: str
     threads: int
     namespaces: bool
+    cores: str = ""  # that it may use, as `taskset` names them; "": all
     process: subprocess.Popen[bytes] | None = None
     log: Path = Path()
 
@@ -94,7 +95,8 @@ class Worker:
         inside = ["ip", "netns", "exec", f"edgellm{os.getpid()}x{self.i}"] if self.namespaces else []
         self.log = Path(tempfile.mkstemp(suffix=".worker")[1])
         words = ["--host", self.host, "--port", str(self.port), "--mem", self.mem, "--threads", str(self.threads)]
-        command = [*inside, sys.executable, "-m", "edgellm.cli", "worker", *words]
+        pinned = ["taskset", "-c", self.cores] if self.cores else []
+        command = [*inside, *pinned, sys.executable, "-m", "edgellm.cli", "worker", *words]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import random
 import re
 import signal
@@ -68,10 +69,17 @@ def measure(engine: Engine, prompts: list[str], n_tokens: int, texts: dict[str, 
 
 
 def speed(asked: argparse.Namespace) -> None:
+    if asked.apart:  # a worker computes while no other does, so that one core is all of theirs
+        os.sched_setaffinity(0, os.sched_getaffinity(0) - {0})
     texts: dict[str, str] = {}
     prompts = [text for _, text in PROMPTS][: asked.prompts]
     base = EngineOptions(
-        n_ctx=1024, learn="off", main_device="cpu", draft_device="cpu", n_threads=asked.threads, assume_cost=asked.cost
+        n_ctx=1024,
+        learn="off",
+        main_device="cpu",
+        draft_device="cpu",
+        n_threads=asked.threads,
+        assume_cost=asked.cost,
     )
     with load(asked.target, asked.drafter, base) as engine:
         n_layers = engine.model.header.metadata[f"{engine.model.architecture}.block_count"]
@@ -80,7 +88,7 @@ def speed(asked: argparse.Namespace) -> None:
     with namespaces(most) as apart:
         for n in asked.workers:
             lent = f"{asked.lend_bytes // n // MIB} MiB"
-            workers = [Worker(i, lent, asked.threads, apart) for i in range(n)]
+            workers = [Worker(i, lent, asked.threads, apart, "0" if asked.apart else "") for i in range(n)]
             try:
                 for worker in workers:
                     worker.start()
@@ -119,6 +127,8 @@ def _over(
                 link.n_sent_bytes + link.n_received_bytes - was for link, (was, _) in zip(links, before, strict=True)
             ]
             trip = statistics.mean(link.survey.round_trip_s for link in links)
+            if engine.controller is not None:
+                print(f"    {engine.controller.explain()}")
             print(f"{len(workers)} workers, {delay_ms:g} ms each way (round trip {1000 * trip:.1f} ms), "
                   f"layers {[n for _, n in placed]}: {figures.line()}", flush=True)  # fmt: skip
             if said is not None:
@@ -243,6 +253,9 @@ def main() -> None:
     fast.add_argument("--threads", type=int, default=2)
     fast.add_argument("--keep", type=int, default=4, help="layers that stay here")
     fast.add_argument("--lend-bytes", type=int, default=1300 * MIB, help="of all workers")
+    fast.add_argument(
+        "--apart", action="store_true", help="workers on the first core alone, this machine on the others"
+    )
     fast.add_argument("--cost", type=float, help="as `chat --assume-cost`")
     fast.set_defaults(run=speed)
     kill = what.add_parser("kills")

@@ -29,6 +29,7 @@ RUNTIME_BASE_BYTES = 50 * MIB  # interpreter, numpy, the engine's libraries
 ERROR_SHARE = 0.026  # the worst that a prediction was off (docs/memory.md); a plan fits only with this to spare
 # What an accelerator's driver takes beside what it is asked for, by an NVIDIA card's through Vulkan (docs/gpu.md).
 DRIVER_BYTES, DEVICE_BYTES = 181 * MIB, 184 * MIB  # of the machine's memory, and of its own
+WORKER_BYTES = 8 * MIB  # of a worker's engine: passes as they are described, and what was sent but is not in its place
 SLACK_BYTES = 5 * MIB  # a context's graph descriptions, and the heap's holes
 
 
@@ -233,6 +234,7 @@ def plan(
     used = _used(settings, devices)
     for each in used:
         if each.remote is not None:
+            lines.append(Line(f"passes on {each.name}", WORKER_BYTES, "their descriptions, measured", each.name))
             continue
         lines.append(Line(f"driver of {each.name}", DRIVER_BYTES, "its library and compiled programs, measured"))
         if not each.unified:

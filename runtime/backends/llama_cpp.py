@@ -122,17 +122,6 @@ class LlamaBackend:
             self._batch.n_seq_id[i] = 1
             self._batch.seq_id[i][0] = 0
 
-    @property
-    def tells_cells(self) -> bool:
-        """Whether the kernels are told of its cells in each pass, and so of nobody else's meanwhile."""
-        return self._library is not None
-
-    def leaves_cores(self) -> bool:
-        """From now on let others compute during its passes, which are at work elsewhere mostly; False: it cannot."""
-        if not self.tells_cells:
-            self._cores = contextlib.nullcontext()
-        return not self.tells_cells
-
     def forward(self, tokens: Sequence[int], n_outputs: int) -> Logits:
         if self._ctx is None:
             raise EngineError(f"{self.model.path.name} is closed")

@@ -114,11 +114,6 @@ class LlamaModel:
         return kernels().active and ours
 
     @property
-    def is_lent(self) -> bool:
-        """Whether workers hold layers of it."""
-        return bool(self._links)
-
-    @property
     def lost_layers(self) -> str:
         """A sentence once a worker or a device that holds layers is gone, and nothing is computed; "" before."""
         if self._failed:

@@ -30,8 +30,6 @@ from edgellm.runtime.text.template import DOCUMENT, ChatTemplate
 from edgellm.runtime.text.vocabulary_map import VocabularyMap, find
 from edgellm.runtime.text.vocabulary_match import Match, match
 
-_MOST_HERE = 0.5  # times what workers compute, that a target may compute here while its drafter does
-
 
 def load(
     target: Path | str,
@@ -294,18 +292,11 @@ def proposer_of(
 
 
 def are_apart(target: Backend, draft: LoadedDraft) -> bool:
-    """Whether the drafter may compute beside the target, whose layers lie elsewhere, all or nearly all of them."""
+    """Whether both may compute at once: the target on accelerators alone, the drafter on another device."""
     if not isinstance(target, LlamaBackend) or not isinstance(draft.backend, LlamaBackend):
         return False
-    there = {name for name, _ in target.model.options.placed}
-    if there & {name for name, _ in draft.backend.model.options.placed}:
-        return False
-    n_here, n_there = target.model.n_layers_here, sum(n for _, n in target.model.options.placed)
-    if not n_here:
-        return True
-    if not target.model.is_lent or n_here > _MOST_HERE * n_there or draft.backend.tells_cells:
-        return False
-    return target.leaves_cores()
+    there, apart = ({name for name, _ in each.model.options.placed} for each in (target, draft.backend))
+    return not target.model.n_layers_here and not there & apart
 
 
 def target_options(options: EngineOptions, settings: PairSettings) -> ModelOptions:
