@@ -144,6 +144,7 @@ class LlamaBackend:
             # Both rows are wanted: where one is, the last layer's products are of one token.
             self._decode([tokens[-1], tokens[-1]], 2)
             self.truncate(len(self.tokens) - 1)
+            self._n_states = min(self._n_states, 1)
             return self._head.logits(self._ctx, 2)[:1]
         else:
             if self._saves_rounds and n_outputs > 1 and self.tokens:

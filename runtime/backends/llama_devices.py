@@ -14,6 +14,7 @@ from edgellm.runtime.workers.link import Link
 
 _GPU, _INTEGRATED = 1, 2  # of ggml_backend_dev_type
 workers: dict[str, Link] = {}  # by the engine's names of their devices; elsewhere they go by their addresses
+_UNKNOWN_BATCH = -1001  # of `edgellm_pass`: nothing was run
 _STAY = b"^(output|token_embd)"  # names of tensors before the first layer and behind the last
 _SHARING = ("Metal", "MTL", "GPUOpenCL")  # backends whose devices share the machine's memory and say that they are GPUs
 _PLAYED = ("llvmpipe", "lavapipe", "swiftshader", "pocl")  # drivers that compute on the processor
@@ -54,15 +55,14 @@ def key(api: Any, placed: Sequence[tuple[str, int]]) -> str:
 def guarded_pass(api: Any, context: Any, batch: Any) -> tuple[int, str]:
     """A pass to its end: the engine's status, and what a driver said that failed in the middle, which would else end
     the process ("" if none did)."""
-    library = compiled()
-    if library is None:
+    status, what = _UNKNOWN_BATCH, ctypes.create_string_buffer(256)
+    if (library := compiled()) is not None:
+        addresses = (ctypes.cast(function, ctypes.c_void_p) for function in (api.llama_decode, api.llama_synchronize))
+        at, size = ctypes.addressof(batch), ctypes.sizeof(batch)
+        status = int(library.edgellm_pass(*addresses, context, at, size, what, len(what)))
+    if status == _UNKNOWN_BATCH:
         status = int(api.llama_decode(context, batch))
         api.llama_synchronize(context)
-        return status, ""
-    addresses = (ctypes.cast(function, ctypes.c_void_p) for function in (api.llama_decode, api.llama_synchronize))
-    what = ctypes.create_string_buffer(256)
-    size = ctypes.sizeof(batch)
-    status = int(library.edgellm_pass(*addresses, context, ctypes.addressof(batch), size, what, len(what)))
     return status, what.value.decode("utf-8", "replace").strip()
 
 

@@ -159,8 +159,7 @@ class AdaptiveDrafter:
         else:
             self._learn(new, n)
         self.choices.overhead_s += time.perf_counter() - started
-        if not self._is_resting and self.economics.table:
-            table = self.economics.table
+        if now.limit > 0 and (table := self.economics.table):
             took_s = table[min(n, len(table) - 1)] + now.draft_s
             looking_s = self.choices.overhead_s - self._overhead_mark_s
             self._resting.observe(n_new * table[0] - took_s, looking_s, table[0])
