@@ -231,10 +231,15 @@ class LlamaModel:
         api.llama_model_free(self._model)
         raise LoadError(f"{self.path.name} {why}")
 
+    def free(self, context: Any) -> None:
+        """Give a context back, unless a device failed: its driver may end the process when it is asked for memory."""
+        if not self._failed:
+            api.llama_free(context)
+
     def close(self) -> None:
         if self._model:
             self._tokenizer.close()
-            if not self._failed:  # a driver that failed may end the process when it is asked for its memory
+            if not self._failed:
                 api.llama_model_free(self._model)
             if self._reader:
                 api.llama_model_free(self._reader)

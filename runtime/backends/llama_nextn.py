@@ -219,8 +219,7 @@ class LlamaHead:
         if self._ctx is not None:
             self._batch.token = None  # numpy's, which the engine would free
             api.llama_batch_free(self._batch)
-            if not self.model.has_failed:
-                api.llama_free(self._ctx)
+            self.model.free(self._ctx)
         self._ctx = None
         self.tokens.clear()
 

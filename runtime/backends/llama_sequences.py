@@ -246,8 +246,7 @@ class LlamaSequences:
     def close(self) -> None:
         if self._ctx is not None:
             api.llama_batch_free(self._batch)
-            if not self.model.has_failed:
-                api.llama_free(self._ctx)
+            self.model.free(self._ctx)
             if self._library is not None:
                 self._library.edgellm_sequences_free(self._cells)
         self._ctx = None

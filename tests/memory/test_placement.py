@@ -7,12 +7,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from planned_pair import DRAFTER, TARGET
 from tiny_gguf import ARCHITECTURES, write_tiny
 
 from edgellm.memory.buffer_sizes import BufferSizes
 from edgellm.memory.buffers import estimate
 from edgellm.memory.context import ContextSettings
-from edgellm.memory.counts import Counts, from_counts
 from edgellm.memory.device import Device, budget_device
 from edgellm.memory.gguf import read_header
 from edgellm.memory.placement import Accelerator, DeviceLimit, UnknownAccelerator, chosen, n_layers_on
@@ -30,18 +30,6 @@ INTEGRATED = Accelerator("Vulkan1", "graphics beside the cores", "integrated", 2
 PLAYED = Accelerator("Vulkan2", "llvmpipe", "software", 30 * GIB, 30 * GIB)
 FAR = Accelerator("RPC0", "127.0.0.1:50052", "worker", 40 * GIB, 40 * GIB)
 
-TARGET = from_counts(
-    "target", "Q4_K_M",
-    Counts("qwen2", n_layers=28, n_heads=12, n_kv_heads=2, head_dim=128, n_embd=1536, n_ff=8960, n_vocab=151_936,
-           n_ctx_train=32_768),
-    weight_bytes=1_111_370_240,
-)  # fmt: skip
-DRAFTER = from_counts(
-    "drafter", "Q4_1",
-    Counts("llama", n_layers=30, n_heads=9, n_kv_heads=3, head_dim=64, n_embd=576, n_ff=1536, n_vocab=49_152,
-           n_ctx_train=8192),
-    weight_bytes=96_576_768,
-)  # fmt: skip
 BOTH = PlanRequest(n_ctx=2048, n_draft=4, keep_drafter=True, main_device="Vulkan0", draft_device="Vulkan0")
 
 

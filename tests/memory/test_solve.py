@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from planned_pair import DRAFTER, TARGET
 
 from edgellm.memory.context import ContextSettings
-from edgellm.memory.counts import Counts, from_counts
 from edgellm.memory.device import Device, budget_device
 from edgellm.memory.plan import Limit, PairSettings, PlanError, plan
 from edgellm.memory.plan_request import PlanRequest
@@ -20,19 +20,7 @@ from edgellm.memory.solve import describe, refusal, solve
 from edgellm.memory.stored import plan_from_json
 from edgellm.memory.units import MIB
 
-TARGET = from_counts(
-    "target", "Q4_K_M",
-    Counts("qwen2", n_layers=28, n_heads=12, n_kv_heads=2, head_dim=128, n_embd=1536, n_ff=8960, n_vocab=151_936,
-           n_ctx_train=32_768),
-    weight_bytes=1_111_370_240,
-)  # fmt: skip
 SMALLER = replace(TARGET, quantisation="Q3_K_M", weight_bytes=900_000_000)
-DRAFTER = from_counts(
-    "drafter", "Q4_1",
-    Counts("llama", n_layers=30, n_heads=9, n_kv_heads=3, head_dim=64, n_embd=576, n_ff=1536, n_vocab=49_152,
-           n_ctx_train=8192),
-    weight_bytes=96_576_768,
-)  # fmt: skip
 
 
 def place(n_bytes: int) -> Device:
